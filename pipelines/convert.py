@@ -1,0 +1,16 @@
+"""Stage ``convert@DATASET``: from archives to the checked prepared form in ``data/prepared/DATASET``."""
+
+from __future__ import annotations
+
+from danet.data.convert import convert_dataset
+from danet.workspace import Workspace
+from pipelines import stage
+
+
+def main(workspace: Workspace, dataset: str) -> None:
+    """Converts and checks every pair; fails with a list of all offenders."""
+    convert_dataset(dataset, workspace.params().dataset(dataset), workspace.raw(dataset), workspace.prepared(dataset))
+
+
+if __name__ == "__main__":
+    stage(main)

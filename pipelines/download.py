@@ -1,0 +1,16 @@
+"""Stage ``download@DATASET``: the dataset's archives, fetched and verified, into ``data/raw/DATASET``."""
+
+from __future__ import annotations
+
+from danet.data.download import download_dataset
+from danet.workspace import Workspace
+from pipelines import stage
+
+
+def main(workspace: Workspace, dataset: str) -> None:
+    """Downloads, or takes from the folder or mirror that the environment names."""
+    download_dataset(dataset, workspace.params().dataset(dataset), workspace.raw(dataset))
+
+
+if __name__ == "__main__":
+    stage(main)
