@@ -451,6 +451,10 @@ class Params:
         """The dataset called ``name``; raises ``ConfigError`` like :meth:`row`."""
         return self.datasets[self._known("dataset", name, self.datasets)]
 
+    def imagenet(self, name: str) -> Weights:
+        """The ImageNet weights called ``name``; raises ``ConfigError`` like :meth:`row`."""
+        return self.weights[self._known("weights", name, self.weights)]
+
     def table_rows(self, table: str) -> list[Row]:
         """The rows of a table, in the order of ``params.yaml``."""
         self._known("table", table, self.tables)

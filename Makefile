@@ -1,0 +1,50 @@
+# `make help` lists the targets. Everything runs in .venv, made from the pinned constraints.txt.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-slow lint camvid parity hooks constraints clean clean-demo
+
+help:  ## this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+setup: $(READY)  ## set up .venv (about 6 GB: torch with CUDA)
+
+$(READY): constraints.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(f"Python 3.11 or newer is needed, $(PYTHON) is {v.major}.{v.minor}; try: make PYTHON=python3.12 ...") if v < (3, 11) else None'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $(READY)
+
+demo: $(READY)  ## every stage on generated data: 12 rows in minutes on a CPU
+	@$(BIN)/python -m pipelines.demo
+
+test: $(READY)  ## the tests (fast ones; add ARGS="-m slow" for the others)
+	@$(BIN)/python -m pytest -n 2 $(ARGS)
+
+test-slow: $(READY)  ## the slow tests
+	@$(BIN)/python -m pytest -m slow
+
+lint: $(READY)  ## ruff and mypy
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+
+camvid: $(READY)  ## CamVid from scratch (CAMVID=folder for local images): full schedule on a GPU, short on a CPU
+	@CAMVID="$(CAMVID)" $(BIN)/python -m pipelines.camvid
+
+parity: $(READY)  ## compare with the peers, in an environment of their own; writes reports/parity.md
+	@$(BIN)/python -m benchmarks.parity
+
+hooks: $(READY)  ## install the git hooks
+	@$(BIN)/pre-commit install
+
+constraints: $(READY)  ## pin what is installed in .venv now
+	@{ echo "# Exact versions that the demo and the tests were run with; pyproject.toml holds the ranges that are supported."; \
+	   echo "# Regenerate: make constraints"; $(BIN)/python -m pip freeze --exclude-editable; } > constraints.tmp && mv constraints.tmp constraints.txt
+
+clean-demo:  ## remove the demo's workspace
+	rm -rf build/demo
+
+clean: clean-demo  ## remove everything that can be made again, but no data and no trained weights
+	rm -rf build .pytest_cache .mypy_cache .ruff_cache

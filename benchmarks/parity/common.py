@@ -1,0 +1,121 @@
+"""What both sides of a comparison share: deterministic weights, inputs, images and labels. NumPy only.
+
+Weights are a function of a case's name and of the parameter's name in the *peer's* state dict, so they need not be
+stored: the peer writes the list of its keys and shapes, and our side makes the same numbers again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+ATTENTION_SCALES = {"pam": 0.3, "cam": 0.2}
+"""gamma of the two attention modules; their initial 0 would hide the modules."""
+
+
+def generator(*key: object) -> np.random.Generator:
+    """A generator that depends on nothing but ``key``."""
+    digest = hashlib.sha256(json.dumps([str(part) for part in key]).encode()).digest()
+    return np.random.default_rng(list(digest[:16]))
+
+
+def weight(case: str, name: str, shape: tuple[int, ...]) -> np.ndarray:
+    """The value of entry ``name`` of a peer's state dict: sizes that keep activations of order 1 through 101 layers."""
+    rng = generator(case, name)
+    leaf = name.rsplit(".", 1)[-1]
+    if leaf == "num_batches_tracked":
+        return np.zeros(shape, np.int64)
+    if leaf == "V_count_buffer":
+        return np.ones(shape, np.float64)
+    if leaf == "running_var":
+        return rng.uniform(0.5, 1.5, shape).astype(np.float32)
+    if leaf == "running_mean":
+        return (0.1 * rng.standard_normal(shape)).astype(np.float32)
+    if shape in ((), (1,)) and any(word in name for word in ("gamma", "scale")):
+        return np.full(shape, ATTENTION_SCALES["cam" if "cam" in name or ".sc." in name else "pam"], np.float32)
+    if len(shape) <= 1:
+        if leaf == "bias":
+            return (0.1 * rng.standard_normal(shape)).astype(np.float32)
+        size = 0.3 if ".bn3." in name else 1.0
+        return (size * rng.uniform(0.7, 1.3, shape)).astype(np.float32)
+    fan_in = int(np.prod(shape[1:]))
+    return (np.sqrt(1.5 / fan_in) * rng.standard_normal(shape, np.float32)).astype(np.float32)
+
+
+def network_input(case: str, batch: int, height: int, width: int) -> np.ndarray:
+    """Smooth normalised images, N x 3 x height x width, float32."""
+    rng = generator(case, "input")
+    coarse = rng.standard_normal((batch, 3, 6, 7)).astype(np.float32)
+    fine = rng.standard_normal((batch, 3, height, width)).astype(np.float32)
+    rows = np.linspace(0, 5, height).astype(int)
+    columns = np.linspace(0, 6, width).astype(int)
+    return (coarse[:, :, rows][:, :, :, columns] + 0.3 * fine).astype(np.float32)
+
+
+def network_label(case: str, batch: int, height: int, width: int, classes: int) -> np.ndarray:
+    """Labels in blocks, N x height x width, int64, about a tenth of them 255 (ignored)."""
+    rng = generator(case, "label")
+    coarse = rng.integers(0, classes, (batch, 5, 6))
+    label = coarse[:, np.linspace(0, 4, height).astype(int)][:, :, np.linspace(0, 5, width).astype(int)].copy()
+    label[rng.random(label.shape) < 0.1] = 255
+    return label.astype(np.int64)
+
+
+def photograph(case: str, height: int, width: int) -> np.ndarray:
+    """A BGR image, height x width x 3, uint8: gradients, flat regions, saturated spots and noise."""
+    rng = generator(case, "photograph")
+    coarse = rng.integers(0, 256, (9, 12, 3))
+    rows = np.linspace(0, 8, height)
+    columns = np.linspace(0, 11, width)
+    low_r, low_c = np.minimum(rows.astype(int), 7), np.minimum(columns.astype(int), 10)
+    part_r, part_c = (rows - low_r)[:, None, None], (columns - low_c)[None, :, None]
+    top = coarse[low_r][:, low_c] * (1 - part_c) + coarse[low_r][:, low_c + 1] * part_c
+    bottom = coarse[low_r + 1][:, low_c] * (1 - part_c) + coarse[low_r + 1][:, low_c + 1] * part_c
+    image = top * (1 - part_r) + bottom * part_r + rng.normal(0, 12, (height, width, 3))
+    image[: height // 6, : width // 6] = (255, 255, 255)
+    image[-height // 6 :, -width // 6 :] = 0
+    image[: height // 8, -width // 8 :] = (128, 128, 128)
+    return np.clip(image, 0, 255).astype(np.uint8)
+
+
+def annotation(case: str, height: int, width: int, classes: int, dominant: float = 0.6) -> np.ndarray:
+    """A label map, height x width, uint8, in which one class covers about ``dominant`` of the blocks; 5% are 255."""
+    rng = generator(case, "annotation")
+    coarse = rng.integers(0, classes, (8, 10))
+    coarse[rng.random((8, 10)) < dominant] = 1
+    coarse[rng.random((8, 10)) < 0.05] = 255
+    rows, columns = np.linspace(0, 7, height).round().astype(int), np.linspace(0, 9, width).round().astype(int)
+    return coarse[rows][:, columns].astype(np.uint8)
+
+
+def projections(name: str, value: np.ndarray) -> np.ndarray:
+    """Norm and four random projections of a tensor: enough to notice any difference, small enough to store."""
+    flat = value.astype(np.float64).ravel()
+    signs = generator("projection", name).choice([-1.0, 1.0], (4, flat.size)) if flat.size <= 65536 else None
+    if signs is None:  # folded first, so that millions of signs are not drawn
+        padded = np.resize(flat, -(-flat.size // 4096) * 4096)
+        padded[flat.size :] = 0
+        pattern = generator("projection", name).choice([-1.0, 1.0], (4, 4096))
+        rotation = generator("rotation", name).choice([-1.0, 1.0], padded.size // 4096)
+        signs_dot = pattern @ (padded.reshape(-1, 4096) * rotation[:, None]).sum(0)
+    else:
+        signs_dot = signs @ flat
+    return np.concatenate([[np.linalg.norm(flat)], signs_dot])
+
+
+def save(folder: Path, name: str, arrays: dict[str, Any], meta: dict[str, Any]) -> None:
+    """Writes ``folder/name.npz`` with ``meta`` (JSON) beside the arrays."""
+    folder.mkdir(parents=True, exist_ok=True)
+    np.savez_compressed(folder / f"{name}.npz", __meta__=np.array(json.dumps(meta)), **arrays)
+
+
+def load(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Reads what :func:`save` wrote."""
+    with np.load(path, allow_pickle=False) as file:
+        arrays = {key: file[key] for key in file.files}
+    meta: dict[str, Any] = json.loads(str(arrays.pop("__meta__")))
+    return arrays, meta

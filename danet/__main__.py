@@ -1,0 +1,5 @@
+"""``python -m danet``, which torchrun needs."""
+
+from danet.cli import main
+
+main()

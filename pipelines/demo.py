@@ -1,0 +1,174 @@
+"""The demo: every stage of ``dvc.yaml`` on generated data, in minutes on a laptop.
+
+It makes a DVC workspace of its own in ``build/demo`` with the repository's own ``dvc.yaml`` and a ``params.yaml`` merged
+from the repository's and ``demo/profile.yaml``. The generated archives have the official names and layouts and are
+served by a local web server, so that they pass through the code that fetches, verifies, unpacks and converts the
+official ones. Its tables stay in that folder; its MLflow runs go to the repository's store, as experiment "demo".
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from danet.console import console, report_errors
+from danet.errors import DanetError
+from danet.files import sha256, write_json, write_text
+from danet.rows import load_params, merge
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+def main() -> None:
+    """Prepares the workspace if needed, runs ``dvc repro`` in it and prints the table."""
+    folder = REPOSITORY / "build" / "demo"
+    started = time.monotonic()
+    with report_errors():
+        prepare(REPOSITORY, folder)
+        with serve(folder / "archives") as address:
+            code = repro(folder, address)
+        if code:
+            raise DanetError(f"the demo's `dvc repro` in {folder} ended with exit code {code}; the lines above say where")
+        show(folder, time.monotonic() - started)
+
+
+def prepare(repository: Path, folder: Path) -> None:
+    """Archives, parameters and DVC workspace; does nothing that is already done."""
+    archives = folder / "archives"
+    made = archives / "made.json"
+    profile_file = repository / "demo" / "profile.yaml"
+    profile = yaml.safe_load(profile_file.read_text(encoding="utf-8"))
+    stamp = sha256(repository / "danet" / "data" / "synthetic.py")
+    facts = yaml.safe_load(made.read_text(encoding="utf-8")) if made.exists() else {}
+    if facts.get("stamp") != stamp:
+        console.print("[bold]demo:[/] generating scenes, packed as the official archives")
+        shutil.rmtree(archives, ignore_errors=True)
+        facts = {"stamp": stamp, **make_archives(archives)}
+        write_json(made, facts)
+    params = merge_profile(yaml.safe_load((repository / "params.yaml").read_text(encoding="utf-8")), profile, facts)
+    text = "# Written by `make demo` from params.yaml and demo/profile.yaml.\n" + yaml.safe_dump(params, sort_keys=False)
+    target = folder / "params.yaml"
+    if not target.exists() or target.read_text(encoding="utf-8") != text:
+        write_text(target, text)
+    load_params(target)
+    pipeline = folder / "dvc.yaml"
+    if not pipeline.is_symlink():
+        pipeline.symlink_to(os.path.relpath(repository / "dvc.yaml", folder))
+    (folder / "reports" / "metrics" / "demo").mkdir(parents=True, exist_ok=True)
+    if not (folder / ".dvc").exists():
+        # A workspace of its own inside Git's ignored build/: no entries in the repository's graph, lock or status.
+        dvc(folder, "init", "--quiet", "--no-scm", "--subdir")
+        dvc(folder, "config", "core.analytics", "false")
+        dvc(folder, "config", "cache.type", "reflink,hardlink,symlink,copy")
+
+
+def make_archives(folder: Path) -> dict[str, Any]:
+    """Generated data sets and random backbones in the official files' layouts; returns names, checksums and counts."""
+    from danet.data import synthetic
+    from danet.weights import synthetic as synthetic_weights
+
+    folder.mkdir(parents=True, exist_ok=True)
+    return {"datasets": synthetic.make_archives(folder), "weights": synthetic_weights.make_backbones(folder)}
+
+
+def merge_profile(params: dict[str, Any], profile: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any]:
+    """The demo's ``params.yaml``: the repository's with the demo's rows, table, data sets and weights."""
+    rows: dict[str, Any] = {}
+    for dataset, train_split in profile["train_split"].items():
+        for backbone, by_stride in profile["iterations"].items():
+            for stride, iterations in by_stride.items():
+                name = f"demo-{backbone.replace('resnet', 'r')}-d{stride}-{dataset}"
+                rows[name] = {
+                    **profile["row"],
+                    "dataset": dataset,
+                    "train_split": train_split,
+                    "backbone": backbone,
+                    "output_stride": stride,
+                    "iterations": iterations,
+                    "weights": f"{backbone}_v1c",
+                    "settings": profile["settings"],
+                }
+    result = {key: value for key, value in params.items() if key not in {"settings", "datasets", "weights", "tables", "rows"}}
+    result["runtime"] = merge(params["runtime"], profile["runtime"])
+    result["datasets"] = {
+        name: merge(params["datasets"][name], {**made, "title": f"{params['datasets'][name]['title']} (generated)"})
+        for name, made in facts["datasets"].items()
+    }
+    result["weights"] = {name: merge(params["weights"][name], made) for name, made in facts["weights"].items()}
+    result["tables"] = profile["table"]
+    result["rows"] = rows
+    return result
+
+
+@contextmanager
+def serve(folder: Path) -> Iterator[str]:
+    """A web server on the loopback address for the length of the block; yields its address."""
+    handler = partial(_Quiet, directory=str(folder))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+class _Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+def repro(folder: Path, address: str) -> int:
+    """Runs ``dvc repro`` with the archives' address as mirror; returns its exit code."""
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("DANET_")}
+    environment |= {
+        "DANET_MIRROR": address,
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
+        "MLFLOW_TRACKING_URI": os.environ.get("MLFLOW_TRACKING_URI", f"sqlite:///{REPOSITORY / 'mlflow.db'}"),
+    }
+    return subprocess.run([sys.executable, "-m", "dvc", "repro"], cwd=folder, env=environment, check=False).returncode
+
+
+def dvc(folder: Path, *arguments: str) -> None:
+    result = subprocess.run(
+        [sys.executable, "-m", "dvc", *arguments], cwd=folder, capture_output=True, text=True, check=False
+    )
+    if result.returncode:
+        raise DanetError(f"`dvc {' '.join(arguments)}` in {folder}: {result.stderr.strip()}")
+
+
+def show(folder: Path, seconds: float) -> None:
+    """Prints the table and where everything is."""
+    table = folder / "reports" / "demo.md"
+    sys.stdout.write(table.read_text(encoding="utf-8").split("\n## ")[0].rstrip() + "\n\n")
+    here = Path.cwd()
+
+    def shown(path: Path) -> str:
+        return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)
+
+    sys.stdout.write(
+        f"Done in {int(seconds // 60)} min {int(seconds % 60)} s. Where things are:\n"
+        f"  tables and figures     {shown(table)}, {shown(folder / 'reports' / 'demo')}/\n"
+        f"  overlays, confusion    {shown(folder / 'evaluations')}/ROW/\n"
+        f"  trained weights        {shown(folder / 'models')}/ROW/\n"
+        f"  runs                   `.venv/bin/mlflow ui` here, then experiment \"demo\"\n"
+        f"  the pipeline           cd {shown(folder)} && dvc dag\n"
+    )
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()
