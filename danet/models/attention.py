@@ -39,11 +39,8 @@ class PositionAttention(nn.Module):
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """``(B, C, H, W)`` to ``(B, C, H, W)``."""
-        q_BND, k_BND, v_BNC = (
-            _positions(self.query(x_BCHW)),
-            _positions(self.key(x_BCHW)),
-            _positions(self.value(x_BCHW)),
-        )
+        q_BND, k_BND = _positions(self.query(x_BCHW)), _positions(self.key(x_BCHW))
+        v_BNC = _positions(self.value(x_BCHW))
         attend = fused_attention if self.attention == "fused" else reference_attention
         out_BNC = attend(q_BND, k_BND, v_BNC)
         return x_BCHW + self.gamma * _to_map(out_BNC, x_BCHW)  # x first: the sum keeps its memory format
@@ -74,7 +71,7 @@ def fused_attention(q_BND: Tensor, k_BND: Tensor, v_BNC: Tensor, heads: int | No
     out_BhNc = F.scaled_dot_product_attention(
         q_BND.unsqueeze(1).expand(-1, heads, -1, -1),
         k_BND.unsqueeze(1).expand(-1, heads, -1, -1),
-        v_BNC.unflatten(-1, (heads, C // heads)).transpose(1, 2),
+        v_BNC.reshape(*v_BNC.shape[:2], heads, C // heads).transpose(1, 2),
         scale=1.0,
     )
     return out_BhNc.transpose(1, 2).flatten(2)
@@ -95,7 +92,7 @@ class ChannelAttention(nn.Module):
         f_BCN = x_BCHW.flatten(2)
         map_BCC = _inverted_softmax(f_BCN, f_BCN)
         out_BCN = map_BCC.to(f_BCN.dtype) @ f_BCN
-        return x_BCHW + self.gamma * out_BCN.unflatten(2, x_BCHW.shape[2:])
+        return x_BCHW + self.gamma * out_BCN.reshape(x_BCHW.shape)
 
 
 class CompactPositionEncoder(nn.Module):
@@ -155,7 +152,7 @@ class CompactChannelDecoder(nn.Module):
         y_BMN = y_BMHW.flatten(2)
         map_BCM = _inverted_softmax(x_BCHW.flatten(2), y_BMN)
         out_BCN = map_BCM.to(y_BMN.dtype) @ y_BMN
-        return x_BCHW + self.scale * out_BCN.unflatten(2, x_BCHW.shape[2:])
+        return x_BCHW + self.scale * out_BCN.reshape(x_BCHW.shape)
 
 
 class CrossLevelGate(nn.Module):
@@ -222,7 +219,7 @@ class Clustering(nn.Module):
             if self.training:
                 self._update(u_PC.detach(), similarity_PK.detach())
             B, _, H, W = x_BCHW.shape
-            return similarity_PK.unflatten(0, (B, H, W)).permute(0, 3, 1, 2)
+            return similarity_PK.reshape(B, H, W, -1).permute(0, 3, 1, 2)
 
     @torch.no_grad()
     def _update(self, u_PC: Tensor, similarity_PK: Tensor) -> None:
@@ -287,4 +284,5 @@ def _positions(x_BCHW: Tensor) -> Tensor:
 
 def _to_map(x_BNC: Tensor, like_BCHW: Tensor) -> Tensor:
     """``(B, N, C)`` to ``(B, C, H, W)`` (channels_last strides)."""
-    return x_BNC.unflatten(1, like_BCHW.shape[2:]).permute(0, 3, 1, 2)
+    B, _, H, W = like_BCHW.shape
+    return x_BNC.reshape(B, H, W, -1).permute(0, 3, 1, 2)

@@ -78,9 +78,11 @@ class ClusterDANetHead(DANetHead):
         self.cam_clusters = Clustering(WIDTH, WIDTH)
 
     def position_branch(self, x: Tensor) -> Tensor:
+        """Clusters, then attends; ``(N, 512, h, w)`` to the same shape."""
         return super().position_branch(self.pam_clusters(x))
 
     def channel_branch(self, x: Tensor) -> Tensor:
+        """Clusters, then attends; ``(N, 512, h, w)`` to the same shape."""
         return super().channel_branch(self.cam_clusters(x))
 
 
@@ -107,7 +109,7 @@ class DRANetHead(nn.Module):
         self.dropout = nn.Dropout2d(DROPOUT)
         self.classifier = nn.Conv2d(CHANNELS[0], num_classes, 1)
 
-    def forward(self, features: Features, all_heads: bool) -> dict[str, Tensor]:  # noqa: ARG002
+    def forward(self, features: Features, all_heads: bool) -> dict[str, Tensor]:
         """Logits ``main`` ``(N, num_classes, H/4, W/4)`` of layer1's size, whatever ``all_heads``."""
         low, high = features[0], features[3]
         channel = self.ccam_in(high)

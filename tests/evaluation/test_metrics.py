@@ -1,0 +1,162 @@
+"""Metrics against sets of pixels and closed forms."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from danet.errors import DataError
+from danet.evaluation.metrics import Confusion, constant_baseline, scores
+
+CLASSES = 5
+ids = st.integers(0, CLASSES - 1)
+maps = st.integers(1, 4).flatmap(
+    lambda n: st.tuples(
+        hnp.arrays(np.uint8, (n, 6, 7), elements=ids),
+        hnp.arrays(np.uint8, (n, 6, 7), elements=st.one_of(ids, st.just(255))),
+    )
+)
+
+
+def by_sets(prediction: np.ndarray, target: np.ndarray, absent: str, classes: int = CLASSES):
+    """IoU from sets of pixel positions: no matrix, no counting by class pairs."""
+    valid = {i for i, t in enumerate(target.flat) if t != 255}
+    ious, accs = [], []
+    for c in range(classes):
+        truth = {i for i in valid if target.flat[i] == c}
+        found = {i for i in valid if prediction.flat[i] == c}
+        if truth | found:
+            ious.append(len(truth & found) / len(truth | found))
+        elif absent == "zero":
+            ious.append(0.0)
+        if truth:
+            accs.append(len(truth & found) / len(truth))
+        elif absent == "zero":
+            accs.append(0.0)
+    right = sum(prediction.flat[i] == target.flat[i] for i in valid)
+    return sum(ious) / len(ious), sum(accs) / len(accs), right / len(valid)
+
+
+@given(maps, st.sampled_from(["skip", "zero"]))
+@settings(max_examples=150, deadline=None)
+def test_scores_equal_brute_force_over_sets(pair, absent):
+    prediction, target = pair
+    confusion = Confusion(CLASSES)
+    for p, t in zip(prediction, target, strict=True):
+        confusion.update(p, t)
+    if (target == 255).all():
+        with pytest.raises(DataError, match="no labelled pixel"):
+            confusion.scores(absent)
+        return
+    result = confusion.scores(absent)
+    assert (result.miou, result.macc, result.aacc) == pytest.approx(by_sets(prediction, target, absent), abs=1e-12)
+    assert sum(result.pixels) == int((target != 255).sum())
+
+
+@given(maps)
+@settings(max_examples=50, deadline=None)
+def test_shards_add_up(pair):
+    prediction, target = pair
+    whole, first, second = (Confusion(CLASSES) for _ in range(3))
+    whole.update(prediction, target)
+    first.update(prediction[:1], target[:1])
+    second.update(prediction[1:], target[1:])
+    first += second
+    np.testing.assert_array_equal(whole.matrix, first.matrix)
+    assert whole.matrix.dtype == np.int64
+
+
+@pytest.mark.parametrize("classes", [2, 19, 127, 128, 150, 255])
+def test_both_ways_of_counting_agree_for_every_number_of_classes(classes):
+    rng = np.random.default_rng(classes)
+    prediction = rng.integers(0, classes, (40, 50)).astype(np.uint8)
+    target = rng.integers(0, classes, (40, 50)).astype(np.uint8)
+    target[rng.random(target.shape) < 0.2] = 255
+    expected = np.zeros((classes, classes), dtype=np.int64)
+    valid = target != 255
+    np.add.at(expected, (target[valid], prediction[valid]), 1)
+    plain, compact = Confusion(classes), Confusion(classes)
+    compact._pairs = False  # the way taken on CUDA
+    compact._counts = torch.zeros((classes + 1, classes + 2), dtype=torch.int64)
+    for confusion in (plain, compact):
+        confusion.update(torch.from_numpy(prediction), target)
+        np.testing.assert_array_equal(confusion.matrix, expected)
+
+
+@pytest.mark.gpu
+def test_cuda_counts_as_the_cpu():
+    rng = np.random.default_rng(0)
+    prediction, target = (rng.integers(0, 19, (300, 400)).astype(np.uint8) for _ in range(2))
+    target[:50] = 255
+    cpu, gpu = Confusion(19), Confusion(19, "cuda")
+    for confusion in (cpu, gpu):
+        confusion.update(prediction, target)
+    np.testing.assert_array_equal(cpu.matrix, gpu.matrix)
+
+
+@pytest.mark.parametrize("compact", [False, True])
+@pytest.mark.parametrize(("prediction", "target", "message"), [(0, 5, "ground-truth"), (5, 0, "predicted"), (200, 0, "predicted"), (200, 255, "predicted"), (1, 254, "ground-truth")])
+def test_ids_that_are_no_class_are_refused(compact, prediction, target, message):
+    confusion = Confusion(CLASSES)
+    if compact:
+        confusion._pairs = False
+        confusion._counts = torch.zeros((CLASSES + 1, CLASSES + 2), dtype=torch.int64)
+    confusion.update(np.full((2, 2), prediction, np.uint8), np.full((2, 2), target, np.uint8))
+    with pytest.raises(DataError, match=f"4 {message}"):
+        _ = confusion.matrix
+
+
+def test_sizes_and_types_must_agree():
+    confusion = Confusion(CLASSES)
+    with pytest.raises(DataError, match=r"\(2, 3\).*\(3, 2\)"):
+        confusion.update(np.zeros((2, 3), np.uint8), np.zeros((3, 2), np.uint8))
+    with pytest.raises(TypeError, match="uint8"):
+        confusion.update(np.zeros((2, 3), np.int64), np.zeros((2, 3), np.uint8))
+    with pytest.raises(ValueError, match="cannot be added"):
+        confusion += Confusion(CLASSES + 1)
+    confusion.update(np.zeros((0, 3), np.uint8), np.zeros((0, 3), np.uint8))
+    assert confusion.matrix.sum() == 0
+
+
+def test_absent_and_merely_predicted_classes():
+    # class 0: 3 of 4 found; class 1: not in the truth but predicted once; class 2: absent
+    matrix = np.array([[3, 1, 0], [0, 0, 0], [0, 0, 0]])
+    skip, zero = scores(matrix, "skip"), scores(matrix, "zero")
+    assert skip.iou == (0.75, 0.0, None)
+    assert skip.acc == (0.75, None, None)
+    assert skip.miou == pytest.approx(0.375)
+    assert skip.macc == pytest.approx(0.75)
+    assert zero.miou == pytest.approx(0.25)
+    assert zero.macc == pytest.approx(0.25)
+    assert zero.iou[2] is None
+    assert skip.aacc == pytest.approx(0.75)
+    assert zero.aacc == pytest.approx(0.75)
+
+
+def test_all_ignored_image_changes_nothing():
+    confusion = Confusion(3)
+    confusion.update(np.ones((4, 4), np.uint8), np.full((4, 4), 255, np.uint8))
+    assert confusion.matrix.sum() == 0
+    confusion.update(np.ones((4, 4), np.uint8), np.ones((4, 4), np.uint8))
+    assert confusion.scores().miou == 1.0
+
+
+@given(hnp.arrays(np.int64, CLASSES, elements=st.integers(0, 50)), st.sampled_from(["skip", "zero"]))
+@settings(deadline=None)
+def test_baseline_is_the_best_constant_prediction(pixels, absent):
+    if pixels.sum() == 0:
+        with pytest.raises(DataError):
+            constant_baseline(pixels, absent)
+        return
+    tried = []
+    for c in range(CLASSES):
+        matrix = np.zeros((CLASSES, CLASSES), dtype=np.int64)
+        matrix[:, c] = pixels
+        tried.append(scores(matrix, absent).miou)
+    value, best = constant_baseline(pixels, absent)
+    assert value == pytest.approx(max(tried), abs=1e-12)
+    assert tried[best] == pytest.approx(max(tried), abs=1e-12)

@@ -1,0 +1,83 @@
+"""dvc.yaml: one parametrised definition per stage, every row in it, and nothing runs more than it needs."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from dvc.repo import Repo
+
+from danet.rows import load_params
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("graph")
+    for name in ("dvc.yaml", "params.yaml"):
+        shutil.copy(ROOT / name, folder)
+    subprocess.run([sys.executable, "-m", "dvc", "init", "--quiet", "--no-scm"], cwd=folder, check=True)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def stages(workspace: Path) -> dict[str, object]:
+    return {stage.name: stage for stage in Repo(str(workspace)).index.stages}
+
+
+def upstream(workspace: Path, target: str) -> set[str]:
+    repo = Repo(str(workspace))
+    (stage,) = repo.stage.collect(target)
+    graph, todo, seen = repo.index.graph, [stage], set()
+    while todo:
+        for following in graph.successors(todo.pop()):
+            if following.name not in seen:
+                seen.add(following.name)
+                todo.append(following)
+    return seen
+
+
+def test_every_row_dataset_and_table_has_its_stages(stages: dict[str, object]) -> None:
+    params = load_params(ROOT / "params.yaml")
+    expected = {f"{stage}@{row}" for row in params.rows for stage in ("train", "evaluate")}
+    expected |= {f"{stage}@{name}" for name in params.datasets for stage in ("download", "convert")}
+    expected |= {f"weights@{name}" for name in params.weights} | {f"report@{name}" for name in params.tables} | {"index"}
+    assert set(stages) == expected
+
+
+def test_one_definition_per_stage() -> None:
+    definitions = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+    assert set(definitions) == {"download", "convert", "weights", "train", "evaluate", "report", "index"}
+    for name in definitions:
+        assert (ROOT / "pipelines" / f"{'report' if name == 'index' else name}.py").is_file()
+
+
+def test_a_row_needs_its_own_dataset_and_weights_only(workspace: Path) -> None:
+    row = "ssseg-r50-d16-voc2012"
+    assert upstream(workspace, f"train@{row}") == {"download@voc2012", "convert@voc2012", "weights@resnet50_v1c"}
+    assert upstream(workspace, f"evaluate@{row}") == {
+        "download@voc2012", "convert@voc2012", "weights@resnet50_v1c", f"train@{row}",
+    }  # fmt: skip
+
+
+def test_a_table_needs_its_own_rows_only(workspace: Path) -> None:
+    needed = {name for name in upstream(workspace, "report@clusterdanet") if name.startswith("evaluate@")}
+    assert needed == {"evaluate@clusterdanet-r101-d8-voc2012"}
+    tables = {name for name in upstream(workspace, "index") if name.startswith("report@")}
+    assert tables == {f"report@{name}" for name in load_params(ROOT / "params.yaml").tables}
+
+
+def test_changing_one_row_changes_that_row_alone(stages: dict[str, object], workspace: Path) -> None:
+    changed = "ssseg-r50-d16-voc2012"
+    affected = {
+        name
+        for name, stage in stages.items()
+        for dependency in stage.params  # type: ignore[attr-defined]
+        if any(f"rows.{changed}" == key for key in dependency.params)
+    }
+    assert affected == {f"train@{changed}", f"evaluate@{changed}"}
