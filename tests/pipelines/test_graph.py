@@ -32,8 +32,9 @@ def stages(workspace: Path) -> dict[str, object]:
 
 def upstream(workspace: Path, target: str) -> set[str]:
     repo = Repo(str(workspace))
-    (stage,) = repo.stage.collect(target)
-    graph, todo, seen = repo.index.graph, [stage], set()
+    graph, seen = repo.index.graph, set()
+    todo = [stage for stage in graph if stage.name == target]
+    assert len(todo) == 1
     while todo:
         for following in graph.successors(todo.pop()):
             if following.name not in seen:
