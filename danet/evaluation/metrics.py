@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from danet.errors import DataError
+from danet.training.distributed import Process
 
 IGNORE = 255
 AbsentClass = Literal["skip", "zero"]
@@ -59,6 +60,7 @@ class Confusion:
 
     @property
     def device(self) -> torch.device:
+        """Where the sums lie."""
         return self._counts.device
 
     def update(self, prediction: Tensor | NDArray[np.uint8], target: Tensor | NDArray[np.uint8]) -> None:
@@ -73,7 +75,9 @@ class Confusion:
         """
         p, t = (torch.as_tensor(x, device=self.device) for x in (prediction, target))
         if p.shape != t.shape:
-            raise DataError(f"prediction has size {tuple(p.shape)}, ground truth {tuple(t.shape)}: convert the dataset again")
+            raise DataError(
+                f"prediction has size {tuple(p.shape)}, ground truth {tuple(t.shape)}: convert the dataset again"
+            )
         if p.dtype != torch.uint8 or t.dtype != torch.uint8:
             raise TypeError(f"label maps must be uint8, got {p.dtype} and {t.dtype}")
         if p.numel() == 0:
@@ -92,16 +96,18 @@ class Confusion:
 
     def __iadd__(self, other: Confusion) -> Confusion:
         if other.num_classes != self.num_classes:
-            raise ValueError(f"confusion matrices of {self.num_classes} and {other.num_classes} classes cannot be added")
+            raise ValueError(
+                f"confusion matrices of {self.num_classes} and {other.num_classes} classes cannot be added"
+            )
         if other._counts.shape == self._counts.shape:
             self._counts += other._counts.to(self.device)
         else:
             raise ValueError("confusion matrices of different kinds of devices cannot be added")
         return self
 
-    def all_reduce(self) -> None:
-        """Sums over the processes of the default process group (collective)."""
-        torch.distributed.all_reduce(self._counts)
+    def reduce(self, process: Process) -> None:
+        """Sums over all processes (collective)."""
+        self._counts = process.sum(self._counts)
 
     @property
     def matrix(self) -> NDArray[np.int64]:
@@ -123,7 +129,9 @@ class Confusion:
                 "convert the dataset again"
             )
         if wrong := int(counts[:, classes:].sum()):
-            raise DataError(f"{wrong} predicted pixels hold an id outside 0..{classes - 1}: the model has other classes")
+            raise DataError(
+                f"{wrong} predicted pixels hold an id outside 0..{classes - 1}: the model has other classes"
+            )
         return np.ascontiguousarray(counts[:classes, :classes])
 
     def scores(self, absent: AbsentClass = "skip") -> Scores:

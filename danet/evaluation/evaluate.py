@@ -1,0 +1,545 @@
+"""Evaluating a row: its trained weights over its validation split, by its own protocol, to files that are kept."""
+
+from __future__ import annotations
+
+import csv
+import resource
+import shutil
+import sys
+import tempfile
+import time
+from collections import deque
+from collections.abc import Callable, Collection, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.markup import escape
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from danet import provenance, rows
+from danet.console import console
+from danet.data.prepared import PreparedDataset
+from danet.data.progress import Progress
+from danet.errors import CheckpointError, DanetError, DataError
+from danet.evaluation import visualise
+from danet.evaluation.inference import Inputs, Mode, Predictor, numeric_settings
+from danet.evaluation.metrics import AbsentClass, Confusion, Scores, constant_baseline
+from danet.files import atomic_write, sha256, write_json
+from danet.models.segmentor import build_model
+from danet.training.distributed import Process, processes
+from danet.weights.ours import load_model
+from danet.workspace import Workspace
+
+FPS_WARM_UP = 5
+"""Images that are not timed (mmsegmentation's tools/benchmark.py)."""
+
+_Image = NDArray[np.uint8]
+_T = TypeVar("_T")
+
+
+class LabelledImages(Protocol):
+    """The part of :class:`~danet.data.prepared.PreparedDataset` that evaluation needs."""
+
+    @property
+    def ids(self) -> Sequence[str]:
+        """Names of the images, in order."""
+
+    @property
+    def num_classes(self) -> int:
+        """Train ids, without the ignored one."""
+
+    def __len__(self) -> int: ...
+
+    def image(self, index: int, /) -> _Image:
+        """``H x W x 3`` BGR; called from threads."""
+
+    def mask(self, index: int, /) -> _Image | None:
+        """``H x W`` train ids, 255 = ignored; None without labels. Called from threads."""
+
+
+class TrackerFactory(Protocol):
+    """:func:`danet.tracking.run`."""
+
+    def __call__(self, row: rows.Row, stage: Any, seed: int, workspace: Workspace) -> AbstractContextManager[Any]:
+        """A tracker for one row and seed."""
+
+
+@dataclass(frozen=True)
+class EvaluationResult:
+    """What one pass over a split gave."""
+
+    confusion: Confusion
+    absent_class: AbsentClass
+    """The row's convention for classes that are nowhere."""
+    images: int
+    seconds: float
+    """Wall time of the pass, with loading."""
+    fps: float | None
+    """Images per second by the published method; of this process alone. None if nothing was timed."""
+    predictions: dict[int, _Image] = field(default_factory=dict)
+    """Label maps that were asked for, by index in the dataset."""
+
+    @property
+    def scores(self) -> Scores:
+        """Metrics of the whole pass by the row's convention; raises DataError if no pixel was labelled."""
+        return self.confusion.scores(self.absent_class)
+
+
+@dataclass(frozen=True)
+class RowEvaluation:
+    """What :func:`evaluate_row` wrote: the content of ``metrics.json`` and ``evaluation.json``, and where."""
+
+    metrics: dict[str, Any]
+    evaluation: dict[str, Any]
+    folder: Path
+    """Of ``metrics.json``."""
+
+
+def evaluate_model(
+    model: nn.Module,
+    row: rows.Row,
+    dataset: LabelledImages,
+    device: torch.device | str,
+    *,
+    mode: Mode = "ss",
+    limit: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+    process: Process | None = None,
+    keep: Collection[int] = (),
+    max_batch: int | None = None,
+) -> EvaluationResult:
+    """Runs a model over a split and sums its confusion matrix. The model is left in the mode it was in.
+
+    Images are decoded and resized by ``row.runtime.workers`` threads while the network computes (0: by none).
+
+    The frame rate is measured by the published method (mmsegmentation's tools/benchmark.py) on the way: batch 1, the
+    first 5 images skipped (of fewer than 10: half of them), up to ``row.runtime.benchmark_images`` timed; network,
+    resize of the logits, argmax and copy to the host, without loading; CUDA is synchronised before and after.
+
+    Args:
+        model: gives ``{"main": logits}``; on ``device``.
+        row: protocol, numerics and runtime.
+        dataset: images with masks.
+        device: of the model.
+        mode: ``ss`` or ``ms``.
+        limit: evaluate so many images, evenly spaced over the split, instead of all.
+        progress: called after each image with the images done and all images of this process.
+        process: this process among many; each image is evaluated by one, and all get the whole confusion matrix.
+        keep: indices whose label maps are wanted (on the first process).
+        max_batch: see :class:`Predictor`.
+
+    Raises:
+        DataError: if the split is empty, has no masks, or an image and its mask differ in size.
+        CheckpointError: if the network gives something that is not finite.
+        DanetError: if the device's memory does not suffice.
+    """
+    process = process or Process()
+    device = torch.device(device)
+    mine = spaced(len(dataset), limit)[process.rank :: process.world]
+    network = _bare(model)
+    was_training = network.training
+    network.eval()
+    predictor = Predictor(
+        network, row.test, row.model.align_corners, mode=mode, device=device, numerics=row.numerics, max_batch=max_batch
+    )
+    confusion = Confusion(dataset.num_classes, device)
+    predictions: dict[int, _Image] = {}
+    skipped = min(FPS_WARM_UP, len(mine) // 2)
+    timed, timed_seconds = 0, 0.0
+
+    def load(index: int) -> tuple[int, Inputs, _Image]:
+        mask = dataset.mask(index)
+        if mask is None:
+            raise DataError(f"{dataset.ids[index]}: the split has no labels, so there is nothing to compare with")
+        image = dataset.image(index)
+        if mask.shape != image.shape[:2]:
+            raise DataError(f"{dataset.ids[index]}: image {image.shape[:2]} and mask {mask.shape} differ in size")
+        return index, predictor.prepare(image), mask
+
+    start = time.perf_counter()
+    try:
+        with numeric_settings(row.numerics, device):
+            for done, (index, inputs, mask) in enumerate(_ahead(load, mine, row.runtime.workers)):
+                _synchronise(device)
+                before = time.perf_counter()
+                labels = predictor.labels(inputs)
+                host = labels.cpu()
+                elapsed = time.perf_counter() - before
+                if mode == "ss" and skipped <= done < skipped + row.runtime.benchmark_images:
+                    timed, timed_seconds = timed + 1, timed_seconds + elapsed
+                confusion.update(labels, torch.from_numpy(mask))
+                if index in keep:
+                    predictions[index] = host.numpy()
+                if progress is not None:
+                    progress(done + 1, len(mine))
+    except torch.cuda.OutOfMemoryError as error:
+        raise DanetError(
+            f"row {row.name}: the GPU's memory does not suffice for an image of {dataset.ids[index]}'s size or larger; "
+            "set numerics.precision to bf16, or evaluate with device cpu"
+        ) from error
+    except CheckpointError as error:
+        raise CheckpointError(f"row {row.name}, image {dataset.ids[index]}: {error}") from error
+    finally:
+        network.train(was_training)
+    confusion.reduce(process)
+    if process.world > 1:
+        for other in process.gather(predictions if keep else {}):
+            predictions |= other
+    images = int(process.sum(torch.tensor(len(mine), device=device)))
+    if images == 0:
+        raise DataError("the split is empty: there is nothing to evaluate")
+    fps = timed / timed_seconds if timed else None
+    return EvaluationResult(confusion, row.test.absent_class, images, time.perf_counter() - start, fps, predictions)
+
+
+def spaced(count: int, wanted: int | None) -> list[int]:
+    """``wanted`` of ``count`` indices, evenly spaced from the first to the last; all if null or more."""
+    if wanted is None or wanted >= count:
+        return list(range(count))
+    return sorted({round(i) for i in np.linspace(0, count - 1, wanted).tolist()})
+
+
+def evaluate_row(
+    row: rows.Row,
+    workspace: Workspace,
+    *,
+    device: str | torch.device | None = None,
+    tracker_factory: TrackerFactory | None = None,
+    progress: bool = True,
+    weights: Path | None = None,
+) -> RowEvaluation:
+    """Evaluates every seed of a row in every mode it defines, and writes metrics and pictures.
+
+    ``metrics.json``, ``evaluation.json`` and ``per_class.csv`` go to ``workspace.metrics(row)``; confusion matrices
+    (arrays and pictures), overlays and prediction masks of ``row.runtime.overlays`` images, evenly spaced over the
+    split, to ``workspace.evaluation(row)``. Files of an earlier evaluation are replaced at the end, all at once.
+
+    Under torchrun the images are divided over the processes, and the first writes.
+
+    Args:
+        row: what to evaluate.
+        workspace: where everything is.
+        device: by default the GPU if there is one.
+        tracker_factory: :func:`danet.tracking.run`, or null for no tracking.
+        progress: whether to print progress (``row.runtime.progress: never`` silences it too).
+        weights: evaluate this file instead of the row's trained weights. Nothing of the row is then overwritten or
+            tracked: everything goes to ``evaluations/<row>@<name of the file>``.
+
+    Raises:
+        CheckpointError: if weights are missing, of another model, or trained with other settings than the row's.
+        DataError: if the prepared split is missing or has no labels.
+    """
+    with processes(device) as process:
+        dataset = PreparedDataset(workspace.prepared(row.dataset), row.val_split)
+        if len(dataset) == 0 or not dataset.labelled:
+            raise DataError(
+                f"{workspace.prepared(row.dataset)}: split {row.val_split} "
+                f"{'is empty' if len(dataset) == 0 else 'has no labels'}; set val_split of row {row.name} to another"
+            )
+        if weights is None:
+            files = {seed: workspace.model(row) / f"seed{seed}.safetensors" for seed in row.seeds}
+            pictures, metrics = workspace.evaluation(row), workspace.metrics(row)
+        else:
+            files = {row.seeds[0]: weights}
+            pictures = metrics = workspace.evaluation(row).with_name(f"{row.name}@{weights.stem}")
+            tracker_factory = None
+        for seed, path in files.items():
+            if not path.is_file():
+                hint = "" if weights else f"; train seed {seed} first (dvc repro train@{row.name})"
+                raise CheckpointError(f"{path}: does not exist{hint}")
+
+        pictures.parent.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(dir=pictures.parent, prefix=f".{pictures.name}.", suffix=".tmp"))
+        try:
+            runs = []
+            for seed, path in files.items():
+                run = _Run(row, workspace, dataset, process, seed, path, staging, pictures, own=weights is None)
+                runs.append(run.evaluate(progress and process.is_main and row.runtime.progress != "never"))
+            result = RowEvaluation(_summary(runs), _document(row, dataset, [run for run, _, _ in runs]), metrics)
+            if process.is_main:
+                _publish(staging, pictures)
+                _write_per_class(metrics / "per_class.csv", dataset.classes, runs)
+                write_json(metrics / "evaluation.json", result.evaluation)
+                write_json(metrics / "metrics.json", result.metrics)
+                if tracker_factory is not None:
+                    _track(tracker_factory, row, workspace, runs)
+            process.barrier()
+            return result
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+
+
+_RunRecord = tuple[dict[str, Any], dict[str, Scores], tuple[float, int]]
+"""A run as in ``evaluation.json``, its scores by mode, and its baseline."""
+
+
+@dataclass(frozen=True)
+class _Run:
+    """One seed of a row: from weights to a record and pictures."""
+
+    row: rows.Row
+    workspace: Workspace
+    dataset: PreparedDataset
+    process: Process
+    seed: int
+    weights: Path
+    staging: Path
+    pictures: Path
+    own: bool
+
+    def evaluate(self, show: bool) -> _RunRecord:
+        row, dataset, device = self.row, self.dataset, self.process.device
+        model = build_model(row.model, dataset.num_classes, attention=row.numerics.attention)
+        metadata = load_model(self.weights, model)
+        trained_as = metadata.get("train_hash", row.train_hash)
+        if self.own and trained_as != row.train_hash:
+            raise CheckpointError(
+                f"{self.weights}: was trained with other settings (train_hash {trained_as}) than row {row.name} "
+                f"has now ({row.train_hash}); train it again"
+            )
+        model.to(device)
+        if row.numerics.channels_last:
+            model.to(memory_format=torch.channels_last)
+        examples = spaced(len(dataset), row.runtime.overlays) if row.runtime.overlays else []
+        modes: dict[str, dict[str, Any]] = {}
+        scores: dict[str, Scores] = {}
+        fps: float | None = None
+        memory: float | None = None
+        baseline = (0.0, 0)
+        for mode in _modes(row):
+            if mode == "ss" and device.type == "cuda":
+                torch.cuda.reset_peak_memory_stats(device)
+            name = f"seed{self.seed}-{mode}"
+            with Progress(f"{row.name} {name.replace('-', ' ')}", len(dataset), show=show) as bar:
+                shown = 0
+
+                def advance(done: int, mine: int, bar: Progress = bar) -> None:
+                    nonlocal shown
+                    now = done * len(dataset) // mine  # as if the other processes were as far
+                    bar.advance(now - shown)
+                    shown = now
+
+                result = evaluate_model(
+                    model,
+                    row,
+                    dataset,
+                    device,
+                    mode=mode,
+                    progress=advance,
+                    process=self.process,
+                    keep=examples if mode == "ss" else (),
+                )
+            scores[mode] = result.scores
+            matrix = result.confusion.matrix
+            if mode == "ss":
+                fps, memory = result.fps, _peak_memory(device)
+                baseline = constant_baseline(scores[mode].pixels, row.test.absent_class)
+            if self.process.is_main:
+                _save_confusion(self.staging / f"{name}-confusion.npz", matrix, dataset.classes)
+                title = f"{row.name}, seed {self.seed}, {mode}: mIoU {100 * scores[mode].miou:.2f} %"
+                visualise.save_confusion(self.staging / f"{name}-confusion.png", title, matrix, dataset.classes)
+                self._draw(result.predictions)
+                if show:
+                    console.print(escape(self._line(mode, scores[mode], baseline, fps, result)))
+            modes[mode] = _mode_record(scores[mode], result, self._relative(f"{name}-confusion.npz"))
+        record = {
+            "seed": self.seed,
+            "modes": modes,
+            "baseline_miou": percent(baseline[0]),
+            "baseline_class": dataset.classes[baseline[1]],
+            "fps": None if fps is None else round(fps, 3),
+            "peak_memory_gb": None if memory is None else round(memory, 3),
+            "peak_memory_kind": "cuda allocated" if device.type == "cuda" else "process resident set",
+            "provenance": provenance.collect(
+                row,
+                self.seed,
+                manifest_hash=dataset.manifest_hash,
+                weights_sha256=sha256(self.weights),
+                device=device.type,
+                processes=self.process.world,
+            ),
+        }
+        return record, scores, baseline
+
+    def _draw(self, predictions: dict[int, _Image]) -> None:
+        for index, prediction in sorted(predictions.items()):
+            image, truth, name = self.dataset.image(index), self.dataset.mask(index), self.dataset.ids[index]
+            assert truth is not None
+            stem = f"seed{self.seed}-{name}"
+            visualise.save_panels(
+                self.staging / f"{stem}-panels.png",
+                f"{self.row.name}, seed {self.seed}: {name}",
+                image,
+                truth,
+                prediction,
+                self.dataset.classes,
+                self.dataset.palette,
+            )
+            visualise.save_palette_png(self.staging / f"{stem}-prediction.png", prediction, self.dataset.palette)
+
+    def _relative(self, name: str) -> str:
+        return (self.pictures / name).relative_to(self.workspace.root).as_posix()
+
+    def _line(
+        self, mode: str, scores: Scores, baseline: tuple[float, int], fps: float | None, result: EvaluationResult
+    ) -> str:
+        speed = f", {fps:.2f} fps" if fps and mode == "ss" else ""
+        return (
+            f"{self.row.name} seed {self.seed} {mode}: mIoU {100 * scores.miou:.2f} %, aAcc {100 * scores.aacc:.2f} %, "
+            f"mAcc {100 * scores.macc:.2f} % (best constant: mIoU {100 * baseline[0]:.2f} %), "
+            f"{result.images} images in {result.seconds:.0f} s{speed}"
+        )
+
+
+def percent(fraction: float | None) -> float | None:
+    """Percent rounded to four decimals, as in all metrics files."""
+    return None if fraction is None else round(100 * fraction, 4)
+
+
+def _modes(row: rows.Row) -> tuple[Mode, ...]:
+    return ("ss", "ms") if "ms" in row.modes else ("ss",)
+
+
+def _mode_record(scores: Scores, result: EvaluationResult, confusion: str) -> dict[str, Any]:
+    return {
+        "miou": percent(scores.miou),
+        "aacc": percent(scores.aacc),
+        "macc": percent(scores.macc),
+        "iou": [percent(x) for x in scores.iou],
+        "acc": [percent(x) for x in scores.acc],
+        "images": result.images,
+        "pixels": sum(scores.pixels),
+        "seconds": round(result.seconds, 2),
+        "confusion": confusion,
+    }
+
+
+def _document(row: rows.Row, dataset: PreparedDataset, runs: list[dict[str, Any]]) -> dict[str, Any]:
+    return {
+        "format": 1,
+        "row": row.name,
+        "table": row.table,
+        "row_hash": row.hash,
+        "train_hash": row.train_hash,
+        "dataset": row.dataset,
+        "split": row.val_split,
+        "classes": list(dataset.classes),
+        "runs": runs,
+    }
+
+
+def _summary(runs: Sequence[_RunRecord]) -> dict[str, Any]:
+    """``metrics.json``: means over seeds."""
+
+    def mean(values: list[float | None], digits: int = 4) -> float | None:
+        known = [value for value in values if value is not None]
+        return round(float(np.mean(known)), digits) if len(known) == len(values) else None
+
+    first = [scores["ss"] for _, scores, _ in runs]
+    multi = [scores["ms"].miou if "ms" in scores else None for _, scores, _ in runs]
+    return {
+        "miou": mean([100 * s.miou for s in first]),
+        "aacc": mean([100 * s.aacc for s in first]),
+        "macc": mean([100 * s.macc for s in first]),
+        "miou_ms_flip": mean([None if value is None else 100 * value for value in multi]),
+        "baseline_miou": mean([100 * baseline for _, _, (baseline, _) in runs]),
+        "fps": mean([run["fps"] for run, _, _ in runs], 3),
+        "seeds": len(runs),
+    }
+
+
+def _write_per_class(path: Path, classes: Sequence[str], runs: Sequence[_RunRecord]) -> None:
+    with atomic_write(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.writer(stream, lineterminator="\n")
+        writer.writerow(["class", "seed", "mode", "iou", "acc", "pixels"])
+        for run, scores, _ in runs:
+            for mode, values in scores.items():
+                for name, iou, acc, pixels in zip(classes, values.iou, values.acc, values.pixels, strict=True):
+                    writer.writerow([name, run["seed"], mode, _cell(iou), _cell(acc), pixels])
+
+
+def _cell(fraction: float | None) -> str:
+    return "" if fraction is None else f"{100 * fraction:.4f}"
+
+
+def _save_confusion(path: Path, matrix: NDArray[np.int64], classes: Sequence[str]) -> None:
+    """``confusion`` int64, ground truth x prediction, and ``classes``."""
+    with atomic_write(path) as temporary, temporary.open("wb") as stream:
+        np.savez_compressed(stream, confusion=matrix, classes=np.array(classes))
+
+
+def _publish(staging: Path, final: Path) -> None:
+    """Puts the staged folder in the place of the old one."""
+    old = staging.with_suffix(".old")
+    staging.chmod(0o755)
+    if final.exists():
+        final.rename(old)
+    staging.rename(final)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _track(factory: TrackerFactory, row: rows.Row, workspace: Workspace, runs: Sequence[_RunRecord]) -> None:
+    pictures = workspace.evaluation(row)
+    for run, scores, (baseline, _) in runs:
+        seed = run["seed"]
+        with factory(row, "evaluate", seed, workspace) as tracker:
+            step = row.schedule.iterations or 0
+            values: dict[str, float | None] = {"eval/baseline_miou": percent(baseline), "eval/fps": run["fps"]}
+            values["eval/peak_memory_gb"] = run["peak_memory_gb"]
+            for mode, value in scores.items():
+                for metric in ("miou", "aacc", "macc"):
+                    values[f"eval/{mode}/{metric}"] = percent(getattr(value, metric))
+            tracker.metrics(step, values)
+            tracker.tags({"weights_sha256": run["provenance"]["weights_sha256"]})
+            tracker.artifact(workspace.metrics(row) / "per_class.csv", "evaluation")
+            for path in sorted(pictures.glob(f"seed{seed}-*.png")):
+                if not path.name.endswith("-prediction.png"):
+                    tracker.artifact(path, "evaluation")
+
+
+def _bare(model: nn.Module) -> nn.Module:
+    """The model inside torch.compile (which would compile anew for each image size) and DistributedDataParallel
+    (which would wait for the other processes in each forward pass)."""
+    model = getattr(model, "_orig_mod", model)
+    if isinstance(model, DistributedDataParallel):
+        model = model.module
+    return getattr(model, "_orig_mod", model)
+
+
+def _ahead(function: Callable[[int], _T], items: Sequence[int], threads: int) -> Iterator[_T]:
+    """Results in order, computed by threads up to two items per thread ahead."""
+    if threads == 0:
+        yield from map(function, items)
+        return
+    with ThreadPoolExecutor(threads, thread_name_prefix="decode") as pool:
+        waiting: deque[Future[_T]] = deque()
+        try:
+            for item in items:
+                waiting.append(pool.submit(function, item))
+                if len(waiting) > 2 * threads:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+def _synchronise(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _peak_memory(device: torch.device) -> float:
+    """GiB: the CUDA allocator's peak (as the sources report it), on the CPU the process's largest resident set."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30

@@ -1,0 +1,152 @@
+"""Segmenting image files by a row's own testing protocol."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from danet import rows
+from danet.data.progress import Progress
+from danet.data.registry import ADAPTERS
+from danet.errors import CheckpointError, ConfigError, DataError
+from danet.evaluation.inference import Mode, Predictor, numeric_settings
+from danet.evaluation.visualise import overlay, save_palette_png, save_rgb_png
+from danet.files import atomic_write
+from danet.models.segmentor import build_model
+from danet.training.distributed import select_device
+from danet.weights.ours import load_model
+
+
+def predict_files(
+    row: rows.Row,
+    *,
+    weights: Path,
+    images: Sequence[Path],
+    out: Path,
+    adapter: str,
+    mode: Mode = "ss",
+    logits: bool = False,
+    device: str | torch.device | None = None,
+) -> list[Path]:
+    """Writes, for each image ``<stem>.*``, into ``out``:
+
+    - ``<stem>.png``: class ids as an indexed PNG in the dataset's palette, of the image's size;
+    - ``<stem>-overlay.png``: the image with the colours laid over it and thin borders;
+    - with ``logits``, ``<stem>.npy``: float32 ``C x H x W`` at the image's size. Under a protocol of one scale without
+      mirror image (all rows' single scale but the official ones') these are the logits resized to the image's size,
+      before any softmax. Otherwise it is the protocol's score map (:meth:`Predictor.scores`): mean of softmax, or the
+      logarithm of the official exp score.
+
+    Every image is checked before the first is segmented, and every file is complete or not there.
+
+    Args:
+        row: gives model, protocol and numerics.
+        weights: of that row's model.
+        images: files that OpenCV reads; an EXIF orientation is applied.
+        out: folder, made if missing.
+        adapter: the dataset's, a key of ``ADAPTERS``: gives classes and palette.
+        mode: ``ss`` or, where the row defines it, ``ms``.
+        logits: also write the ``.npy`` files.
+        device: by default the GPU if there is one.
+
+    Returns:
+        the files written, in the order of ``images``.
+
+    Raises:
+        DataError: if an image is missing, empty, damaged or cut off, or two results would have the same name.
+        CheckpointError: if the weights are of another model.
+        ConfigError: if the row has no such mode.
+    """
+    dataset = ADAPTERS[adapter]
+    names = _output_names(images, out, logits)
+    if mode == "ms" and row.test.multi_scale is None:
+        raise ConfigError(f"row {row.name} defines no multi-scale test; use mode ss")
+    if out.exists() and not out.is_dir():
+        raise DataError(f"{out}: is a file; give a folder for the results")
+    for path in images:
+        read_image(path)
+
+    chosen = select_device(device)
+    model = build_model(row.model, dataset.num_classes, attention=row.numerics.attention)
+    load_model(weights, model)
+    model.to(chosen).eval()
+    if row.numerics.channels_last:
+        model.to(memory_format=torch.channels_last)
+    predictor = Predictor(model, row.test, row.model.align_corners, mode=mode, device=chosen, numerics=row.numerics)
+    written: list[Path] = []
+    show = row.runtime.progress != "never" and len(images) > 1
+    with numeric_settings(row.numerics, chosen), Progress("predict", len(images), show=show) as progress:
+        for path, (mask_path, overlay_path, scores_path) in zip(images, names, strict=True):
+            image = read_image(path)
+            inputs = predictor.prepare(image)
+            try:
+                if scores_path is not None:
+                    _save_array(scores_path, predictor.scores(inputs).cpu().numpy())
+                mask = predictor.labels(inputs).cpu().numpy()
+            except CheckpointError as error:
+                raise CheckpointError(f"{weights}, on {path}: {error}") from error
+            save_palette_png(mask_path, mask, dataset.palette)
+            save_rgb_png(overlay_path, overlay(image, mask, dataset.palette))
+            written += [p for p in (mask_path, overlay_path, scores_path) if p is not None]
+            progress.advance()
+    return written
+
+
+def read_image(path: Path) -> NDArray[np.uint8]:
+    """``H x W x 3`` BGR pixels of an image file, turned as its EXIF orientation says.
+
+    Raises:
+        DataError: if it is missing, empty, no image, damaged or cut off.
+    """
+    if not path.exists():
+        raise DataError(f"{path}: does not exist")
+    if not path.is_file():
+        raise DataError(f"{path}: is not a file; give image files")
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
+    if not data:
+        raise DataError(f"{path}: is empty (0 bytes)")
+    try:
+        with Image.open(path) as picture:  # OpenCV would fill the missing part of a cut-off file with grey
+            picture.load()
+    except Exception as error:  # decoders of damaged files raise anything from OSError to struct.error
+        reason = "no image format that is known" if isinstance(error, UnidentifiedImageError) else str(error)
+        raise DataError(f"{path}: cannot be read as an image ({reason}); give a whole JPEG or PNG file") from error
+    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+    if pixels is None:
+        raise DataError(f"{path}: cannot be decoded by OpenCV; convert it to JPEG or PNG")
+    return np.asarray(pixels, dtype=np.uint8)
+
+
+def _output_names(images: Sequence[Path], out: Path, logits: bool) -> list[tuple[Path, Path, Path | None]]:
+    """The files each image gives; refuses names that two images share and names of the images themselves."""
+    if not images:
+        raise DataError("no image was given")
+    inputs = {path.resolve() for path in images}
+    owners: dict[str, Path] = {}
+    names: list[tuple[Path, Path, Path | None]] = []
+    for path in images:
+        mine = out / f"{path.stem}.png", out / f"{path.stem}-overlay.png", out / f"{path.stem}.npy" if logits else None
+        for name in mine:
+            if name is None:
+                continue
+            if name.resolve() in inputs:
+                raise DataError(f"{name}: the result of {path} would overwrite an input; choose another output folder")
+            # Without regard to case, as on file systems that make no difference
+            if (owner := owners.setdefault(name.name.casefold(), path)) is not path:
+                raise DataError(f"{path}: its result {name.name} would overwrite that of {owner}; rename one of them")
+        names.append(mine)
+    return names
+
+
+def _save_array(path: Path, array: NDArray[np.float32]) -> None:
+    with atomic_write(path) as temporary, temporary.open("wb") as stream:
+        np.save(stream, array)

@@ -1,0 +1,236 @@
+"""Pictures of predictions. Images are BGR as everywhere in this project, palettes and results RGB.
+
+Nothing depends on colour alone: errors differ from the rest in lightness and ignored pixels are striped, the largest
+regions carry their class's name, and the legend lists the classes that are present.
+
+Figures are drawn by matplotlib's Agg canvas directly, without pyplot: no display, no global state, the same bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+from matplotlib import patheffects
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from numpy.typing import NDArray
+from PIL import Image
+
+from danet.files import atomic_write
+
+IGNORE = 255
+IGNORE_RGB = (255, 255, 255)
+CORRECT_RGB, WRONG_RGB = (232, 238, 244), (150, 10, 40)
+IGNORED_RGB, STRIPE_RGB = (178, 178, 178), (128, 128, 128)
+
+Palette = Sequence[tuple[int, int, int]]
+Image8 = NDArray[np.uint8]
+
+MAX_LEGEND = 24
+_PANEL_INCHES = 4.6
+_MAX_PANEL_PIXELS = 900
+_NAME_POINTS = 6.5
+
+
+def palette_table(palette: Palette) -> Image8:
+    """``256 x 3`` RGB lookup table; ids that are no class, 255 among them, are white."""
+    table = np.full((256, 3), IGNORE_RGB, dtype=np.uint8)
+    table[: len(palette)] = palette
+    return table
+
+
+def colourise(mask: Image8, palette: Palette) -> Image8:
+    """``H x W x 3`` RGB picture of a label map."""
+    return palette_table(palette)[mask]
+
+
+def save_palette_png(path: Path, mask: Image8, palette: Palette) -> None:
+    """Writes a label map as an indexed PNG: the values are the ids, viewers show the dataset's colours."""
+    image = Image.fromarray(mask, mode="P")
+    image.putpalette(palette_table(palette).tobytes())
+    with atomic_write(path) as temporary:
+        image.save(temporary, format="PNG", optimize=False)
+
+
+def save_rgb_png(path: Path, image: Image8) -> None:
+    """Writes an RGB picture."""
+    with atomic_write(path) as temporary:
+        Image.fromarray(image).save(temporary, format="PNG")
+
+
+def boundaries(mask: Image8) -> NDArray[np.bool_]:
+    """Pixels whose right or lower neighbour has another label: lines one pixel thin."""
+    edge = np.zeros(mask.shape, dtype=bool)
+    edge[:, :-1] |= mask[:, :-1] != mask[:, 1:]
+    edge[:-1] |= mask[:-1] != mask[1:]
+    return edge
+
+
+def overlay(image_bgr: Image8, mask: Image8, palette: Palette, alpha: float = 0.5) -> Image8:
+    """The image with the classes' colours laid over it and white region borders, RGB."""
+    rgb = cv2.cvtColor(image_bgr, cv2.COLOR_BGR2RGB)
+    blended: Image8 = cv2.addWeighted(rgb, 1 - alpha, colourise(mask, palette), alpha, 0)
+    edge = boundaries(mask)
+    if max(mask.shape) >= 1000:  # a single pixel would not be seen when the picture is scaled to a screen
+        edge = cv2.dilate(edge.astype(np.uint8), np.ones((2, 2), np.uint8)).astype(bool)
+    blended[edge] = 255
+    return blended
+
+
+def error_map(prediction: Image8, truth: Image8) -> Image8:
+    """RGB: right is light, wrong dark, ignored (truth 255) grey with diagonal stripes."""
+    picture = np.empty((*truth.shape, 3), dtype=np.uint8)
+    picture[...] = CORRECT_RGB
+    ignored = truth == IGNORE
+    picture[(prediction != truth) & ~ignored] = WRONG_RGB
+    return _striped(picture, ignored)
+
+
+def save_panels(  # noqa: PLR0917
+    path: Path,
+    title: str,
+    image_bgr: Image8,
+    truth: Image8,
+    prediction: Image8,
+    classes: Sequence[str],
+    palette: Palette,
+) -> None:
+    """Writes one PNG of four panels (image, ground truth, prediction, errors) with a legend of the classes present.
+
+    Args:
+        path: of the PNG.
+        title: above the panels.
+        image_bgr: ``H x W x 3``.
+        truth: ``H x W`` train ids, 255 = ignored.
+        prediction: ``H x W`` class ids.
+        classes: names by id.
+        palette: RGB colours by id.
+    """
+    height, width = truth.shape
+    small = min(1.0, _MAX_PANEL_PIXELS / max(height, width))
+    size = max(1, round(width * small)), max(1, round(height * small))
+    shown_truth: Image8 = cv2.resize(truth, size, interpolation=cv2.INTER_NEAREST)
+    shown_prediction: Image8 = cv2.resize(prediction, size, interpolation=cv2.INTER_NEAREST)
+    shown_image = cv2.cvtColor(cv2.resize(image_bgr, size, interpolation=cv2.INTER_AREA), cv2.COLOR_BGR2RGB)
+    valid = truth != IGNORE
+    right = float((prediction == truth)[valid].mean()) if valid.any() else None
+    caption = "errors" if right is None else f"errors ({100 * right:.1f} % of labelled pixels right)"
+
+    handles = _legend(truth, prediction, classes, palette)
+    layout = (1, 4) if height > 1.2 * width else (2, 2)
+    legend_columns = max(2, layout[1] * 2)
+    legend_inches = 0.2 * (-(-len(handles) // legend_columns)) + 0.25
+    panel_inches = _PANEL_INCHES * (0.6 if layout[0] == 1 else 1)
+    inches = layout[1] * panel_inches, layout[0] * (panel_inches * height / width + 0.28) + legend_inches + 0.35
+    figure = Figure(figsize=inches, dpi=float(np.clip(size[0] / panel_inches, 90, 190)))
+    FigureCanvasAgg(figure)
+    grid = figure.subplots(*layout, squeeze=False).flat
+    figure.subplots_adjust(
+        left=0.005, right=0.995, top=1 - 0.58 / inches[1], bottom=legend_inches / inches[1], wspace=0.02, hspace=0.12
+    )
+    figure.suptitle(title, fontsize=10, y=1 - 0.08 / inches[1], va="top", parse_math=False)
+    pictures = [
+        (shown_image, "image", None),
+        (_striped(colourise(shown_truth, palette), shown_truth == IGNORE), "ground truth", shown_truth),
+        (colourise(shown_prediction, palette), "prediction", shown_prediction),
+        (error_map(shown_prediction, shown_truth), caption, None),
+    ]
+    for axes, (picture, name, mask) in zip(grid, pictures, strict=True):
+        axes.imshow(picture, interpolation="nearest", aspect="auto")
+        axes.set_title(name, fontsize=9, pad=3)
+        axes.set_xticks([])
+        axes.set_yticks([])
+        if mask is not None:
+            _name_regions(axes, mask, classes, size[0] / (panel_inches * 72))
+    figure.legend(
+        handles=handles, loc="lower center", ncols=legend_columns, fontsize=8, frameon=False, handlelength=1.4
+    )
+    with atomic_write(path) as temporary:
+        figure.savefig(temporary, format="png", metadata={"Software": None})
+
+
+def save_confusion(path: Path, title: str, matrix: NDArray[np.int64], classes: Sequence[str]) -> None:
+    """Writes the row-normalised confusion matrix: each row says what the pixels of one class were taken for.
+
+    With up to 30 classes, names and percentages are written; with more, the matrix is a plain picture. Classes without
+    a pixel in the ground truth are hatched.
+    """
+    total = matrix.sum(axis=1, keepdims=True)
+    share = np.divide(100.0 * matrix, total, out=np.full(matrix.shape, np.nan), where=total > 0)
+    named = len(classes) <= 30
+    side = 2.2 + 0.36 * len(classes) if named else 8.5
+    figure = Figure(figsize=(side + 0.9, side), dpi=110, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    picture = axes.imshow(np.nan_to_num(share), cmap="Blues", vmin=0, vmax=100, interpolation="nearest")
+    for row in np.flatnonzero(total[:, 0] == 0):
+        axes.barh(row, len(classes), left=-0.5, height=1, color="0.92", hatch="////", edgecolor="0.6")
+    axes.set_xlim(-0.5, len(classes) - 0.5)
+    axes.set_ylim(len(classes) - 0.5, -0.5)
+    axes.set_title(title, fontsize=10, parse_math=False)
+    axes.set_xlabel("predicted class")
+    axes.set_ylabel("class in the ground truth")
+    if named:
+        axes.set_xticks(range(len(classes)), labels=classes, rotation=90, fontsize=8)
+        axes.set_yticks(range(len(classes)), labels=classes, fontsize=8)
+        for i, j in np.argwhere(np.nan_to_num(share) >= 0.5):
+            dark = share[i, j] > 55
+            axes.text(
+                j, i, f"{share[i, j]:.0f}", ha="center", va="center", fontsize=7, color="white" if dark else "black"
+            )
+    bar = figure.colorbar(picture, ax=axes, shrink=0.8)
+    bar.set_label("% of the class's pixels")
+    with atomic_write(path) as temporary:
+        figure.savefig(temporary, format="png", metadata={"Software": None})
+
+
+def _striped(picture: Image8, where: NDArray[np.bool_]) -> Image8:
+    height, width = where.shape
+    period = max(2, min(height, width) // 80)
+    stripes = (np.add.outer(np.arange(height), np.arange(width)) // period) % 2 == 0
+    picture[where] = IGNORED_RGB
+    picture[where & stripes] = STRIPE_RGB
+    return picture
+
+
+def _legend(truth: Image8, prediction: Image8, classes: Sequence[str], palette: Palette) -> list[Patch]:
+    counts = np.bincount(truth.ravel(), minlength=256) + np.bincount(prediction.ravel(), minlength=256)
+    present = [c for c in np.argsort(-counts, kind="stable") if c < len(classes) and counts[c]]
+    colours = palette_table(palette) / 255
+    handles = [Patch(facecolor=colours[c], edgecolor="black", linewidth=0.5, label=classes[c]) for c in present]
+    if len(handles) > MAX_LEGEND:
+        rest = len(handles) - MAX_LEGEND + 1
+        handles = [*handles[: MAX_LEGEND - 1], Patch(facecolor="none", label=f"and {rest} more")]
+    wrong, ignored, stripe = (f"#{r:02x}{g:02x}{b:02x}" for r, g, b in (WRONG_RGB, IGNORED_RGB, STRIPE_RGB))
+    handles.append(Patch(facecolor=wrong, edgecolor="black", linewidth=0.5, label="wrong"))
+    if (truth == IGNORE).any():
+        handles.append(Patch(facecolor=ignored, edgecolor=stripe, hatch="////", linewidth=0.5, label="ignored"))
+    return handles
+
+
+def _name_regions(axes: Axes, mask: Image8, classes: Sequence[str], pixels_per_point: float) -> None:
+    """Writes class names into connected regions that have room for them, where they are widest."""
+    height = _NAME_POINTS * pixels_per_point
+    for label in np.unique(mask):
+        if label >= len(classes):
+            continue
+        width = 0.6 * len(classes[label]) * height
+        count, regions, stats, _ = cv2.connectedComponentsWithStats((mask == label).astype(np.uint8), connectivity=4)
+        for region in range(1, count):
+            if stats[region, cv2.CC_STAT_WIDTH] < width or stats[region, cv2.CC_STAT_AREA] < width * height:
+                continue
+            inside = np.pad((regions == region).astype(np.uint8), 1)
+            distance = cv2.distanceTransform(inside, cv2.DIST_L2, 3)[1:-1, 1:-1]
+            y, x = (int(i) for i in np.unravel_index(int(distance.argmax()), distance.shape))
+            gaps = np.flatnonzero(regions[y] != region)
+            left, right = gaps[gaps < x].max(initial=-1) + 1, gaps[gaps > x].min(initial=mask.shape[1])
+            if right - left < width or distance[y, x] < height / 2:
+                continue
+            middle = (left + right - 1) / 2
+            text = axes.text(middle, y, classes[label], ha="center", va="center", fontsize=_NAME_POINTS, clip_on=True)
+            text.set_path_effects([patheffects.withStroke(linewidth=1.8, foreground="white")])

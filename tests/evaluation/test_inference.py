@@ -1,0 +1,538 @@
+"""Testing protocols against brute force in numpy loops, closed forms and properties.
+
+The reference functions below share no code with the package: resizing is a product with explicit weight matrices,
+windows are walked one by one, the network is numpy.
+"""
+
+from __future__ import annotations
+
+import math
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from danet import rows
+from danet.errors import CheckpointError, ConfigError
+from danet.evaluation import inference
+from danet.evaluation.inference import Predictor, fit, input_size, predict_labels, predict_scores, window_grid
+
+CLASSES, STRIDE = 4, 4
+MEAN, STD = np.array([123.675, 116.28, 103.53]), np.array([58.395, 57.12, 57.375])
+WEIGHT = np.random.default_rng(1).normal(size=(CLASSES, 3))
+BIAS = np.random.default_rng(2).normal(size=CLASSES)
+
+
+class Sampler(nn.Module):
+    """A 1x1 convolution sampled at every fourth pixel from the left: flipping its input is not flipping its output."""
+
+    def __init__(self, scale: float = 1.0) -> None:
+        super().__init__()
+        self.register_buffer("weight", torch.tensor(WEIGHT * scale, dtype=torch.float32)[:, :, None, None])
+        self.register_buffer("bias", torch.tensor(BIAS * scale, dtype=torch.float32))
+        self.sizes: list[tuple[int, ...]] = []
+
+    def forward(self, x):
+        self.sizes.append(tuple(x.shape))
+        return {"main": nn.functional.conv2d(x, self.weight, self.bias)[..., ::STRIDE, ::STRIDE]}
+
+
+def network(x: np.ndarray) -> np.ndarray:
+    return (np.tensordot(WEIGHT, x, 1) + BIAS[:, None, None])[:, ::STRIDE, ::STRIDE]
+
+
+def weights_1d(old: int, new: int, align_corners: bool) -> np.ndarray:
+    matrix = np.zeros((new, old))
+    for i in range(new):
+        if align_corners:
+            source = i * (old - 1) / (new - 1) if new > 1 else 0.0
+        else:
+            source = max((i + 0.5) * old / new - 0.5, 0.0)
+        low = min(math.floor(source), old - 1)
+        high = min(low + 1, old - 1)
+        matrix[i, low] += 1 - (source - low)
+        matrix[i, high] += source - low
+    return matrix
+
+
+def bilinear(x: np.ndarray, size: tuple[int, int], align_corners: bool) -> np.ndarray:
+    rows_, columns = (weights_1d(o, n, align_corners) for o, n in zip(x.shape[1:], size, strict=True))
+    return np.stack([rows_ @ channel @ columns.T for channel in x])
+
+
+def normalised(image: np.ndarray) -> np.ndarray:
+    return np.stack([(image[..., 2 - c].astype(float) - MEAN[c]) / STD[c] for c in range(3)])
+
+
+def softmax(x: np.ndarray) -> np.ndarray:
+    e = np.exp(x - x.max(axis=0))
+    return e / e.sum(axis=0)
+
+
+def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
+    small = np.random.default_rng(seed).integers(0, 256, (max(2, height // 5), max(2, width // 5), 3)).astype(np.uint8)
+    return cv2.resize(small, (width, height), interpolation=cv2.INTER_LINEAR)
+
+
+def shifted_slide(x: np.ndarray, window: tuple[int, int], stride: tuple[int, int], align: bool) -> np.ndarray:
+    """mmsegmentation's slide inference, pixel bookkeeping written out."""
+    _, height, width = x.shape
+    total, count = np.zeros((CLASSES, height, width)), np.zeros((height, width))
+    for i in range(max(height - window[0] + stride[0] - 1, 0) // stride[0] + 1):
+        for j in range(max(width - window[1] + stride[1] - 1, 0) // stride[1] + 1):
+            bottom, right = min(i * stride[0] + window[0], height), min(j * stride[1] + window[1], width)
+            top, left = max(bottom - window[0], 0), max(right - window[1], 0)
+            crop = x[:, top:bottom, left:right]
+            total[:, top:bottom, left:right] += bilinear(network(crop), crop.shape[1:], align)
+            count[top:bottom, left:right] += 1
+    assert count.min() >= 1
+    return total / count
+
+
+def official(image: np.ndarray, long_sides: list[int], crop: int, stride: int, flip: bool = True) -> np.ndarray:
+    """The official multi-scale evaluation in float64, one window at a time."""
+    full = normalised(image)
+    _, h, w = full.shape
+    black = (-MEAN / STD)[:, None, None]
+    scores = np.zeros((CLASSES, h, w))
+    for long in long_sides:
+        height, width = (long, int(1.0 * w * long / h + 0.5)) if h > w else (int(1.0 * h * long / w + 0.5), long)
+        current = bilinear(full, (height, width), True)
+        padded = np.ones((3, max(height, crop), max(width, crop))) * black
+        padded[:, :height, :width] = current
+        _, ph, pw = padded.shape
+        total, count = np.zeros((CLASSES, ph, pw)), np.zeros((ph, pw))
+        for i in range(math.ceil((ph - crop) / stride) + 1):
+            for j in range(math.ceil((pw - crop) / stride) + 1):
+                y, x = i * stride, j * stride
+                y1, x1 = min(y + crop, ph), min(x + crop, pw)
+                window = np.ones((3, crop, crop)) * black
+                window[:, : y1 - y, : x1 - x] = padded[:, y:y1, x:x1]
+                logits = bilinear(network(window), (crop, crop), True)
+                if flip:
+                    logits = logits + bilinear(network(window[..., ::-1]), (crop, crop), True)[..., ::-1]
+                total[:, y:y1, x:x1] += np.exp(logits)[:, : y1 - y, : x1 - x]
+                count[y:y1, x:x1] += 1
+        scores += bilinear((total / count)[:, :height, :width], (h, w), True)
+    return scores
+
+
+def scores_of(image, test, align, **arguments) -> np.ndarray:
+    return predict_scores(Sampler().eval(), image, test, align, **arguments).numpy()
+
+
+# sizes
+
+
+@pytest.mark.parametrize(
+    ("size", "scale", "expected"),
+    [
+        ((375, 500), (512, 2048), (512, 683)),  # RECIPES 1: a VOC image in 0.x
+        ((500, 375), (512, 2048), (683, 512)),
+        ((1024, 2048), (1024, 2048), (1024, 2048)),
+        ((1024, 2048), (1025, 2049), (1025, 2049)),
+        ((100, 1000), (512, 2048), (205, 2048)),
+        ((1, 5000), (512, 2048), (1, 2048)),
+    ],
+)
+def test_fit(size, scale, expected):
+    assert fit(size, scale) == expected
+
+
+@given(st.tuples(st.integers(1, 3000), st.integers(1, 3000)), st.tuples(st.integers(1, 2100), st.integers(1, 2100)))
+def test_fit_touches_the_scale_and_stays_inside(size, scale):
+    long, short = max(fit(size, scale)), min(fit(size, scale))
+    assert long <= max(scale)
+    assert short <= max(min(scale), 1)
+    assert long == max(scale) or short == min(scale)
+
+
+def test_input_size_at_multiple_scales():
+    voc = rows.Test(resize="fit", scale=(512, 2048))
+    assert input_size((375, 500), voc, 1.0, "test-scale") == (512, 683)
+    assert input_size((375, 500), voc, 1.0, "image") == (375, 500)  # RECIPES 1: what 1.x's --tta computes
+    assert input_size((375, 500), voc, 1.75, "test-scale") == (896, 1195)
+    assert input_size((375, 500), voc, 0.5, "image") == (188, 250)
+    # (1025, 2049) x 0.75 is truncated to (768, 1536), and the image fitted into that
+    assert input_size((1024, 2048), rows.Test(resize="fit", scale=(1025, 2049)), 0.75) == (768, 1536)
+    official_ = rows.Test(resize="long", scale=(1024, 2048))
+    assert input_size((1024, 2048), official_) == (1024, 2048)
+    assert input_size((1024, 2048), official_, 2.2) == (2253, 4506)
+    assert input_size((500, 333), rows.Test(resize="long", scale=(520, 520))) == (520, 346)
+    assert input_size((333, 333), rows.Test(resize="long", scale=(520, 520))) == (520, 520)
+    assert input_size((123, 77), rows.Test()) == (123, 77)
+    assert input_size((360, 480), rows.Test(), 0.5) == (180, 240)
+
+
+def test_published_numbers_of_windows():
+    corners, window, reach = window_grid((1025, 2049), (769, 769), (513, 513), "shift")
+    assert (len(corners), window, reach) == (8, (769, 769), (1025, 2049))
+    assert corners[-1] == (256, 1280)
+    corners, window, reach = window_grid((1024, 2048), (768, 768), (512, 512), "pad")
+    assert (len(corners), window, reach) == (8, (768, 768), (1280, 2304))
+    assert corners[-1] == (512, 1536)
+
+
+@given(
+    st.tuples(st.integers(1, 60), st.integers(1, 60)),
+    st.tuples(st.integers(1, 30), st.integers(1, 30)),
+    st.integers(1, 30),
+    st.sampled_from(["shift", "pad"]),
+)
+def test_windows_cover_every_pixel(size, window, step, placement):
+    stride = min(step, window[0]), min(step, window[1])
+    corners, extent, reach = window_grid(size, window, stride, placement)
+    covered = np.zeros(reach, dtype=int)
+    for y, x in corners:
+        assert y + extent[0] <= reach[0]
+        assert x + extent[1] <= reach[1]
+        covered[y : y + extent[0], x : x + extent[1]] += 1
+    assert covered.min() >= 1
+    assert len(set(corners)) == len(corners)
+    if placement == "shift":
+        assert reach == size
+    else:
+        assert extent == window
+        assert all(y % stride[0] == 0 and x % stride[1] == 0 for y, x in corners)
+
+
+# whole image
+
+
+@pytest.mark.parametrize("align", [False, True])
+@pytest.mark.parametrize("logit_resize", ["once", "twice"])
+@pytest.mark.parametrize("score", ["logits", "softmax"])
+def test_whole_image_single_scale_is_resized_logits(align, logit_resize, score):
+    image = picture(37, 53)
+    test = rows.Test(resize="fit", scale=(48, 200), score=score, logit_resize=logit_resize)
+    seen = cv2.resize(image, (69, 48), interpolation=cv2.INTER_LINEAR)
+    logits = network(normalised(seen))
+    if logit_resize == "twice":
+        logits = bilinear(logits, (48, 69), align)
+    expected = bilinear(logits, (37, 53), align)
+    scores = scores_of(image, test, align)
+    assert scores.dtype == np.float32
+    np.testing.assert_allclose(scores, expected, atol=1e-5)
+    labels = predict_labels(Sampler(), image, test, align)
+    assert labels.dtype == np.uint8
+    np.testing.assert_array_equal(labels, scores.argmax(axis=0))
+
+
+@pytest.mark.parametrize("relative_to", ["test-scale", "image"])
+@pytest.mark.parametrize("flip", [False, True])
+@pytest.mark.parametrize("score", ["logits", "softmax"])
+def test_multi_scale_and_flip_are_means(relative_to, flip, score):
+    image = picture(30, 44)
+    ratios = (0.5, 1.0, 1.75)
+    test = rows.Test(
+        resize="fit",
+        scale=(41, 160),
+        score=score,
+        multi_scale=rows.MultiScale(scales=ratios, relative_to=relative_to, flip=flip),
+    )
+    total, count = np.zeros((CLASSES, 30, 44)), 0
+    for ratio in ratios:
+        if relative_to == "test-scale":
+            long, short = int(160 * ratio), int(41 * ratio)
+        else:
+            long, short = int(44 * ratio + 0.5), int(30 * ratio + 0.5)
+        factor = min(long / 44, short / 30)
+        height, width = int(30 * factor + 0.5), int(44 * factor + 0.5)
+        seen = cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
+        for mirrored in [False, True][: 2 if flip else 1]:
+            x = normalised(seen)[..., ::-1] if mirrored else normalised(seen)
+            logits = bilinear(bilinear(network(x), (height, width), False), (30, 44), False)
+            logits = logits[..., ::-1] if mirrored else logits
+            total += softmax(logits) if score == "softmax" else logits
+            count += 1
+    scores = scores_of(image, test, False, mode="ms")
+    np.testing.assert_allclose(scores, total / count, atol=1e-5)
+    np.testing.assert_array_equal(predict_labels(Sampler(), image, test, False, "ms"), scores.argmax(axis=0))
+
+
+def test_softmax_without_augmentation_does_not_move_the_argmax():
+    image = picture(40, 40)
+    scores = scores_of(image, rows.Test(score="softmax"), False)
+    np.testing.assert_array_equal(softmax(scores.astype(float)).argmax(axis=0), scores.argmax(axis=0))
+    assert scores.min() < 0  # logits, not probabilities
+
+
+# windows
+
+
+@pytest.mark.parametrize("align", [False, True])
+@pytest.mark.parametrize("size", [(41, 59), (24, 24), (20, 50), (10, 12), (25, 24)])
+def test_shifted_windows(align, size):
+    image = picture(*size)
+    test = rows.Test(mode="slide", window=(24, 24), stride=(17, 15))
+    expected = shifted_slide(normalised(image), (24, 24), (17, 15), align)
+    np.testing.assert_allclose(scores_of(image, test, align), expected, atol=1e-5)
+
+
+def test_shifted_windows_multi_scale_flip_whole_input():
+    image = picture(33, 47)
+    multi = rows.MultiScale(scales=(0.75, 1.5), flip=True)
+    test = rows.Test(resize="fit", scale=(33, 47), mode="slide", window=(21, 21), stride=(14, 14), multi_scale=multi)
+    total = np.zeros((CLASSES, 33, 47))
+    for ratio in (0.75, 1.5):
+        height, width = input_size((33, 47), test, ratio)
+        x = normalised(cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR))
+        plain = bilinear(shifted_slide(x, (21, 21), (14, 14), True), (33, 47), True)
+        mirrored = bilinear(shifted_slide(x[..., ::-1], (21, 21), (14, 14), True)[..., ::-1], (33, 47), True)
+        total += softmax(plain) + softmax(mirrored)
+    np.testing.assert_allclose(scores_of(image, test, True, mode="ms"), total / 4, atol=1e-5)
+
+
+@pytest.mark.parametrize("flip", [False, True])
+@pytest.mark.parametrize("size", [(32, 64), (64, 32), (20, 47), (64, 64), (9, 60)])
+def test_official_windows(size, flip):
+    image = picture(*size, seed=3)
+    test = rows.Test(
+        resize="long",
+        scale=(64, 64),
+        mode="slide",
+        window=(24, 24),
+        stride=(16, 16),
+        placement="pad",
+        flip=flip,
+        score="exp",
+    )
+    expected = official(image, [64], 24, 16, flip)
+    scores = scores_of(image, test, True)
+    np.testing.assert_allclose(scores, np.log(expected), atol=2e-5)
+    labels = predict_labels(Sampler(), image, test, True)
+    assert (labels == expected.argmax(axis=0)).mean() > 0.9999
+
+
+def test_official_multi_scale_with_its_own_window():
+    image = picture(32, 64, seed=4)
+    # at 0.25 the whole image is smaller than the window, at 0.5 only its short side is
+    ratios = (0.25, 0.55, 1.0, 2.2)
+    multi = rows.MultiScale(scales=ratios, flip=True, window=(32, 32), stride=(16, 16))
+    test = rows.Test(
+        resize="long",
+        scale=(32, 64),
+        mode="slide",
+        window=(24, 24),
+        stride=(16, 16),
+        placement="pad",
+        flip=True,
+        score="exp",
+        multi_scale=multi,
+    )
+    expected = official(image, [math.ceil(64 * r) for r in ratios], 32, 16)
+    np.testing.assert_allclose(scores_of(image, test, True, mode="ms"), np.log(expected), atol=2e-5)
+    # single scale keeps the smaller window
+    np.testing.assert_allclose(scores_of(image, test, True), np.log(official(image, [64], 24, 16)), atol=2e-5)
+
+
+def test_padded_windows_show_the_network_black():
+    class Largest(nn.Module):
+        def forward(self, x):
+            assert x.shape[-2:] == (16, 16)
+            return {"main": x[:, :2]}
+
+    test = rows.Test(mode="slide", window=(16, 16), stride=(16, 16), placement="pad")
+    image = np.full((5, 20, 3), 255, np.uint8)
+    seen = []
+    model = Largest()
+    model.register_forward_pre_hook(lambda _, x: seen.append(x[0]))
+    predict_labels(model, image, test, True)
+    x = torch.cat(seen)
+    black = torch.tensor(-MEAN / STD, dtype=torch.float32)
+    assert torch.equal(x[0, :, 5:], black[:, None, None].expand(3, 11, 16))
+    assert torch.equal(x[1, :, :5, 4:], black[:, None, None].expand(3, 5, 12))
+    assert x[0, :, :5].min() > 2
+
+
+# closed forms
+
+
+class Fixed(nn.Module):
+    """The same logits whatever the image, at a head resolution of a quarter of the input."""
+
+    def __init__(self, logits: list[float], ramp: bool = False) -> None:
+        super().__init__()
+        self.values, self.ramp = torch.tensor(logits), ramp
+
+    def forward(self, x):
+        h, w = -(-x.shape[-2] // 4), -(-x.shape[-1] // 4)
+        main = self.values[None, :, None, None].expand(x.shape[0], -1, h, w)
+        if self.ramp:
+            main = main * torch.linspace(-1, 1, w)
+        return {"main": main.clone()}
+
+
+def test_constant_logits():
+    image = picture(30, 50)
+    values = [0.5, -1.0, 2.0]
+    multi = rows.MultiScale(scales=(0.5, 1.0, 1.5), flip=True)
+    for score, expected in {
+        "softmax": softmax(np.array(values)),
+        "logits": np.array(values),
+        "exp": 2 * np.array(values) + math.log(3),  # the log of three scales' exp(logit + mirrored logit)
+    }.items():
+        test = rows.Test(mode="slide", window=(20, 20), stride=(13, 13), score=score, multi_scale=multi)
+        scores = predict_scores(Fixed(values), image, test, False, "ms").numpy()
+        np.testing.assert_allclose(scores, np.broadcast_to(expected[:, None, None], scores.shape), rtol=1e-5)
+
+
+def test_linear_ramp_survives_any_number_of_resizes_with_aligned_corners():
+    test = rows.Test(resize="fit", scale=(37, 90), logit_resize="twice")
+    scores = predict_scores(Fixed([1.0, -2.0], ramp=True), picture(31, 64), test, True).numpy()
+    ramp = np.linspace(-1, 1, 64)
+    np.testing.assert_allclose(scores, np.stack([np.tile(ramp, (31, 1)), np.tile(-2 * ramp, (31, 1))]), atol=1e-5)
+
+
+def test_mirrored_ramps_cancel():
+    multi = rows.MultiScale(scales=(1.0,), flip=True)
+    test = rows.Test(score="logits", multi_scale=multi)
+    scores = predict_scores(Fixed([1.0, 3.0], ramp=True), picture(24, 40), test, False, "ms").numpy()
+    np.testing.assert_allclose(scores, 0, atol=1e-5)
+
+
+def test_exp_scores_beyond_float32_keep_the_argmax():
+    # exp(2 x 60) overflows float32, where every class would be infinite and class 0 win
+    test = rows.Test(mode="slide", window=(16, 16), stride=(8, 8), placement="pad", flip=True, score="exp")
+    image = picture(16, 24)
+    scores = predict_scores(Fixed([50.0, 60.0, 55.0]), image, test, True)
+    assert torch.isfinite(scores).all()
+    assert (scores.argmax(dim=0) == 1).all()
+    assert (predict_labels(Fixed([50.0, 60.0, 55.0]), image, test, True) == 1).all()
+    low = predict_scores(Fixed([-400.0, -380.0, -390.0]), image, test, True)
+    assert torch.isfinite(low).all()
+
+
+# how it is run
+
+
+PROTOCOLS = {
+    "whole": rows.Test(resize="fit", scale=(40, 100), multi_scale=rows.MultiScale(scales=(0.5, 1.0), flip=True)),
+    "shift": rows.Test(
+        mode="slide", window=(16, 16), stride=(11, 11), multi_scale=rows.MultiScale(scales=(0.5, 1.5), flip=True)
+    ),
+    "pad": rows.Test(
+        resize="long",
+        scale=(40, 64),
+        mode="slide",
+        window=(24, 24),
+        stride=(16, 16),
+        placement="pad",
+        flip=True,
+        score="exp",
+        multi_scale=rows.MultiScale(scales=(0.5, 1.5), flip=True),
+    ),
+}
+
+
+class Convolutions(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.body = nn.Sequential(
+            nn.Conv2d(3, 8, 3, 2, 1),
+            nn.BatchNorm2d(8),
+            nn.ReLU(),
+            nn.Conv2d(8, 8, 3, 2, 1),
+            nn.ReLU(),
+            nn.Conv2d(8, 5, 1),
+        )
+
+    def forward(self, x):
+        return {"main": self.body(x)}
+
+
+@pytest.mark.parametrize("mode", ["ss", "ms"])
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_batched_equals_one_by_one(protocol, mode):
+    model, image = Convolutions().eval(), picture(37, 61)
+    test = PROTOCOLS[protocol]
+    one = predict_scores(model, image, test, True, mode, max_batch=1)
+    for size in (2, 3, 64):
+        many = predict_scores(model, image, test, True, mode, max_batch=size)
+        torch.testing.assert_close(many, one, atol=1e-5, rtol=1e-5)
+
+
+def test_no_batch_is_larger_than_allowed():
+    for limit in (1, 3):
+        for test in PROTOCOLS.values():
+            model = Sampler()
+            predict_labels(model, picture(37, 61), test, True, "ms", max_batch=limit)
+            assert max(size[0] for size in model.sizes) <= limit
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_memory_format_and_precision(protocol):
+    model, image = Convolutions().eval(), picture(37, 61)
+    test = PROTOCOLS[protocol]
+    plain = predict_scores(model, image, test, True)
+    last = predict_scores(
+        model.to(memory_format=torch.channels_last), image, test, True, numerics=rows.Numerics(channels_last=True)
+    )
+    torch.testing.assert_close(last, plain, atol=1e-5, rtol=1e-5)
+    half = predict_scores(model, image, test, True, numerics=rows.Numerics(precision="bf16"))
+    assert half.dtype == torch.float32
+    assert not torch.equal(half, plain)
+    torch.testing.assert_close(half, plain, atol=0.05, rtol=0.05)
+
+
+def test_argmax_by_parts_equals_argmax_of_scores(monkeypatch):
+    image = picture(37, 53)
+    test = rows.Test(resize="fit", scale=(48, 200))
+    whole = predict_labels(Sampler(), image, test, False)
+    for elements in (1, 2 * 37 * 53, 3 * 37 * 53):
+        monkeypatch.setattr(inference, "_CHUNK", elements)
+        np.testing.assert_array_equal(predict_labels(Sampler(), image, test, False), whole)
+    np.testing.assert_array_equal(whole, scores_of(image, test, False).argmax(axis=0))
+    assert len(np.unique(whole)) > 1
+
+
+def test_ties_go_to_the_lower_class(monkeypatch):
+    monkeypatch.setattr(inference, "_CHUNK", 1)
+    labels = predict_labels(Fixed([1.0, 1.0, 0.0]), picture(20, 20), rows.Test(logit_resize="once"), False)
+    assert (labels == 0).all()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_output_that_is_not_finite_is_an_error(protocol, value):
+    predictor = Predictor(Fixed([0.0, value]), PROTOCOLS[protocol], True)
+    inputs = predictor.prepare(picture(20, 30))
+    with pytest.raises(CheckpointError, match="not finite"):
+        predictor.labels(inputs)
+    predictor.model = Fixed([0.0, 1.0])
+    assert (predictor.labels(inputs) == 1).all()  # one bad image does not condemn the next
+
+
+def test_modes_that_do_not_exist_are_refused():
+    with pytest.raises(ConfigError, match="multi_scale is null"):
+        Predictor(Sampler(), rows.Test(), False, mode="ms")
+    gaps = rows.MultiScale(scales=(1.0,), window=(8, 8))
+    with pytest.raises(ConfigError, match="gaps"):
+        Predictor(
+            Sampler(), rows.Test(mode="slide", window=(16, 16), stride=(11, 11), multi_scale=gaps), False, mode="ms"
+        )
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.integers(1, 40), st.integers(1, 40), st.sampled_from(sorted(PROTOCOLS)), st.sampled_from(["ss", "ms"]))
+def test_result_has_the_image_s_size(height, width, protocol, mode):
+    image = np.random.default_rng(0).integers(0, 256, (height, width, 3)).astype(np.uint8)
+    before = image.copy()
+    assert predict_labels(Sampler(), image, PROTOCOLS[protocol], True, mode).shape == (height, width)
+    assert predict_scores(Sampler(), image, PROTOCOLS[protocol], True, mode).shape == (CLASSES, height, width)
+    np.testing.assert_array_equal(image, before)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("mode", ["ss", "ms"])
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_cuda_agrees_with_the_cpu(protocol, mode):
+    model, image = Convolutions().eval(), picture(37, 61)
+    cpu = predict_scores(model, image, PROTOCOLS[protocol], True, mode)
+    gpu = predict_scores(model.cuda(), image, PROTOCOLS[protocol], True, mode, "cuda")
+    torch.testing.assert_close(gpu.cpu(), cpu, atol=1e-4, rtol=1e-4)

@@ -1,0 +1,181 @@
+"""`predict_files` on real image files, with a small model in the place of DANet."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from danet import rows
+from danet.data.registry import ADAPTERS
+from danet.errors import CheckpointError, ConfigError, DataError
+from danet.evaluation import predict
+from danet.rows import MultiScale, Row, load_params
+
+
+class Brightness(nn.Module):
+    """Class 1 where the image is light, else class 0; as many classes as asked for."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+
+    def forward(self, x):
+        light = x.mean(dim=1, keepdim=True)
+        rest = torch.full_like(light, -50.0).expand(-1, self.num_classes - 2, -1, -1)
+        return {"main": torch.cat([-light, light, rest], dim=1)}
+
+
+@pytest.fixture
+def row() -> Row:
+    plain = load_params("params.yaml").row("camvid-r50-d8")
+    return plain.model_copy(update={"test": rows.Test()})
+
+
+@pytest.fixture
+def small_model(monkeypatch):
+    loaded = []
+    monkeypatch.setattr(predict, "build_model", lambda config, classes, attention: Brightness(classes))
+    monkeypatch.setattr(predict, "load_model", lambda path, model: loaded.append(path) or {})
+    return loaded
+
+
+def half_light(height: int = 32, width: int = 48) -> np.ndarray:
+    image = np.full((height, width, 3), 20, np.uint8)
+    image[:, width // 2 :] = 235
+    return image
+
+
+def run(row, tmp_path, images, **arguments):
+    arguments = {"weights": tmp_path / "w.safetensors", "out": tmp_path / "out", "adapter": "camvid"} | arguments
+    return predict.predict_files(row, images=images, device="cpu", **arguments)
+
+
+def test_masks_overlays_and_logits(row, tmp_path, small_model):
+    images = [tmp_path / "a.png", tmp_path / "b.jpg"]
+    for path in images:
+        cv2.imwrite(str(path), half_light())
+    written = run(row, tmp_path, images, logits=True)
+    names = ["a.png", "a-overlay.png", "a.npy", "b.png", "b-overlay.png", "b.npy"]
+    assert [p.name for p in written] == names
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == sorted(names)
+    assert small_model == [tmp_path / "w.safetensors"]
+    spec = ADAPTERS["camvid"]
+    for stem in "ab":
+        with Image.open(tmp_path / "out" / f"{stem}.png") as mask:
+            assert mask.mode == "P"
+            assert mask.size == (48, 32)
+            assert mask.convert("RGB").getpixel((40, 5)) == spec.palette[1]
+            ids = np.asarray(mask)
+        np.testing.assert_array_equal(ids[:, :22], 0)
+        np.testing.assert_array_equal(ids[:, 26:], 1)
+        scores = np.load(tmp_path / "out" / f"{stem}.npy", allow_pickle=False)
+        assert scores.dtype == np.float32
+        assert scores.shape == (spec.num_classes, 32, 48)
+        np.testing.assert_array_equal(scores.argmax(axis=0), ids)
+    # the network's own logits, not probabilities: (235 - mean) / std, averaged over the channels
+    mean, std = np.array([123.675, 116.28, 103.53]), np.array([58.395, 57.12, 57.375])
+    scores = np.load(tmp_path / "out" / "a.npy")
+    np.testing.assert_allclose(scores[1, 3, 40], ((235 - mean) / std).mean(), rtol=1e-5)
+
+
+def test_without_logits_none_are_written(row, tmp_path, small_model):
+    cv2.imwrite(str(tmp_path / "a.png"), half_light())
+    assert [p.name for p in run(row, tmp_path, [tmp_path / "a.png"])] == ["a.png", "a-overlay.png"]
+
+
+def test_multi_scale(row, tmp_path, small_model):
+    cv2.imwrite(str(tmp_path / "a.png"), half_light())
+    with pytest.raises(ConfigError, match="no multi-scale"):
+        run(row, tmp_path, [tmp_path / "a.png"], mode="ms")
+    multi = row.model_copy(update={"test": rows.Test(multi_scale=MultiScale(scales=(0.5, 1.0)))})
+    run(multi, tmp_path, [tmp_path / "a.png"], mode="ms", logits=True)
+    scores = np.load(tmp_path / "out" / "a.npy")
+    np.testing.assert_allclose(scores.sum(axis=0), 1, atol=1e-5)  # mean of softmax
+
+
+def test_exif_orientation_is_applied(row, tmp_path, small_model):
+    picture = Image.fromarray(half_light())
+    exif = picture.getexif()
+    exif[0x0112] = 6  # to be shown turned by 90 degrees to the right: the light half is then below
+    picture.save(tmp_path / "turned.jpg", exif=exif, quality=95)
+    run(row, tmp_path, [tmp_path / "turned.jpg"])
+    with Image.open(tmp_path / "out" / "turned.png") as mask:
+        assert mask.size == (32, 48)
+        assert mask.getpixel((5, 5)) == 0
+        assert mask.getpixel((5, 44)) == 1
+
+
+@pytest.mark.parametrize("mode", ["L", "RGBA", "P", "I;16"])
+def test_other_kinds_of_png(row, tmp_path, small_model, mode):
+    grey = Image.fromarray(half_light()[..., 0])
+    picture = Image.fromarray(half_light()[..., 0].astype(np.uint16) * 257) if mode == "I;16" else grey.convert(mode)
+    picture.save(tmp_path / "a.png")
+    run(row, tmp_path, [tmp_path / "a.png"])
+    with Image.open(tmp_path / "out" / "a.png") as mask:
+        np.testing.assert_array_equal(np.asarray(mask), (half_light()[..., 0] > 100).astype(np.uint8))
+
+
+def damaged(tmp_path, kind):
+    path = tmp_path / "bad.jpg"
+    if kind == "folder":
+        path.mkdir()
+    elif kind == "empty":
+        path.write_bytes(b"")
+    elif kind == "text":
+        path.write_text("<html>not an image</html>")
+    elif kind != "missing":
+        path = tmp_path / ("bad.png" if "png" in kind else "bad.jpg")
+        noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3)).astype(np.uint8)
+        cv2.imwrite(str(path), noise)
+        data = path.read_bytes()
+        path.write_bytes(data[: 20 if "header" in kind else len(data) // 2])
+    return path
+
+
+@pytest.mark.parametrize(
+    "kind", ["missing", "folder", "empty", "text", "cut jpg", "cut png", "header png", "header jpg"]
+)
+def test_bad_images_are_named_and_nothing_is_written(row, tmp_path, small_model, kind):
+    cv2.imwrite(str(tmp_path / "good.png"), half_light())
+    bad = damaged(tmp_path, kind)
+    with pytest.raises(DataError, match=bad.name):
+        run(row, tmp_path, [tmp_path / "good.png", bad])
+    assert not (tmp_path / "out").exists()
+    assert small_model == []
+
+
+def test_results_that_would_overwrite_are_refused(row, tmp_path, small_model):
+    for name in ("a.png", "a.jpg", "A.bmp", "a-overlay.png", "b.png"):
+        cv2.imwrite(str(tmp_path / name), half_light())
+    for images in (["a.png", "a.jpg"], ["a.png", "A.bmp"], ["a.jpg", "a-overlay.png"], ["a.png", "a.png"]):
+        with pytest.raises(DataError, match="would overwrite that of"):
+            run(row, tmp_path, [tmp_path / name for name in images])
+    with pytest.raises(DataError, match="overwrite an input"):
+        run(row, tmp_path, [tmp_path / "b.png"], out=tmp_path)
+    with pytest.raises(DataError, match="is a file"):
+        run(row, tmp_path, [tmp_path / "b.png"], out=tmp_path / "a.jpg")
+    with pytest.raises(DataError, match="no image"):
+        run(row, tmp_path, [])
+    np.testing.assert_array_equal(cv2.imread(str(tmp_path / "b.png")), half_light())
+
+
+def test_diverged_weights_are_named(row, tmp_path, small_model, monkeypatch):
+    class Diverged(Brightness):
+        def forward(self, x):
+            return {"main": super().forward(x)["main"] * float("nan")}
+
+    monkeypatch.setattr(predict, "build_model", lambda config, classes, attention: Diverged(classes))
+    cv2.imwrite(str(tmp_path / "a.png"), half_light())
+    with pytest.raises(CheckpointError, match=r"w\.safetensors.*a\.png.*not finite"):
+        run(row, tmp_path, [tmp_path / "a.png"])
+
+
+def test_missing_weights_are_an_error(row, tmp_path):
+    cv2.imwrite(str(tmp_path / "a.png"), half_light())
+    with pytest.raises(CheckpointError, match=r"w\.safetensors: does not exist"):
+        run(row, tmp_path, [tmp_path / "a.png"])
+    assert not (tmp_path / "out").exists()
