@@ -98,7 +98,9 @@ def _show_row(row: object, format: Format) -> None:
 
     assert isinstance(row, Row)
     settings = {"row_hash": row.hash, "train_hash": row.train_hash, **row.model_dump(mode="json")}
-    typer.echo(json.dumps(settings, indent=2) if format is Format.json else yaml.safe_dump(settings, sort_keys=False), nl=False)
+    typer.echo(
+        json.dumps(settings, indent=2) if format is Format.json else yaml.safe_dump(settings, sort_keys=False), nl=False
+    )
 
 
 def _csv(records: list[dict]) -> str:  # type: ignore[type-arg]
@@ -163,7 +165,8 @@ def train(
 def evaluate(
     row: RowName,
     weights: Annotated[
-        Path | None, typer.Option(help="Evaluate this file instead of the row's own trained weights.", show_default=False)
+        Path | None,
+        typer.Option(help="Evaluate this file instead of the row's own trained weights.", show_default=False),
     ] = None,
     device: Device = None,
     workspace: Root = Path(),
@@ -174,7 +177,9 @@ def evaluate(
     from danet.tracking import run
 
     space = Workspace(workspace)
-    evaluate_row(space.params().row(row), space, weights=weights, tracker_factory=None if no_mlflow else run, device=device)
+    evaluate_row(
+        space.params().row(row), space, weights=weights, tracker_factory=None if no_mlflow else run, device=device
+    )
 
 
 @app.command()
@@ -203,9 +208,13 @@ def predict(
 
 @app.command()
 def browse(
-    name: Annotated[str, typer.Argument(metavar="DATASET|ROW", help="A dataset, or a row (samples as it trains on them).")],
+    name: Annotated[
+        str, typer.Argument(metavar="DATASET|ROW", help="A dataset, or a row (samples as it trains on them).")
+    ],
     out: Annotated[Path, typer.Option(help="The PNG to write.")],
-    split: Annotated[str | None, typer.Option(help="Split (default: train, or the row's own).", show_default=False)] = None,
+    split: Annotated[
+        str | None, typer.Option(help="Split (default: train, or the row's own).", show_default=False)
+    ] = None,
     number: Annotated[int, typer.Option("--number", "-n", min=1, max=64, help="How many samples.")] = 12,
     seed: Annotated[int, typer.Option(help="Which samples and, for a row, which augmentation draws.")] = 0,
     workspace: Root = Path(),
@@ -225,7 +234,9 @@ def browse(
 
 @app.command()
 def report(
-    table: Annotated[str | None, typer.Argument(metavar="[TABLE]", help="Only this table (default: all, and the index).")] = None,
+    table: Annotated[
+        str | None, typer.Argument(metavar="[TABLE]", help="Only this table (default: all, and the index).")
+    ] = None,
     workspace: Root = Path(),
 ) -> None:
     """Rebuild tables and figures from the metrics files at hand; runs nothing else."""

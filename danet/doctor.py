@@ -61,12 +61,16 @@ def _device() -> dict[str, Any]:
     import torch
 
     if not torch.cuda.is_available():
-        return {"kind": "cpu", "gpus": [], "note": "no GPU found: the demo and the -short rows run; full rows would take months"}
+        return {
+            "kind": "cpu",
+            "gpus": [],
+            "note": "no GPU found: the demo and the -short rows run; full rows would take months",
+        }
     gpus = []
     for index in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(index)
         gpus.append({"name": properties.name, "memory_gb": round(properties.total_memory / 1e9, 1)})
-    return {"kind": "cuda", "gpus": gpus, "cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version()}
+    return {"kind": "cuda", "gpus": gpus, "cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version()}  # type: ignore[no-untyped-call]
 
 
 def _dataset(name: str, spec: Dataset, workspace: Workspace) -> dict[str, Any]:
@@ -112,10 +116,15 @@ def _weights(name: str, spec: Weights, workspace: Workspace) -> dict[str, Any]:
         return {"state": "ready", "how": str(workspace.weights(name))}
     if _placed(spec.file, "weights", os.environ.get("DANET_ARCHIVES")):
         return {"state": "local", "how": f"{spec.file} lies in DANET_ARCHIVES"}
-    return {"state": "downloadable", "how": f"fetched by `dvc repro`, or put {spec.file} into a folder and set DANET_ARCHIVES to it"}
+    return {
+        "state": "downloadable",
+        "how": f"fetched by `dvc repro`, or put {spec.file} into a folder and set DANET_ARCHIVES to it",
+    }
 
 
-def _rows(params: Params, datasets: dict[str, Any], weights: dict[str, Any], workspace: Workspace) -> list[dict[str, Any]]:
+def _rows(
+    params: Params, datasets: dict[str, Any], weights: dict[str, Any], workspace: Workspace
+) -> list[dict[str, Any]]:
     rows = []
     for row in params.rows.values():
         missing = []
@@ -142,13 +151,19 @@ def print_findings(findings: dict[str, Any]) -> None:
     device = findings["device"]
     if device["gpus"]:
         for gpu in device["gpus"]:
-            out.print(f"{mark[True]} GPU {gpu['name']}, {gpu['memory_gb']} GB (CUDA {device['cuda']}, cuDNN {device['cudnn']})")
+            out.print(
+                f"{mark[True]} GPU {gpu['name']}, {gpu['memory_gb']} GB (CUDA {device['cuda']}, cuDNN {device['cudnn']})"
+            )
     else:
         out.print(f"[yellow]note[/]    {device['note']}")
-    out.print(f"        {findings['cpu_cores']} CPU cores, {findings['memory_gb']} GB memory, {findings['disk_free_gb']} GB disk free")
+    out.print(
+        f"        {findings['cpu_cores']} CPU cores, {findings['memory_gb']} GB memory, {findings['disk_free_gb']} GB disk free"
+    )
     out.print(f"        MLflow: {findings['mlflow']}\n")
 
-    table = Table(box=None, pad_edge=False, header_style="bold", title="Datasets and ImageNet weights", title_justify="left")
+    table = Table(
+        box=None, pad_edge=False, header_style="bold", title="Datasets and ImageNet weights", title_justify="left"
+    )
     for title in ("name", "state", "how"):
         table.add_column(title, overflow="fold")
     colour = {"missing": "red", "prepared": "green", "ready": "green", "local": "green"}

@@ -14,7 +14,7 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -185,9 +185,17 @@ class MultiScale(Strict):
     window: Size | None = None
     stride: Size | None = None
 
+    @model_validator(mode="after")
+    def _window_and_stride(self) -> MultiScale:
+        if (self.window is None) != (self.stride is None):
+            raise ValueError("give window and stride together, or neither (then single scale's hold)")
+        return self
+
 
 class Test(Strict):
     """The testing protocol."""
+
+    __test__: ClassVar[bool] = False  # not a test case, whatever pytest thinks of the name
 
     resize: Literal["fit", "long", "none"] = "none"
     """``fit``: into ``scale`` keeping the shape; ``long``: long side to ``scale``'s width; ``none``: as is."""
@@ -292,13 +300,21 @@ class Row(Strict):
     def train_hash(self) -> str:
         """12 hex digits that change when, and only when, the training of this row would."""
         keys = ("dataset", "train_split", "weights", "model", "loss", "optimizer", "schedule", "augment", "numerics")
-        dump = self.model_dump(mode="json", exclude_defaults=True)  # a setting added later leaves old rows' hashes alone
+        dump = self.model_dump(
+            mode="json", exclude_defaults=True
+        )  # a setting added later leaves old rows' hashes alone
         return _digest({key: dump[key] for key in keys if key in dump})
 
     @property
     def hash(self) -> str:
         """12 hex digits over training and testing: identifies what a metrics file measured."""
-        return _digest({"train": self.train_hash, "val": self.val_split, "test": self.test.model_dump(mode="json", exclude_defaults=True)})
+        return _digest(
+            {
+                "train": self.train_hash,
+                "val": self.val_split,
+                "test": self.test.model_dump(mode="json", exclude_defaults=True),
+            }
+        )
 
     @property
     def modes(self) -> tuple[str, ...]:
@@ -382,7 +398,9 @@ class Params:
         self.weights = {
             key: _validate(Weights, value, path, f"weights.{key}") for key, value in self._section("weights").items()
         }
-        self.tables = {key: _validate(Table, value, path, f"tables.{key}") for key, value in self._section("tables").items()}
+        self.tables = {
+            key: _validate(Table, value, path, f"tables.{key}") for key, value in self._section("tables").items()
+        }
         self.rows = {key: self._resolve(key, value) for key, value in self._section("rows").items()}
 
     def _section(self, name: str) -> Mapping[str, Any]:
@@ -403,9 +421,15 @@ class Params:
             raise ConfigError(f"{self.path}: {where} must be a mapping")
         recipes = self._section("recipes")
         recipe_name = row.get("recipe")
-        if recipe_name not in recipes:
-            raise ConfigError(f"{self.path}: {where}.recipe: {recipe_name!r} is unknown; allowed: {', '.join(sorted(recipes))}")
-        data = merge(recipes[recipe_name], row.get("settings") or {})
+        if not isinstance(recipe_name, str) or recipe_name not in recipes:
+            raise ConfigError(
+                f"{self.path}: {where}.recipe: {recipe_name!r} is unknown; allowed: {', '.join(sorted(recipes))}"
+            )
+        settings = row.get("settings") or {}
+        for part, value in ((f"recipes.{recipe_name}", recipes[recipe_name]), (f"{where}.settings", settings)):
+            if not isinstance(value, Mapping):
+                raise ConfigError(f"{self.path}: {part} must be a mapping, not {value!r}")
+        data = merge(recipes[recipe_name], settings)
         row_fields = {
             key: value
             for key, value in row.items()
@@ -422,7 +446,9 @@ class Params:
         for field, allowed in (("dataset", self.datasets), ("weights", self.weights), ("table", self.tables)):
             value = getattr(resolved, field)
             if value not in allowed:
-                raise ConfigError(f"{self.path}: {where}.{field}: {value!r} is unknown; allowed: {', '.join(sorted(allowed))}")
+                raise ConfigError(
+                    f"{self.path}: {where}.{field}: {value!r} is unknown; allowed: {', '.join(sorted(allowed))}"
+                )
         for field in ("train_split", "val_split"):
             counts = self.datasets[resolved.dataset].counts
             if getattr(resolved, field) not in counts:

@@ -40,7 +40,9 @@ def main() -> None:
         with serve(folder / "archives") as address:
             code = repro(folder, address)
         if code:
-            raise DanetError(f"the demo's `dvc repro` in {folder} ended with exit code {code}; the lines above say where")
+            raise DanetError(
+                f"the demo's `dvc repro` in {folder} ended with exit code {code}; the lines above say where"
+            )
         show(folder, time.monotonic() - started)
 
 
@@ -58,7 +60,9 @@ def prepare(repository: Path, folder: Path) -> None:
         facts = {"stamp": stamp, **make_archives(archives)}
         write_json(made, facts)
     params = merge_profile(yaml.safe_load((repository / "params.yaml").read_text(encoding="utf-8")), profile, facts)
-    text = "# Written by `make demo` from params.yaml and demo/profile.yaml.\n" + yaml.safe_dump(params, sort_keys=False)
+    text = "# Written by `make demo` from params.yaml and demo/profile.yaml.\n" + yaml.safe_dump(
+        params, sort_keys=False
+    )
     target = folder / "params.yaml"
     if not target.exists() or target.read_text(encoding="utf-8") != text:
         write_text(target, text)
@@ -69,7 +73,7 @@ def prepare(repository: Path, folder: Path) -> None:
     (folder / "reports" / "metrics" / "demo").mkdir(parents=True, exist_ok=True)
     if not (folder / ".dvc").exists():
         # A workspace of its own inside Git's ignored build/: no entries in the repository's graph, lock or status.
-        dvc(folder, "init", "--quiet", "--no-scm", "--subdir")
+        dvc(folder, "init", "--quiet", "--no-scm")
         dvc(folder, "config", "core.analytics", "false")
         dvc(folder, "config", "cache.type", "reflink,hardlink,symlink,copy")
 
@@ -100,7 +104,9 @@ def merge_profile(params: dict[str, Any], profile: dict[str, Any], facts: dict[s
                     "weights": f"{backbone}_v1c",
                     "settings": profile["settings"],
                 }
-    result = {key: value for key, value in params.items() if key not in {"settings", "datasets", "weights", "tables", "rows"}}
+    result = {
+        key: value for key, value in params.items() if key not in {"settings", "datasets", "weights", "tables", "rows"}
+    }
     result["runtime"] = merge(params["runtime"], profile["runtime"])
     result["datasets"] = {
         name: merge(params["datasets"][name], {**made, "title": f"{params['datasets'][name]['title']} (generated)"})
@@ -164,7 +170,7 @@ def show(folder: Path, seconds: float) -> None:
         f"  tables and figures     {shown(table)}, {shown(folder / 'reports' / 'demo')}/\n"
         f"  overlays, confusion    {shown(folder / 'evaluations')}/ROW/\n"
         f"  trained weights        {shown(folder / 'models')}/ROW/\n"
-        f"  runs                   `.venv/bin/mlflow ui` here, then experiment \"demo\"\n"
+        f'  runs                   `.venv/bin/mlflow ui` here, then experiment "demo"\n'
         f"  the pipeline           cd {shown(folder)} && dvc dag\n"
     )
     sys.stdout.flush()

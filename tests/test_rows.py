@@ -125,7 +125,11 @@ def test_unreadable_files_are_one_clear_error(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="repository root"):
         load_params(tmp_path / "params.yaml")
     file = tmp_path / "params.yaml"
-    for text, message in [("a: [", "not valid YAML"), ("- 1", "mapping"), ("!!python/object/apply:os.system [x]", "YAML")]:
+    for text, message in [
+        ("a: [", "not valid YAML"),
+        ("- 1", "mapping"),
+        ("!!python/object/apply:os.system [x]", "YAML"),
+    ]:
         file.write_text(text)
         with pytest.raises(ConfigError, match=message):
             load_params(file)
@@ -155,6 +159,10 @@ def test_hashes_are_unique_over_all_rows(params: Params) -> None:
     assert len(set(hashes)) == len(hashes)
 
 
-@given(st.dictionaries(st.sampled_from("abc"), st.one_of(st.integers(), st.dictionaries(st.sampled_from("xy"), st.integers()))))
+@given(
+    st.dictionaries(
+        st.sampled_from("abc"), st.one_of(st.integers(), st.dictionaries(st.sampled_from("xy"), st.integers()))
+    )
+)
 def test_merge_with_itself_or_nothing_changes_nothing(data: dict[str, Any]) -> None:
     assert merge(data, {}) == data == merge({}, data) == merge(data, data)

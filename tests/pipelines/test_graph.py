@@ -47,7 +47,9 @@ def test_every_row_dataset_and_table_has_its_stages(stages: dict[str, object]) -
     params = load_params(ROOT / "params.yaml")
     expected = {f"{stage}@{row}" for row in params.rows for stage in ("train", "evaluate")}
     expected |= {f"{stage}@{name}" for name in params.datasets for stage in ("download", "convert")}
-    expected |= {f"weights@{name}" for name in params.weights} | {f"report@{name}" for name in params.tables} | {"index"}
+    expected |= (
+        {f"weights@{name}" for name in params.weights} | {f"report@{name}" for name in params.tables} | {"index"}
+    )
     assert set(stages) == expected
 
 

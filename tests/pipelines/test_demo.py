@@ -1,0 +1,143 @@
+"""The demo end to end on two small rows: all stages through DVC, nothing again when nothing changed, one row when one did."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from danet.rows import load_params
+from pipelines import demo
+
+ROWS = ("demo-r50-d16-voc2012", "demo-r50-d16-ade20k")
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo's workspace, cut down to two rows of three iterations without pretrained weights."""
+    folder = tmp_path_factory.mktemp("demo")
+    demo.prepare(demo.REPOSITORY, folder)
+    edit(folder, cut_down)
+    return folder
+
+
+def cut_down(params: dict[str, Any]) -> None:
+    params["rows"] = {name: {**params["rows"][name], "iterations": 3, "weights": "none"} for name in ROWS}
+    params["datasets"] = {name: params["datasets"][name] for name in ("voc2012", "ade20k")}
+    params["weights"] = {"none": {"title": "random", "url": None, "file": None, "backbone": None, "stem": None}}
+    params["runtime"] |= {"overlays": 1, "benchmark_images": 2}
+
+
+def edit(folder: Path, change: Any) -> None:
+    file = folder / "params.yaml"
+    params = yaml.safe_load(file.read_text())
+    change(params)
+    file.write_text(yaml.safe_dump(params, sort_keys=False))
+
+
+def dvc(folder: Path, *arguments: str) -> str:
+    return subprocess.run(
+        [sys.executable, "-m", "dvc", *arguments], cwd=folder, check=True, capture_output=True, text=True
+    ).stdout
+
+
+@pytest.fixture(scope="module")
+def done(workspace: Path) -> Path:
+    patch = pytest.MonkeyPatch()
+    patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{workspace / 'mlflow.db'}")
+    with demo.serve(workspace / "archives") as address:
+        assert demo.repro(workspace, address) == 0
+    patch.undo()
+    return workspace
+
+
+def test_the_profile_is_the_grid_of_the_results_tables(tmp_path: Path) -> None:
+    profile = yaml.safe_load((demo.REPOSITORY / "demo" / "profile.yaml").read_text())
+    params = yaml.safe_load((demo.REPOSITORY / "params.yaml").read_text())
+    facts = {"datasets": {name: {} for name in profile["train_split"]}, "weights": {}}
+    merged = demo.merge_profile(params, profile, facts)
+    merged["weights"] = params["weights"]
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(merged))
+    rows = load_params(tmp_path / "params.yaml").rows.values()
+    grid = {(row.model.backbone, row.model.output_stride, row.dataset) for row in rows}
+    assert len(rows) == len(grid) == 12
+    assert grid == {
+        (backbone, stride, dataset)
+        for backbone in ("resnet50", "resnet101")
+        for stride in (8, 16)
+        for dataset in ("voc2012", "ade20k", "cityscapes")
+    }
+
+
+def test_every_stage_leaves_its_outputs(done: Path) -> None:
+    for name in ROWS:
+        metrics = json.loads((done / "reports" / "metrics" / "demo" / name / "metrics.json").read_text())
+        assert 0 <= metrics["miou"] <= 100
+        assert 0 < metrics["baseline_miou"] < 100
+        assert (done / "models" / name / "seed0.safetensors").is_file()
+        assert list((done / "evaluations" / name).rglob("*.png"))
+    table = (done / "reports" / "demo.md").read_text()
+    assert "DEMO" in table.splitlines()[0] + table.splitlines()[2]
+    assert all(name in table for name in ROWS)
+
+
+def test_the_demo_shows_no_published_number(done: Path) -> None:
+    record = json.loads((done / "reports" / "tables" / "demo.json").read_text())
+    assert all(value is None for row in record["rows"] for value in row["published"].values())
+
+
+def test_nothing_runs_when_nothing_changed(done: Path) -> None:
+    assert "up to date" in dvc(done, "repro")
+
+
+def test_metrics_params_and_plots_are_readable_through_dvc(done: Path) -> None:
+    metrics = json.loads(dvc(done, "metrics", "show", "--json"))
+    shown = {Path(file).parent.name for entry in metrics.values() for file in entry["data"]}
+    assert shown == set(ROWS)
+    dvc(done, "plots", "show", "--out", "plots")
+    assert "Training loss" in (done / "plots" / "index.html").read_text()
+
+
+def test_changing_a_row_makes_that_row_alone_run_again(done: Path) -> None:
+    before = (done / "params.yaml").read_text()
+    edit(done, lambda params: params["rows"][ROWS[0]].update(iterations=4))
+    status = json.loads(dvc(done, "status", "--json"))
+    assert {stage for stage in status if stage.startswith(("train", "evaluate"))} == {
+        f"train@{ROWS[0]}",
+        f"evaluate@{ROWS[0]}",
+    }
+    (done / "params.yaml").write_text(before)
+    assert json.loads(dvc(done, "status", "--json")) == {}
+
+
+def test_runs_are_in_mlflow(done: Path) -> None:
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{done / 'mlflow.db'}")
+    runs = client.search_runs([e.experiment_id for e in client.search_experiments()])
+    assert {run.data.tags["row"] for run in runs} == set(ROWS)
+    for run in runs:
+        assert run.data.params["model.backbone"] == "resnet50"
+        assert {"miou", "loss"} <= {name.split("/")[-1] for name in run.data.metrics}
+
+
+def test_a_missing_archive_is_one_clear_error(workspace: Path, tmp_path: Path) -> None:
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("DANET_", "CITYSCAPES_"))}
+    result = subprocess.run(
+        [sys.executable, "-m", "pipelines.download", "cityscapes"],
+        cwd=demo.REPOSITORY,
+        env=environment | {"DANET_WORKSPACE": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 2
+    assert "CITYSCAPES_USERNAME" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert not (demo.REPOSITORY / "data" / "raw" / "cityscapes").exists()
