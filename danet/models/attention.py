@@ -9,6 +9,7 @@ Under autocast, energies whose differences matter more than their size (CAM, CCA
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Final, Literal
 
 import numpy as np
@@ -48,7 +49,7 @@ class PositionAttention(nn.Module):
 
 def reference_attention(q_BND: Tensor, k_BND: Tensor, v_BNC: Tensor) -> Tensor:
     """``softmax(q k^T) v`` with the explicit map, in float32 at least: ``(B, N, C)``, O(N^2) memory."""
-    with torch.autocast(q_BND.device.type, enabled=False):
+    with _without_autocast(q_BND):
         wide = torch.promote_types(q_BND.dtype, torch.float32)
         map_BNN = (q_BND.to(wide) @ k_BND.to(wide).transpose(1, 2)).softmax(dim=-1)
         return (map_BNN @ v_BNC.to(wide)).to(v_BNC.dtype)
@@ -211,7 +212,7 @@ class Clustering(nn.Module):
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """``(B, C, H, W)`` to similarities in [-1, 1], ``(B, K, H, W)`` float32."""
-        with torch.autocast(x_BCHW.device.type, enabled=False):
+        with _without_autocast(x_BCHW):
             u_PC = F.normalize(_positions(x_BCHW).flatten(0, 1).float(), dim=-1)
             # A copy, because the update below writes to what backward would read.
             centres_KC = F.normalize(self.V_buffer.clone(), dim=-1)
@@ -250,7 +251,7 @@ def adaptive_average_pool(x_BCHW: Tensor, grid: int) -> Tensor:
     """
     if not torch.are_deterministic_algorithms_enabled():
         return F.adaptive_avg_pool2d(x_BCHW, grid)
-    with torch.autocast(x_BCHW.device.type, enabled=False):
+    with _without_autocast(x_BCHW):
         wide = x_BCHW.to(torch.promote_types(x_BCHW.dtype, torch.float32))
         rows_gH, columns_gW = (_pooling_matrix(size, grid, wide) for size in x_BCHW.shape[2:])
         return (rows_gH @ wide @ columns_gW.T).to(x_BCHW.dtype)
@@ -271,10 +272,14 @@ def _inverted_softmax(x_BCN: Tensor, y_BMN: Tensor) -> Tensor:
     E sums N squares, which overflows half precision, and its rounding in bfloat16 is far larger than the differences
     that the softmax resolves.
     """
-    with torch.autocast(x_BCN.device.type, enabled=False):
+    with _without_autocast(x_BCN):
         wide = torch.promote_types(x_BCN.dtype, torch.float32)
         energy_BCM = x_BCN.to(wide) @ y_BMN.to(wide).transpose(1, 2)
         return (energy_BCM.amax(dim=-1, keepdim=True) - energy_BCM).softmax(dim=-1)
+
+
+def _without_autocast(x: Tensor) -> AbstractContextManager[object]:
+    return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)  # the meta device has none
 
 
 def _positions(x_BCHW: Tensor) -> Tensor:

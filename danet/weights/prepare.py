@@ -15,7 +15,7 @@ from danet.workspace import Workspace
 def fetch_weights(workspace: Workspace, name: str) -> None:
     """Writes ``data/weights/NAME``.
 
-    The file is taken from the folder in ``DANET_ARCHIVES``, else from the mirror in ``DANET_MIRROR``, else from its URL.
+    Taken from the folder in ``DANET_ARCHIVES``, else from the mirror in ``DANET_MIRROR``, else from its URL.
 
     Raises:
         ConfigError: if ``params.yaml`` has no such weights.

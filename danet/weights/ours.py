@@ -1,0 +1,125 @@
+"""Our own weights files: safetensors with the names of :class:`Segmentor`, and what they are of."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from danet.errors import CheckpointError
+from danet.files import atomic_write
+from danet.models.segmentor import Segmentor
+from danet.weights.reading import check_names
+
+FORMAT: Final = "danet-1"
+METADATA_KEY: Final = "danet"
+"""The one entry of the safetensors metadata: a JSON object of strings."""
+_MODEL_FIELDS: Final = ("method", "backbone", "stem", "pam_bias", "aux_channels")
+"""Settings that change names or shapes of tensors, written with the weights and compared when they are read."""
+_OTHER_FIELDS: Final = ("output_stride", "multi_grid", "align_corners")
+"""Settings that change what the same tensors compute."""
+
+
+def save_model(path: Path, model: nn.Module, metadata: Mapping[str, str]) -> None:
+    """Writes the weights and buffers of a model, atomically.
+
+    Args:
+        path: ends in ``.safetensors``.
+        model: a :class:`Segmentor`, also wrapped by DistributedDataParallel or ``torch.compile``.
+        metadata: what the weights are of (row, train_hash, seed, ...); the model's own settings and the number of
+            classes are added. The bytes written depend on nothing else.
+
+    Raises:
+        CheckpointError: if a tensor holds NaN or infinity, or the file cannot be written.
+    """
+    segmentor = unwrap(model)
+    state = {key: value.detach().cpu().contiguous() for key, value in segmentor.state_dict().items()}
+    for key, value in state.items():
+        if value.is_floating_point() and not bool(value.isfinite().all()):
+            raise CheckpointError(f"{path}: not written, because {key} holds NaN or infinity; the training diverged")
+    # One entry, because safetensors writes several in random order and equal weights shall be equal files.
+    text = {METADATA_KEY: json.dumps({**metadata, **_settings(segmentor), "format": FORMAT}, sort_keys=True)}
+    with atomic_write(path) as temporary:
+        try:
+            save_file(state, temporary, text)
+        except SafetensorError as error:  # a full disk, mostly
+            raise CheckpointError(f"{path}: cannot be written ({error}); free space, then run again") from error
+
+
+def load_model(path: Path, model: nn.Module) -> dict[str, str]:
+    """Loads a file of :func:`save_model` into a model of the same settings.
+
+    Returns:
+        The file's metadata.
+
+    Raises:
+        CheckpointError: if the file is missing, damaged or not ours, or of another model; the model is then unchanged.
+    """
+    segmentor = unwrap(model)
+    metadata, tensors = read_model(path)
+    for field, wanted in _settings(segmentor).items():
+        if (given := metadata.get(field)) != wanted:
+            raise CheckpointError(
+                f"{path}: has {_phrase(field, given)}, the row has {_phrase(field, wanted)}; "
+                "train the row again, or take the file that belongs to it"
+            )
+    remedy = "train the row again, or take the file that belongs to it"
+    check_names(path, tensors, segmentor.state_dict(), what="a model of this row", remedy=remedy)
+    segmentor.load_state_dict(tensors)
+    return metadata
+
+
+def read_model(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """Metadata and tensors of a file of :func:`save_model`.
+
+    Raises:
+        CheckpointError: if it is missing, damaged or not ours.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"{path}: does not exist; train the row first (dvc repro, or danet train)")
+    if path.stat().st_size == 0:
+        raise CheckpointError(f"{path}: is empty; delete it and train the row again")
+    try:
+        with safe_open(path, framework="pt", device="cpu") as stream:
+            metadata: dict[str, str] = json.loads((stream.metadata() or {}).get(METADATA_KEY, "{}"))
+            tensors = {key: stream.get_tensor(key) for key in stream.keys()}  # noqa: SIM118 - no mapping
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{path}: is not a safetensors file or is cut off ({error}); delete it and train the row again"
+        ) from error
+    if metadata.get("format") != FORMAT:
+        raise CheckpointError(
+            f"{path}: its format is {metadata.get('format', 'not stated')}, wanted is {FORMAT}; "
+            "released checkpoints must be imported first"
+        )
+    return metadata, tensors
+
+
+def unwrap(model: nn.Module) -> Segmentor:
+    """The :class:`Segmentor` inside DistributedDataParallel and ``torch.compile`` wrappers."""
+    inner: object = model
+    while not isinstance(inner, Segmentor):
+        inner = getattr(inner, "_orig_mod", None) or getattr(inner, "module", None)
+        if inner is None:
+            raise TypeError(f"{type(model).__name__} wraps no Segmentor")
+    return inner
+
+
+def _settings(model: Segmentor) -> dict[str, str]:
+    settings = {field: _text(getattr(model.config, field)) for field in (*_MODEL_FIELDS, *_OTHER_FIELDS)}
+    return {"num_classes": str(model.num_classes), **settings}
+
+
+def _text(value: object) -> str:
+    if isinstance(value, tuple):
+        return ",".join(str(part) for part in value)
+    return "none" if value is None else str(value).lower()
+
+
+def _phrase(field: str, value: str | None) -> str:
+    return f"{value} classes" if field == "num_classes" else f"{field} {value}"

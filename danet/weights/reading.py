@@ -1,0 +1,213 @@
+"""Reading weights files that come from elsewhere, and saying what is wrong with them.
+
+Nothing in a file is ever executed: PyTorch files are read with ``weights_only=True``, zips in memory.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import pickle
+import re
+import zipfile
+import zlib
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path, PurePosixPath
+from typing import Any, Final
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_safetensors
+from torch import Tensor
+
+from danet.errors import CheckpointError
+
+MAX_MEMBER_BYTES: Final = 4 * 2**30
+"""Largest file unpacked from a zip: four times the largest released checkpoint, and no zip bomb."""
+_SHOWN: Final = 5
+_DEFAULT_REMEDY: Final = "delete it and fetch it again"
+
+
+def read_tensors(file: Path, remedy: str = _DEFAULT_REMEDY) -> dict[str, Tensor]:
+    """The tensors of a ``.pth``/``.pt``, ``.safetensors`` or ``.zip`` (of one ``.pth``), by name, on the CPU.
+
+    A ``state_dict`` inside is taken, and ``module.`` (DataParallel) removed from the names.
+
+    Raises:
+        CheckpointError: if the file is missing, empty, cut off, a web page, wants to run code, or holds anything but
+            named tensors.
+    """
+    return read_tensors_and_digests(file, (), remedy)[0]
+
+
+def read_tensors_and_digests(
+    file: Path, algorithms: Iterable[str], remedy: str = _DEFAULT_REMEDY
+) -> tuple[dict[str, Tensor], dict[str, set[str]]]:
+    """:func:`read_tensors`, and per algorithm the hex digests of the file and of the ``.pth`` that a zip holds."""
+    data = _read(file, remedy)
+    contents = [data]
+    if _is_zip_of_checkpoint(data):
+        data = _member(file, data, remedy)
+        contents.append(data)
+    digests = {name: {hashlib.new(name, content).hexdigest() for content in contents} for name in algorithms}
+    return _named_tensors(file, _load(file, data, remedy), remedy), digests
+
+
+def check_names(
+    file: Path,
+    given: Mapping[str, Tensor],
+    expected: Mapping[str, Tensor],
+    *,
+    what: str,
+    remedy: str,
+    names: Mapping[str, str] | None = None,
+) -> None:
+    """Refuses a state dict that is not exactly the expected one, in names, shapes and kind of number.
+
+    Args:
+        file: named in the message.
+        given: what was read.
+        expected: a state dict of the wanted shapes (may be on the meta device).
+        what: the wanted network, for the message.
+        remedy: what to do about it, for the message.
+        names: our name to the file's own, where they differ, so that the message names what is in the file.
+
+    Raises:
+        CheckpointError: with the first missing, unexpected, misshapen or non-finite tensors.
+    """
+    shown = names or {}
+    shapes = [
+        f"{shown.get(key, key)} {tuple(value.shape)} instead of {tuple(expected[key].shape)}"
+        for key, value in given.items()
+        if key in expected and value.shape != expected[key].shape
+    ]
+    kinds = [
+        f"{shown.get(key, key)} {value.dtype}"
+        for key, value in given.items()
+        if key in expected and value.is_floating_point() != expected[key].is_floating_point()
+    ]
+    problems = [
+        _listed("missing", [shown.get(key, key) for key in expected if key not in given]),
+        _listed("unexpected", [shown.get(key, key) for key in given if key not in expected]),
+        _listed("of another shape", shapes),
+        _listed("of another type", kinds),
+    ]
+    if not any(problems):  # reads every value, so last
+        bad = [shown.get(key, key) for key, value in given.items() if not bool(value.isfinite().all())]
+        problems = [_listed("with NaN or infinite values", bad)]
+    text = "; ".join(problem for problem in problems if problem)
+    if text:
+        raise CheckpointError(f"{file}: is not {what}: {text}; {remedy}")
+
+
+def _listed(title: str, names: list[str]) -> str:
+    if not names:
+        return ""
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return f"{len(names)} tensor{'s' if len(names) > 1 else ''} {title} ({', '.join(names[:_SHOWN])}{more})"
+
+
+def _read(file: Path, remedy: str) -> bytes:
+    try:
+        data = file.read_bytes()
+    except FileNotFoundError:
+        raise CheckpointError(f"{file}: does not exist; fetch it or place it there") from None
+    except OSError as error:
+        raise CheckpointError(f"{file}: cannot be read ({error.strerror}); make it a readable file") from error
+    if not data:
+        raise CheckpointError(f"{file}: is empty; {remedy}")
+    if data[:512].lstrip(b"\xef\xbb\xbf \t\r\n").lower().startswith((b"<!doctype", b"<html", b"<?xml")):
+        raise CheckpointError(
+            f"{file}: is a web page, not weights (the server answered with an error or login); {remedy}"
+        )
+    return data
+
+
+def _is_zip_of_checkpoint(data: bytes) -> bool:
+    """A zip that is not itself a PyTorch file (those hold ``<name>/data.pkl``)."""
+    if not data.startswith(b"PK"):
+        return False
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            return not any(PurePosixPath(name).name == "data.pkl" for name in archive.namelist())
+    except zipfile.BadZipFile:
+        return False  # cut off, whichever it was: PyTorch's reader will refuse it
+
+
+def _member(file: Path, data: bytes, remedy: str) -> bytes:
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        members = [
+            item for item in archive.infolist() if not item.is_dir() and not item.filename.startswith("__MACOSX/")
+        ]
+        for item in members:
+            path = PurePosixPath(item.filename)
+            if path.is_absolute() or ".." in path.parts or "\\" in item.filename:
+                raise CheckpointError(f"{file}: holds a member with an unsafe name ({item.filename!r}); {remedy}")
+        if len(members) != 1 or not members[0].filename.endswith((".pth", ".pt")):
+            found = ", ".join(item.filename for item in members[:_SHOWN]) or "nothing"
+            raise CheckpointError(f"{file}: must hold exactly one .pth file, holds {found}; {remedy}")
+        if members[0].file_size > MAX_MEMBER_BYTES:
+            raise CheckpointError(
+                f"{file}: {members[0].filename} unpacks to {members[0].file_size} bytes, allowed are "
+                f"{MAX_MEMBER_BYTES}; {remedy}"
+            )
+        try:
+            return archive.read(members[0])
+        except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+            raise CheckpointError(f"{file}: is a damaged zip ({_short(error)}); {remedy}") from error
+
+
+def _load(file: Path, data: bytes, remedy: str) -> Any:
+    if file.suffix == ".safetensors":
+        try:
+            return load_safetensors(data)
+        except SafetensorError as error:
+            raise CheckpointError(
+                f"{file}: is not a safetensors file or is cut off ({_short(error)}); {remedy}"
+            ) from error
+    try:
+        with _numpy_scalars():
+            return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        if wanted := re.search(r"GLOBAL (\S+)", str(error)):
+            raise CheckpointError(
+                f"{file}: would run code when loaded ({wanted[1]}), which is refused; re-save its state dict as plain "
+                "tensors or safetensors where you trust it"
+            ) from error
+        raise CheckpointError(f"{file}: is no PyTorch file; {remedy}") from error
+    except Exception as error:  # PyTorch's readers raise whatever the damaged bytes lead to
+        raise CheckpointError(f"{file}: is damaged or cut off ({_short(error)}); {remedy}") from error
+
+
+def _numpy_scalars() -> AbstractContextManager[None]:
+    """Allows plain NumPy numbers, which the official repository's checkpoints keep beside the weights (best score)."""
+    scalar = np.float64(0).__reduce__()[0]
+    kinds = {type(np.dtype(name)) for name in ("float32", "float64", "int32", "int64")}
+    allowed = [(scalar, "numpy.core.multiarray.scalar"), (scalar, "numpy._core.multiarray.scalar"), np.dtype, *kinds]
+    context: AbstractContextManager[None] = torch.serialization.safe_globals(allowed)  # type: ignore[arg-type]
+    return context
+
+
+def _named_tensors(file: Path, value: Any, remedy: str) -> dict[str, Tensor]:
+    for wrapper in ("state_dict", "model"):
+        if isinstance(value, Mapping) and isinstance(value.get(wrapper), Mapping):
+            value = value[wrapper]
+    if not isinstance(value, Mapping) or not value:
+        raise CheckpointError(f"{file}: holds no state dict but a {type(value).__name__}; {remedy}")
+    result: dict[str, Tensor] = {}
+    for key, tensor in value.items():
+        if not isinstance(key, str) or not isinstance(tensor, Tensor):
+            raise CheckpointError(f"{file}: entry {key!r} is a {type(tensor).__name__}, not a tensor; {remedy}")
+        name = key.removeprefix("module.")
+        if name in result:
+            raise CheckpointError(f"{file}: tensor {name} appears twice, once as {key}; {remedy}")
+        result[name] = tensor
+    return result
+
+
+def _short(error: Exception) -> str:
+    """The first line of a library's message."""
+    text = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return text if len(text) <= 160 else text[:157] + "..."

@@ -1,0 +1,363 @@
+"""The attention modules against loops over single positions, closed forms and symmetries."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from danet.models.attention import (
+    ChannelAttention,
+    Clustering,
+    CompactChannelDecoder,
+    CompactPositionDecoder,
+    CompactPositionEncoder,
+    CrossLevelGate,
+    PositionAttention,
+    adaptive_average_pool,
+    fused_attention,
+    reference_attention,
+)
+
+
+def filled(module: nn.Module, seed: int = 0, gain: float = 0.7) -> nn.Module:
+    """All parameters drawn from a normal distribution, so that scales which start at 0 take part."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.copy_(gain * torch.randn(parameter.shape, generator=generator))
+    return module
+
+
+def noise(*shape: int, seed: int = 1, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+def softmax(scores: list[float]) -> list[float]:
+    top = max(scores)
+    weights = [math.exp(score - top) for score in scores]
+    return [weight / sum(weights) for weight in weights]
+
+
+@pytest.mark.parametrize("attention", ["fused", "reference"])
+@pytest.mark.parametrize("bias", [True, False])
+def test_pam_is_unscaled_attention_plus_input(attention: Any, bias: bool) -> None:
+    pam = filled(PositionAttention(6, 3, bias, attention).double())
+    x = noise(2, 6, 2, 3, dtype=torch.float64)
+    projected = {
+        name: (getattr(pam, name).weight[:, :, 0, 0].detach(), getattr(pam, name).bias)
+        for name in ("query", "key", "value")
+    }
+    expected = torch.empty_like(x)
+    for image in range(2):
+        columns = [x[image, :, h, w] for h in range(2) for w in range(3)]
+        q, k, v = (
+            [weight @ column + (0 if offset is None else offset.detach()) for column in columns]
+            for weight, offset in projected.values()
+        )
+        for i in range(6):
+            weights = softmax([float(q[i] @ k[j]) for j in range(6)])
+            attended = sum(weights[j] * v[j] for j in range(6))
+            expected[image, :, i // 3, i % 3] = pam.gamma.item() * attended + columns[i]
+    torch.testing.assert_close(pam(x), expected, rtol=0, atol=1e-12)
+    assert (pam.query.bias is not None) == bias
+
+
+def test_cam_favours_dissimilar_channels() -> None:
+    cam = filled(ChannelAttention().double())
+    x = noise(2, 4, 2, 3, dtype=torch.float64)
+    expected = torch.empty_like(x)
+    for image in range(2):
+        f = x[image].flatten(1)
+        for c in range(4):
+            energy = [float(f[c] @ f[d]) for d in range(4)]
+            weights = softmax([max(energy) - e for e in energy])
+            attended = sum(weights[d] * f[d] for d in range(4))
+            expected[image, c] = (cam.gamma.item() * attended + f[c]).reshape(2, 3)
+    torch.testing.assert_close(cam(x), expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "module", [PositionAttention(16, 2), PositionAttention(16, 2, attention="reference"), ChannelAttention()]
+)
+def test_attention_starts_as_the_identity(module: nn.Module) -> None:
+    x = noise(2, 16, 5, 4)
+    assert module.gamma.shape == ()  # type: ignore[union-attr]
+    assert torch.equal(module(x), x)
+
+
+def test_compact_decoders_start_as_the_identity() -> None:
+    x = noise(2, 16, 5, 4)
+    assert torch.equal(CompactPositionDecoder(16)(x, noise(2, 50, 16)), x)
+    assert torch.equal(CompactChannelDecoder()(x, noise(2, 3, 5, 4)), x)
+
+
+def test_pam_with_equal_scores_averages_all_positions() -> None:
+    pam = PositionAttention(16, 2)
+    nn.init.zeros_(pam.query.weight)
+    nn.init.zeros_(pam.query.bias)  # type: ignore[arg-type]
+    nn.init.constant_(pam.gamma, 0.25)
+    x = noise(2, 16, 5, 4)
+    expected = x + 0.25 * pam.value(x).mean(dim=(2, 3), keepdim=True)
+    torch.testing.assert_close(pam(x), expected)
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.integers(1, 9), st.integers(1, 9), st.integers(1, 3), st.integers(0, 2**31))
+def test_pam_and_cam_follow_a_permutation_of_the_positions(height: int, width: int, batch: int, seed: int) -> None:
+    x = noise(batch, 16, height, width, seed=seed, dtype=torch.float64)
+    order = torch.randperm(height * width, generator=torch.Generator().manual_seed(seed))
+    shuffled = x.flatten(2)[:, :, order].reshape(x.shape)
+    for module in (filled(PositionAttention(16, 2).double()), filled(ChannelAttention().double())):
+        expected = module(x).flatten(2)[:, :, order].reshape(x.shape)
+        torch.testing.assert_close(module(shuffled), expected, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("shape", [(1, 7, 5), (2, 16, 16), (3, 1, 1), (1, 33, 41)])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_fused_equals_reference_forward_and_backward(shape: tuple[int, int, int], layout: torch.memory_format) -> None:
+    batch, height, width = shape
+    # Gain such that scores spread over several units, as in a trained network.
+    fused = filled(PositionAttention(128, 16, attention="fused"), gain=0.06)
+    reference = filled(PositionAttention(128, 16, attention="reference"), gain=0.06)
+    inputs = [noise(batch, 128, height, width).to(memory_format=layout).requires_grad_() for _ in range(2)]
+    out = [module(x) for module, x in zip((fused, reference), inputs, strict=True)]
+    assert (out[0] - out[1]).abs().max() < 1e-5
+    assert out[0].is_contiguous(memory_format=layout)
+    upstream = noise(batch, 128, height, width, seed=3)
+    for value in out:
+        value.backward(upstream)
+    pairs = [(inputs[0].grad, inputs[1].grad)]
+    pairs += [(a.grad, b.grad) for a, b in zip(fused.parameters(), reference.parameters(), strict=True)]
+    for mine, other in pairs:
+        assert mine is not None
+        assert other is not None
+        assert (mine - other).abs().max() < 1e-4 * max(1.0, float(other.abs().max()))
+
+
+@pytest.mark.parametrize("heads", [1, 2, 8])
+def test_heads_are_only_a_way_to_compute(heads: int) -> None:
+    q, k, v = noise(2, 40, 8, seed=1), noise(2, 40, 8, seed=2), noise(2, 40, 64, seed=3)
+    torch.testing.assert_close(fused_attention(q, k, v, heads), reference_attention(q, k, v), rtol=0, atol=1e-5)
+
+
+class Largest(TorchDispatchMode):
+    """Records the largest tensor, in elements, that any operation makes."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for value in out if isinstance(out, tuple | list) else (out,):
+            if isinstance(value, Tensor):
+                # Of the storage, so that views which repeat memory (expand) count once.
+                self.elements = max(self.elements, value.untyped_storage().nbytes() // value.element_size())
+        return out
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_fused_attention_never_holds_the_map(layout: torch.memory_format) -> None:
+    positions, channels = 48 * 48, 64
+    largest = {}
+    for attention in ("fused", "reference"):
+        pam = filled(PositionAttention(channels, 8, attention=attention), gain=0.05)  # type: ignore[arg-type]
+        x = noise(1, channels, 48, 48).to(memory_format=layout).requires_grad_()
+        with Largest() as record:
+            pam(x).sum().backward()
+        largest[attention] = record.elements
+    assert largest["reference"] >= positions**2  # the measurement sees the map where there is one
+    assert largest["fused"] <= 4 * positions * channels < positions**2
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_fused_attention_on_cuda(dtype: torch.dtype) -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    positions = 128 * 256  # Cityscapes whole at stride 8: the map alone would take 2 to 4 GiB
+    q, k = (0.5 * noise(1, positions, 64, seed=seed) for seed in (1, 2))
+    v = noise(1, positions, 512, seed=3)
+    leaves = [x.to("cuda", dtype).requires_grad_() for x in (q, k, v)]
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    out = fused_attention(*leaves)
+    out.sum().backward()
+    torch.cuda.synchronize()
+    assert torch.cuda.max_memory_allocated() - before < 1.5 * 2**30
+    rows = slice(0, 256)  # the reference for some of the queries is cheap
+    expected = reference_attention(*(x.detach().float() for x in (leaves[0][:, rows], leaves[1], leaves[2])))
+    tolerance = 1e-4 if dtype == torch.float32 else 2e-2
+    torch.testing.assert_close(out[:, rows].detach().float(), expected, rtol=0, atol=tolerance)
+
+
+def test_cam_does_not_overflow_in_half_precision() -> None:
+    cam = ChannelAttention()
+    nn.init.constant_(cam.gamma, 1.0)
+    x = 30 * noise(1, 8, 32, 32).abs()  # energies near 1e6; float16 ends at 65504
+    torch.testing.assert_close(cam(x.half()).float(), cam(x.half().float()), rtol=2e-3, atol=0.1)
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = cam(x.bfloat16())
+    assert mixed.dtype == torch.bfloat16
+    torch.testing.assert_close(mixed.float(), cam(x.bfloat16().float()), rtol=2e-2, atol=0.5)
+
+
+def cells(size: int, grid: int) -> list[range]:
+    return [range(math.floor(g * size / grid), math.ceil((g + 1) * size / grid)) for g in range(grid)]
+
+
+@pytest.mark.parametrize("size", [(7, 5), (12, 18), (6, 6), (1, 2)])
+def test_cpam_centres_are_averages_of_four_grids(size: tuple[int, int]) -> None:
+    encoder = CompactPositionEncoder(3).eval().double()
+    for grid, conv in enumerate(encoder.convs):  # an own factor for each grid tells the convolutions apart
+        conv[0].weight.data.copy_((grid + 1) * torch.eye(3)[:, :, None, None])
+    x = noise(2, 3, *size, dtype=torch.float64).abs()
+    expected = [
+        (index + 1) * x[:, :, list(rows)][:, :, :, list(columns)].mean(dim=(2, 3)) / math.sqrt(1 + 1e-5)
+        for index, grid in enumerate((1, 2, 3, 6))
+        for rows in cells(size[0], grid)
+        for columns in cells(size[1], grid)
+    ]
+    centres = encoder(x)
+    assert centres.shape == (2, 50, 3)
+    torch.testing.assert_close(centres, torch.stack(expected, dim=1), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("size", [(7, 5), (33, 65), (6, 6), (2, 1)])
+def test_deterministic_pooling_is_the_same_pooling(size: tuple[int, int]) -> None:
+    x = noise(2, 3, *size)
+    for grid in (1, 2, 3, 6):
+        plain = adaptive_average_pool(x, grid)
+        torch.use_deterministic_algorithms(True)
+        try:
+            deterministic = adaptive_average_pool(x, grid)
+        finally:
+            torch.use_deterministic_algorithms(False)
+        assert deterministic is not plain
+        torch.testing.assert_close(deterministic, plain, rtol=0, atol=1e-6)
+
+
+def test_cpam_attends_to_the_centres() -> None:
+    decoder = filled(CompactPositionDecoder(8).double(), gain=0.5)
+    x, centres = noise(2, 8, 2, 3, dtype=torch.float64), noise(2, 5, 8, seed=2, dtype=torch.float64)
+    assert (decoder.query.out_channels, decoder.key.out_features, decoder.value.out_features) == (2, 2, 8)
+    expected = torch.empty_like(x)
+    for image in range(2):
+        keys = [decoder.key.weight @ centre + decoder.key.bias for centre in centres[image]]
+        values = [decoder.value.weight @ centre + decoder.value.bias for centre in centres[image]]
+        for h in range(2):
+            for w in range(3):
+                query = decoder.query.weight[:, :, 0, 0] @ x[image, :, h, w] + decoder.query.bias
+                weights = softmax([(query @ key).item() for key in keys])
+                attended = sum(weight * value for weight, value in zip(weights, values, strict=True))
+                expected[image, :, h, w] = decoder.scale * attended + x[image, :, h, w]
+    torch.testing.assert_close(decoder(x, centres), expected, rtol=0, atol=1e-12)
+
+
+def test_ccam_attends_to_the_gathered_channels() -> None:
+    decoder = filled(CompactChannelDecoder().double())
+    x, y = noise(2, 5, 2, 3, dtype=torch.float64), noise(2, 3, 2, 3, seed=2, dtype=torch.float64)
+    expected = torch.empty_like(x)
+    for image in range(2):
+        for c in range(5):
+            energy = [float((x[image, c] * y[image, m]).sum()) for m in range(3)]
+            weights = softmax([max(energy) - e for e in energy])
+            attended = sum(weights[m] * y[image, m] for m in range(3))
+            expected[image, c] = decoder.scale * attended + x[image, c]
+    torch.testing.assert_close(decoder(x, y), expected, rtol=0, atol=1e-12)
+
+
+def test_clgd_gates_the_low_level() -> None:
+    gate = filled(CrossLevelGate(8), gain=0.3).eval()
+    low, high = noise(2, 8, 9, 11), noise(2, 8, 5, 6, seed=2)
+
+    def block(layers: Any, x: Tensor) -> Tensor:
+        convolved = nn.functional.conv2d(x, layers[0].weight, padding=1)
+        return (
+            convolved / math.sqrt(1 + 1e-5) * layers[1].weight[:, None, None] + layers[1].bias[:, None, None]
+        ).relu()
+
+    # align_corners: sample i of n lies at i (m - 1) / (n - 1) of m.
+    def lines(size: int, source: int) -> Tensor:
+        at = torch.arange(size) * (source - 1) / (size - 1)
+        return (1 - (at[:, None] - torch.arange(source)).abs()).clamp_min(0)
+
+    raised = lines(9, 5) @ high @ lines(11, 6).T
+    skip = block(gate.low, low)
+    score = torch.cat((skip, raised), 1).permute(0, 2, 3, 1) @ gate.gate.weight[0, :, 0, 0] + gate.gate.bias
+    gated = gate.gamma * torch.sigmoid(score)[:, None] * skip
+    expected = block(gate.out, block(gate.cat, torch.cat((gated, raised), 1)))
+    torch.testing.assert_close(gate(low, high), expected, rtol=1e-4, atol=1e-4)
+    assert CrossLevelGate(8).gamma.item() == 1
+
+
+def test_clusters_give_cosine_similarities_and_stay_in_evaluation() -> None:
+    clusters = Clustering(6, 4).eval()
+    x = noise(2, 6, 3, 2).relu()
+    before = {key: value.clone() for key, value in clusters.state_dict().items()}
+    out = clusters(x)
+    for image in range(2):
+        for h in range(3):
+            for w in range(2):
+                u = x[image, :, h, w]
+                for k in range(4):
+                    v = before["V_buffer"][k]
+                    cosine = float(u @ v) / max(float(u.norm() * v.norm()), 1e-12)
+                    assert out[image, k, h, w].item() == pytest.approx(cosine, abs=1e-6)
+    assert all(torch.equal(value, before[key]) for key, value in clusters.state_dict().items())
+
+
+def test_clusters_move_by_counts_in_training() -> None:
+    clusters = Clustering(6, 4).train()
+    centres, counts = clusters.V_buffer.double().numpy().copy(), np.ones(4)
+    for step in range(3):
+        x = noise(2, 6, 3, 2, seed=step).relu().requires_grad_()
+        out = clusters(x)
+        features = x.detach().double().permute(0, 2, 3, 1).reshape(-1, 6).numpy()
+        features /= np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
+        unit = centres / np.linalg.norm(centres, axis=1, keepdims=True)
+        similarity = features @ unit.T
+        np.testing.assert_allclose(out.detach().permute(0, 2, 3, 1).reshape(-1, 4).numpy(), similarity, atol=1e-6)
+        assigned = np.array([softmax(list(100 * row)) for row in similarity])
+        for k in range(4):
+            amount = assigned[:, k].sum()
+            counts[k] += amount
+            mean = (assigned[:, k, None] * features).sum(0) / amount
+            centres[k] += amount / counts[k] * (mean - centres[k])
+        np.testing.assert_allclose(clusters.V_buffer.numpy(), centres, atol=2e-5)
+        np.testing.assert_allclose(clusters.V_count_buffer.numpy(), counts, rtol=1e-5)
+        out.sum().backward()  # the update must not disturb what backward reads
+        assert x.grad is not None
+        assert bool(x.grad.isfinite().all())
+    assert clusters.V_count_buffer.dtype == torch.float64
+    assert not list(clusters.parameters())
+
+
+def test_clusters_start_at_the_sources_centres() -> None:
+    start = np.random.RandomState(1).randn(512, 512)
+    start /= np.linalg.norm(start, axis=1, keepdims=True)
+    np.testing.assert_allclose(Clustering(512, 512).V_buffer.numpy(), start, atol=1e-6)
+
+
+def test_a_cluster_without_features_keeps_its_centre() -> None:
+    clusters = Clustering(2, 2).train()
+    clusters.V_buffer.copy_(torch.tensor([[1.0, 0.0], [-1.0, 0.0]]))  # softmax underflows to 0 for the second
+    clusters(torch.tensor([1.0, 0.0]).reshape(1, 2, 1, 1))
+    assert clusters.V_buffer.tolist() == [[1.0, 0.0], [-1.0, 0.0]]
+    assert clusters.V_count_buffer.tolist() == [2.0, 1.0]
+
+
+@pytest.mark.parametrize("make", [lambda: PositionAttention(16, 2), ChannelAttention, lambda: Clustering(16, 16)])
+def test_modules_compile_to_one_graph(make: Callable[[], nn.Module]) -> None:
+    plain, other = filled(make()), filled(make())
+    compiled = torch.compile(other, backend="eager", fullgraph=True)
+    x = noise(2, 16, 5, 4)
+    torch.testing.assert_close(compiled(x), plain(x))
+    torch.testing.assert_close(compiled(x), plain(x))  # and the updated buffers agree

@@ -1,0 +1,111 @@
+"""The backbone against torchvision's, and its strides, dilations and stems."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+import torchvision
+from torch import Tensor, nn
+
+from danet.models.resnet import Bottleneck, ResNet
+
+
+def torchvision_features(peer: nn.Module, images: Tensor) -> list[Tensor]:
+    x = peer.maxpool(peer.relu(peer.bn1(peer.conv1(images))))  # type: ignore[operator]
+    features = []
+    for stage in (peer.layer1, peer.layer2, peer.layer3, peer.layer4):
+        x = stage(x)  # type: ignore[operator]
+        features.append(x)
+    return features
+
+
+@pytest.mark.parametrize(("output_stride", "dilate"), [(8, [False, True, True]), (16, [False, False, True])])
+def test_same_features_as_torchvision_to_the_bit(output_stride: Any, dilate: list[bool]) -> None:
+    torch.manual_seed(0)
+    peer = torchvision.models.resnet50(weights=None, replace_stride_with_dilation=dilate)
+    ours = ResNet("resnet50", "7x7", output_stride)
+    for module in peer.modules():  # statistics and weights of batch normalisation that are not the identity
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.uniform_(-0.1, 0.1)  # type: ignore[union-attr]
+            module.running_var.uniform_(0.5, 1.5)  # type: ignore[union-attr]
+            nn.init.uniform_(module.weight, 0.5, 1.0)
+    state = {key: value for key, value in peer.state_dict().items() if not key.startswith("fc.")}
+    renamed = {
+        key.replace("conv1.", "stem.0.") if key == "conv1.weight" else key: value for key, value in state.items()
+    }
+    renamed = {f"stem.1.{key[4:]}" if key.startswith("bn1.") else key: value for key, value in renamed.items()}
+    ours.load_state_dict(renamed)
+    images = torch.randn(2, 3, 49, 67)
+    for train in (False, True):
+        peer.train(train)
+        ours.train(train)
+        with torch.no_grad():
+            pairs = list(zip(ours(images), torchvision_features(peer, images), strict=True))
+        assert all(torch.equal(mine, theirs) for mine, theirs in pairs)
+        assert all(float(mine.std()) > 1e-3 for mine, _ in pairs)
+
+
+@pytest.mark.parametrize("name", ["resnet50", "resnet101"])
+@pytest.mark.parametrize("stem", ["7x7", "deep-32-32-64", "deep-64-64-128"])
+@pytest.mark.parametrize("output_stride", [8, 16])
+@pytest.mark.parametrize("size", [(64, 128), (769, 769), (65, 33), (1, 1), (100, 101)])
+def test_feature_sizes(name: str, stem: Any, output_stride: Any, size: tuple[int, int]) -> None:
+    with torch.device("meta"):
+        features = ResNet(name, stem, output_stride)(torch.empty(2, 3, *size))
+    for feature, channels, stride in zip(
+        features, (256, 512, 1024, 2048), (4, 8, output_stride, output_stride), strict=True
+    ):
+        assert feature.shape == (2, channels, math.ceil(size[0] / stride), math.ceil(size[1] / stride))
+
+
+def convolutions(layer: nn.Module) -> list[tuple[int, int, int]]:
+    """(stride, dilation, padding) of each block's 3x3 convolution."""
+    blocks = [block for block in layer.modules() if isinstance(block, Bottleneck)]
+    for block in blocks:
+        assert block.conv1.stride == (1, 1)  # 'pytorch' style: never on the 1x1
+    return [(block.conv2.stride[0], block.conv2.dilation[0], int(block.conv2.padding[0])) for block in blocks]
+
+
+def test_dilations_and_strides() -> None:
+    with torch.device("meta"):
+        d8, d16 = ResNet("resnet101", "7x7", 8), ResNet("resnet50", "7x7", 16)
+        grid = ResNet("resnet101", "7x7", 8, (4, 8, 16))
+    assert convolutions(d8.layer1) == [(1, 1, 1)] * 3
+    assert convolutions(d8.layer2) == [(2, 1, 1)] + [(1, 1, 1)] * 3
+    assert convolutions(d8.layer3) == [(1, 1, 1)] + [(1, 2, 2)] * 22
+    assert convolutions(d8.layer4) == [(1, 2, 2), (1, 4, 4), (1, 4, 4)]
+    assert convolutions(d16.layer3) == [(2, 1, 1)] + [(1, 1, 1)] * 5
+    assert convolutions(d16.layer4) == [(1, 1, 1), (1, 2, 2), (1, 2, 2)]
+    assert convolutions(grid.layer3) == convolutions(d8.layer3)
+    assert convolutions(grid.layer4) == [(1, 4, 4), (1, 8, 8), (1, 16, 16)]
+
+
+@pytest.mark.parametrize(
+    ("stem", "widths"), [("7x7", [64]), ("deep-32-32-64", [32, 32, 64]), ("deep-64-64-128", [64, 64, 128])]
+)
+def test_stem(stem: Any, widths: list[int]) -> None:
+    with torch.device("meta"):
+        model = ResNet("resnet50", stem, 8)
+    convs = [module for module in model.stem if isinstance(module, nn.Conv2d)]
+    assert [conv.out_channels for conv in convs] == widths
+    assert [conv.stride for conv in convs] == [(2, 2), *[(1, 1)] * (len(widths) - 1)]
+    assert {conv.kernel_size for conv in convs} == {(7, 7) if stem == "7x7" else (3, 3)}
+    assert all(conv.bias is None for conv in convs)
+
+
+def test_from_scratch_initialisation() -> None:
+    torch.manual_seed(0)
+    model = ResNet("resnet50", "deep-32-32-64", 8)
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Conv2d):
+            fan_out = module.out_channels * module.kernel_size[0] * module.kernel_size[1]
+            values, std = module.weight.detach(), math.sqrt(2 / fan_out)
+            assert float(values.std()) == pytest.approx(std, rel=5 / math.sqrt(2 * values.numel())), name
+            assert abs(float(values.mean())) < 5 * std / math.sqrt(values.numel()), name
+        if isinstance(module, nn.BatchNorm2d):
+            assert (module.eps, module.momentum) == (1e-5, 0.1)
+            assert bool((module.weight == 1).all())
+            assert bool((module.bias == 0).all())

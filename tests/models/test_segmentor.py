@@ -1,0 +1,280 @@
+"""Whole networks: sizes of all published models, outputs, initialisation, and what training needs of them."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from danet import rows
+from danet.errors import ConfigError
+from danet.models import Segmentor, build_model
+from danet.models.heads import DANetHead
+
+MMSEG: dict[str, Any] = {
+    "method": "danet",
+    "output_stride": 8,
+    "stem": "deep-32-32-64",
+    "aux_channels": 256,
+    "init": "mmsegmentation",
+}
+SSSEG: dict[str, Any] = {**MMSEG, "aux_channels": 512, "pam_bias": False, "init": "pytorch"}
+OFFICIAL: dict[str, Any] = {"method": "danet", "output_stride": 8, "multi_grid": (4, 8, 16), "align_corners": True}
+DRANET: dict[str, Any] = {**OFFICIAL, "method": "dranet", "stem": "deep-64-64-128", "aux_channels": 256}
+CLUSTER: dict[str, Any] = {
+    "method": "clusterdanet",
+    "output_stride": 8,
+    "stem": "deep-64-64-128",
+    "align_corners": True,
+}
+
+PUBLISHED = [
+    (MMSEG, "resnet50", 19, 49_846_574, "mmseg_r50d8_cityscapes_512x1024"),
+    (MMSEG, "resnet101", 19, 68_838_702, "mmseg_r101d8_cityscapes_512x1024"),
+    (MMSEG, "resnet50", 150, 50_081_850, "mmseg_r50d8_ade20k_512x512"),
+    (MMSEG, "resnet50", 21, 49_850_166, "mmseg_r50d8_voc12aug_512x512"),
+    (SSSEG, "resnet50", 19, 52_210_606, "ssseg_resnet50os8_cityscapes"),
+    ({**SSSEG, "output_stride": 16}, "resnet101", 19, 71_202_734, "ssseg_resnet101os16_cityscapes"),
+    (SSSEG, "resnet50", 21, 52_214_710, "ssseg_resnet50os8_voc"),
+    (SSSEG, "resnet50", 150, 52_479_418, "ssseg_resnet50os8_ade20k"),
+    ({**OFFICIAL, "stem": "7x7"}, "resnet101", 19, 66_454_779, "official_danet_r101_citys"),
+    ({**OFFICIAL, "stem": "deep-64-64-128"}, "resnet50", 19, 47_586_427, "official_danet_r50_deepstem"),
+    (DRANET, "resnet101", 19, 73_741_962, "official_dran_r101_citys"),
+    (CLUSTER, "resnet101", 21, 66_581_633, "fork_clusterdanet_r101_voc"),
+]
+SMALL = [("danet", MMSEG), ("danet-16", {**SSSEG, "output_stride": 16}), ("dranet", DRANET), ("clusterdanet", CLUSTER)]
+
+
+def on_meta(settings: dict[str, Any], backbone: str, num_classes: int, attention: str = "fused") -> Segmentor:
+    with torch.device("meta"):
+        return build_model(rows.Model(backbone=backbone, **settings), num_classes, attention)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("settings", "backbone", "num_classes", "count", "keys"), PUBLISHED, ids=lambda v: str(v)[:40])
+def test_parameter_counts(settings: dict[str, Any], backbone: str, num_classes: int, count: int, keys: str) -> None:
+    model = on_meta(settings, backbone, num_classes)
+    assert sum(parameter.numel() for parameter in model.parameters()) == count
+    grouped = [*model.backbone_parameters(), *model.head_parameters()]
+    assert Counter(map(id, grouped)) == Counter(map(id, model.parameters()))
+    assert {key.split(".")[0] for key in model.state_dict()} <= {"backbone", "head", "aux_head"}
+
+
+@pytest.mark.parametrize(("settings", "backbone", "num_classes", "count", "keys"), PUBLISHED, ids=lambda v: str(v)[:40])
+def test_same_tensors_as_the_source(
+    settings: dict[str, Any], backbone: str, num_classes: int, count: int, keys: str
+) -> None:
+    folder = os.environ.get("DANET_TEST_KEYS")
+    if not folder:
+        pytest.skip("DANET_TEST_KEYS (folder with the sources' key lists) is not set")
+    lines = [line.split("\t") for line in (Path(folder) / f"{keys}.txt").read_text().splitlines() if line[0] != "#"]
+    # The official code keeps its scales as (1,), the others and we as ().
+    theirs = Counter(("()" if shape == "(1,)" else shape, dtype) for _, shape, dtype in lines)
+    state = on_meta(settings, backbone, num_classes).state_dict()
+    ours = Counter(
+        ("()" if tuple(v.shape) == (1,) else str(tuple(v.shape)), str(v.dtype).removeprefix("torch."))
+        for v in state.values()
+    )
+    assert ours == theirs
+
+
+def names(settings: dict[str, Any]) -> set[str]:
+    extra = {"aux"} if settings.get("aux_channels") else set()
+    return extra | ({"main"} if settings["method"] == "dranet" else {"main", "pam", "cam"})
+
+
+@pytest.mark.parametrize(
+    ("settings", "size"), [(s, z) for _, s in SMALL for z in ((769, 769), (512, 1024), (375, 500))]
+)
+def test_outputs_and_their_sizes(settings: dict[str, Any], size: tuple[int, int]) -> None:
+    model = on_meta(settings, "resnet50", 7)
+    images = torch.empty(2, 3, *size, device="meta")
+    stride = settings["output_stride"]
+    with torch.no_grad():
+        trained, tested = model.train()(images), model.eval()(images)
+        asked = model(images, all_heads=True)
+        assert set(model.train()(images, all_heads=False)) == {"main"}
+    assert set(trained) == set(asked) == names(settings)
+    assert set(tested) == {"main"}
+    for name, logits in trained.items():
+        step = 4 if settings["method"] == "dranet" and name == "main" else stride
+        assert logits.shape == (2, 7, math.ceil(size[0] / step), math.ceil(size[1] / step))
+
+
+@pytest.fixture(scope="module", params=SMALL, ids=[name for name, _ in SMALL])
+def small(request: pytest.FixtureRequest) -> Segmentor:
+    """A ResNet-50 network with attention that takes part (its scales start at 0)."""
+    torch.manual_seed(0)
+    model = build_model(rows.Model(backbone="resnet50", **request.param[1]), 5)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith(("pam.gamma", "cam.gamma", "scale")):
+                parameter.fill_(0.5)
+    return model
+
+
+@pytest.fixture
+def images() -> Tensor:
+    return torch.randn(2, 3, 57, 41, generator=torch.Generator().manual_seed(3))
+
+
+def test_every_parameter_gets_a_gradient(small: Segmentor, images: Tensor) -> None:
+    small.train().zero_grad(set_to_none=True)
+    outputs = small(images)
+    sum(value.square().mean() for value in outputs.values()).backward()  # type: ignore[union-attr]
+    for name, parameter in small.named_parameters():
+        assert parameter.grad is not None, name
+        assert bool(parameter.grad.isfinite().all()), name
+        # A shift of all scores of a position, or of all channels before batch normalisation, changes nothing.
+        if not name.endswith(("pam.key.bias", "cpam_decoder.key.bias")):
+            assert bool((parameter.grad != 0).any()), name
+
+
+def test_evaluation_is_a_function_of_the_image(small: Segmentor, images: Tensor) -> None:
+    small.eval()
+    with torch.no_grad():
+        first, again = small(images)["main"], small(images)["main"]
+        alone = torch.cat([small(image[None])["main"] for image in images])
+        layout = small(images.to(memory_format=torch.channels_last))["main"]
+    assert torch.equal(first, again)
+    scale = float(first.abs().max())
+    assert (first - alone).abs().max() < 1e-4 * scale  # no state from one image reaches another
+    assert (first - layout).abs().max() < 1e-4 * scale
+
+
+def test_autocast_and_synchronised_batch_norm(small: Segmentor, images: Tensor) -> None:
+    small.eval()
+    with torch.no_grad():
+        exact = small(images)["main"]
+        with torch.autocast("cpu", torch.bfloat16):
+            mixed = small(images)["main"]
+    assert mixed.dtype == torch.bfloat16
+    assert (mixed.float() - exact).abs().max() < 0.1 * exact.abs().max()
+    plain = sum(isinstance(module, nn.BatchNorm2d) for module in small.modules())
+    converted = nn.SyncBatchNorm.convert_sync_batchnorm(build_model(small.config, 5))
+    converted.load_state_dict(small.state_dict())
+    converted.eval()
+    assert sum(isinstance(module, nn.SyncBatchNorm) for module in converted.modules()) == plain > 50
+    with torch.no_grad():
+        torch.testing.assert_close(converted(images)["main"], exact)
+
+
+def test_fused_and_reference_networks_agree(images: Tensor) -> None:
+    torch.manual_seed(0)
+    config = rows.Model(backbone="resnet50", **MMSEG)
+    fused, reference = build_model(config, 5, "fused").eval(), build_model(config, 5, "reference").eval()
+    for model in (fused, reference):
+        nn.init.constant_(model.head.pam.gamma, 0.5)  # type: ignore[union-attr, arg-type]
+    reference.load_state_dict(fused.state_dict())
+    with torch.no_grad():
+        a, b = fused(images)["main"], reference(images)["main"]
+    assert not torch.equal(a, torch.zeros_like(a))
+    assert (a - b).abs().max() < 1e-5 * max(1.0, float(a.abs().max()))
+
+
+def test_main_output_is_the_sum_of_the_branches() -> None:
+    """With one branch silenced and classifiers shared, ``main`` is the other branch's output."""
+    torch.manual_seed(0)
+    features = tuple(torch.randn(2, channels, 3, 4) for channels in (256, 512, 1024, 2048))
+    for silenced, kept in (("cam", "pam"), ("pam", "cam")):
+        head = DANetHead(5).eval()
+        nn.init.zeros_(getattr(head, f"{silenced}_out")[1].weight)
+        getattr(head, f"{kept}_classifier").load_state_dict(head.classifier.state_dict())
+        with torch.no_grad():
+            logits = head(features, True)
+        assert torch.equal(logits["main"], logits[kept])
+        assert not torch.equal(logits["main"], logits[silenced])
+
+
+def test_dropout_zeroes_whole_channels_in_training_only() -> None:
+    torch.manual_seed(0)
+    model = on_meta(MMSEG, "resnet50", 5)
+    rates = {name: module.p for name, module in model.named_modules() if isinstance(module, nn.Dropout2d)}
+    assert rates == {"head.dropout": 0.1, "aux_head.dropout": 0.1}
+    assert not any(isinstance(module, nn.Dropout) for module in model.modules())
+
+
+def blocks(head: nn.Module) -> Iterator[nn.Conv2d]:
+    for module in head.modules():
+        if isinstance(module, nn.Sequential) and isinstance(module[0], nn.Conv2d):
+            yield module[0]
+
+
+def close_in_distribution(values: Tensor, std: float) -> bool:
+    """Standard deviation and mean within five standard errors (of a normal; less for a uniform distribution)."""
+    values = values.detach()
+    n = values.numel()
+    return abs(float(values.std()) / std - 1) < 5 / math.sqrt(2 * n) and abs(
+        float(values.mean())
+    ) < 5 * std / math.sqrt(n)
+
+
+def test_initialisation_as_mmsegmentation() -> None:
+    torch.manual_seed(0)
+    model = build_model(rows.Model(backbone="resnet50", **MMSEG), 150)
+    assert isinstance(model.head, DANetHead)
+    assert model.aux_head is not None
+    for head in (model.head, model.aux_head):
+        convs = list(blocks(head))
+        assert convs
+        for conv in convs:
+            assert close_in_distribution(conv.weight, math.sqrt(2 / (conv.out_channels * 9)))
+        assert close_in_distribution(head.classifier.weight, 0.01)
+        assert not bool(head.classifier.bias.any())
+    for layer in (model.head.pam_classifier, model.head.cam_classifier, model.head.pam.query, model.head.pam.value):
+        assert close_in_distribution(layer.weight, 1 / math.sqrt(3 * 512))
+        assert float(layer.weight.detach().abs().max()) <= (1 + 1e-6) / math.sqrt(512)
+        assert bool(layer.bias.any())
+    assert model.head.pam.gamma.item() == model.head.cam.gamma.item() == 0
+
+
+@pytest.mark.parametrize("settings", [SSSEG, DRANET, CLUSTER])
+def test_initialisation_as_pytorch(settings: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    model = build_model(rows.Model(backbone="resnet50", **settings), 150)
+    heads = [head for head in (model.head, model.aux_head) if head is not None]
+    for head in heads:
+        for layer in head.modules():
+            if isinstance(layer, nn.Conv2d | nn.Linear):
+                fan_in = layer.weight[0].numel()
+                assert close_in_distribution(layer.weight, 1 / math.sqrt(3 * fan_in))
+                assert float(layer.weight.detach().abs().max()) <= (1 + 1e-6) / math.sqrt(fan_in)
+
+
+def test_same_seed_same_network() -> None:
+    def weights() -> dict[str, Tensor]:
+        torch.manual_seed(7)
+        return build_model(rows.Model(backbone="resnet50", **CLUSTER), 5).state_dict()
+
+    first, second = weights(), weights()
+    assert all(torch.equal(value, second[key]) for key, value in first.items())
+
+
+@pytest.mark.parametrize("settings", [MMSEG, DRANET, CLUSTER])
+def test_heads_compile_to_one_graph(settings: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    model = build_model(rows.Model(backbone="resnet50", **settings), 5).eval()
+    features = tuple(
+        torch.randn(2, channels, size, size) for channels, size in ((256, 6), (512, 3), (1024, 3), (2048, 3))
+    )
+    with torch.no_grad():
+        expected = model.head(features, True)
+        compiled = torch.compile(model.head, backend="eager", fullgraph=True)(features, True)
+    assert expected.keys() == compiled.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(compiled[name], value)
+
+
+def test_refuses_impossible_requests() -> None:
+    config = rows.Model(backbone="resnet50", **MMSEG)
+    with pytest.raises(ConfigError, match=r"'flash' is unknown; allowed: fused, reference"):
+        build_model(config, 19, "flash")
+    for count in (1, 256):
+        with pytest.raises(ConfigError, match=f"num_classes {count}: must be 2 to 255"):
+            build_model(config, count)

@@ -1,0 +1,242 @@
+"""ImageNet checkpoints of each naming, to our names and into a model."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torchvision
+from torch import Tensor
+
+from danet import rows
+from danet.errors import CheckpointError
+from danet.files import sha256
+from danet.models import Segmentor, build_model
+from danet.models.resnet import ResNet
+from danet.weights.imagenet import load_backbone, load_imagenet, prepare_weights
+
+STEMS = ["7x7", "deep-32-32-64", "deep-64-64-128"]
+
+
+def ours(backbone: str, stem: Any) -> dict[str, Tensor]:
+    """A state dict of which each tensor holds its own number once, however large it looks (so its file is small)."""
+    with torch.device("meta"):
+        shapes = ResNet(backbone, stem, 8).state_dict()
+    return {
+        key: torch.tensor(index if value.dtype == torch.int64 else 0.01 * index).expand(value.shape)
+        for index, (key, value) in enumerate(shapes.items())
+    }
+
+
+def as_torchvision(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    renamed = {re.sub(r"^stem\.0\.", "conv1.", re.sub(r"^stem\.1\.", "bn1.", key)): v for key, v in state.items()}
+    return {**renamed, "fc.weight": torch.zeros(1000, 2048), "fc.bias": torch.zeros(1000)}
+
+
+def as_encoding(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    renamed = {re.sub(r"^stem\.", "conv1.", re.sub(r"^stem\.7\.", "bn1.", key)): v for key, v in state.items()}
+    return {**renamed, "fc.weight": torch.zeros(1000, 2048), "fc.bias": torch.zeros(1000)}
+
+
+def as_mmsegmentation(state: dict[str, Tensor]) -> dict[str, Any]:
+    return {"state_dict": state, "meta": {"epoch": 100}}
+
+
+def written(path: Path, value: Any) -> Path:
+    torch.save(value, path)
+    return path
+
+
+def assert_same(state: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    assert list(state) == list(expected)
+    for key, value in expected.items():
+        assert torch.equal(state[key], value), key
+
+
+@pytest.mark.parametrize(
+    ("stem", "rename", "backbone"),
+    [
+        ("7x7", as_torchvision, "resnet101"),
+        ("deep-64-64-128", as_encoding, "resnet101"),
+        ("deep-32-32-64", as_mmsegmentation, "resnet101"),
+        ("deep-32-32-64", lambda s: {f"module.{k}": v for k, v in s.items()}, "resnet50"),
+        (
+            "deep-32-32-64",
+            lambda s: {**{f"backbone.{k}": v for k, v in s.items()}, "head.fc.bias": torch.zeros(9)},
+            "resnet50",
+        ),
+        *[(stem, lambda s: s, "resnet50") for stem in STEMS],
+    ],
+)
+def test_every_naming_arrives_at_ours(tmp_path: Path, stem: str, rename: Any, backbone: str) -> None:
+    state = ours(backbone, stem)
+    assert_same(load_imagenet(written(tmp_path / "w.pth", rename(state)), backbone, stem), state)
+
+
+def test_torchvisions_own_model_converts(tmp_path: Path) -> None:
+    peer = torchvision.models.resnet50(weights=None)
+    state = load_imagenet(written(tmp_path / "w.pth", peer.state_dict()), "resnet50", "7x7")
+    theirs = [value for key, value in peer.state_dict().items() if not key.startswith("fc.")]
+    assert all(torch.equal(a, b) for a, b in zip(state.values(), theirs, strict=True))
+
+
+def test_old_files_without_counters_and_in_half_precision(tmp_path: Path) -> None:
+    state = ours("resnet50", "7x7")
+    old = {k: v.half() for k, v in as_torchvision(state).items() if not k.endswith("num_batches_tracked")}
+    result = load_imagenet(written(tmp_path / "w.pth", old), "resnet50", "7x7")
+    for key, value in state.items():
+        if key.endswith("num_batches_tracked"):
+            assert torch.equal(result[key], torch.zeros((), dtype=torch.int64))
+        else:
+            assert result[key].dtype == torch.float32
+            assert torch.equal(result[key], value.half().float())
+
+
+def test_wrong_depth_and_stem_are_said(tmp_path: Path) -> None:
+    file = written(tmp_path / "w.pth", as_torchvision(ours("resnet101", "7x7")))
+    with pytest.raises(CheckpointError, match=r"w\.pth: holds a resnet101 backbone, wanted is resnet50"):
+        load_imagenet(file, "resnet50", "7x7")
+    with pytest.raises(CheckpointError, match="holds a 7x7 stem, wanted is deep-32-32-64"):
+        load_imagenet(file, "resnet101", "deep-32-32-64")
+    file = written(tmp_path / "w.pth", as_encoding(ours("resnet50", "deep-64-64-128")))
+    with pytest.raises(CheckpointError, match="holds a deep-64-64-128 stem, wanted is deep-32-32-64"):
+        load_imagenet(file, "resnet50", "deep-32-32-64")
+    for peer, name in (("resnet18", "resnet18 or resnet34"), ("resnet152", "resnet152")):
+        with torch.device("meta"):
+            shapes = torchvision.models.get_model(peer, weights=None).state_dict()
+        state = {key: torch.zeros(()).expand(value.shape) for key, value in shapes.items()}
+        with pytest.raises(CheckpointError, match=f"holds a {name} backbone"):
+            load_imagenet(written(tmp_path / "w.pth", state), "resnet50", "7x7")
+
+
+def test_every_tensor_is_accounted_for(tmp_path: Path) -> None:
+    state = as_torchvision(ours("resnet50", "7x7"))
+
+    def refused(change: dict[str, Any], reason: str) -> None:
+        changed = {k: v for k, v in {**state, **change}.items() if v is not None}
+        with pytest.raises(CheckpointError, match=reason):
+            load_imagenet(written(tmp_path / "w.pth", changed), "resnet50", "7x7")
+
+    refused({"layer2.1.bn2.weight": None}, r"1 tensor missing \(layer2\.1\.bn2\.weight\)")
+    refused({"layer2.1.bn2.gamma": torch.ones(3)}, r"1 tensor unexpected \(layer2\.1\.bn2\.gamma\)")
+    refused(
+        {"layer1.0.conv1.weight": torch.ones(64, 128, 1, 1)},
+        r"of another shape \(layer1\.0\.conv1\.weight \(64, 128, 1, 1\) instead of \(64, 64, 1, 1\)\)",
+    )
+    refused({"layer4.2.bn3.bias": torch.full((2048,), torch.nan)}, r"NaN or infinite values \(layer4\.2\.bn3\.bias\)")
+    refused({"layer4.2.bn3.bias": torch.ones(2048, dtype=torch.int64)}, r"of another type \(layer4\.2\.bn3\.bias")
+    refused({"bn1.weight": None, "bn1.bias": torch.zeros(65)}, r"missing \(bn1\.weight|missing \(stem\.1\.weight")
+    refused({"stem.0.weight": state["conv1.weight"]}, "are the same tensor")
+    decode = {f"decode_head.{index}": torch.ones(1) for index in range(9)}
+    refused(decode, r"9 tensors unexpected \(decode_head\.0, .* and 4 more\)")
+
+
+def test_unknown_backbone_or_stem(tmp_path: Path) -> None:
+    file = written(tmp_path / "w.pth", {"a": torch.ones(1)})
+    with pytest.raises(CheckpointError, match="backbone 'resnet34' is unknown; allowed: resnet50, resnet101"):
+        load_imagenet(file, "resnet34", "7x7")
+    with pytest.raises(CheckpointError, match="stem '3x3' is unknown; allowed: 7x7"):
+        load_imagenet(file, "resnet50", "3x3")
+
+
+# ----------------------------------------------------------------------------------------------- prepare and load
+
+
+def spec(stem: str = "7x7", **settings: Any) -> rows.Weights:
+    entry = {"title": "Test", "url": "https://example.org/w.pth", "file": "w.pth", "backbone": "resnet50", "stem": stem}
+    return rows.Weights.model_validate({**entry, **settings})
+
+
+RANDOM = rows.Weights(title="random initialisation", url=None, file=None, backbone=None, stem=None)
+
+
+def network(stem: Any = "7x7", backbone: Any = "resnet50") -> Segmentor:
+    """All zero, which no weights are."""
+    with torch.device("meta"):
+        model = build_model(rows.Model(method="danet", backbone=backbone, output_stride=8, stem=stem), 5)
+    model.to_empty(device="cpu")
+    for value in model.state_dict().values():
+        value.zero_()
+    return model
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Prepared 7x7 ResNet-50 weights; the source lies beside them."""
+    base = tmp_path_factory.mktemp("weights")
+    file = written(base / "w.pth", as_torchvision(ours("resnet50", "7x7")))
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    prepare_weights("test", spec(checksum=f"sha256:{digest[:8]}"), file, base / "out")
+    return base
+
+
+def test_prepared_weights_load_exactly(folder: Path) -> None:
+    model = network()
+    digest = load_backbone(model, folder / "out")
+    assert digest == hashlib.sha256((folder / "out/weights.safetensors").read_bytes()).hexdigest()
+    assert_same(dict(model.backbone.state_dict()), ours("resnet50", "7x7"))
+    assert not any(bool(value.any()) for value in model.head.state_dict().values())
+    source = json.loads((folder / "out/source.json").read_text())
+    assert source["sha256"] == hashlib.sha256((folder / "w.pth").read_bytes()).hexdigest()
+    assert source["tensors"] == len(ours("resnet50", "7x7"))
+    assert source["url"] == "https://example.org/w.pth"
+    assert source["weights_sha256"] == digest
+
+
+def test_preparing_again_gives_the_same_bytes(folder: Path) -> None:
+    prepare_weights("test", spec(checksum=None), folder / "w.pth", folder / "again")
+    assert sha256(folder / "out/weights.safetensors") == sha256(folder / "again/weights.safetensors")
+
+
+def test_the_checksum_of_a_zip_is_that_of_its_member(folder: Path, tmp_path: Path) -> None:
+    """As PyTorch-Encoding's model store verifies it: after unpacking."""
+    with zipfile.ZipFile(tmp_path / "w.zip", "w") as archive:
+        archive.write(folder / "w.pth", "w.pth")
+    digest = hashlib.sha1((folder / "w.pth").read_bytes()).hexdigest()
+    prepare_weights("zipped", spec(file="w.zip", checksum=f"sha1:{digest}"), tmp_path / "w.zip", tmp_path / "out")
+    assert sha256(tmp_path / "out/weights.safetensors") == sha256(folder / "out/weights.safetensors")
+
+
+def test_a_wrong_checksum_leaves_nothing(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"w\.pth: its sha256 is [0-9a-f]{64}, wanted is 00000000"):
+        prepare_weights("test", spec(checksum="sha256:00000000"), folder / "w.pth", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_random_initialisation(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/weights.safetensors").write_bytes(b"of an earlier preparation")
+    prepare_weights("none", RANDOM, None, tmp_path / "out")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["source.json"]
+    model = network()
+    assert load_backbone(model, tmp_path / "out") is None
+    assert not any(bool(value.any()) for value in model.state_dict().values())
+    with pytest.raises(CheckpointError, match="file, backbone and stem are needed"):
+        prepare_weights("test", spec(), None, tmp_path / "out")
+
+
+def test_folders_that_must_not_be_loaded(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"source\.json: does not exist; make it first"):
+        load_backbone(network(), tmp_path)
+    with pytest.raises(CheckpointError, match="is for stem 7x7, the row has deep-32-32-64"):
+        load_backbone(network("deep-32-32-64"), folder / "out")
+    with pytest.raises(CheckpointError, match="is for backbone resnet50, the row has resnet101"):
+        load_backbone(network(backbone="resnet101"), folder / "out")
+    source = (folder / "out/source.json").read_text()
+    (tmp_path / "source.json").write_text(source)
+    with pytest.raises(CheckpointError, match=r"weights\.safetensors: does not exist"):
+        load_backbone(network(), tmp_path)
+    content = bytearray((folder / "out/weights.safetensors").read_bytes())
+    content[-1] ^= 1
+    (tmp_path / "weights.safetensors").write_bytes(content)
+    with pytest.raises(CheckpointError, match="was changed since it was made"):
+        load_backbone(network(), tmp_path)
+    (tmp_path / "source.json").write_text(source[:50])
+    with pytest.raises(CheckpointError, match=r"source\.json: is damaged"):
+        load_backbone(network(), tmp_path)

@@ -1,0 +1,138 @@
+"""Our own weights files: exact round trip, and every file that must not be loaded."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from danet import rows
+from danet.errors import CheckpointError
+from danet.files import sha256
+from danet.models import Segmentor, build_model
+from danet.weights.ours import load_model, read_model, save_model, unwrap
+
+
+def network(num_classes: int = 5, seed: int = 0, **settings: Any) -> Segmentor:
+    torch.manual_seed(seed)
+    base = {"method": "danet", "backbone": "resnet50", "output_stride": 16, "stem": "7x7", "aux_channels": 8}
+    return build_model(rows.Model.model_validate({**base, **settings}), num_classes)
+
+
+def empty(**settings: Any) -> Segmentor:
+    """The same with every tensor zero, made quickly."""
+    with torch.device("meta"):
+        model = network(**settings)
+    model.to_empty(device="cpu")
+    for value in model.state_dict().values():
+        value.zero_()
+    return model
+
+
+@pytest.fixture(scope="module")
+def original() -> Segmentor:
+    return network(method="clusterdanet", aux_channels=None)
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory, original: Segmentor) -> Path:
+    path = tmp_path_factory.mktemp("models") / "seed0.safetensors"
+    save_model(path, original, {"row": "test-row", "seed": "0"})
+    return path
+
+
+def cluster(**settings: Any) -> Segmentor:
+    with torch.device("meta"):
+        return network(**{"method": "clusterdanet", "aux_channels": None, **settings})
+
+
+def test_round_trip_is_exact(saved: Path, original: Segmentor) -> None:
+    other = empty(method="clusterdanet", aux_channels=None).to(memory_format=torch.channels_last)
+    metadata = load_model(saved, other)
+    for key, value in original.state_dict().items():
+        assert torch.equal(other.state_dict()[key], value), key
+        assert other.state_dict()[key].dtype == value.dtype  # the float64 counts too
+    assert metadata["row"] == "test-row"
+    assert metadata["num_classes"] == "5"
+    assert metadata["method"] == "clusterdanet"
+
+
+def test_bytes_depend_on_the_weights_only(saved: Path, original: Segmentor, tmp_path: Path) -> None:
+    """Not on wrappers, memory format, or the order of the metadata."""
+    model = copy.deepcopy(original).to(memory_format=torch.channels_last)
+    wrapped = torch.nn.DataParallel(torch.compile(model, backend="eager"))  # type: ignore[arg-type]
+    assert unwrap(wrapped) is model
+    save_model(tmp_path / "a.safetensors", wrapped, {"seed": "0", "row": "test-row"})
+    assert sha256(tmp_path / "a.safetensors") == sha256(saved)
+    with pytest.raises(TypeError, match="Linear wraps no Segmentor"):
+        unwrap(torch.nn.Linear(1, 1))
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"num_classes": 19}, "has 5 classes, the row has 19 classes"),
+        ({"method": "danet"}, "has method clusterdanet, the row has method danet"),
+        ({"backbone": "resnet101"}, "has backbone resnet50, the row has backbone resnet101"),
+        ({"stem": "deep-32-32-64"}, "has stem 7x7, the row has stem deep-32-32-64"),
+        ({"pam_bias": False}, "has pam_bias true, the row has pam_bias false"),
+        ({"aux_channels": 256}, "has aux_channels none, the row has aux_channels 256"),
+        ({"output_stride": 8}, "has output_stride 16, the row has output_stride 8"),
+        ({"align_corners": True}, "has align_corners false, the row has align_corners true"),
+    ],
+)
+def test_another_model_is_named(saved: Path, settings: dict[str, Any], reason: str) -> None:
+    with pytest.raises(CheckpointError, match=rf"seed0\.safetensors: {reason}"):
+        load_model(saved, cluster(**settings))
+
+
+def test_damaged_and_foreign_files(saved: Path, tmp_path: Path) -> None:
+    content = saved.read_bytes()
+    for name, data, reason in (
+        ("cut", content[:-1], "is not a safetensors file or is cut off"),
+        ("empty", b"", "is empty"),
+        ("page", b"<!doctype html><html></html>", "is not a safetensors file or is cut off"),
+    ):
+        path = tmp_path / f"{name}.safetensors"
+        path.write_bytes(data)
+        with pytest.raises(CheckpointError, match=rf"{name}\.safetensors: {reason}"):
+            read_model(path)
+    with pytest.raises(CheckpointError, match="does not exist; train the row first"):
+        read_model(tmp_path / "none.safetensors")
+    save_file({"a": torch.ones(1)}, tmp_path / "foreign.safetensors")
+    with pytest.raises(CheckpointError, match="its format is not stated, wanted is danet-1"):
+        read_model(tmp_path / "foreign.safetensors")
+
+
+def test_changed_keys_are_named_and_the_model_kept(saved: Path, tmp_path: Path) -> None:
+    _, tensors = read_model(saved)
+    with safe_open(saved, framework="pt") as stream:
+        metadata = stream.metadata()
+    target = empty(method="clusterdanet", aux_channels=None)
+
+    def refused(change: dict[str, Any], reason: str) -> None:
+        changed = {key: value for key, value in {**tensors, **change}.items() if value is not None}
+        save_file(changed, tmp_path / "changed.safetensors", metadata)
+        with pytest.raises(CheckpointError, match=reason):
+            load_model(tmp_path / "changed.safetensors", target)
+
+    refused(
+        {"head.pam.gamma": None, "head.more": torch.ones(1), "head.cam.gamma": torch.ones(1)},
+        r"1 tensor missing \(head\.pam\.gamma\); 1 tensor unexpected \(head\.more\); "
+        r"1 tensor of another shape \(head\.cam\.gamma \(1,\) instead of \(\)\)",
+    )
+    refused({"head.pam.gamma": torch.tensor(torch.inf)}, r"NaN or infinite values \(head\.pam\.gamma\)")
+    assert not any(bool(value.any()) for value in target.state_dict().values())
+
+
+def test_a_diverged_model_is_not_written(tmp_path: Path) -> None:
+    model = empty()
+    torch.nn.init.constant_(model.head.classifier.bias, torch.nan)  # type: ignore[arg-type]
+    with pytest.raises(CheckpointError, match=r"head\.classifier\.bias holds NaN"):
+        save_model(tmp_path / "a.safetensors", model, {})
+    assert list(tmp_path.iterdir()) == []
