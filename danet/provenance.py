@@ -138,12 +138,13 @@ def _version(package: str) -> str | None:
 def _cuda() -> dict[str, Any]:
     facts: dict[str, Any] = {"cuda": None, "cudnn": None, "driver": None, "gpu": None, "gpus": 0}
     try:
-        import torch
+        import torch  # noqa: PLC0415 - takes seconds, and may be broken
 
         facts["torch"] = str(torch.__version__)  # with the build (+cpu, +cu130), which the package's metadata may lack
         facts["cuda"] = torch.version.cuda
-        if torch.version.cuda and torch.backends.cudnn.is_available():
-            facts["cudnn"] = str(torch.backends.cudnn.version())
+        cudnn: Any = torch.backends.cudnn
+        if torch.version.cuda and cudnn.is_available():
+            facts["cudnn"] = str(cudnn.version())
         if torch.cuda.is_available():
             facts["gpu"] = torch.cuda.get_device_name()
             facts["gpus"] = int(os.environ.get("WORLD_SIZE", "1"))

@@ -1,0 +1,165 @@
+"""Result tables, figures and the index, regenerated from metrics files alone: no MLflow, no GPU, no PyTorch.
+
+The same metrics files give the same bytes: dates and versions come from the measurements' provenance.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from danet.errors import ConfigError, DanetError
+from danet.files import write_json, write_text
+from danet.report import figures, pages
+from danet.report.measured import Measurement, Problem, read
+from danet.report.records import csv_rows, table_record
+from danet.rows import Params
+from danet.workspace import Workspace
+
+__all__ = ["TableReport", "write_index", "write_table"]
+
+RESERVED = ("metrics", "readme", "tables")
+"""Names in ``reports/`` that a table cannot have."""
+PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg")
+
+
+@dataclass(frozen=True)
+class TableReport:
+    """What :func:`write_table` wrote."""
+
+    page: Path
+    rows: int
+    measured: int
+    problems: tuple[Problem, ...]
+    text: str
+    """The main table for a terminal."""
+
+    def __str__(self) -> str:
+        left_out = f", {len(self.problems)} files or parts of files left out" if self.problems else ""
+        return f"{self.page}: {self.measured} of {self.rows} rows measured{left_out}"
+
+
+def write_table(
+    table: str,
+    params: Params,
+    workspace: Workspace,
+    *,
+    strict: bool = False,
+    keep_pictures: bool = False,
+    published_path: Path | None = None,
+) -> TableReport:
+    """Writes ``reports/<table>.md``, ``reports/<table>/`` (row pages, figures), ``reports/tables/<table>.csv, .json``.
+
+    Args:
+        table: its name in ``params.yaml``.
+        params: with the rows as they are today; results of other settings are left out.
+        workspace: where metrics files are read and reports are written.
+        strict: whether anything left out is an error, once everything is written.
+        keep_pictures: copy the overlays of the evaluations onto the row pages. Off, since pictures of most datasets
+            must not be redistributed.
+        published_path: of the published numbers, if not the repository's.
+
+    Raises:
+        ConfigError: for an unknown table, or one whose name is taken in ``reports/``.
+        DanetError: in strict mode, naming the files that were left out.
+    """
+    rows = params.table_rows(table)
+    if table in RESERVED:
+        raise ConfigError(f"{params.path}: tables.{table}: the name is taken in reports/; call it something else")
+    measurements = [read(row, workspace) for row in rows]
+    record = table_record(table, params, measurements, published_path)
+    reports = workspace.reports()
+    folder = reports / table
+    pictures = _draw(table, params, measurements, record, folder)
+    kept = {folder / path for _, path in pictures}
+    for row_record, measurement in zip(record["rows"], measurements, strict=True):
+        row = measurement.row
+        own: list[tuple[str, str]] = []
+        curve = folder / f"{row.name}.png"
+        if figures.draw_curves({row.name: [measurement]}, curve):
+            own.append(("Learning curves" + _smoothed(measurement), curve.name))
+            kept.add(curve)
+        if keep_pictures:
+            own += _copy_overlays(measurement, workspace, folder)
+            kept |= {folder / path for _, path in own}
+        page = folder / f"{row.name}.md"
+        write_text(page, pages.row_page(row, row_record, measurement, params, own))
+        kept.add(page)
+    _remove_others(folder, kept)
+    linked = [(caption, f"{table}/{path}") for caption, path in pictures]
+    page = reports / f"{table}.md"
+    write_text(page, pages.table_page(record, params, measurements, linked))
+    write_json(reports / "tables" / f"{table}.json", record)
+    head, lines = csv_rows(record)
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([head, *lines])
+    write_text(reports / "tables" / f"{table}.csv", text.getvalue())
+    problems = tuple(problem for item in measurements for problem in item.problems)
+    if strict and problems:
+        shown = "; ".join(f"{problem.file}: {problem.reason}" for problem in problems)
+        raise DanetError(f"{page} is written, but not everything could be used: {shown}")
+    measured = sum(item.status == "measured" for item in measurements)
+    return TableReport(page, len(rows), measured, problems, pages.plain_table(record, params, measurements))
+
+
+def write_index(params: Params, workspace: Workspace, *, published_path: Path | None = None) -> Path:
+    """Writes ``reports/README.md``, one line per table with rows, and returns its path."""
+    records = {}
+    for table in params.tables:
+        measurements = [read(row, workspace) for row in params.table_rows(table)]
+        if measurements:
+            records[table] = table_record(table, params, measurements, published_path)
+    path = workspace.reports() / "README.md"
+    write_text(path, pages.index_page(params, records))
+    return path
+
+
+def _draw(
+    table: str, params: Params, measurements: Sequence[Measurement], record: dict[str, object], folder: Path
+) -> list[tuple[str, str]]:
+    """Draws a table's figures; captions and file names of those that there was something for."""
+    groups = pages.group_by_dataset(measurements, params)
+    rows = record["rows"]
+    assert isinstance(rows, list)
+    records = {row["row"]: row for row in rows}
+    drawn = []
+    if figures.draw_results(groups, records, folder / "results.png"):
+        beside = "published numbers" if params.tables[table].published else "the best constant prediction"
+        drawn.append((f"mIoU measured here beside {beside}", "results.png"))
+    if figures.draw_curves(groups, folder / "curves.png"):
+        drawn.append(("Learning curves of all rows (loss: running mean)", "curves.png"))
+    for title, items in groups.items():
+        name = f"classes-{items[0].row.dataset}.png"
+        if figures.draw_classes(items, folder / name):
+            drawn.append((f"IoU of every class on {title}, in percent (a dash: not in the data)", name))
+    return drawn
+
+
+def _smoothed(measurement: Measurement) -> str:
+    seeds = len(measurement.curves)
+    return " (loss: running mean" + (f"; {seeds} seeds)" if seeds > 1 else ")")
+
+
+def _copy_overlays(measurement: Measurement, workspace: Workspace, folder: Path) -> list[tuple[str, str]]:
+    source = workspace.evaluation(measurement.row)
+    found = sorted(source.glob("seed*-panels.png"))
+    copied = []
+    for path in found:
+        name = re.sub(r"[^A-Za-z0-9._-]", "-", path.relative_to(source).as_posix())
+        target = folder / f"{measurement.row.name}-{name}"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, target)
+        copied.append((f"{path.stem.removesuffix('-panels')}: image, truth, prediction, error", target.name))
+    return copied
+
+
+def _remove_others(folder: Path, kept: set[Path]) -> None:
+    """Removes pages and pictures of rows and results that are gone."""
+    for path in folder.glob("*"):
+        if path.is_file() and path not in kept and path.suffix in {".md", *PICTURE_SUFFIXES}:
+            path.unlink()

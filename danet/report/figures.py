@@ -1,0 +1,350 @@
+"""Figures of a table: drawn from metrics files alone, the same bytes every time.
+
+Each is a white card of phone width (6 inches, text of 10 points and more), readable in light and dark pages; what
+colour says is said by marker, line style or number as well.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from danet.files import atomic_write
+from danet.report.measured import Measurement
+from danet.report.verdict import summarise
+from danet.rows import Row
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#E69F00", "#56B4E9", "#7F7F7F")
+"""Okabe and Ito's palette, which the colour-blind can tell apart."""
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+LINES = ("-", "--", "-.", ":")
+STYLE: dict[Any, Any] = {
+    "font.family": "DejaVu Sans",
+    "font.size": 11,
+    "axes.titlesize": 12,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#DDDDDD",
+    "axes.axisbelow": True,
+    "legend.frameon": False,
+    "legend.fontsize": 10,
+    "lines.linewidth": 1.8,
+    "figure.facecolor": "white",
+    "axes.facecolor": "white",
+    "text.parse_math": False,
+}
+WIDTH = 6.0
+MAX_POINTS = 300
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Writes a PNG at 150 dpi, without date or software version, in 128 colours: a third of the size, same looks."""
+    from PIL import Image  # noqa: PLC0415
+
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format="png", dpi=150, metadata={"Software": None})
+    with Image.open(drawn) as image, atomic_write(path) as temporary:
+        flat = image.convert("RGB").quantize(128, dither=Image.Dither.NONE)
+        flat.save(temporary, format="PNG", optimize=True)
+
+
+def short_schedule(row: Row) -> str:
+    """``40k it``, ``500 it`` or ``60 epochs``."""
+    iterations = row.schedule.iterations
+    if iterations is None:
+        return row.schedule.text
+    return f"{iterations / 1000:g}k it" if iterations >= 1000 else f"{iterations} it"
+
+
+METHODS = {"danet": "DANet", "dranet": "DRANet", "clusterdanet": "ClusterDANet"}
+
+
+def backbone_text(row: Row) -> str:
+    """``R-50-D8``: backbone and output stride as the tables of mmsegmentation write them."""
+    return f"R-{row.model.backbone.removeprefix('resnet')}-D{row.model.output_stride}"
+
+
+def short_labels(rows: Sequence[Row]) -> dict[str, str]:
+    """A label for each row as short as keeps the rows of one figure apart: ``R-50-D8 769x769 40k it``."""
+    parts = {
+        row.name: (
+            METHODS[row.model.method],
+            "{}x{}".format(*row.augment.crop_size),
+            short_schedule(row),
+        )
+        for row in rows
+    }
+    varies = [len({part[place] for part in parts.values()}) > 1 for place in range(3)]
+    labels = {}
+    for row in rows:
+        method, crop, schedule = parts[row.name]
+        words = [method] if varies[0] else []
+        words.append(backbone_text(row))
+        words += [word for word, wanted in ((crop, varies[1]), (schedule, varies[2])) if wanted]
+        labels[row.name] = " ".join(words)
+    unique = len(set(labels.values())) == len(labels)
+    return labels if unique else {row.name: row.name for row in rows}
+
+
+def draw_curves(groups: Mapping[str, Sequence[Measurement]], path: Path) -> bool:
+    """Loss, and validation mIoU where it was measured, against iterations: one panel per dataset and quantity.
+
+    Several seeds of a row share colour, line and marker. Returns whether there was anything to draw.
+    """
+    panels: list[tuple[str, str, list[Measurement]]] = []
+    for title, measurements in groups.items():
+        lengths = _by_length([item for item in measurements if item.curves])
+        for length, items in lengths.items():
+            where = [title] * (len(groups) > 1) + [length] * (len(lengths) > 1)
+            for column, name in (("loss", "loss while training"), ("val_miou", "mIoU while training, %")):
+                drawn = [item for item in items if any(_points(curve, column)[0] for curve in item.curves.values())]
+                if drawn:
+                    panels.append((", ".join(where), f"{column}|{name}", drawn))
+    if not panels:
+        return False
+    from matplotlib import rc_context  # noqa: PLC0415 - importing it takes a second, which no table needs
+    from matplotlib.figure import Figure  # noqa: PLC0415
+
+    legend_lines = [math.ceil(len(drawn) / 2) for _, _, drawn in panels]
+    heights = [2.6 + 0.22 * lines for lines in legend_lines]
+    with rc_context(STYLE):
+        figure = Figure(figsize=(WIDTH, sum(heights) + 0.2), layout="constrained")
+        grid: Any = figure.subplots(len(panels), 1, squeeze=False, gridspec_kw={"height_ratios": heights})
+        for axes, (title, quantity, drawn) in zip(grid[:, 0], panels, strict=True):
+            column, _, name = quantity.partition("|")
+            _draw_lines(axes, drawn, column)
+            axes.set_title(f"{title}: {name}" if title else name, loc="left")
+            axes.set_xlabel("iteration")
+            lines, labels = axes.get_legend_handles_labels()
+            if len(labels) > 1:
+                columns = 2 if max(len(label) for label in labels) < 28 else 1
+                axes.legend(lines, labels, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=columns)
+        save(figure, path)
+    return True
+
+
+def _by_length(measurements: Sequence[Measurement]) -> dict[str, list[Measurement]]:
+    """Measurements grouped by like length of training, so that no short one is squeezed against the axis."""
+    ends = {item.row.name: max(curve["iteration"][-1] or 0 for curve in item.curves.values()) for item in measurements}
+    groups: list[list[Measurement]] = []
+    for item in sorted(measurements, key=lambda item: ends[item.row.name]):
+        if groups and ends[item.row.name] <= 5 * ends[groups[-1][0].row.name]:
+            groups[-1].append(item)
+        else:
+            groups.append([item])
+    order = [item.row.name for item in measurements]
+    named = {}
+    for group in sorted(groups, key=lambda group: min(order.index(item.row.name) for item in group)):
+        group.sort(key=lambda item: order.index(item.row.name))
+        named[f"up to {max(ends[item.row.name] for item in group):g} iterations"] = group
+    return named
+
+
+def _draw_lines(axes: Axes, measurements: Sequence[Measurement], column: str) -> None:
+    labels = short_labels([item.row for item in measurements])
+    values: list[float] = []
+    for place, item in enumerate(measurements):
+        style: dict[str, Any] = {
+            "color": COLOURS[place % len(COLOURS)],
+            "marker": MARKERS[place % len(MARKERS)],
+            "linestyle": LINES[place % len(LINES)],
+        }
+        for number, curve in enumerate(item.curves.values()):
+            x, y = _points(curve, column)
+            if not x:
+                continue
+            if column == "loss":
+                y = _smooth(y, max(1, len(y) // 40))
+            x, y = _thin(x, y)
+            values += y
+            # markers at staggered places, so that curves on top of each other can be told apart
+            spacing = max(1, len(x) // 8)
+            start = (place * spacing) // max(1, len(measurements))
+            label = labels[item.row.name] if number == 0 else None
+            axes.plot(x, y, label=label, markevery=(start % len(x), spacing), markersize=5.5, **style)
+    positive = [value for value in values if value > 0]
+    if column == "loss" and len(positive) == len(values) and max(values) > 8 * min(values):
+        axes.set_yscale("log")
+        from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter  # noqa: PLC0415
+
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axes.yaxis.set_minor_formatter(NullFormatter())
+    from matplotlib.ticker import FuncFormatter, MaxNLocator  # noqa: PLC0415
+
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    axes.xaxis.set_major_formatter(
+        FuncFormatter(lambda value, _: f"{value / 1000:g}k" if value >= 10_000 else f"{value:g}")
+    )
+
+
+def _points(curve: Mapping[str, Sequence[float | None]], column: str) -> tuple[list[float], list[float]]:
+    if column not in curve:
+        return [], []
+    pairs = [(x, y) for x, y in zip(curve["iteration"], curve[column], strict=True) if x is not None and y is not None]
+    return [x for x, _ in pairs], [y for _, y in pairs]
+
+
+def _smooth(values: Sequence[float], half: int) -> list[float]:
+    """Mean over up to ``half`` neighbours on each side, which the ends have fewer of."""
+    return [
+        math.fsum(part) / len(part) for i in range(len(values)) if (part := values[max(0, i - half) : i + half + 1])
+    ]
+
+
+def _thin(x: list[float], y: list[float]) -> tuple[list[float], list[float]]:
+    step = math.ceil(len(x) / MAX_POINTS)
+    keep = sorted({*range(0, len(x), step), len(x) - 1})
+    return [x[i] for i in keep], [y[i] for i in keep]
+
+
+def draw_results(
+    groups: Mapping[str, Sequence[Measurement]], records: Mapping[str, Mapping[str, Any]], path: Path
+) -> bool:
+    """Measured mIoU (with the 95 % interval of several seeds) beside the published number and its band.
+
+    For tables without published numbers, beside the best constant prediction. One panel per dataset; rows without a
+    result are left out. Returns whether there was anything to draw.
+    """
+    panels = []
+    for title, measurements in groups.items():
+        lines = _result_lines(measurements, records)
+        if lines:
+            panels.append((title, lines))
+    if not panels:
+        return False
+    from matplotlib import rc_context  # noqa: PLC0415
+    from matplotlib.figure import Figure  # noqa: PLC0415
+
+    heights = [0.9 + 0.36 * len(lines) for _, lines in panels]
+    with rc_context({**STYLE, "axes.grid.axis": "x"}):
+        figure = Figure(figsize=(WIDTH, sum(heights) + 0.7), layout="constrained")
+        grid: Any = figure.subplots(len(panels), 1, squeeze=False, gridspec_kw={"height_ratios": heights})
+        seen: dict[str, Any] = {}
+        for axes, (title, lines) in zip(grid[:, 0], panels, strict=True):
+            for y, line in enumerate(lines):
+                _draw_result(axes, y, line)
+            axes.set_yticks(range(len(lines)), [line["label"] for line in lines])
+            axes.set_ylim(len(lines) - 0.4, -0.6)
+            axes.margins(x=0.08)
+            axes.set_xlabel("mIoU, %")
+            axes.set_title(title if len(panels) > 1 else "", loc="left")
+            handles, labels = axes.get_legend_handles_labels()
+            seen.update(zip(labels, handles, strict=True))
+        figure.legend(list(seen.values()), list(seen), loc="outside lower center", ncols=2)
+        save(figure, path)
+    return True
+
+
+def _result_lines(
+    measurements: Sequence[Measurement], records: Mapping[str, Mapping[str, Any]]
+) -> list[dict[str, Any]]:
+    measured = [item for item in measurements if item.status == "measured"]
+    labels = short_labels([item.row for item in measured])
+    lines = []
+    for item in measured:
+        record = records[item.row.name]
+        for metric, suffix in (("miou", ""), ("miou_ms_flip", ", ms+flip")):
+            summary = summarise(item.values(metric))
+            against = record["published"][metric]
+            baseline = summarise(item.values("baseline_miou"))
+            if summary is None or (record["band"] is not None and against is None):
+                continue
+            lines.append(
+                {
+                    "label": labels[item.row.name] + suffix,
+                    "summary": summary,
+                    "published": against,
+                    "band": record["band"],
+                    "baseline": baseline.mean if baseline and against is None else None,
+                }
+            )
+    return lines
+
+
+def _draw_result(axes: Axes, y: int, line: Mapping[str, Any]) -> None:
+    summary, against, band = line["summary"], line["published"], line["band"]
+    if against is not None:
+        axes.barh(y, 2 * band, left=against - band, height=0.5, color="#E8E8E8", label=f"published ± {band:g}")
+        axes.plot(
+            [against],
+            [y],
+            "D",
+            markerfacecolor="white",
+            markeredgecolor="black",
+            markersize=8,
+            label="published",
+            linestyle="",
+        )
+    if line["baseline"] is not None:
+        axes.plot(
+            [line["baseline"]],
+            [y],
+            "|",
+            color="black",
+            markersize=14,
+            markeredgewidth=2,
+            label="best constant prediction",
+        )
+    if summary.low is not None:
+        axes.plot([summary.low, summary.high], [y, y], "-", color=COLOURS[0], label="95 % interval of the mean")
+    axes.plot([summary.mean], [y], "o", color=COLOURS[0], markersize=6, label="measured here", linestyle="")
+
+
+def draw_classes(measurements: Sequence[Measurement], path: Path) -> bool:
+    """Heat map of the IoU of every class (lines) for the measured rows of one dataset (columns), with the numbers.
+
+    Returns whether there was anything to draw.
+    """
+    measured = [item for item in measurements if item.status == "measured"]
+    if not measured:
+        return False
+    from matplotlib import colormaps, rc_context  # noqa: PLC0415
+    from matplotlib.colors import ListedColormap  # noqa: PLC0415
+    from matplotlib.figure import Figure  # noqa: PLC0415
+
+    classes = measured[0].classes
+    measured = [item for item in measured if item.classes == classes]
+    labels = short_labels([item.row for item in measured])
+    table = [[math.nan if value is None else value for value in item.class_iou()] for item in measured]
+    columns = [list(column) for column in zip(*table, strict=True)]
+    crowded = len(classes) > 40
+    line_height, size = (0.19, 8) if crowded else (0.3, 10)
+    # a label's words below each other where they fit over their column, else upright
+    stacked = len(measured) <= 8 and all(" " in label or len(label) < 12 for label in labels.values())
+    if stacked:
+        labels = {
+            name: label.replace(" it", "_it").replace(" ", "\n").replace("_", " ") for name, label in labels.items()
+        }
+    head = 0.6 if stacked else 0.085 * max(len(label) for label in labels.values())
+    with rc_context({**STYLE, "axes.grid": False}):
+        figure = Figure(figsize=(WIDTH, 0.3 + head + line_height * len(classes)), layout="constrained")
+        axes = figure.subplots()
+        # light enough for black numbers everywhere
+        shade = ListedColormap(colormaps["Blues"]([0.62 * step / 255 for step in range(256)])).with_extremes(
+            bad="white"
+        )
+        axes.imshow(columns, cmap=shade, vmin=0, vmax=100, aspect="auto", interpolation="nearest")
+        for y, line in enumerate(columns):
+            for x, value in enumerate(line):
+                text = "-" if math.isnan(value) else f"{value:.1f}" if len(measured) <= 8 else f"{value:.0f}"
+                axes.text(x, y, text, ha="center", va="center", fontsize=size)
+        axes.set_yticks(range(len(classes)), classes, fontsize=size)
+        names = [labels[item.row.name] for item in measured]
+        axes.set_xticks(
+            range(len(measured)), names, rotation=0 if stacked else 90, fontsize=9 if len(measured) < 8 else 8
+        )
+        axes.xaxis.set_ticks_position("top")
+        axes.tick_params(length=0)
+        for spine in axes.spines.values():
+            spine.set_visible(False)
+        save(figure, path)
+    return True

@@ -1,0 +1,536 @@
+"""Markdown of the report: a page per table, a page per row, and the index."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import yaml
+from tabulate import tabulate
+
+from danet.report.figures import METHODS, backbone_text, short_schedule
+from danet.report.measured import Measurement
+from danet.report.verdict import ALPHA, band_of, summarise
+from danet.rows import Params, Row, Table
+
+METRIC_NAMES = {
+    "miou": "mIoU",
+    "miou_ms_flip": "mIoU, ms+flip",
+    "aacc": "aAcc",
+    "aacc_ms": "aAcc, ms+flip",
+    "macc": "mAcc",
+}
+SHORT_STATUS = {"not run": "not run", "stale": "stale: run again", "left out": "left out (below)"}
+
+
+def group_by_dataset(measurements: Sequence[Measurement], params: Params) -> dict[str, list[Measurement]]:
+    """Measurements by the title of their dataset, both in the order of ``params.yaml``'s rows."""
+    groups: dict[str, list[Measurement]] = {}
+    for item in measurements:
+        groups.setdefault(params.datasets[item.row.dataset].title, []).append(item)
+    return groups
+
+
+def table_page(
+    record: Mapping[str, Any], params: Params, measurements: Sequence[Measurement], figures: Sequence[tuple[str, str]]
+) -> str:
+    """The page of a table.
+
+    Args:
+        record: of :func:`danet.report.records.table_record`.
+        params: for titles and notes.
+        measurements: in the order of the record's rows.
+        figures: ``(caption, path relative to the page)``.
+    """
+    name = record["table"]
+    table = params.tables[name]
+    records = {row["row"]: row for row in record["rows"]}
+    marks = _protocol_marks([item.row for item in measurements])
+    groups = group_by_dataset(measurements, params)
+    only_danet = all(item.row.model.method == "danet" for item in measurements)
+    page = _Page()
+    page.comment(f"Made by `dvc repro -s report@{name}` from reports/metrics/{name}; do not edit.")
+    page.banner(table.banner)
+    page.heading(1, f"{table.title}: published and retrained" if table.published else table.title)
+    page.text(_intro(table))
+    page.text(_count(record, measurements) + (" The method is DANet in every row." if only_danet else ""))
+    for title, items in groups.items():
+        if len(groups) > 1:
+            page.text(f"**{title}**")
+        page.table(*_without_method(*_main_table(name, items, records, marks, table.published), only_danet))
+    if table.published:
+        lines = _further_lines(name, measurements, records)
+        if lines:
+            page.heading(2, "Multi-scale testing and pixel accuracy")
+            page.table(["Row", "Metric", "Published", "Retrained", "Difference", "Verdict"], lines, "llrrrl")
+    cost = _cost_lines(name, measurements, records, table.published)
+    if cost:
+        page.heading(2, "Memory and speed")
+        page.table(*cost)
+    if figures:
+        page.heading(2, "Figures")
+        for caption, path in figures:
+            page.figure(caption, path)
+    page.heading(2, "Notes")
+    page.bullets(_notes(table, measurements, marks))
+    if record["left_out"]:
+        page.heading(2, "Left out")
+        page.text("These files, or parts of files, were not used, and no number above rests on them.")
+        page.bullets(f"`{item['file']}`: {item['reason']}" for item in record["left_out"])
+    page.heading(2, "Provenance")
+    lines, environments = _provenance_lines(name, record["rows"])
+    if lines:
+        page.table(["Row", "Seed", "Trained", "Evaluated", "Environment", "Row hash", "Data hash"], lines, "lrlllll")
+        page.bullets(f"**{number}**: {text}" for text, number in environments.items())
+    else:
+        page.text("Nothing has been measured yet.")
+    page.text(f"The same table as data: [{name}.csv](tables/{name}.csv), [{name}.json](tables/{name}.json).")
+    return page.end()
+
+
+def plain_table(record: Mapping[str, Any], params: Params, measurements: Sequence[Measurement]) -> str:
+    """The main table for a terminal: no links, one line per row."""
+    records = {row["row"]: row for row in record["rows"]}
+    has_published = record["has_published"]
+    only_danet = all(item.row.model.method == "danet" for item in measurements)
+    main = _main_table(record["table"], measurements, records, {}, has_published)
+    head, lines, align = _without_method(*main, only_danet)
+    datasets = [params.datasets[item.row.dataset].title for item in measurements]
+    names = [item.row.name for item in measurements]
+    body = [[name, dataset, *line[1:]] for name, dataset, line in zip(names, datasets, lines, strict=True)]
+    sides = ["right" if side == "r" else "left" for side in "ll" + align[1:]]
+    head = ["Row", "Dataset", *head[1:]]
+    text = tabulate(body, headers=head, colalign=sides, disable_numparse=True)
+    banner = params.tables[record["table"]].banner
+    return f"{banner}\n\n{text}\n" if banner else f"{text}\n"
+
+
+def row_page(
+    row: Row, record: Mapping[str, Any], measurement: Measurement, params: Params, figures: Sequence[tuple[str, str]]
+) -> str:
+    """The page of a row: its numbers, how to get them again, per-class IoU and every setting.
+
+    ``figures`` are ``(caption, path relative to the page)``.
+    """
+    table = params.tables[row.table]
+    page = _Page()
+    page.comment(f"Made by `dvc repro -s report@{row.table}`; do not edit.")
+    page.banner(table.banner)
+    page.heading(1, row.name)
+    dataset = params.datasets[row.dataset].title
+    page.text(
+        f"{METHODS[row.model.method]}, {backbone_text(row)}, on {dataset}: trained on `{row.train_split}` for "
+        f"{row.schedule.text} at {record['crop_size']}, tested on `{row.val_split}`. "
+        f"A row of [{table.title}](../{row.table}.md)."
+    )
+    page.text(f"Protocol: {row.protocol}.")
+    page.bullets(row.notes)
+    page.heading(2, "Result")
+    if measurement.status == "measured":
+        page.table(*_result_table(record, measurement, table.published))
+    else:
+        page.text(f"**{SHORT_STATUS[measurement.status]}**")
+    page.bullets(f"`{problem.file}`: {problem.reason}" for problem in measurement.problems)
+    page.heading(2, "Reproduce")
+    page.code(_commands(row, record), "bash")
+    for caption, path in figures:
+        page.figure(caption, path)
+    if measurement.status == "measured":
+        page.heading(2, "Per class")
+        page.table(*_class_table(measurement))
+        page.heading(2, "Environment")
+        page.table(["Fact", "Value"], _environment_lines(record["provenance"]), "ll")
+    page.heading(2, "Settings")
+    page.text(f"Row hash `{row.hash}`, training hash `{row.train_hash}`.")
+    page.code(yaml.safe_dump(row.model_dump(mode="json"), sort_keys=False, default_flow_style=None, width=100), "yaml")
+    return page.end()
+
+
+def _environment_lines(provenance: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    """One line per fact; where stages or seeds differ in it, each with its own value."""
+    lines = []
+    for key in dict.fromkeys(key for facts in provenance for key in facts if key not in {"stage", "seed"}):
+        values = {f"{facts['stage']}, seed {facts['seed']}": _cell(facts.get(key)) for facts in provenance}
+        same = len(set(values.values())) == 1
+        shown = next(iter(values.values())) if same else "<br>".join(f"{who}: {value}" for who, value in values.items())
+        lines.append([_escape(key), shown])
+    return lines
+
+
+def index_page(params: Params, records: Mapping[str, Mapping[str, Any]]) -> str:
+    """The index: one line per table."""
+    page = _Page()
+    page.comment("Made by the report stage; do not edit.")
+    for banner in dict.fromkeys(table.banner for table in params.tables.values() if table.banner):
+        page.banner(banner)
+    page.heading(1, "Results")
+    page.text("One page per source. mIoU in percent; *difference* is measured minus published, in points.")
+    lines = []
+    for name, record in records.items():
+        rows = record["rows"]
+        measured = [row for row in rows if row["status"] == "measured"]
+        stale = sum(row["status"] in {"stale", "left out"} for row in rows)
+        datasets = ", ".join(dict.fromkeys(params.datasets[row["dataset"]].title for row in rows))
+        state = f"{len(measured)} of {len(rows)}" + (f", {stale} left out" if stale else "")
+        lines.append([f"[{_escape(record['title'])}]({name}.md)", datasets, state, _in_short(record, measured)])
+    page.table(["Table", "Datasets", "Rows measured", "In short"], lines, "llll")
+    page.text(
+        "Each table also as data: "
+        + ", ".join(f"{name} ([csv](tables/{name}.csv), [json](tables/{name}.json))" for name in records)
+        + ". Metrics files: `metrics/`."
+    )
+    return page.end()
+
+
+def _in_short(record: Mapping[str, Any], measured: Sequence[Mapping[str, Any]]) -> str:
+    if not measured:
+        return "not run"
+    if record["has_published"]:
+        verdicts = [str(row["verdict"]["miou"]).partition(":")[0] for row in measured if row["verdict"]["miou"]]
+        counts = {verdict: verdicts.count(verdict) for verdict in dict.fromkeys(verdicts)}
+        return (
+            ", ".join(f"{count} {verdict}" for verdict, count in counts.items()) or "nothing published to compare with"
+        )
+    mious = [row["measured"]["miou"] for row in measured]
+    return f"mIoU {min(mious):.2f} to {max(mious):.2f}" if len(mious) > 1 else f"mIoU {mious[0]:.2f}"
+
+
+def _intro(table: Table) -> str:
+    source = f" Source: <{table.source_url}>." if table.source_url else ""
+    return table.intro + source
+
+
+def _count(record: Mapping[str, Any], measurements: Sequence[Measurement]) -> str:
+    done = sum(item.status == "measured" for item in measurements)
+    text = f"**{done} of {len(measurements)} rows measured.** All accuracies in percent"
+    if record["has_published"]:
+        text += "; difference = retrained - published, in points"
+    return text + ". The row's name leads to its settings, per-class IoU and the command that makes it."
+
+
+def _link(table: str, name: str, marks: Mapping[str, str] | None = None) -> str:
+    mark = (marks or {}).get(name, "")
+    return f"[{name}]({table}/{name}.md)" + (f" <sup>{mark}</sup>" if mark else "")
+
+
+def _settings_cells(row: Row) -> list[str]:
+    return [
+        METHODS[row.model.method],
+        f"R-{row.model.backbone.removeprefix('resnet')}",
+        str(row.model.output_stride),
+        "{}x{}".format(*row.augment.crop_size),
+        short_schedule(row).replace(" it", " iterations"),
+    ]
+
+
+def _main_table(
+    table: str,
+    items: Sequence[Measurement],
+    records: Mapping[str, Mapping[str, Any]],
+    marks: Mapping[str, str],
+    has_published: bool,
+) -> tuple[list[str], list[list[str]], str]:
+    head, sides = ["Row", "Method", "Backbone", "Stride", "Crop", "Schedule"], "lllrrl"
+    lines = []
+    for item in items:
+        record = records[item.row.name]
+        line = [_link(table, item.row.name, marks), *_settings_cells(item.row)]
+        if has_published:
+            line += [_number(record["published"]["miou"]), _measured(record, "miou")]
+            line += [_signed(record["difference"]["miou"]), record["verdict"]["miou"] or "-"]
+        else:
+            measured = record["measured"] or {}
+            above = _above(measured.get("miou"), measured.get("baseline_miou"))
+            line += [_measured(record, "miou"), _number(measured.get("baseline_miou")), _signed(above)]
+            line += [_number(measured.get("aacc")), _number(measured.get("macc"))]
+        lines.append(line)
+    if has_published:
+        return [*head, "Published mIoU", "Retrained mIoU", "Difference", "Verdict"], lines, sides + "rrrl"
+    return [*head, "mIoU", "Best constant", "Above it", "aAcc", "mAcc"], lines, sides + "rrrrr"
+
+
+def _without_method(
+    head: list[str], lines: list[list[str]], align: str, drop: bool
+) -> tuple[list[str], list[list[str]], str]:
+    """The main table without the column of methods, if ``drop``: it is the widest that says the same everywhere."""
+    if not drop:
+        return head, lines, align
+    place = head.index("Method")
+
+    def cut(cells: list[str]) -> list[str]:
+        return cells[:place] + cells[place + 1 :]
+
+    return cut(head), [cut(line) for line in lines], align[:place] + align[place + 1 :]
+
+
+def _further_lines(
+    table: str, measurements: Sequence[Measurement], records: Mapping[str, Mapping[str, Any]]
+) -> list[list[str]]:
+    lines = []
+    for item in measurements:
+        record = records[item.row.name]
+        for metric in ("miou_ms_flip", "aacc", "aacc_ms"):
+            against = record["published"][metric]
+            if against is None and (metric != "miou_ms_flip" or not (record["measured"] or {}).get(metric)):
+                continue
+            verdict = record["verdict"].get(metric) or ("not run" if record["measured"] is None else "-")
+            line = [_link(table, item.row.name), METRIC_NAMES[metric], _number(against), _measured(record, metric)]
+            lines.append([*line, _signed(record["difference"][metric]), verdict])
+    return lines
+
+
+def _cost_lines(
+    table: str, measurements: Sequence[Measurement], records: Mapping[str, Mapping[str, Any]], has_published: bool
+) -> tuple[list[str], list[list[str]], str] | None:
+    lines = []
+    for item in measurements:
+        record = records[item.row.name]
+        against, measured = record["published"], record["measured"]
+        if measured is None and against["memory_gb"] is None and against["fps"] is None:
+            continue
+        made = measured or {}
+        numbers = [
+            _number(made.get("memory_gb"), 1),
+            _number(made.get("fps")),
+            _number(made.get("images_per_second"), 1),
+        ]
+        numbers = numbers if measured else [SHORT_STATUS[record["status"]], "", ""]
+        hours = _hours(made)
+        devices = dict.fromkeys(name for name in (made.get("device"), made.get("fps_device")) if name)
+        hardware = "; ".join(devices)
+        if has_published:
+            device = against["device"]
+            cells = [f"{_number(against['memory_gb'], 1)}", f"{_number(against['fps'])}", device or "-"]
+            lines.append([_link(table, item.row.name), *cells, *numbers[:2], hours, hardware or "-"])
+        else:
+            lines.append([_link(table, item.row.name), *numbers, hours, hardware or "-"])
+    if not lines:
+        return None
+    if has_published:
+        head = ["Row", "Published: GB", "fps", "on", "Measured: GB", "fps", "hours", "on"]
+        return head, lines, "lrrlrrrl"
+    return ["Row", "Memory, GB", "Testing, fps", "Training, images/s", "Training, hours", "on"], lines, "lrrrrl"
+
+
+def _hours(measured: Mapping[str, Any]) -> str:
+    hours = measured.get("hours")
+    return "-" if hours is None else f"{hours:.2f}" if hours < 10 else f"{hours:.1f}"
+
+
+def _notes(table: Table, measurements: Sequence[Measurement], marks: Mapping[str, str]) -> list[str]:
+    notes = list(table.notes)
+    protocols: dict[str, str] = {}
+    for item in measurements:
+        protocols.setdefault(item.row.protocol, marks.get(item.row.name, ""))
+    for protocol, mark in protocols.items():
+        prefix = f"<sup>{mark}</sup> " if mark else ""
+        notes.append(f"{prefix}Protocol: {protocol}.")
+    notes += [f"{_link(item.row.table, item.row.name)}: {note}" for item in measurements for note in item.row.notes]
+    if table.published:
+        bands = sorted({f"{band_of(item.row.dataset):g}" for item in measurements})
+        notes.append(
+            f"Verdict: equivalence test (TOST, {ALPHA:.0%} per side) of the seeds against the published number "
+            f"± {' or '.join(bands)} points: *reproduced*, *lower* or *higher* where that is shown, else *undecided*. "
+            "One seed has no spread: it is *consistent* (inside the band) or *inconsistent*, which shows nothing."
+        )
+        notes.append(
+            "Several seeds: mean ± standard deviation (n). Memory is that of training, per GPU (on a CPU: of the "
+            "process); fps is measured as the source does it. Neither can be compared across different hardware."
+        )
+    else:
+        notes.append(
+            "*Best constant* is the highest mIoU that any single class predicted everywhere reaches on this split; "
+            "several seeds are given as mean ± standard deviation (n)."
+        )
+    notes.append("A dash: the source gives no number, or it does not apply.")
+    return notes
+
+
+def _protocol_marks(rows: Sequence[Row]) -> dict[str, str]:
+    """A letter per protocol, where a table has several."""
+    protocols = list(dict.fromkeys(row.protocol for row in rows))
+    if len(protocols) < 2:
+        return {}
+    return {row.name: chr(ord("a") + protocols.index(row.protocol)) for row in rows}
+
+
+def _provenance_lines(table: str, rows: Iterable[Mapping[str, Any]]) -> tuple[list[list[str]], dict[str, str]]:
+    """A line per row and seed, and the environments that the lines name by number."""
+    lines = []
+    environments: dict[str, str] = {}
+    for row in rows:
+        for seed in dict.fromkeys(facts["seed"] for facts in row["provenance"]):
+            stages = {facts["stage"]: facts for facts in row["provenance"] if facts["seed"] == seed}
+            used = [
+                environments.setdefault(_environment(facts), str(len(environments) + 1)) for facts in stages.values()
+            ]
+            hashes = [
+                ", ".join(dict.fromkeys(f"`{str(facts[key])[:12]}`" for facts in stages.values() if facts.get(key)))
+                for key in ("row_hash", "manifest_hash")
+            ]
+            when = [_when(stages.get(stage)) for stage in ("train", "evaluate")]
+            lines.append([_link(table, row["row"]), str(seed), *when, ", ".join(dict.fromkeys(used)), *hashes])
+    return lines, environments
+
+
+def _when(facts: Mapping[str, Any] | None) -> str:
+    """Commit and date of a stage."""
+    if facts is None:
+        return "-"
+    commit = str(facts.get("commit") or "unknown")
+    commit = "commit unknown" if commit == "unknown" else f"`{commit[:10]}`"
+    return f"{commit}{' + changes' if facts.get('dirty') else ''}, {str(facts.get('date') or 'undated')[:10]}"
+
+
+def _environment(facts: Mapping[str, Any]) -> str:
+    count = facts.get("gpus") or 0
+    hardware = facts.get("gpu") or f"CPU, {facts.get('cpu_cores')} cores: {facts.get('cpu')}"
+    parts = [f"{count} x {hardware}" if count > 1 else str(hardware)]
+    parts += [f"{label} {facts[key]}" for key, label in _VERSIONS.items() if facts.get(key)]
+    return _escape(", ".join([*parts, str(facts.get("precision"))]))
+
+
+_VERSIONS = {
+    "driver": "driver",
+    "cuda": "CUDA",
+    "cudnn": "cuDNN",
+    "torch": "torch",
+    "torchvision": "torchvision",
+    "python": "Python",
+    "os": "",
+}
+
+
+def _result_table(
+    record: Mapping[str, Any], measurement: Measurement, has_published: bool
+) -> tuple[list[str], list[list[str]], str]:
+    lines = []
+    for metric, name in METRIC_NAMES.items():
+        summary = summarise(measurement.values(metric))
+        against = record["published"].get(metric)
+        if summary is None and against is None:
+            continue
+        interval = f"{summary.low:.2f} to {summary.high:.2f}" if summary and summary.low is not None else "-"
+        seeds = ", ".join(f"{value:.2f}" for value in measurement.values(metric)) or "-"
+        line = [name, _measured(record, metric), seeds, interval]
+        if has_published:
+            line += [_number(against), _signed(record["difference"].get(metric)), record["verdict"].get(metric) or "-"]
+        lines.append(line)
+    head = ["Metric", "Measured", "Seeds", "95 % interval"]
+    if has_published:
+        return [*head, "Published", "Difference", "Verdict"], lines, "lrrlrrl"
+    measured = record["measured"]
+    if measured.get("baseline_miou") is not None:
+        where = f" (`{measured['baseline_class']}` everywhere)" if measured.get("baseline_class") else ""
+        lines.append([f"best constant mIoU{where}", _number(measured["baseline_miou"]), "", ""])
+    return head, lines, "lrrl"
+
+
+def _class_table(measurement: Measurement) -> tuple[list[str], list[list[str]], str]:
+    modes = [mode for mode in ("ss", "ms") if any(mode in run.modes for run in measurement.runs)]
+    seeds = [run.seed for run in measurement.runs]
+    head = ["Class"]
+    columns: list[list[float | None]] = []
+    for mode in modes:
+        name = "IoU" if mode == "ss" else "IoU, ms+flip"
+        head.append(name if len(seeds) == 1 else f"{name}, mean")
+        columns.append(measurement.class_iou(mode))
+    if len(seeds) > 1:
+        head += [f"seed {seed}" for seed in seeds]
+        columns += [list(run.modes["ss"].iou) for run in measurement.runs]
+    elif len(measurement.runs[0].modes["ss"].acc) == len(measurement.classes):
+        head.append("accuracy")
+        columns.append(list(measurement.runs[0].modes["ss"].acc))
+    lines = [
+        [_escape(name), *(_number(column[place]) for column in columns)]
+        for place, name in enumerate(measurement.classes)
+    ]
+    return head, lines, "l" + "r" * len(columns)
+
+
+def _commands(row: Row, record: Mapping[str, Any]) -> str:
+    lines = []
+    commits = {facts.get("commit") for facts in record["provenance"]} - {None, "unknown"}
+    if len(commits) == 1:
+        lines.append(f"git checkout {commits.pop()}")
+    lines.append(f"dvc repro evaluate@{row.name}   # with all that it needs: download, convert, weights, train")
+    return "\n".join(lines)
+
+
+def _measured(record: Mapping[str, Any], metric: str) -> str:
+    if record["measured"] is None:
+        return SHORT_STATUS[record["status"]]
+    spread = record["spread"].get(metric)
+    if spread is None:
+        return "not run" if record["published"].get(metric) is not None else "-"
+    mean = record["measured"].get(metric)
+    if mean is None:
+        mean = sum(spread["values"]) / spread["n"]
+    if spread["sd"] is None:
+        return f"{mean:.2f}"
+    return f"{mean:.2f} ± {spread['sd']:.2f} ({spread['n']})"
+
+
+def _above(value: float | None, baseline: float | None) -> float | None:
+    return None if value is None or baseline is None else value - baseline
+
+
+def _number(value: float | None, digits: int = 2) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
+def _signed(value: float | None) -> str:
+    if value is None:
+        return "-"
+    text = f"{value:+.2f}"
+    return "0.00" if text in {"+0.00", "-0.00"} else text
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    return _escape({True: "yes", False: "no"}.get(value, str(value)) if isinstance(value, bool) else str(value))
+
+
+def _escape(text: str) -> str:
+    return re.sub(r"([|<>*_`\[\]])", r"\\\1", " ".join(text.split()))
+
+
+class _Page:
+    """Blocks of markdown with a blank line between them."""
+
+    def __init__(self) -> None:
+        self._blocks: list[str] = []
+
+    def comment(self, text: str) -> None:
+        self._blocks.append(f"<!-- {text} -->")
+
+    def banner(self, text: str) -> None:
+        if text:
+            self._blocks.append(f"**{text}**")
+
+    def heading(self, level: int, text: str) -> None:
+        self._blocks.append(f"{'#' * level} {text}")
+
+    def text(self, text: str) -> None:
+        if text:
+            self._blocks.append(text)
+
+    def bullets(self, items: Iterable[str]) -> None:
+        lines = [f"- {' '.join(item.split())}" for item in items]
+        if lines:
+            self._blocks.append("\n".join(lines))
+
+    def code(self, text: str, language: str) -> None:
+        self._blocks.append(f"```{language}\n{text.rstrip()}\n```")
+
+    def figure(self, caption: str, path: str) -> None:
+        self._blocks.append(f"![{caption}]({path})\n\n*{caption}*")
+
+    def table(self, head: Sequence[str], lines: Sequence[Sequence[str]], align: str) -> None:
+        rule = ["---:" if side == "r" else "---" for side in align]
+        self._blocks.append("\n".join("| " + " | ".join(line) + " |" for line in (head, rule, *lines)))
+
+    def end(self) -> str:
+        return "\n\n".join(self._blocks) + "\n"

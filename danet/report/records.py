@@ -1,0 +1,141 @@
+"""A results table as data: what the markdown, the CSV and the JSON of a table are all made from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from danet.published import NUMBERS, published, row_record
+from danet.report.measured import Measurement
+from danet.report.verdict import band_of, judge, summarise
+from danet.rows import Params
+
+ACCURACY = ("miou", "miou_ms_flip", "aacc", "aacc_ms")
+"""Metrics with a published number and a difference."""
+JUDGED = ("miou", "miou_ms_flip")
+"""Metrics with a verdict: the band is declared in points of mIoU."""
+MEASURED = (*NUMBERS, "macc", "baseline_miou", "hours", "images_per_second")
+
+
+def table_record(
+    table: str, params: Params, measurements: Sequence[Measurement], path: Path | None = None
+) -> dict[str, Any]:
+    """The table as JSON-serialisable data (format 1).
+
+    Args:
+        table: its name in ``params.yaml``.
+        params: where its title, notes and rows are.
+        measurements: of its rows, in order.
+        path: of the published numbers, if not the repository's.
+
+    Returns:
+        ``{format, table, title, banner, published, rows, left_out}``; each row has the keys of
+        :func:`danet.published.row_record` and ``status, measured, spread, difference, verdict, iou, provenance``
+        (``None`` where there is nothing). Percentages, rounded to 4 decimals.
+    """
+    settings = params.tables[table]
+    return {
+        "format": 1,
+        "table": table,
+        "title": settings.title,
+        "banner": settings.banner,
+        "has_published": settings.published,
+        "rows": [_row(measurement, settings.published, path) for measurement in measurements],
+        "left_out": [
+            {"row": measurement.row.name, "file": problem.file, "reason": problem.reason}
+            for measurement in measurements
+            for problem in measurement.problems
+        ],
+    }
+
+
+def _row(measurement: Measurement, has_published: bool, path: Path | None) -> dict[str, Any]:
+    row = measurement.row
+    record = row_record(row, path)
+    record["row_hash"] = row.hash
+    if not has_published:
+        record["published"] = dict.fromkeys(record["published"])
+    record["published"]["device"] = published(row.name, path).device if has_published else None
+    record["band"] = band_of(row.dataset) if has_published else None
+    record |= {"status": measurement.status, "measured": None, "spread": None}
+    record |= {"difference": dict.fromkeys(ACCURACY), "verdict": dict.fromkeys(JUDGED), "iou": None}
+    if measurement.status == "measured":
+        _fill(record, measurement)
+    for metric in JUDGED if has_published else ():
+        if record["published"][metric] is not None:
+            values = measurement.values(metric) if measurement.status == "measured" else []
+            record["verdict"][metric] = judge(values, record["published"][metric], band_of(row.dataset)).text
+    record["provenance"] = _provenance(measurement)
+    return record
+
+
+def _fill(record: dict[str, Any], measurement: Measurement) -> None:
+    measured: dict[str, Any] = {"n": len(measurement.runs), "seeds": [run.seed for run in measurement.runs]}
+    spread: dict[str, Any] = {}
+    for metric in MEASURED:
+        values = measurement.values(metric)
+        summary = summarise(values)
+        measured[metric] = _round(summary.mean) if summary else None
+        if summary and metric in (*ACCURACY, "macc"):
+            numbers = {"n": summary.n, "sd": summary.sd, "low": summary.low, "high": summary.high}
+            spread[metric] = {key: _round(value) for key, value in numbers.items()}
+            spread[metric]["values"] = [_round(value) for value in values]
+        against = record["published"].get(metric)
+        if summary and metric in ACCURACY and against is not None:
+            record["difference"][metric] = _round(summary.mean - against)
+    trained = measurement.trained[0].provenance if measurement.trained else {}
+    measured["device"] = device(trained)
+    measured["fps_device"] = device(measurement.runs[0].provenance)
+    measured["gpus"] = trained.get("gpus")
+    measured["baseline_class"] = measurement.runs[0].baseline_class
+    record["measured"], record["spread"] = measured, spread
+    ious = [_round(value) for value in measurement.class_iou()]
+    record["iou"] = dict(zip(measurement.classes, ious, strict=True))
+
+
+def _provenance(measurement: Measurement) -> list[dict[str, Any]]:
+    stages: list[tuple[str, int, Mapping[str, Any]]] = []
+    if measurement.status == "measured":
+        seeds = {run.seed for run in measurement.runs}
+        stages += [("train", run.seed, run.provenance) for run in measurement.trained if run.seed in seeds]
+        stages += [("evaluate", run.seed, run.provenance) for run in measurement.runs]
+    stages.sort(key=lambda item: (item[1], item[0] == "evaluate"))
+    return [
+        {"stage": stage, "seed": seed} | {k: v for k, v in facts.items() if k != "seed"}
+        for stage, seed, facts in stages
+    ]
+
+
+def device(provenance: Mapping[str, Any]) -> str | None:
+    """What computed a result: the GPU's name (and how many), else the processor's."""
+    gpu = provenance.get("gpu")
+    if gpu:
+        count = provenance.get("gpus") or 1
+        return f"{count} x {gpu}" if count > 1 else str(gpu)
+    cpu = provenance.get("cpu")
+    return f"CPU ({cpu})" if cpu else None
+
+
+def csv_rows(record: Mapping[str, Any]) -> tuple[list[str], list[list[Any]]]:
+    """Header and lines of the CSV of a table: one line a row, one number a cell."""
+    settings = ["row", "source", "dataset", "method", "backbone", "output_stride", "crop_size", "schedule", "status"]
+    header = [*settings, "seeds"]
+    header += [f"published_{name}" for name in (*NUMBERS, "device")]
+    header += [f"measured_{name}" for name in (*MEASURED, "device")]
+    header += [f"sd_{name}" for name in ACCURACY] + [f"difference_{name}" for name in ACCURACY]
+    header += [f"verdict_{name}" for name in JUDGED]
+    lines = []
+    for row in record["rows"]:
+        measured, spread = row["measured"] or {}, row["spread"] or {}
+        line = [row[name] for name in settings] + [" ".join(str(seed) for seed in measured.get("seeds", []))]
+        line += [row["published"][name] for name in (*NUMBERS, "device")]
+        line += [measured.get(name) for name in (*MEASURED, "device")]
+        line += [spread.get(name, {}).get("sd") for name in ACCURACY]
+        line += [row["difference"][name] for name in ACCURACY] + [row["verdict"][name] for name in JUDGED]
+        lines.append(line)
+    return header, lines
+
+
+def _round(value: float | int | None) -> float | int | None:
+    return round(value, 4) if isinstance(value, float) else value

@@ -1,0 +1,444 @@
+"""Properties of tables made from made-up metrics files: complete, right, honest about gaps, the same every time."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from PIL import Image
+
+from danet.errors import ConfigError, DanetError
+from danet.published import load_published
+from danet.report import write_index, write_table
+from danet.report.figures import short_labels
+from danet.report.measured import read
+from danet.rows import Params, load_params
+from danet.workspace import Workspace
+from tests.report import samples
+
+ROOT = Path(__file__).resolve().parents[2]
+OFFICIAL = "official-danet-r101-d8-cityscapes"
+DRANET = "official-dranet-r101-d8-cityscapes"
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Workspace:
+    return Workspace(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def params() -> Params:
+    """Of the repository, with three seeds for the official DANet row and a demo table."""
+    raw = yaml.safe_load((ROOT / "params.yaml").read_text())
+    raw["rows"][OFFICIAL]["seeds"] = [0, 1, 2]
+    raw["tables"]["toy"] = {"title": "Toy", "published": False, "banner": "DEMO: made-up pictures, no results"}
+    raw["rows"]["toy-r50"] = {**raw["rows"]["camvid-r50-d8"], "table": "toy"}
+    return Params(raw, Path("params.yaml"))
+
+
+def cells(page: str, row: str) -> list[list[str]]:
+    """Cells of all table lines that begin with a link to a row."""
+    lines = [line for line in page.splitlines() if line.startswith(f"| [{row}](")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+
+
+def digest(folder: Path) -> dict[str, str]:
+    return {
+        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and "metrics" not in path.relative_to(folder).parts
+    }
+
+
+def table_json(workspace: Workspace, table: str) -> dict[str, Any]:
+    return dict(json.loads((workspace.reports() / "tables" / f"{table}.json").read_text()))
+
+
+def test_nothing_run(workspace: Workspace, params: Params) -> None:
+    report = write_table("mmsegmentation", params, workspace, strict=True)
+    page = report.page.read_text()
+    assert (report.rows, report.measured, report.problems) == (16, 0, ())
+    for row in params.table_rows("mmsegmentation"):
+        main = cells(page, row.name)[0]
+        assert "not run" in main
+        assert f"{load_published()[row.name].miou:.2f}" in main
+        assert (workspace.reports() / "mmsegmentation" / f"{row.name}.md").exists()
+    assert "**0 of 16 rows measured.**" in page
+    assert not list(workspace.reports().rglob("*.png"))
+    assert all(row["measured"] is None for row in table_json(workspace, "mmsegmentation")["rows"])
+
+
+def test_published_numbers_are_the_files(workspace: Workspace, params: Params) -> None:
+    for table in ("mmsegmentation", "sssegmentation", "official", "clusterdanet"):
+        write_table(table, params, workspace)
+        for row in table_json(workspace, table)["rows"]:
+            source = load_published()[row["row"]].model_dump(exclude={"checkpoint", "log"})
+            assert row["published"] == source
+
+
+def test_one_seed_by_hand(workspace: Workspace, params: Params) -> None:
+    row = params.row(DRANET)
+    samples.write(row, workspace, {0: 81.23})
+    report = write_table("official", params, workspace)
+    (main, accuracy, cost, provenance) = cells(report.page.read_text(), DRANET)
+    assert main[1:] == ["DRANet", "R-101", "8", "768x768", "240 epochs", "81.63", "81.23", "-0.40", "consistent"]
+    assert accuracy[1:] == ["aAcc", "96.62", "96.23", "-0.39", "-"]
+    assert cost[1:] == ["-", "-", "-", "14.8", "12.50", "3.25", "NVIDIA H200"]
+    assert provenance[1:] == [
+        *("0", "`0123456789`, 2026-01-02", "`0123456789`, 2026-01-02", "1", f"`{row.hash}`", "`a1b2c3d4e5f6`"),
+    ]
+    (other,) = cells(report.page.read_text(), OFFICIAL)[:1]
+    assert other[-3:] == ["not run", "-", "not run"]
+    record = table_json(workspace, "official")["rows"][1]
+    assert record["measured"]["miou"] == pytest.approx(81.23)
+    assert record["difference"]["miou"] == pytest.approx(-0.40)
+    assert record["difference"]["miou_ms_flip"] is None
+    assert list(record["iou"]) == samples.classes(row)
+
+
+def test_three_seeds_by_hand(workspace: Workspace, params: Params) -> None:
+    row = params.row(OFFICIAL)
+    samples.write(row, workspace, {0: 79.6, 1: 79.9, 2: 79.75}, ms=1.5, points=0)
+    page = write_table("official", params, workspace).page.read_text()
+    main, ms = cells(page, OFFICIAL)[:2]
+    # mean 79.75, sample standard deviation 0.15; the 90 % interval 79.75 +- 2.92 * 0.15 / sqrt(3) = 79.75 +- 0.253
+    # lies inside 79.93 +- 0.5
+    assert main[-4:] == ["79.93", "79.75 ± 0.15 (3)", "-0.18", "reproduced"]
+    assert ms[1:] == ["mIoU, ms+flip", "81.49", "81.25 ± 0.15 (3)", "-0.24", "reproduced"]
+    own = (workspace.reports() / "official" / f"{OFFICIAL}.md").read_text()
+    # 95 %: 4.302653 * 0.15 / sqrt(3) = 0.3726
+    assert "79.38 to 80.12" in own
+    assert "| mIoU | 79.75 ± 0.15 (3) | 79.60, 79.90, 79.75 |" in own
+
+
+def test_tables_without_published_numbers(workspace: Workspace, params: Params) -> None:
+    row = params.row("camvid-r50-d8")
+    samples.write(row, workspace, {0: 55.5}, gpu=None, points=0)
+    report = write_table("camvid", params, workspace)
+    page = report.page.read_text()
+    assert "ublished" not in page.split("## Notes")[0].split("there is nothing to compare with")[1]
+    main = cells(page, row.name)[0]
+    assert main[-5:] == ["55.50", "3.21", "+52.29", "70.50", "61.50"]
+    record = table_json(workspace, "camvid")["rows"][0]
+    assert set(record["published"].values()) == {None}
+    assert record["measured"]["device"] == "CPU (AMD EPYC 9654 96-Core Processor)"
+    assert "camvid-r50-d8 " in report.text
+    assert "55.50" in report.text
+    assert str(report).endswith("1 of 8 rows measured")
+
+
+def test_banner_is_on_every_page(workspace: Workspace, params: Params) -> None:
+    samples.write(params.row("toy-r50"), workspace, {0: 50.0}, gpu=None, points=0)
+    report = write_table("toy", params, workspace)
+    index = write_index(params, workspace)
+    for path in (report.page, workspace.reports() / "toy" / "toy-r50.md", index):
+        blocks = [block for block in path.read_text().split("\n\n") if not block.startswith("<!--")]
+        assert blocks[0] == "**DEMO: made-up pictures, no results**"
+    assert report.text.startswith("DEMO")
+    assert table_json(workspace, "toy")["banner"].startswith("DEMO")
+
+
+def spoil(change: Callable[[dict[str, Any]], None], name: str = "evaluation.json") -> Callable[[Path], None]:
+    def edit(folder: Path) -> None:
+        data = json.loads((folder / name).read_text())
+        change(data)
+        (folder / name).write_text(json.dumps(data))
+
+    return edit
+
+
+@pytest.mark.parametrize(
+    ("edit", "file", "reason", "cell"),
+    [
+        (
+            spoil(lambda d: d.update(row_hash="0" * 12)),
+            "evaluation.json",
+            "stale: of row hash 000000000000",
+            "stale: run again",
+        ),
+        (
+            spoil(lambda d: d["runs"][0]["modes"]["ss"].update(miou=float("nan"))),
+            "evaluation.json",
+            "finite",
+            "left out (below)",
+        ),
+        (
+            spoil(lambda d: d["runs"][0]["modes"]["ss"].update(aacc=float("inf"))),
+            "evaluation.json",
+            "aacc",
+            "left out (below)",
+        ),
+        (
+            spoil(lambda d: d["runs"][0]["modes"]["ss"].update(miou=101)),
+            "evaluation.json",
+            "less than or equal",
+            "left out (below)",
+        ),
+        (
+            spoil(lambda d: d["runs"][0]["modes"]["ss"]["iou"].__setitem__(3, float("nan"))),
+            "evaluation.json",
+            "iou.3",
+            "left out (below)",
+        ),
+        (
+            spoil(lambda d: d["runs"][0]["modes"]["ss"]["iou"].pop()),
+            "evaluation.json",
+            "18 IoU values for 19 classes",
+            "left out (below)",
+        ),
+        (
+            spoil(lambda d: d["runs"][0]["modes"]["ss"].pop("macc")),
+            "evaluation.json",
+            "macc: field required",
+            "left out (below)",
+        ),
+        (
+            spoil(lambda d: d["runs"][0]["modes"].pop("ss")),
+            "evaluation.json",
+            "modes.ss is missing",
+            "left out (below)",
+        ),
+        (spoil(lambda d: d.pop("classes")), "evaluation.json", "classes: field required", "left out (below)"),
+        (spoil(lambda d: d.update(row="another")), "evaluation.json", "belongs to row 'another'", "left out (below)"),
+        (spoil(lambda d: d.update(format=2)), "evaluation.json", "format", "left out (below)"),
+        (spoil(lambda d: d["runs"].clear()), "evaluation.json", "no runs", "left out (below)"),
+        (spoil(lambda d: d["runs"][0].update(seed=7)), "evaluation.json", "seed 7 is not among", "left out (below)"),
+        (
+            spoil(lambda d: d["runs"][0]["provenance"].update(weights_sha256="0")),
+            "evaluation.json",
+            "trained again since",
+            "stale: run again",
+        ),
+        (spoil(lambda d: d.update(miou=float("nan")), "metrics.json"), "metrics.json", "miou", "left out (below)"),
+        (spoil(lambda d: d.pop("aacc"), "metrics.json"), "metrics.json", "aacc: field required", "left out (below)"),
+        (
+            spoil(lambda d: d.update(miou=80.0), "metrics.json"),
+            "metrics.json",
+            "80.0000 here and 81.2300",
+            "left out (below)",
+        ),
+        (
+            lambda folder: (folder / "evaluation.json").write_text("{"),
+            "evaluation.json",
+            "is no JSON",
+            "left out (below)",
+        ),
+        (lambda folder: (folder / "evaluation.json").write_text("[]"), "evaluation.json", "", "left out (below)"),
+        (
+            lambda folder: (folder / "evaluation.json").unlink(),
+            "metrics.json",
+            "no evaluation.json",
+            "left out (below)",
+        ),
+    ],
+)
+def test_bad_files_are_named_and_never_shown(
+    workspace: Workspace, params: Params, *, edit: Callable[[Path], None], file: str, reason: str, cell: str
+) -> None:
+    row = params.row(DRANET)
+    folder = samples.write(row, workspace, {0: 81.23}, points=0)
+    edit(folder)
+    report = write_table("official", params, workspace)
+    page = report.page.read_text()
+    main = cells(page, DRANET)[0]
+    assert main[-3:] == [cell, "-", "not run"]
+    assert "81.23" not in page.split("## Left out")[0]
+    left_out = page.split("## Left out")[1].split("## Provenance")[0]
+    assert f"reports/metrics/official/{DRANET}/{file}" in left_out
+    assert reason in left_out
+    record = table_json(workspace, "official")
+    assert record["rows"][1]["measured"] is None
+    assert record["left_out"][0]["row"] == DRANET
+    assert not (workspace.reports() / "official" / "results.png").exists()
+    with pytest.raises(DanetError, match=file):
+        write_table("official", params, workspace, strict=True)
+
+
+def test_one_bad_seed_does_not_take_the_others(workspace: Workspace, params: Params) -> None:
+    row = params.row(OFFICIAL)
+    folder = samples.write(row, workspace, {0: 79.6, 1: 79.9, 2: 10.0}, points=0)
+    spoil(lambda data: data["runs"][2]["modes"]["ss"].update(miou=float("nan")))(folder)
+    report = write_table("official", params, workspace)
+    assert cells(report.page.read_text(), OFFICIAL)[0][-3] == "79.75 ± 0.21 (2)"
+    assert "seed 2" in report.problems[0].reason
+
+
+@pytest.mark.parametrize(
+    ("edit", "file", "reason"),
+    [
+        (spoil(lambda d: d.update(train_hash="0" * 12), "train.json"), "train.json", "stale: of training hash"),
+        (spoil(lambda d: d["runs"][0].update(final_loss=float("nan")), "train.json"), "train.json", "final_loss"),
+        (lambda folder: (folder / "curve.csv").write_text("seed,iteration,loss\n0,1,nan\n"), "curve.csv", "not finite"),
+        (lambda folder: (folder / "curve.csv").write_text("seed,iteration,loss\n0,1,x\n"), "curve.csv", "numbers"),
+        (lambda folder: (folder / "curve.csv").write_text("seed,iteration,loss\n0,1\n"), "curve.csv", "numbers"),
+        (lambda folder: (folder / "curve.csv").write_text("a,b\n1,2\n"), "curve.csv", "needs the columns"),
+    ],
+)
+def test_bad_training_files_cost_only_their_own_numbers(
+    workspace: Workspace, params: Params, edit: Callable[[Path], None], file: str, reason: str
+) -> None:
+    row = params.row(DRANET)
+    folder = samples.write(row, workspace, {0: 81.23}, points=20)
+    edit(folder)
+    measurement = read(row, workspace)
+    assert measurement.status == "measured"
+    assert measurement.values("miou") == [81.23]
+    assert measurement.curves == {}
+    assert bool(measurement.trained) is (file == "curve.csv")
+    assert [problem.file for problem in measurement.problems] == [f"reports/metrics/official/{DRANET}/{file}"]
+    assert reason in measurement.problems[0].reason
+
+
+def test_trained_but_not_evaluated_is_not_run(workspace: Workspace, params: Params) -> None:
+    folder = samples.write(params.row(DRANET), workspace, {0: 81.23}, points=0)
+    (folder / "evaluation.json").unlink()
+    (folder / "metrics.json").unlink()
+    page = write_table("official", params, workspace, strict=True).page.read_text()
+    assert cells(page, DRANET)[0][-3] == "not run"
+
+
+def test_same_files_same_bytes(workspace: Workspace, params: Params, tmp_path: Path) -> None:
+    samples.write(params.row(OFFICIAL), workspace, {0: 79.6, 1: 79.9, 2: 79.75}, ms=1.5)
+    write_table("official", params, workspace)
+    write_index(params, workspace)
+    first = digest(workspace.reports())
+    assert len(first) >= 10
+    shutil.rmtree(workspace.reports() / "official")
+    write_table("official", params, workspace)
+    write_index(params, workspace)
+    assert digest(workspace.reports()) == first
+    moved = tmp_path / "moved"
+    shutil.copytree(workspace.reports() / "metrics", moved / "reports" / "metrics")
+    write_table("official", params, Workspace(moved))
+    write_index(params, Workspace(moved))
+    assert digest(moved / "reports") == first
+    everything = b"".join(path.read_bytes() for path in workspace.reports().glob("**/*.md"))
+    assert str(tmp_path).encode() not in everything
+
+
+def test_links_and_pictures_exist_and_pictures_are_plain(workspace: Workspace, params: Params) -> None:
+    samples.write(params.row(OFFICIAL), workspace, {0: 79.6}, ms=1.5)
+    for table in params.tables:
+        write_table(table, params, workspace)
+    write_index(params, workspace)
+    checked = 0
+    for page in workspace.reports().glob("**/*.md"):
+        for target in re.findall(r"\]\(([^)]+)\)", page.read_text()):
+            if not target.startswith("http"):
+                assert (page.parent / target).exists(), f"{page}: {target}"
+                checked += 1
+    assert checked > 100
+    pictures = sorted(path.name for path in workspace.reports().glob("official/*.png"))
+    assert pictures == ["classes-cityscapes.png", "curves.png", f"{OFFICIAL}.png", "results.png"]
+    for path in workspace.reports().glob("official/*.png"):
+        with Image.open(path) as image:
+            assert image.width == 900
+            assert image.convert("RGB").getpixel((0, 0)) == (255, 255, 255)
+            assert not {key for key in image.info if key not in {"dpi", "transparency"}}
+
+
+def test_pages_of_rows_that_are_gone_are_removed(workspace: Workspace, params: Params) -> None:
+    folder = samples.write(params.row(DRANET), workspace, {0: 81.23}, points=0)
+    write_table("official", params, workspace)
+    gone = workspace.reports() / "official" / "old-row.md"
+    gone.write_text("old")
+    shutil.rmtree(folder)
+    write_table("official", params, workspace)
+    assert not gone.exists()
+    assert not list((workspace.reports() / "official").glob("*.png"))
+
+
+def test_pictures_of_datasets_only_when_asked_for(workspace: Workspace, params: Params) -> None:
+    row = params.row(DRANET)
+    samples.write(row, workspace, {0: 81.23}, points=0)
+    picture = workspace.evaluation(row) / "seed0-a b-panels.png"
+    picture.parent.mkdir(parents=True)
+    Image.new("RGB", (4, 4)).save(picture)
+    write_table("official", params, workspace)
+    assert not list(workspace.reports().glob("official/*panels*"))
+    write_table("official", params, workspace, keep_pictures=True)
+    (copied,) = workspace.reports().glob("official/*panels*")
+    assert copied.name in (workspace.reports() / "official" / f"{DRANET}.md").read_text()
+    write_table("official", params, workspace)
+    assert not copied.exists()
+
+
+def test_csv_and_json_say_the_same(workspace: Workspace, params: Params) -> None:
+    samples.write(params.row(OFFICIAL), workspace, {0: 79.6, 1: 79.9, 2: 79.75}, ms=1.5, points=0)
+    write_table("official", params, workspace)
+    with (workspace.reports() / "tables" / "official.csv").open() as stream:
+        lines = list(csv.DictReader(stream))
+    rows = table_json(workspace, "official")["rows"]
+    assert [line["row"] for line in lines] == [row["row"] for row in rows] == [OFFICIAL, DRANET]
+    assert float(lines[0]["measured_miou"]) == rows[0]["measured"]["miou"] == pytest.approx(79.75)
+    assert float(lines[0]["sd_miou"]) == rows[0]["spread"]["miou"]["sd"] == pytest.approx(0.15)
+    assert lines[0]["verdict_miou_ms_flip"] == rows[0]["verdict"]["miou_ms_flip"]
+    assert lines[0]["published_miou"] == "79.93"
+    assert lines[1]["measured_miou"] == ""
+    assert lines[1]["status"] == rows[1]["status"] == "not run"
+
+
+def test_index(workspace: Workspace, params: Params) -> None:
+    samples.write(params.row(OFFICIAL), workspace, {0: 79.6}, points=0)
+    samples.write(params.row("camvid-r50-d8"), workspace, {0: 55.5}, points=0)
+    page = write_index(params, workspace).read_text()
+    assert page == write_index(params, workspace).read_text()
+    assert "| [Official DANet and DRANet](official.md) | Cityscapes | 1 of 2 | 1 consistent |" in page
+    assert "| 0 of 16 | not run |" in page
+    assert "mIoU 55.50" in page
+
+
+def test_names_that_are_taken(workspace: Workspace) -> None:
+    raw = yaml.safe_load((ROOT / "params.yaml").read_text())
+    raw["tables"]["metrics"] = {"title": "x"}
+    with pytest.raises(ConfigError, match="taken"):
+        write_table("metrics", Params(raw, Path("params.yaml")), workspace)
+    with pytest.raises(ConfigError, match="unknown table"):
+        write_table("no-such-table", Params(raw, Path("params.yaml")), workspace)
+
+
+def test_labels_tell_rows_apart(params: Params) -> None:
+    for table in params.tables:
+        rows = params.table_rows(table)
+        labels = short_labels(rows)
+        assert len(set(labels.values())) == len(rows)
+    camvid = short_labels([params.row("camvid-r50-d8"), params.row("camvid-r101-d16")])
+    assert list(camvid.values()) == ["R-50-D8", "R-101-D16"]
+
+
+def test_class_means_skip_absent_ones(workspace: Workspace, params: Params) -> None:
+    row = params.row(OFFICIAL)
+    folder = samples.write(row, workspace, {0: 79.6, 1: 79.9, 2: 79.75}, points=0)
+
+    def absent(data: dict[str, Any]) -> None:
+        for number, value in enumerate((50.0, None, 70.0)):
+            data["runs"][number]["modes"]["ss"]["iou"][0] = value
+            data["runs"][number]["modes"]["ss"]["iou"][1] = None
+
+    spoil(absent)(folder)
+    assert read(row, workspace).class_iou()[:2] == [60.0, None]
+    write_table("official", params, workspace)
+    assert "| sidewalk | - |" in (workspace.reports() / "official" / f"{OFFICIAL}.md").read_text()
+
+
+def test_the_report_needs_neither_pytorch_nor_mlflow(tmp_path: Path) -> None:
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    script = (
+        "import sys; sys.modules['torch'] = sys.modules['mlflow'] = sys.modules['dvc'] = None\n"
+        "from danet.workspace import Workspace; from danet.report import write_table, write_index\n"
+        "w = Workspace(); write_table('official', w.params(), w); write_index(w.params(), w)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, env={"PYTHONPATH": str(ROOT)}, check=False)
+    assert done.returncode == 0
+    assert (tmp_path / "reports" / "official.md").exists()
+    assert load_params(tmp_path / "params.yaml").rows
