@@ -20,11 +20,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from danet.data.layout import IGNORE
 from danet.errors import ConfigError, DataError
 from danet.rows import Augment, Resize
 
-IGNORE = 255
-"""The label of pixels that neither train nor count."""
 MEAN_RGB = (123.675, 116.28, 103.53)
 STD_RGB = (58.395, 57.12, 57.375)
 """ImageNet statistics on the 0..255 scale; the official code's .485 .456 .406 / .229 .224 .225 are these over 255."""
@@ -46,9 +45,7 @@ _IDENTITY: Array8 = np.arange(256, dtype=np.uint8)
 
 def _normalisation_tables() -> tuple[Float32, Float32, Float32]:
     values = np.arange(256, dtype=np.float64)
-    red, green, blue = (
-        ((values - mean) / std).astype(np.float32) for mean, std in zip(MEAN_RGB, STD_RGB, strict=True)
-    )
+    red, green, blue = (((values - mean) / std).astype(np.float32) for mean, std in zip(MEAN_RGB, STD_RGB, strict=True))
     return red, green, blue
 
 
@@ -109,7 +106,9 @@ def draw(augment: Augment, size: tuple[int, int], labels: LabelCrop, rng: np.ran
     crop = box()
     if augment.cat_max_ratio is not None and augment.cat_max_ratio < 1:
         if augment.order != "crop-then-pad":
-            raise ConfigError("augment.cat_max_ratio needs augment.order 'crop-then-pad': no source combines it with padding first")
+            raise ConfigError(
+                "augment.cat_max_ratio needs augment.order 'crop-then-pad': no source combines it with padding first"
+            )
         for _ in range(augment.cat_redraws):
             if balanced(labels(resized, crop), augment.cat_max_ratio):
                 break
@@ -289,7 +288,7 @@ def _affine(table: Array8, factor: float | None = None, offset: float | None = N
         return table
     value = table.astype(np.float32) * np.float32(1.0 if factor is None else factor)
     value = value + np.float32(0.0 if offset is None else offset)
-    return np.clip(value, 0, 255).astype(np.uint8)
+    return _array8(np.clip(value, 0, 255).astype(np.uint8))
 
 
 def normalise(image: Array8, out: Float32) -> None:
@@ -329,5 +328,6 @@ def _finish(augment: Augment, image: Array8, mask: Array8, draws: Draws, *, flip
 
 
 def _array8(array: Any) -> Array8:
+    """Types what untyped cv2 returns."""
     result: Array8 = array
     return result

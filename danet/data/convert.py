@@ -1,0 +1,308 @@
+"""Archives of a dataset -> its prepared form, checking every file on the way.
+
+A file that cannot be used does not stop the conversion: the rest is looked at, all offenders are listed at once, and
+then it fails. The result appears only when everything is right, and the same archives give the same bytes.
+"""
+
+from __future__ import annotations
+
+import collections
+import errno
+import hashlib
+import io
+import os
+import shutil
+import sys
+import zipfile
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+from danet import files
+from danet.data.archives import Limits, unpack
+from danet.data.download import TREE, swap, zip_entry
+from danet.data.layout import SAFE_ID, DatasetSpec, Item, bit_depth
+from danet.data.prepared import (
+    DESCRIPTION,
+    FORMAT,
+    MANIFEST,
+    Entry,
+    Pixels,
+    decode_image,
+    format_class_pixels,
+    format_manifest,
+    npy_bytes,
+    png_bytes,
+)
+from danet.data.progress import Progress
+from danet.data.registry import ADAPTERS
+from danet.errors import DataError
+from danet.rows import Dataset
+
+SHOWN = 20
+_EXIF_ORIENTATION = 0x0112
+
+
+@dataclass(frozen=True)
+class _Converted:
+    """One image in prepared form; ``problems`` not empty means that it has none."""
+
+    problems: tuple[str, ...] = ()
+    note: str | None = None
+    suffix: str = ""
+    image: bytes = b""
+    mask: bytes = b""
+    size: tuple[int, int] = (0, 0)
+    class_pixels: str = ""
+
+
+def convert_dataset(
+    name: str,
+    spec: Dataset,
+    raw: Path,
+    out: Path,
+    *,
+    progress: bool = True,
+    workers: int | None = None,
+    limits: Limits | None = None,
+) -> dict[str, int]:
+    """Converts the archives in the folder ``raw`` (of :func:`danet.data.download.download_dataset`) into ``out``.
+
+    Returns the number of images per split.
+
+    Raises:
+        DataError: if archives are missing, files are unusable (all are listed) or counts differ from ``spec.counts``.
+        ArchiveError: if an archive is damaged or hostile. In all cases ``out`` is as it was.
+    """
+    adapter = ADAPTERS[spec.adapter]
+    archives = _archives(name, spec, raw)
+    scratch, new = out.with_name(f".{out.name}.scratch.tmp"), out.with_name(f".{out.name}.new.tmp")
+    try:
+        for folder in (scratch, new):
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(parents=True)
+        for archive in archives:
+            unpack(
+                archive,
+                scratch / archive.name,
+                wanted=adapter.wanted.search,
+                limits=limits,
+                progress=progress,
+                remedy=f"delete {raw} and run `dvc repro -f download@{name}`",
+            )
+        counts = _Conversion(name, spec, adapter, scratch, new).run(progress, workers or min(os.cpu_count() or 1, 8))
+        swap(new, out)
+        return counts
+    except OSError as error:
+        full = error.errno in {errno.ENOSPC, errno.EDQUOT}
+        problem = "the disk is full" if full else str(error.strerror or error)
+        raise DataError(
+            f"{out}: cannot be written ({problem}); mend that and run `dvc repro convert@{name}`"
+        ) from error
+    finally:
+        for folder in (scratch, new):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _archives(name: str, spec: Dataset, raw: Path) -> list[Path]:
+    if (raw / TREE).is_file():
+        return [raw / TREE]
+    missing = [archive.file for archive in spec.archives if not archive.optional and not (raw / archive.file).is_file()]
+    if missing or not spec.archives:
+        raise DataError(f"{raw}: {', '.join(missing) or TREE} missing; run `dvc repro download@{name}`")
+    return [raw / archive.file for archive in spec.archives if (raw / archive.file).is_file()]
+
+
+class _Conversion:
+    """The conversion of one unpacked dataset."""
+
+    def __init__(self, name: str, spec: Dataset, adapter: DatasetSpec, scratch: Path, new: Path) -> None:
+        self.name, self.spec, self.adapter, self.scratch, self.new = name, spec, adapter, scratch, new
+        self.items = adapter.discover(scratch).items
+        self.problems: list[str] = []
+        self.notes: list[str] = []
+
+    def run(self, progress: bool, workers: int) -> dict[str, int]:
+        """Writes packs, manifest and description; returns the counts."""
+        self._check_ids()
+        entries: list[Entry] = []
+        packs: dict[str, zipfile.ZipFile] = {}
+        try:
+            with Progress(f"convert {self.name}", len(self.items), show=progress) as bar:
+                for item, converted in _in_order(self.items, self._convert, workers):
+                    if converted.problems:
+                        self.problems += converted.problems
+                    else:
+                        entries.append(self._write(packs, item, converted))
+                        self.notes += [converted.note] if converted.note else []
+                    bar.advance()
+        finally:
+            for pack in packs.values():
+                pack.close()
+        counts = {split: sum(split in entry.splits.split(";") for entry in entries) for split in self._splits()}
+        self._check(counts)
+        if self.notes:
+            shown = ", ".join(self.notes[:3]) + (", ..." if len(self.notes) > 3 else "")
+            print(f"{self.name}: {len(self.notes)} greyscale images, read as grey RGB: {shown}", file=sys.stderr)
+        manifest = format_manifest(entries).encode()
+        (self.new / MANIFEST).write_bytes(manifest)
+        description = {
+            "format": FORMAT,
+            "adapter": self.adapter.name,
+            "title": self.spec.title,
+            "classes": list(self.adapter.classes),
+            "palette": [list(colour) for colour in self.adapter.palette],
+            "ignore_index": self.adapter.ignore_index,
+            "storage": self.spec.storage,
+            "counts": counts,
+            "manifest_sha256": hashlib.sha256(manifest).hexdigest(),
+            "packs": {pack: (self.new / pack).stat().st_size for pack in sorted(packs)},
+        }
+        files.write_json(self.new / DESCRIPTION, description)
+        return counts
+
+    def _splits(self) -> list[str]:
+        """Splits in the order of params.yaml, then what the tree has besides."""
+        return list(dict.fromkeys([*self.spec.counts, *(split for item in self.items for split in item.splits)]))
+
+    def _check_ids(self) -> None:
+        seen: dict[str, Item] = {}
+        for item in self.items:
+            other = seen.setdefault(item.id.casefold(), item)
+            if other is not item:
+                self.problems.append(
+                    f"{self._relative(item.image)}: the id {item.id!r} is also that of {self._relative(other.image)}"
+                )
+            if not SAFE_ID.fullmatch(item.id):
+                self.problems.append(f"{self._relative(item.image)}: {item.id!r} is no image id")
+
+    def _check(self, counts: dict[str, int]) -> None:
+        """Fails with everything that was found wrong, or with the counts that differ."""
+        wrong = {split: count for split, count in self.spec.counts.items() if counts[split] != count}
+        lines = []
+        if self.problems:
+            lines.append(
+                f"{len(self.problems)} problems" + (f" (the first {SHOWN})" if len(self.problems) > SHOWN else "")
+            )
+            lines += [f"  {problem}" for problem in self.problems[:SHOWN]]
+        for split, count in wrong.items():
+            line = f"split {split}: {counts[split]} usable images, expected {count}"
+            missing = self._missing(split, count)
+            if missing:
+                line += f"; missing {len(missing)}: {', '.join(missing[:SHOWN])}" + (
+                    ", ..." if len(missing) > SHOWN else ""
+                )
+            lines.append(line)
+        if lines:
+            remedy = f"mend the source or params.yaml, then run `dvc repro download@{self.name} convert@{self.name}`"
+            raise DataError(f"{self.name}: " + "\n".join([*lines, remedy]))
+
+    def _missing(self, split: str, count: int) -> list[str]:
+        if self.adapter.expected_ids is None:
+            return []
+        present = {item.id for item in self.items if split in item.splits}
+        return [key for key in self.adapter.expected_ids(split, count) if key not in present]
+
+    def _write(self, packs: dict[str, zipfile.ZipFile], item: Item, converted: _Converted) -> Entry:
+        pack = f"{item.splits[0]}.zip"
+        if pack not in packs:
+            packs[pack] = zipfile.ZipFile(self.new / pack, "w", zipfile.ZIP_STORED)
+        raw = self.spec.storage == "raw"
+        image = f"images/{item.id}{converted.suffix}"
+        mask = f"masks/{item.id}{'.npy' if raw else '.png'}" if item.mask is not None else ""
+        packs[pack].writestr(zip_entry(image), converted.image)
+        if mask:
+            packs[pack].writestr(zip_entry(mask), converted.mask)
+        return Entry(
+            item.id,
+            ";".join(item.splits),
+            pack,
+            image,
+            mask,
+            *converted.size,
+            hashlib.sha256(converted.image).hexdigest(),
+            hashlib.sha256(converted.mask).hexdigest() if mask else "",
+            converted.class_pixels,
+        )
+
+    def _convert(self, item: Item) -> _Converted:
+        """Checks and converts one image and mask; every problem is named, none raised."""
+        problems: list[str] = []
+        data, note, size = self._check_image(item.image, problems)
+        mask: Pixels | None = None
+        if item.mask is not None:
+            if not item.mask.is_file():
+                problems.append(f"{self._relative(item.mask)}: missing, for the image {item.id}")
+            else:
+                try:
+                    mask = self.adapter.read_mask(item.mask)
+                except DataError as error:
+                    problems.append(str(error).replace(f"{self.scratch}/", ""))
+        if mask is not None and size is not None and mask.shape != size:
+            problems.append(
+                f"{self._relative(item.image)}: is {size[0]}x{size[1]}, but its mask {mask.shape[0]}x{mask.shape[1]} "
+                "(height x width)"
+            )
+        if problems or size is None:
+            return _Converted(tuple(problems))
+        raw = self.spec.storage == "raw"
+        suffix = ".npy" if raw else ".png" if bit_depth(data) else ".jpg"
+        if raw:
+            pixels = decode_image(data)
+            if pixels is None or pixels.shape != (*size, 3):
+                return _Converted((f"{self._relative(item.image)}: OpenCV cannot decode it",))
+            data = npy_bytes(pixels)
+        encoded = b"" if mask is None else npy_bytes(mask) if raw else png_bytes(mask)
+        return _Converted((), note, suffix, data, encoded, size, "" if mask is None else format_class_pixels(mask))
+
+    def _check_image(self, path: Path, problems: list[str]) -> tuple[bytes, str | None, tuple[int, int] | None]:
+        """(bytes, note, (height, width) or None if unusable) of an image file."""
+        name = self._relative(path)
+        try:
+            data = path.read_bytes()
+        except FileNotFoundError:
+            problems.append(f"{name}: missing")
+            return b"", None, None
+        if not data:
+            problems.append(f"{name}: has zero bytes")
+            return data, None, None
+        try:
+            with Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as image:
+                width, height = image.size
+                mode, orientation = image.mode, image.getexif().get(_EXIF_ORIENTATION, 1)
+                image.load()
+        except Exception as error:  # Pillow raises a dozen kinds on damaged files
+            text = " ".join(str(error).split()).replace(repr(data)[:60], "")[:120] or type(error).__name__
+            problems.append(f"{name}: cannot be decoded, truncated or no JPEG or PNG ({text})")
+            return data, None, None
+        depth = bit_depth(data)
+        before = len(problems)
+        if depth is not None and depth[0] == 16:
+            problems.append(f"{name}: has 16 bits per channel; images must be 8-bit RGB")
+        elif mode != "RGB" and not (mode == "L" and self.adapter.grey_images):
+            problems.append(f"{name}: is {mode}; images must be 8-bit RGB")
+        if orientation not in {0, 1}:
+            problems.append(f"{name}: has EXIF orientation {orientation}; turn its pixels and remove the tag")
+        return data, name if mode == "L" else None, (height, width) if len(problems) == before else None
+
+    def _relative(self, path: Path) -> str:
+        return path.relative_to(self.scratch).as_posix() if path.is_relative_to(self.scratch) else str(path)
+
+
+def _in_order(
+    items: tuple[Item, ...], convert: Callable[[Item], _Converted], workers: int
+) -> Iterator[tuple[Item, _Converted]]:
+    """Items with their conversions, in order, a few ahead in threads (decoders, hashes and zlib release the GIL)."""
+    waiting: collections.deque[tuple[Item, Future[_Converted]]] = collections.deque()
+    with ThreadPoolExecutor(workers) as pool:
+        for item in items:
+            waiting.append((item, pool.submit(convert, item)))
+            if len(waiting) >= 4 * workers:
+                first, future = waiting.popleft()
+                yield first, future.result()
+        while waiting:
+            first, future = waiting.popleft()
+            yield first, future.result()

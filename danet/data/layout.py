@@ -1,0 +1,279 @@
+"""What an adapter says of its dataset: classes, colours, label ids, and where the files lie in an unpacked tree."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from danet.errors import DataError
+
+IGNORE = 255
+"""Train id of pixels that neither train nor count."""
+
+Mask = NDArray[np.uint8]
+Colour = tuple[int, int, int]
+"""RGB."""
+
+SAFE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+"""Ids become file names inside the prepared form and in predictions."""
+
+_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_SEARCH_DEPTH = 4
+
+
+@dataclass(frozen=True)
+class LabelMap:
+    """Raw label id -> train id; an id outside ``mapping`` is an error."""
+
+    mapping: Mapping[int, int]
+    _table: NDArray[np.int16] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        table = np.full(256, -1, np.int16)
+        for raw, train in self.mapping.items():
+            table[raw] = train
+        object.__setattr__(self, "_table", table)
+
+    def apply(self, raw: Mask, path: Path | str) -> Mask:
+        """Train ids (H, W) of raw ids (H, W).
+
+        Raises:
+            DataError: naming ``path`` and the ids outside the mapping.
+        """
+        counts = np.bincount(raw.ravel(), minlength=256)
+        unknown = [int(value) for value in np.flatnonzero(counts) if self._table[value] < 0]
+        if unknown:
+            shown = ", ".join(map(str, unknown[:8])) + (", ..." if len(unknown) > 8 else "")
+            pixels = int(counts[unknown].sum())
+            raise DataError(f"{path}: label id {shown} ({pixels} pixels) is outside the dataset's ids {self.text}")
+        return self._table.astype(np.uint8)[raw]
+
+    @property
+    def text(self) -> str:
+        """The known raw ids as ranges, e.g. ``0-20, 255``."""
+        ranges: list[list[int]] = []
+        for value in sorted(self.mapping):
+            if ranges and value == ranges[-1][1] + 1:
+                ranges[-1][1] = value
+            else:
+                ranges.append([value, value])
+        return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in ranges)
+
+
+@dataclass(frozen=True)
+class Item:
+    """One image of a layout. The paths are where the files must be; whether they are is the converter's to check."""
+
+    id: str
+    image: Path
+    mask: Path | None
+    splits: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The images of an unpacked tree in their fixed order, and the list files that the order was read from."""
+
+    items: tuple[Item, ...]
+    lists: tuple[Path, ...] = ()
+
+    def pairs(self) -> dict[str, list[tuple[str, Path, Path | None]]]:
+        """Per split, in order: (id, image path, mask path or None)."""
+        result: dict[str, list[tuple[str, Path, Path | None]]] = {}
+        for item in self.items:
+            for split in item.splits:
+                result.setdefault(split, []).append((item.id, item.image, item.mask))
+        return result
+
+
+@dataclass(frozen=True)
+class DatasetSpec:
+    """A dataset's facts. ``locate`` maps official folder names to folders found; ``layout`` reads those."""
+
+    name: str
+    classes: tuple[str, ...]
+    palette: tuple[Colour, ...]
+    labels: LabelMap
+    wanted: re.Pattern[str]
+    """Which archive members to unpack (searched in the member's path)."""
+    locate: Callable[[Path], dict[str, Path]]
+    layout: Callable[[Mapping[str, Path]], Layout]
+    expected_ids: Callable[[str, int], list[str]] | None = None
+    """The ids that a split of the given size must have, where the numbering says so."""
+    grey_images: bool = False
+    """Whether the official set has 8-bit greyscale images (read as colour with three equal channels)."""
+    ignore_index: int = IGNORE
+
+    @property
+    def num_classes(self) -> int:
+        """Number of train ids, without the ignored one."""
+        return len(self.classes)
+
+    def discover(self, root: Path) -> Layout:
+        """The layout of the tree at ``root``, which may lie some levels above or below the official top folder.
+
+        Raises:
+            DataError: if the official folders are not there.
+        """
+        return self.layout(self.locate(root))
+
+    def pairs(self, root: Path) -> dict[str, list[tuple[str, Path, Path | None]]]:
+        """Per split, in order: (id, image path, mask path or None); raises like :meth:`discover`."""
+        return self.discover(root).pairs()
+
+    def read_mask(self, path: Path) -> Mask:
+        """Train ids (H, W) of a mask file as the dataset ships it.
+
+        Raises:
+            DataError: naming file and value.
+        """
+        return self.labels.apply(read_mat(path) if path.suffix == ".mat" else read_index_png(path), path)
+
+
+def bit_depth(data: bytes) -> tuple[int, int] | None:
+    """(bits per channel, colour type) of a PNG, None for anything else."""
+    if data[:8] != _PNG_SIGNATURE or len(data) < 26:
+        return None
+    return data[24], data[25]
+
+
+def read_index_png(path: Path) -> Mask:
+    """Label ids (H, W) of a PNG: palette *indices* (as VOC) or 8-bit grey values, never luminance of colours.
+
+    Raises:
+        DataError: if it cannot be decoded, or is RGB, 16-bit or of another kind that holds no label ids.
+    """
+    try:
+        with path.open("rb") as stream:
+            head = stream.read(26)
+        if not head:
+            raise DataError(f"{path}: has zero bytes")
+        with Image.open(path) as image:
+            image.load()
+            mode, pixels = image.mode, np.array(image)
+    except DataError:
+        raise
+    except Exception as error:  # Pillow raises a dozen kinds on damaged files
+        raise DataError(f"{path}: mask cannot be decoded ({_reason(error)})") from error
+    depth = bit_depth(head)
+    if depth is None or mode not in {"L", "P"} or (depth[1] == 0 and depth[0] != 8) or pixels.ndim != 2:
+        kind = f"{depth[0]} bit {mode}" if depth else f"not PNG ({mode})"
+        raise DataError(f"{path}: mask is {kind}; label ids come as palette or 8-bit grey PNG")
+    return pixels.astype(np.uint8, copy=False)
+
+
+def read_mat(path: Path) -> Mask:
+    """Label ids (H, W) of an SBD annotation, ``GTcls.Segmentation``.
+
+    Raises:
+        DataError: if the file is damaged or has no such array.
+    """
+    from scipy.io import loadmat  # noqa: PLC0415 - slow to import and needed for SBD alone
+
+    try:
+        segmentation = loadmat(path, variable_names=["GTcls"])["GTcls"]["Segmentation"][0, 0]
+    except Exception as error:  # scipy's reader raises what the damage happens to hit
+        raise DataError(f"{path}: is no SBD annotation with GTcls.Segmentation ({_reason(error)})") from error
+    array = np.asarray(segmentation)
+    if array.ndim != 2 or array.size == 0 or array.dtype.kind not in "ui" or array.min() < 0 or array.max() > 255:
+        raise DataError(f"{path}: GTcls.Segmentation is {array.dtype} {array.shape}, not a map of label ids")
+    return array.astype(np.uint8)
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+def folders(root: Path, depth: int = _SEARCH_DEPTH) -> Iterator[Path]:
+    """``root`` and the folders below it, breadth first, sorted, without hidden ones."""
+    level = [root]
+    for _ in range(depth + 1):
+        below: list[Path] = []
+        for folder in level:
+            yield folder
+            try:
+                with os.scandir(folder) as entries:
+                    names = sorted(entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir())
+            except OSError:
+                continue
+            below += [folder / name for name in names]
+        level = below
+
+
+def find(root: Path, markers: Iterable[str], prefer: str | None = None) -> Path | None:
+    """The shallowest folder at or below ``root`` that has all ``markers``; one named ``prefer`` wins over others."""
+    markers = tuple(markers)
+    found = [folder for folder in folders(root) if all((folder / marker).exists() for marker in markers)]
+    return next((folder for folder in found if folder.name == prefer), found[0] if found else None)
+
+
+def read_list(path: Path, *, paths: bool = False) -> list[str]:
+    """First words of the lines of a list file: ids, or paths of images if ``paths``; blank lines are skipped.
+
+    Raises:
+        DataError: if it cannot be read, or names an id twice or of unsafe form.
+    """
+    try:
+        names = [line.split()[0] for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: list cannot be read ({error}); unpack the archive again") from error
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            raise DataError(f"{path}: names {name!r} twice; take the list from the official archive")
+        if not SAFE_ID.fullmatch(name.rpartition("/")[2] if paths else name):
+            raise DataError(f"{path}: {name!r} is no image id; take the list from the official archive")
+        seen.add(name)
+    return names
+
+
+def files(folder: Path, suffixes: Iterable[str]) -> dict[str, Path]:
+    """Id (file name without the suffix) -> path of the files with one of ``suffixes``, sorted by id.
+
+    Raises:
+        DataError: if two files have one id.
+    """
+    result: dict[str, Path] = {}
+    suffixes = tuple(suffixes)
+    if not folder.is_dir():
+        return result
+    for path in sorted(folder.iterdir(), key=lambda path: path.name):
+        suffix = next((suffix for suffix in suffixes if path.name.lower().endswith(suffix.lower())), None)
+        if suffix is None or path.name.startswith("."):
+            continue
+        key = path.name[: -len(suffix)]
+        if key in result:
+            raise DataError(f"{path}: the id {key!r} also names {result[key].name}; remove one of the two")
+        result[key] = path
+    return dict(sorted(result.items()))
+
+
+def pair_folders(
+    images: Path,
+    masks: Path | None,
+    split: str,
+    image_suffixes: Iterable[str] = (".jpg", ".png", ".jpeg"),
+    mask_suffix: str = ".png",
+) -> list[Item]:
+    """Items of a folder of images and one of masks, sorted by id; a file without its partner becomes an item too."""
+    image_files = files(images, image_suffixes)
+    if masks is None:
+        return [Item(key, path, None, (split,)) for key, path in image_files.items()]
+    mask_files = files(masks, (mask_suffix,))
+    suffix = next(iter(image_files.values())).suffix if image_files else next(iter(image_suffixes))
+    return [
+        Item(
+            key,
+            image_files.get(key, images / f"{key}{suffix}"),
+            mask_files.get(key, masks / f"{key}{mask_suffix}"),
+            (split,),
+        )
+        for key in sorted({*image_files, *mask_files})
+    ]

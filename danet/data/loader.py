@@ -1,0 +1,337 @@
+"""Training batches as a pure function of (seed, iteration).
+
+Global sample position ``p`` of a run (iteration i, batch size B: positions iB .. iB + B - 1) is image
+``permutation(seed, p // n)[p % n]`` of the ``n`` images, augmented with a generator seeded by ``(seed, p)``. Nothing
+depends on worker or process state, so any number of workers, any number of processes and a start at any iteration
+give the same stream to the bit, and resuming costs nothing. Every image comes once in each ``n`` positions.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Protocol
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from danet.data.transforms import augmented
+from danet.errors import ConfigError, DanetError, DataError, TrainingError
+from danet.rows import Augment
+
+_ORDER = 0x6F72646572  # keeps the order's random stream apart from the augmentation's
+
+
+class Source(Protocol):
+    """What training needs of a dataset (:class:`danet.data.prepared.PreparedDataset`)."""
+
+    @property
+    def ids(self) -> Sequence[str]:
+        """Names of the images."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def image(self, i: int, /) -> NDArray[np.uint8]:
+        """``(H, W, 3)`` uint8 BGR."""
+        ...
+
+    def mask(self, i: int, /) -> NDArray[np.uint8] | None:
+        """``(H, W)`` uint8 train ids, 255 = ignore; ``None`` where a split has no labels."""
+        ...
+
+
+@dataclass
+class Batch:
+    """One process's samples of one iteration.
+
+    ``images`` float32 ``(N, 3, H, W)`` normalised RGB; ``masks`` uint8 ``(N, H, W)``; ``ids`` for error messages;
+    ``positions`` the samples' global positions.
+    """
+
+    images: Tensor
+    masks: Tensor
+    ids: list[str]
+    positions: list[int]
+
+    def pin_memory(self) -> Batch:
+        """Called by the data loader, so that copies to the GPU need not wait."""
+        return Batch(self.images.pin_memory(), self.masks.pin_memory(), self.ids, self.positions)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+class EpochOrder:
+    """The order of ``samples`` images over a run: a new permutation in each epoch."""
+
+    def __init__(self, samples: int, seed: int) -> None:
+        if samples < 1:
+            raise DataError("the training split has no images")
+        self.samples = samples
+        self.seed = seed
+        self._kept: tuple[int, NDArray[np.int64]] | None = None
+
+    def index(self, position: int) -> int:
+        """The image at a global sample position."""
+        epoch, place = divmod(position, self.samples)
+        if self._kept is None or self._kept[0] != epoch:
+            self._kept = (epoch, np.random.default_rng([self.seed, epoch, _ORDER]).permutation(self.samples))
+        return int(self._kept[1][place])
+
+    def rng(self, position: int) -> np.random.Generator:
+        """The generator of that sample's augmentation."""
+        return np.random.default_rng([self.seed, position])
+
+
+@dataclass
+class Sample:
+    """One augmented image and its labels, as :func:`danet.data.transforms.apply` returns them."""
+
+    image: NDArray[np.float32]
+    mask: NDArray[np.uint8]
+    id: str
+    position: int
+
+
+class TrainingSet(Dataset[Sample]):
+    """The samples of a run by global position (not by image): ``len`` is unbounded on purpose and not defined."""
+
+    def __init__(self, source: Source, augment: Augment, seed: int) -> None:
+        self.source = source
+        self.augment = augment
+        self.order = EpochOrder(len(source), seed)
+
+    def __getitem__(self, position: int) -> Sample:
+        """Reads and augments the sample at a global position.
+
+        Raises:
+            DataError: naming the image, if it has no mask, or one of another size.
+        """
+        index = self.order.index(position)
+        name = self.source.ids[index]
+        image, mask = self.source.image(index), self.source.mask(index)
+        if mask is None:
+            raise DataError(f"{name}: has no labels; train on a split that has")
+        try:
+            pixels, labels = augmented(self.augment, image, mask, self.order.rng(position))
+        except DataError as error:
+            raise DataError(f"{name}: {error}") from None
+        return Sample(pixels, labels, name, position)
+
+
+class Positions(Sampler[list[int]]):
+    """The global positions of this process's part of each batch, from iteration ``start`` to ``stop``.
+
+    Rank r of ``world`` takes the r-th contiguous part of every global batch, so that the parts in the order of the
+    ranks are that batch, whatever ``world`` is.
+
+    Raises:
+        ConfigError: if the batch size does not divide over the processes.
+    """
+
+    def __init__(self, batch_size: int, start: int, stop: int, rank: int = 0, world: int = 1) -> None:
+        if batch_size % world:
+            divisors = [n for n in range(1, batch_size + 1) if batch_size % n == 0]
+            raise ConfigError(
+                f"schedule.batch_size {batch_size} does not divide over {world} processes; "
+                f"start one of {', '.join(map(str, divisors))}"
+            )
+        self.batch_size, self.start, self.stop = batch_size, start, stop
+        self.rank, self.world = rank, world
+
+    def __iter__(self) -> Iterator[list[int]]:
+        part = self.batch_size // self.world
+        for iteration in range(self.start, self.stop):
+            first = iteration * self.batch_size + self.rank * part
+            yield list(range(first, first + part))
+
+    def __len__(self) -> int:
+        return max(0, self.stop - self.start)
+
+
+def collate(samples: Sequence[Sample]) -> Batch:
+    """Stacks samples.
+
+    Raises:
+        DataError: if their sizes differ, which only ``pad.swap_for_portrait`` with a non-square crop can do.
+    """
+    shapes = {sample.mask.shape: sample.id for sample in samples}
+    if len(shapes) > 1:
+        listed = ", ".join(f"{name} {shape[0]}x{shape[1]}" for shape, name in shapes.items())
+        raise DataError(
+            f"samples of one batch differ in size ({listed}): set augment.pad.swap_for_portrait false or a square "
+            "augment.crop_size"
+        )
+    return Batch(
+        images=torch.from_numpy(np.stack([sample.image for sample in samples])),
+        masks=torch.from_numpy(np.stack([sample.mask for sample in samples])),
+        ids=[sample.id for sample in samples],
+        positions=[sample.position for sample in samples],
+    )
+
+
+class _Guarded(Dataset["Sample | DanetError"]):
+    """Passes expected errors on as values: raised in a worker, they would arrive wrapped in its traceback."""
+
+    def __init__(self, samples: TrainingSet) -> None:
+        self.samples = samples
+
+    def __getitem__(self, position: int) -> Sample | DanetError:
+        try:
+            return self.samples[position]
+        except DanetError as error:
+            return error
+
+
+def _collate_guarded(samples: Sequence[Sample | DanetError]) -> Batch | DanetError:
+    good: list[Sample] = []
+    for sample in samples:
+        if isinstance(sample, DanetError):
+            return sample
+        good.append(sample)
+    try:
+        return collate(good)
+    except DanetError as error:
+        return error
+
+
+def _start_worker(_: int) -> None:
+    cv2.setNumThreads(0)
+    torch.set_num_threads(1)
+
+
+@contextmanager
+def _shielded() -> Iterator[None]:
+    """Processes started in here never see SIGTERM and SIGINT.
+
+    A stop is often sent to all processes of a job (Ctrl-C, Slurm). The trainer then finishes its iteration and saves,
+    for which it needs its workers; they end when it closes them, or a few seconds after it dies.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def available_cpus() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+
+
+class BatchStream:
+    """This process's batches of iterations ``start`` to ``stop`` (excluded), loaded ahead by ``workers`` processes.
+
+    Iterate once, then :meth:`close` (or use as a context manager): ends the workers, also in mid-stream.
+
+    Args:
+        source: the training split.
+        augment: the row's augmentation.
+        seed: of the run.
+        batch_size: over all processes.
+        pin: page-lock the batches, for copies to a GPU that need not wait.
+        prefetch: batches ahead per worker.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        augment: Augment,
+        *,
+        seed: int,
+        batch_size: int,
+        start: int,
+        stop: int,
+        rank: int = 0,
+        world: int = 1,
+        workers: int = 0,
+        pin: bool = False,
+        prefetch: int = 2,
+    ) -> None:
+        more: dict[str, Any] = {}
+        if workers:
+            more = {"prefetch_factor": prefetch, "persistent_workers": True, "worker_init_fn": _start_worker}
+        self._loader: DataLoader[Sample | DanetError] | None = DataLoader(
+            _Guarded(TrainingSet(source, augment, seed)),
+            batch_sampler=Positions(batch_size, start, stop, rank, world),
+            num_workers=workers,
+            collate_fn=_collate_guarded,
+            pin_memory=pin,
+            generator=torch.Generator(),  # the loader's own draws must not touch the global generator
+            **more,
+        )
+        self._batches: Iterator[Batch | DanetError] | None = None
+        self._workers: list[multiprocessing.process.BaseProcess] = []
+
+    def __iter__(self) -> BatchStream:
+        return self
+
+    def __next__(self) -> Batch:
+        if self._loader is None:
+            raise ValueError("this stream is closed")
+        if self._batches is None:
+            before = set(multiprocessing.active_children())
+            with _shielded():
+                self._batches = iter(self._loader)
+            self._workers = [child for child in multiprocessing.active_children() if child not in before]
+        batch = next(self._batches)
+        if isinstance(batch, DanetError):
+            raise batch
+        return batch
+
+    def close(self) -> None:
+        """Ends the workers and frees what they loaded ahead."""
+        # Dropping the iterator would do the same, but not while an exception's traceback still refers to it.
+        shut_down = getattr(self._batches, "_shutdown_workers", None)
+        if shut_down is not None:
+            shut_down()
+        self._batches = None
+        self._loader = None
+        for worker in self._workers:
+            worker.kill()  # only one that is stuck is still there, and it does not hear SIGTERM
+            worker.join()
+        self._workers = []
+
+    def __enter__(self) -> BatchStream:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Closes; raises TrainingError for whatever the death of a worker raised, wherever in the block that was."""
+        died = False
+        for _ in range(2):
+            try:
+                died = died or (error is not None and self._died(error))
+                self.close()
+                break
+            except RuntimeError as late:  # from SIGCHLD, only now
+                if "DataLoader worker" not in str(late):
+                    raise
+                error, died = late, True
+        if died:
+            reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
+            raise TrainingError(
+                f"a data loading process died ({reason}): it was killed, or memory or shared memory (/dev/shm) ran "
+                "out; lower runtime.workers (0 loads in the training process)"
+            ) from error
+
+    def _died(self, error: BaseException) -> bool:
+        if not isinstance(error, RuntimeError | EOFError | OSError):
+            return False
+        if "DataLoader worker" in str(error):  # PyTorch notices by SIGCHLD, in the midst of anything
+            return True
+        if isinstance(error, EOFError | ConnectionError):
+            for worker in self._workers:
+                worker.join(timeout=1)  # its pipe may break before it is gone
+        return any(not worker.is_alive() for worker in self._workers)

@@ -1,0 +1,74 @@
+"""Progress of long steps on stderr: a live bar on a terminal, a line every ten seconds in a log."""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
+from rich.progress import Progress as RichProgress
+
+LOG_INTERVAL_S = 10.0
+
+
+class Progress:
+    """Counts up to ``total`` (None where unknown); ``unit`` "bytes" shows sizes and speed. ``show`` False is silent."""
+
+    def __init__(
+        self, title: str, total: int | None, unit: str = "images", *, show: bool = True, done: int = 0
+    ) -> None:
+        self.title, self.total, self.unit, self.done, self.show = title, total, unit, done, show
+        self._start_done = done
+        self._bar: RichProgress | None = None
+
+    def __enter__(self) -> Progress:
+        self._start = self._last = time.monotonic()
+        if self.show and sys.stderr.isatty():
+            amounts = [DownloadColumn(), TransferSpeedColumn()] if self.unit == "bytes" else [MofNCompleteColumn()]
+            columns = [TextColumn("{task.description}"), BarColumn(), *amounts, TimeRemainingColumn()]
+            self._bar = RichProgress(*columns, console=Console(stderr=True))
+            self._task = self._bar.add_task(self.title, total=self.total, completed=self.done)
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+        elif self.show and kind is None:
+            amount = f"{self.done / 1e6:,.1f} MB" if self.unit == "bytes" else f"{self.done:,} {self.unit}"
+            print(f"{self.title}: {amount} in {time.monotonic() - self._start:.1f} s", file=sys.stderr, flush=True)
+
+    def advance(self, count: int = 1) -> None:
+        """Adds ``count`` to what is done."""
+        self.done += count
+        if self._bar is not None:
+            self._bar.update(self._task, completed=self.done)
+        elif self.show and time.monotonic() - self._last >= LOG_INTERVAL_S:
+            self._line()
+
+    def _line(self) -> None:
+        self._last = time.monotonic()
+        elapsed = max(self._last - self._start, 1e-3)
+        rate = (self.done - self._start_done) / elapsed
+        scale, unit = (1e6, "MB") if self.unit == "bytes" else (1, self.unit)
+        text = f"{self.title}: {self.done / scale:,.0f}"
+        if self.total:
+            text += f" of {self.total / scale:,.0f} {unit} ({self.done / self.total:.0%})"
+        else:
+            text += f" {unit}"
+        text += f", {rate / scale:,.1f} {unit}/s"
+        if self.total and self.done < self.total and rate > 0:
+            seconds = (self.total - self.done) / rate
+            text += f", {int(seconds // 60)} min {int(seconds % 60)} s left"
+        print(text, file=sys.stderr, flush=True)

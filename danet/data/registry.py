@@ -1,0 +1,12 @@
+"""All datasets by the name of their adapter (``datasets.<name>.adapter`` in params.yaml)."""
+
+from __future__ import annotations
+
+from danet.data import ade20k, camvid, cityscapes, voc2012
+from danet.data.layout import IGNORE, DatasetSpec, LabelMap
+
+ADAPTERS: dict[str, DatasetSpec] = {
+    spec.name: spec for spec in (voc2012.SPEC, ade20k.SPEC, cityscapes.SPEC, camvid.SPEC)
+}
+
+__all__ = ["ADAPTERS", "IGNORE", "DatasetSpec", "LabelMap"]

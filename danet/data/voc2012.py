@@ -1,0 +1,98 @@
+"""PASCAL VOC 2012 with the extra annotations of SBD (Hariharan et al. 2011).
+
+Splits: ``train`` and ``val`` as VOC lists them, ``trainval`` = train then val, and
+``trainaug`` = (all SBD ids ∪ VOC train) − VOC val, in a fixed order: VOC's train.txt first, then the other SBD ids
+sorted. Masks are VOC's own where VOC has one and SBD's otherwise, as in mmsegmentation's ``pascal_voc12_aug``
+(whose own list comes out of a set and changes order from one preparation to the next).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from danet.data.layout import IGNORE, Colour, DatasetSpec, Item, LabelMap, Layout, find, read_list
+from danet.errors import DataError
+
+VOC = "VOCdevkit/VOC2012"
+SBD = "benchmark_RELEASE/dataset"
+
+
+def colour_map(count: int) -> tuple[Colour, ...]:
+    """The devkit's colours: id bits 0, 3, 6 are red from the highest bit down, 1, 4, 7 green, 2, 5 blue."""
+    colours = []
+    for index in range(count):
+        rgb = [0, 0, 0]
+        for bit in range(8):
+            for channel in range(3):
+                rgb[channel] |= ((index >> (3 * bit + channel)) & 1) << (7 - bit)
+        colours.append((rgb[0], rgb[1], rgb[2]))
+    return tuple(colours)
+
+
+NAMES = (
+    "background aeroplane bicycle bird boat bottle bus car cat chair cow diningtable dog horse motorbike person "
+    "pottedplant sheep sofa train tvmonitor"
+)
+
+
+def locate(root: Path) -> dict[str, Path]:
+    """VOC2012's folder and, if there, SBD's ``dataset`` folder."""
+    voc = find(root, ("JPEGImages", "ImageSets/Segmentation"), prefer="VOC2012")
+    if voc is None:
+        raise DataError(
+            f"{root}: no VOC2012 folder with JPEGImages and ImageSets/Segmentation; "
+            "unpack VOCtrainval_11-May-2012.tar there"
+        )
+    found = {VOC: voc}
+    sbd = find(root, ("cls", "train.txt", "val.txt"), prefer="dataset")
+    if sbd is not None:
+        found[SBD] = sbd
+    return found
+
+
+def layout(found: Mapping[str, Path]) -> Layout:
+    """The four splits; without SBD, ``trainaug`` comes from ``SegmentationClassAug`` and its list, or is left out."""
+    voc, sbd = found[VOC], found.get(SBD)
+    sets = voc / "ImageSets" / "Segmentation"
+    lists = [sets / "train.txt", sets / "val.txt"]
+    train, val = read_list(lists[0]), read_list(lists[1])
+    both = sorted(set(train) & set(val))
+    if both:
+        raise DataError(f"{lists[1]}: {both[0]!r} is in train.txt too ({len(both)} such ids); take the official lists")
+    aug, masks, suffix = [], voc / "SegmentationClassAug", ".png"
+    if sbd is not None:
+        lists += [sbd / "train.txt", sbd / "val.txt"]
+        aug, masks, suffix = read_list(lists[2]) + read_list(lists[3]), sbd / "cls", ".mat"
+    elif masks.is_dir() and (sets / "trainaug.txt").is_file():
+        lists.append(sets / "trainaug.txt")
+        aug = read_list(lists[2])
+    extra = sorted(set(aug) - set(train) - set(val))
+    in_aug = ("trainaug",) if aug else ()
+    items = [_own(voc, key, ("train", "trainval", *in_aug)) for key in train]
+    items += [_own(voc, key, ("val", "trainval")) for key in val]
+    for key in extra:
+        image = voc / "JPEGImages" / f"{key}.jpg"
+        if sbd is not None and not image.exists() and (sbd / "img" / f"{key}.jpg").exists():
+            image = sbd / "img" / f"{key}.jpg"
+        items.append(Item(key, image, masks / f"{key}{suffix}", in_aug))
+    return Layout(tuple(items), tuple(lists))
+
+
+def _own(voc: Path, key: str, splits: tuple[str, ...]) -> Item:
+    return Item(key, voc / "JPEGImages" / f"{key}.jpg", voc / "SegmentationClass" / f"{key}.png", splits)
+
+
+SPEC = DatasetSpec(
+    name="voc2012",
+    classes=tuple(NAMES.split()),
+    palette=colour_map(21),
+    labels=LabelMap({**{index: index for index in range(21)}, IGNORE: IGNORE}),
+    wanted=re.compile(
+        r"(^|/)(JPEGImages/[^/]+\.jpg|SegmentationClass(Aug)?/[^/]+\.png|ImageSets/Segmentation/[^/]+\.txt"
+        r"|dataset/(cls/[^/]+\.mat|img/[^/]+\.jpg|(train|val)\.txt))$"
+    ),
+    locate=locate,
+    layout=layout,
+)

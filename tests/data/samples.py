@@ -1,0 +1,89 @@
+"""Small files and folders that several of these tests need."""
+
+from __future__ import annotations
+
+import io
+import os
+import tarfile
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from danet.data.convert import convert_dataset
+from danet.data.download import download_dataset
+from danet.data.prepared import PreparedDataset
+from danet.data.synthetic import Sizes, make_archives
+from danet.rows import Archive, Dataset
+
+SMALL = Sizes(train=8, val=4, test=2, size=(32, 48), cityscapes=(24, 64))
+
+
+def genuine(part: str) -> Path:
+    """A folder of the genuine samples; skips where they are not given."""
+    root = os.environ.get("DANET_TEST_DATA")
+    if not root:
+        pytest.skip("set DANET_TEST_DATA to a folder with the genuine samples (camvid, voc2012, ade20k, lists)")
+    path = Path(root) / part
+    if not path.is_dir():
+        pytest.skip(f"{path} is not there")
+    return path
+
+
+def dataset(adapter: str, counts: dict[str, int], files: tuple[str, ...] = ("archive.zip",), storage: str = "source") -> Dataset:
+    archives = tuple(Archive(file=file) for file in files)
+    return Dataset.model_validate(
+        {"adapter": adapter, "title": adapter, "archives": archives, "counts": counts, "storage": storage}
+    )
+
+
+def generated(folder: Path) -> dict[str, Dataset]:
+    """Small generated archives in ``folder`` and their datasets."""
+    made = make_archives(folder, sizes=SMALL)
+    return {name: Dataset.model_validate({"adapter": name, "title": name, **entry}) for name, entry in made.items()}
+
+
+def prepare(tree: Path, spec: Dataset, work: Path) -> Path:
+    """Downloads (from a folder) and converts; the prepared folder."""
+    raw, out = work / "raw" / spec.adapter, work / "prepared" / spec.adapter
+    download_dataset(spec.adapter, spec, raw, tree=tree, progress=False)
+    convert_dataset(spec.adapter, spec, raw, out, progress=False)
+    return out
+
+
+def camvid_tree(root: Path, count: int = 3, size: tuple[int, int] = (12, 16), suffix: str = ".png") -> Path:
+    """A CamVid folder with random pictures: splits train, val and test of ``count`` images."""
+    rng = np.random.default_rng(0)
+    for split in ("train", "val", "test"):
+        for folder in (split, f"{split}annot"):
+            (root / folder).mkdir(parents=True, exist_ok=True)
+        for index in range(count):
+            image = rng.integers(0, 256, (*size, 3), np.uint8)
+            Image.fromarray(image).save(root / split / f"{split}_{index}{suffix}")
+            Image.fromarray(rng.integers(0, 12, size, np.uint8)).save(root / f"{split}annot" / f"{split}_{index}.png")
+    return root
+
+
+def camvid_spec(count: int = 3, storage: str = "source") -> Dataset:
+    return dataset("camvid", {"train": count, "val": count, "test": count}, storage=storage)
+
+
+def open_split(folder: Path, split: str) -> PreparedDataset:
+    return PreparedDataset(folder, split)
+
+
+def zip_of(path: Path, members: dict[str, bytes]) -> Path:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in members.items():
+            archive.writestr(name, data)
+    return path
+
+
+def tar_of(path: Path, members: list[tuple[tarfile.TarInfo, bytes]], mode: str = "w") -> Path:
+    with tarfile.open(path, mode) as archive:  # type: ignore[call-overload]
+        for info, data in members:
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+    return path

@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from danet.data.registry import ADAPTERS
+from danet.errors import DataError
+from tests.data.samples import dataset, genuine, open_split, prepare
+
+SPEC = ADAPTERS["ade20k"]
+
+
+def tree(root: Path, train: int = 2, val: int = 2) -> Path:
+    for split, folder, count in (("train", "training", train), ("val", "validation", val)):
+        for kind in ("images", "annotations"):
+            (root / kind / folder).mkdir(parents=True)
+        for number in range(1, count + 1):
+            (root / "images" / folder / f"ADE_{split}_{number:08d}.jpg").touch()
+            (root / "annotations" / folder / f"ADE_{split}_{number:08d}.png").touch()
+    return root
+
+
+def test_labels() -> None:
+    assert SPEC.labels.mapping[0] == 255
+    assert all(SPEC.labels.mapping[index] == index - 1 for index in range(1, 151))
+    assert 151 not in SPEC.labels.mapping
+    assert SPEC.classes[0] == "wall"
+    assert SPEC.classes[-1] == "flag"
+    assert SPEC.palette[0] == (120, 120, 120)
+    assert SPEC.palette[-1] == (92, 0, 255)
+
+
+def test_pairs_one_level_up_or_down(tmp_path: Path) -> None:
+    root = tree(tmp_path / "ADEChallengeData2016", 3, 2)
+    for start in (tmp_path, root):
+        pairs = SPEC.pairs(start)
+        assert [key for key, _, _ in pairs["train"]] == [f"ADE_train_{number:08d}" for number in (1, 2, 3)]
+        key, image, mask = pairs["val"][1]
+        assert (key, image.parent.name) == ("ADE_val_00000002", "validation")
+        assert mask == root / "annotations" / "validation" / "ADE_val_00000002.png"
+    with pytest.raises(DataError, match=r"ADEChallengeData2016\.zip"):
+        SPEC.pairs(root / "images")
+
+
+def test_file_without_partner_is_still_expected(tmp_path: Path) -> None:
+    root = tree(tmp_path)
+    (root / "images/training/ADE_train_00000001.jpg").unlink()
+    (root / "annotations/training/ADE_train_00000002.png").unlink()
+    pairs = SPEC.pairs(root)["train"]
+    assert [(key, image.exists(), mask.exists()) for key, image, mask in pairs if mask] == [
+        ("ADE_train_00000001", False, True),
+        ("ADE_train_00000002", True, False),
+    ]
+
+
+def test_missing_numbers_are_known() -> None:
+    assert SPEC.expected_ids is not None
+    assert SPEC.expected_ids("val", 2000)[-1] == "ADE_val_00002000"
+    assert len(SPEC.expected_ids("train", 20210)) == 20210
+
+
+def test_genuine_samples(tmp_path: Path) -> None:
+    source = genuine("ade20k")
+    out = prepare(source, dataset("ade20k", {"train": 3, "val": 3}), tmp_path)
+    names = [
+        line.split("\t")[-1].split(",")[0].strip()
+        for line in (source / "objectInfo150.txt").read_text().splitlines()[1:]
+    ]
+    assert list(SPEC.classes) == names
+    for split, folder in (("train", "training"), ("val", "validation")):
+        samples = open_split(out, split)
+        for index, key in enumerate(samples.ids):
+            raw = np.array(Image.open(source / "annotations" / folder / f"{key}.png")).astype(int)
+            expected = np.where(raw == 0, 255, raw - 1)
+            mask = samples.mask(index)
+            assert mask is not None
+            assert (mask == expected).all()
+            assert sum(samples.class_pixels(index).values()) == expected.size

@@ -1,0 +1,103 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from danet.data import browse
+from danet.data.browse import browse_dataset, browse_row, contact_sheet, overlay
+from danet.data.loader import TrainingSet
+from danet.data.prepared import PreparedDataset
+from danet.data.transforms import MEAN_RGB, STD_RGB
+from danet.errors import DataError
+from danet.rows import load_params
+from tests.data.samples import camvid_spec, camvid_tree, prepare
+
+PALETTE = ((10, 20, 30), (200, 100, 0))
+CLASSES = ("first", "second")
+
+
+def test_overlay_mixes_and_hatches() -> None:
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, (20, 30, 3), np.uint8)
+    mask = rng.choice(np.array([0, 1, 255], np.uint8), (20, 30))
+    result = overlay(image, mask, PALETTE, opacity=0.5)
+    for row in range(20):
+        for column in range(30):
+            rgb = image[row, column, ::-1].astype(float)
+            value = mask[row, column]
+            if value == 255:
+                hatched = (row + column) % 8 < 3
+                expected = (rgb + 255) / 2 if hatched else rgb
+            else:
+                expected = (rgb + PALETTE[value]) / 2
+            assert np.abs(result[row, column] - expected).max() <= 0.5
+
+
+def test_sheet_shows_image_and_overlay(tmp_path: Path) -> None:
+    image = np.zeros((40, 60, 3), np.uint8)
+    image[:] = (255, 0, 0)  # BGR: blue
+    samples = [(f"sample{index}", image, np.full((40, 60), index % 2, np.uint8)) for index in range(3)]
+    contact_sheet(samples, tmp_path / "sheet.png", CLASSES, PALETTE, title="a title")
+    sheet = np.array(Image.open(tmp_path / "sheet.png"))
+    colours = {tuple(colour) for colour in sheet.reshape(-1, 3).tolist()}
+    assert (0, 0, 255) in colours, "images are shown in RGB"
+    assert {PALETTE[0], PALETTE[1]} <= colours, "the legend has both classes' colours"
+    assert (sheet == (0, 0, 255)).all(-1).sum() > 3 * 200 * 300
+    contact_sheet(samples[:1], tmp_path / "one.png", CLASSES, PALETTE)
+    colours = {tuple(colour) for colour in np.array(Image.open(tmp_path / "one.png")).reshape(-1, 3).tolist()}
+    assert PALETTE[1] not in colours, "only classes that are present"
+
+
+def test_unlabelled_and_odd_sizes(tmp_path: Path) -> None:
+    samples = [
+        ("no labels", np.zeros((10, 500, 3), np.uint8), None),
+        ("tall", np.zeros((900, 20, 3), np.uint8), np.full((900, 20), 255, np.uint8)),
+    ]
+    contact_sheet(samples, tmp_path / "sheet.png", CLASSES, PALETTE)
+    assert Image.open(tmp_path / "sheet.png").size[0] > 600
+
+
+def test_bad_samples(tmp_path: Path) -> None:
+    image = np.zeros((4, 5, 3), np.uint8)
+    with pytest.raises(DataError, match="nothing to show"):
+        contact_sheet([], tmp_path / "sheet.png", CLASSES, PALETTE)
+    with pytest.raises(DataError, match=r"odd.*differ in size"):
+        contact_sheet([("odd", image, np.zeros((5, 4), np.uint8))], tmp_path / "sheet.png", CLASSES, PALETTE)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_browse_dataset(tmp_path: Path) -> None:
+    out = prepare(camvid_tree(tmp_path / "tree", 5), camvid_spec(5), tmp_path)
+    for split, count in (("train", 2), ("val", 100), ("test", 1)):
+        browse_dataset(out, split, count, tmp_path / f"{split}.png")
+        assert Image.open(tmp_path / f"{split}.png").format == "PNG"
+    assert Image.open(tmp_path / "val.png").size[1] > Image.open(tmp_path / "test.png").size[1]
+    browse_dataset(out, "train", 2, tmp_path / "again.png")
+    browse_dataset(out, "train", 2, tmp_path / "other.png", seed=1)
+    assert (tmp_path / "again.png").read_bytes() == (tmp_path / "train.png").read_bytes()
+    assert (tmp_path / "other.png").read_bytes() != (tmp_path / "train.png").read_bytes()
+    with pytest.raises(DataError, match="no split 'other'"):
+        browse_dataset(out, "other", 1, tmp_path / "x.png")
+
+
+def test_browse_row_shows_what_the_row_trains_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = prepare(camvid_tree(tmp_path / "tree", 5), camvid_spec(5), tmp_path)
+    row = load_params(Path(__file__).parents[2] / "params.yaml").row("camvid-r50-d8-short")
+    shown: list[tuple[str, np.ndarray, np.ndarray]] = []
+    monkeypatch.setattr(browse, "contact_sheet", lambda samples, *args, **options: shown.extend(samples))
+    browse_row(row, out, "train", 7, tmp_path / "sheet.png", seed=3)
+    training = TrainingSet(PreparedDataset(out, "train"), row.augment, 3)
+    for position, (name, image, mask) in enumerate(shown):
+        expected = training[position]
+        assert name == expected.id
+        assert (mask == expected.mask).all()
+        normalised = (image[..., ::-1].astype(float) - MEAN_RGB) / STD_RGB
+        # A padded pixel is the mean, which lies between two grey levels.
+        assert np.abs(normalised - expected.image.transpose(1, 2, 0)).max() < 0.51 / min(STD_RGB)
+    assert len(shown) == 7
+    monkeypatch.undo()
+    browse_row(row, out, "train", 2, tmp_path / "sheet.png")
+    assert Image.open(tmp_path / "sheet.png").format == "PNG"

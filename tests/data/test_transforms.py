@@ -1,0 +1,395 @@
+"""Augmentation against slow versions written from the sources' descriptions, closed forms and properties."""
+
+import colorsys
+import dataclasses
+import math
+
+import cv2
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from danet.data import transforms as T
+from danet.errors import ConfigError, DataError
+from danet.rows import Augment, load_params
+
+PARAMS = load_params()
+MMSEG = PARAMS.row("mmseg-r50-d8-cityscapes-512x1024-40k").augment
+SSSEG = PARAMS.row("ssseg-r50-d8-cityscapes").augment
+OFFICIAL = PARAMS.row("official-danet-r101-d8-cityscapes").augment
+FORK = PARAMS.row("clusterdanet-r101-d8-voc2012").augment
+SOURCES = {"mmsegmentation": MMSEG, "sssegmentation": SSSEG, "official": OFFICIAL, "fork": FORK}
+
+
+def small(augment: Augment, crop=(32, 48), base=40, scale=(40, 80)) -> Augment:
+    """The source's rules at sizes that test quickly."""
+    resize = {"scale": scale} if augment.resize.rule == "ratio" else {"base": base}
+    return augment.model_copy(update={"crop_size": crop, "resize": augment.resize.model_copy(update=resize)})
+
+
+def picture(height, width, seed=0):
+    rng = np.random.default_rng(seed)
+    coarse = rng.integers(0, 256, (height // 8 + 2, width // 8 + 2, 3), dtype=np.uint8)
+    return cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
+
+
+def labels(height, width, seed=0, classes=5, ignored=True):
+    rng = np.random.default_rng(seed)
+    coarse = rng.integers(0, classes, (height // 8 + 2, width // 8 + 2), dtype=np.uint8)
+    if ignored:
+        coarse[rng.random(coarse.shape) < 0.1] = 255
+    return cv2.resize(coarse, (width, height), interpolation=cv2.INTER_NEAREST)
+
+
+def normalised(image_bgr):
+    """(x - mean) / std in RGB, channels first, in float64."""
+    rgb = image_bgr[..., ::-1].astype(np.float64)
+    mean, std = np.array([0.485, 0.456, 0.406]) * 255, np.array([0.229, 0.224, 0.225]) * 255
+    return ((rgb - mean) / std).transpose(2, 0, 1)
+
+
+# sizes
+
+
+@pytest.mark.parametrize(
+    ("size", "scale", "expected"),
+    [
+        ((1024, 2048), (1024, 2048), (1024, 2048)),
+        ((1024, 2048), (512, 1024), (512, 1024)),
+        ((375, 500), (512, 2048), (512, 683)),  # RECIPES: VOC at ratio 1
+        ((500, 375), (512, 2048), (683, 512)),
+        ((100, 1000), (512, 2048), (205, 2048)),  # the long side limits
+    ],
+)
+def test_fit_size(size, scale, expected):
+    assert T.fit_size(size, scale) == expected
+    assert T.fit_size(size, scale[::-1]) == expected
+
+
+@pytest.mark.parametrize(
+    ("size", "rule", "value", "expected"),
+    [
+        ((1024, 2048), "short", 768, (768, 1536)),
+        ((333, 500), "short", 200, (200, 300)),  # 300.3 down
+        ((375, 500), "short", 200, (200, 266)),  # 266.67: the 2018 code truncates
+        ((375, 500), "long", 266, (200, 266)),  # 199.5: HEAD rounds half up
+        ((500, 375), "long", 400, (400, 300)),
+        ((400, 400), "short", 123, (123, 123)),
+    ],
+)
+def test_side_size(size, rule, value, expected):
+    assert T.side_size(size, rule, value) == expected
+
+
+def test_ratio_scale_is_truncated_before_fitting():
+    augment = small(MMSEG, scale=(101, 203))
+    rng = np.random.default_rng(5)
+    ratio = np.random.default_rng(5).random() * 1.5 + 0.5
+    draws = T.draw(augment, (101, 203), lambda *_: labels(32, 48), rng)
+    height, width = int(101 * ratio), int(203 * ratio)
+    factor = min(width / 203, height / 101)
+    assert draws.resized == (int(101 * factor + 0.5), int(203 * factor + 0.5))
+
+
+def test_side_range_has_both_ends():
+    augment = small(OFFICIAL, base=8)  # short side 6..16
+    seen = {T.draw(augment, (20, 30), lambda *_: labels(8, 8), np.random.default_rng(i)).resized[0] for i in range(300)}
+    assert seen == set(range(6, 17))
+
+
+# resampling, against torch's
+
+
+@pytest.mark.parametrize("size", [(37, 91), (100, 60), (55, 55)])
+@pytest.mark.parametrize("kind", ["cv2", "pil"])
+def test_resampling_is_that_of_torch(kind, size):
+    augment = MMSEG.model_copy(update={"interpolation": kind})
+    image = picture(55, 80)
+    tensor = torch.from_numpy(image).permute(2, 0, 1)[None].double()
+    expected = F.interpolate(tensor, size, mode="bilinear", antialias=kind == "pil")[0].permute(1, 2, 0).numpy()
+    assert np.abs(T.resize_image(augment, image, size).astype(float) - expected).max() <= 1 + 1e-9
+
+
+@pytest.mark.parametrize("size", [(37, 91), (100, 60), (55, 55)])
+@pytest.mark.parametrize("kind", ["cv2", "pil"])
+def test_nearest_neighbours(kind, size):
+    """cv2 takes the pixel at floor(i H / h), PIL the one at floor((i + 1/2) H / h)."""
+    augment = MMSEG.model_copy(update={"interpolation": kind})
+    mask = labels(55, 80)
+    index, tie = [], []
+    for new, old in zip(size, mask.shape, strict=True):
+        i = np.arange(new)
+        numerator, denominator = (i * old, new) if kind == "cv2" else ((2 * i + 1) * old, 2 * new)
+        index.append(numerator // denominator)
+        tie.append((numerator % denominator == 0) & (kind == "pil"))
+    sure = np.ix_(~tie[0], ~tie[1])  # between two pixels, PIL's rounding decides
+    np.testing.assert_array_equal(T.resize_mask(augment, mask, size)[sure], mask[np.ix_(*index)][sure])
+    assert sum(t.sum() for t in tie) < sum(size) / 4
+
+
+# geometry: with the identity resize, everything is a slice
+
+
+@pytest.mark.parametrize("augment", SOURCES.values(), ids=SOURCES)
+@pytest.mark.parametrize("flip", [False, True])
+def test_identity_resize_is_a_slice(augment, flip):
+    augment = small(augment)
+    image, mask = picture(50, 90), labels(50, 90)
+    draws = T.Draws(resized=(50, 90), crop=(7, 11, 32, 48), flip=flip, photometric=None)
+    pixels, result = T.apply(augment, image, mask, draws)
+    if augment.order == "pad-then-crop":  # mirrors first: the box lies on the mirrored image
+        source = slice(90 - 11 - 48, 90 - 11) if flip else slice(11, 59)
+    else:
+        source = slice(11, 59)
+    step = -1 if flip else 1
+    np.testing.assert_allclose(pixels, normalised(image[7:39, source][:, ::step]), atol=1e-5)
+    np.testing.assert_array_equal(result, mask[7:39, source][:, ::step])
+    assert pixels.dtype == np.float32
+    assert result.dtype == np.uint8
+
+
+@pytest.mark.parametrize("augment", SOURCES.values(), ids=SOURCES)
+def test_padding(augment):
+    augment = small(augment, crop=(32, 48))
+    image, mask = picture(21, 30), labels(21, 30)
+    pixels, result = T.apply(augment, image, mask, T.Draws((21, 30), (0, 0, 21, 30), False, None))
+    top, left = (5, 9) if augment.pad.position == "centre" else (0, 0)  # (32 - 21) // 2, (48 - 30) // 2
+    inside = np.zeros((32, 48), dtype=bool)
+    inside[top : top + 21, left : left + 30] = True
+    np.testing.assert_allclose(pixels[:, inside], normalised(image).reshape(3, -1), atol=1e-5)
+    black = (np.array([0.485, 0.456, 0.406]) / -np.array([0.229, 0.224, 0.225]))[:, None]
+    outside = 0.0 if augment.pad.image == "mean" else black
+    np.testing.assert_allclose(pixels[:, ~inside], np.broadcast_to(outside, (3, (~inside).sum())), atol=1e-5)
+    assert (result[~inside] == (0 if augment is not None and augment.pad.label == "zero" else 255)).all()
+
+
+def test_official_pipeline_by_pil():
+    """Mirror, resize, expand, crop with PIL's own operations, as the 2018 code has them."""
+    augment = small(OFFICIAL, crop=(40, 40))
+    image, mask = picture(30, 60, 3), labels(30, 60, 3)
+    draws = T.draw(augment, (30, 60), T.label_crop(augment, mask), np.random.default_rng(1))
+    draws = dataclasses.replace(draws, flip=True, resized=(35, 70), crop=(0, 13, 35, 40))
+    pixels, result = T.apply(augment, image, mask, draws)
+    from PIL import ImageOps
+
+    expected = []
+    for array, method, fill in (
+        (image[..., ::-1], Image.Resampling.BILINEAR, 0),
+        (mask, Image.Resampling.NEAREST, 255),
+    ):
+        pil = Image.fromarray(np.ascontiguousarray(array)).transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        pil = ImageOps.expand(pil.resize((70, 35), method), border=(0, 0, 0, 5), fill=fill)
+        expected.append(np.asarray(pil.crop((13, 0, 53, 40))))
+    np.testing.assert_allclose(pixels, normalised(expected[0][..., ::-1]), atol=1e-5)
+    np.testing.assert_array_equal(result, expected[1])
+
+
+@pytest.mark.parametrize(
+    ("crop", "target"), [((30, 60), (32, 64)), ((32, 20), (64, 32)), ((20, 20), (32, 64)), ((10, 12), (32, 64))]
+)
+def test_portrait_crops_turn_the_target(crop, target):
+    assert T.target_size(small(SSSEG, crop=(32, 64)), crop) == target
+    assert T.target_size(small(MMSEG, crop=(32, 64)), crop) == (32, 64)
+
+
+# cat_max_ratio
+
+
+def slow_balanced(mask, ratio):
+    kinds, counts = np.unique(mask, return_counts=True)
+    counts = counts[kinds != 255]
+    return len(counts) > 1 and counts.max() / counts.sum() < ratio
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.sampled_from([0, 1, 7, 254, 255]), min_size=12, max_size=12), st.sampled_from([0.4, 0.5, 0.75, 1.0]))
+def test_balanced(values, ratio):
+    mask = np.array(values, dtype=np.uint8).reshape(3, 4)
+    assert T.balanced(mask, ratio) == slow_balanced(mask, ratio)
+
+
+@pytest.mark.parametrize(("augment", "most"), [(MMSEG, 11), (SSSEG, 10)])
+def test_crops_are_redrawn(augment, most):
+    """11 draws in all by mmsegmentation, 10 by sssegmentation; the last is used unchecked."""
+    augment = small(augment)
+    asked = []
+
+    def uniform(size, box):
+        asked.append(box)
+        return np.zeros(box[2:], dtype=np.uint8)
+
+    draws = T.draw(augment, (64, 128), uniform, np.random.default_rng(0))
+    assert len(asked) == most - 1
+    assert draws.crop not in asked[:1]
+    asked.clear()
+
+    def third(size, box):
+        asked.append(box)
+        mask = np.zeros(box[2:], dtype=np.uint8)
+        mask[:, ::2] = len(asked) >= 3
+        return mask
+
+    draws = T.draw(augment, (64, 128), third, np.random.default_rng(0))
+    assert len(asked) == 3
+    assert draws.crop == asked[-1]
+
+
+def test_photometric_draws_do_not_depend_on_the_image():
+    augment = small(MMSEG)
+    first = T.draw(augment, (64, 128), lambda _, box: np.zeros(box[2:], np.uint8), np.random.default_rng(9))
+    second = T.draw(augment, (33, 47), lambda _, box: labels(*box[2:]), np.random.default_rng(9))
+    assert first.photometric == second.photometric
+
+
+def test_draws_have_the_sources_probabilities():
+    augment = small(MMSEG)
+    rng = np.random.default_rng(0)
+    draws = [T.draw(augment, (64, 128), lambda _, box: labels(*box[2:]), rng) for _ in range(2000)]
+    photometric = [draw.photometric for draw in draws]
+    for share in (
+        np.mean([draw.flip for draw in draws]),
+        np.mean([p.contrast_first for p in photometric]),
+        *(np.mean([getattr(p, name) is not None for p in photometric]) for name in ("brightness", "contrast", "hue")),
+        np.mean([p.saturation is not None for p in photometric]),
+    ):
+        assert abs(share - 0.5) < 4 * 0.5 / 2000**0.5
+    hues = {p.hue for p in photometric if p.hue is not None}
+    assert hues == set(range(-18, 18))
+    offsets = [p.brightness for p in photometric if p.brightness is not None]
+    assert -32 <= min(offsets) < -30
+    assert 30 < max(offsets) <= 32
+    ratios = [draw.resized[0] / 40 for draw in draws]
+    assert 0.5 <= min(ratios) < 0.53
+    assert 1.95 < max(ratios) <= 2.0
+
+
+def test_cat_max_ratio_with_padding_first_is_refused():
+    with pytest.raises(ConfigError, match="cat_max_ratio"):
+        T.draw(
+            OFFICIAL.model_copy(update={"cat_max_ratio": 0.75}),
+            (10, 10),
+            lambda *_: labels(4, 4),
+            np.random.default_rng(0),
+        )
+
+
+# colours
+
+
+def slow_convert(image, alpha=1.0, beta=0.0):
+    out = image.astype(np.float32) * alpha + beta
+    return np.clip(out, 0, 255).astype(np.uint8)
+
+
+def slow_photometric(image, p, forth, back):
+    """The five steps one by one on whole arrays, in the order of the sources."""
+    if p.brightness is not None:
+        image = slow_convert(image, beta=p.brightness)
+    if p.contrast_first and p.contrast is not None:
+        image = slow_convert(image, alpha=p.contrast)
+    if p.saturation is not None:
+        hsv = cv2.cvtColor(image, forth)
+        hsv[..., 1] = slow_convert(hsv[..., 1], alpha=p.saturation)
+        image = cv2.cvtColor(hsv, back)
+    if p.hue is not None:
+        hsv = cv2.cvtColor(image, forth)
+        hsv[..., 0] = (hsv[..., 0].astype(int) + p.hue) % 180
+        image = cv2.cvtColor(hsv, back)
+    if not p.contrast_first and p.contrast is not None:
+        image = slow_convert(image, alpha=p.contrast)
+    return image
+
+
+def maybe(values):
+    return st.none() | values
+
+
+PHOTOMETRIC = st.builds(
+    T.PhotometricDraws,
+    brightness=maybe(st.floats(-32, 32)),
+    contrast=maybe(st.floats(0.5, 1.5)),
+    contrast_first=st.booleans(),
+    saturation=maybe(st.floats(0.5, 1.5)),
+    hue=maybe(st.integers(-18, 17)),
+)
+
+
+@settings(max_examples=100, deadline=None)
+@given(PHOTOMETRIC, st.integers(0, 5))
+def test_photometric_equals_the_steps_one_by_one(p, seed):
+    image = np.random.default_rng(seed).integers(0, 256, (16, 24, 3), dtype=np.uint8)
+    before = image.copy()
+    for kind, codes in (
+        ("mmsegmentation", (cv2.COLOR_BGR2HSV, cv2.COLOR_HSV2BGR)),
+        ("sssegmentation", (cv2.COLOR_RGB2HSV, cv2.COLOR_HSV2RGB)),
+    ):
+        np.testing.assert_array_equal(T.photometric(image, p, kind), slow_photometric(image, p, *codes))
+    np.testing.assert_array_equal(image, before)
+
+
+def test_hue_turns_by_two_degrees_a_step():
+    """Against colorsys in floating point; cv2 stores hue in 2 degrees and saturation in 1/255."""
+    image = np.random.default_rng(0).integers(0, 256, (20, 20, 3), dtype=np.uint8)
+    p = T.PhotometricDraws(None, None, False, None, 11)
+    got = T.photometric(image, p, "mmsegmentation").reshape(-1, 3)[:, ::-1]
+    errors = []
+    for rgb, result in zip(image.reshape(-1, 3)[:, ::-1] / 255.0, got, strict=True):
+        h, s, v = colorsys.rgb_to_hsv(*rgb)
+        stored = {math.floor(h * 180 + 0.46), math.floor(h * 180 + 0.54)}  # cv2 divides in fixed point
+        expected = [colorsys.hsv_to_rgb((k + 11) / 180 % 1, round(s * 255) / 255, v) for k in stored]
+        errors.append(min(np.abs(np.array(e) * 255 - result).max() for e in expected))
+    assert max(errors) <= 3
+
+
+def test_sssegmentation_turns_the_hue_the_other_way():
+    blue = np.full((1, 1, 3), (200, 30, 30), dtype=np.uint8)  # BGR
+    p = T.PhotometricDraws(None, None, False, None, 15)
+    mm, ss = (T.photometric(blue, p, kind)[0, 0].tolist() for kind in ("mmsegmentation", "sssegmentation"))
+    assert mm == [200, 30, 115]  # towards red
+    assert ss == [200, 115, 30]  # read as red, towards yellow: its "green" channel
+
+
+# the whole
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.sampled_from(list(SOURCES)),
+    st.integers(9, 90),
+    st.integers(9, 90),
+    st.integers(0, 2**31 - 1),
+    st.integers(0, 10**9),
+)
+def test_samples_have_the_crop_size_and_known_labels(source, height, width, seed, position):
+    augment = small(SOURCES[source], crop=(32, 32))
+    image, mask = picture(height, width, position), labels(height, width, position)
+    pixels, result = T.augmented(augment, image, mask, np.random.default_rng([seed, position]))
+    assert pixels.shape == (3, 32, 32)
+    assert result.shape == (32, 32)
+    assert set(np.unique(result)) <= set(np.unique(mask)) | {0 if augment.pad.label == "zero" else 255}
+    assert np.isfinite(pixels).all()
+    assert np.abs(pixels).max() < 3
+    again = T.augmented(augment, image, mask, np.random.default_rng([seed, position]))
+    assert (again[0] == pixels).all()
+    assert (again[1] == result).all()
+
+
+@pytest.mark.parametrize("augment", SOURCES.values(), ids=SOURCES)
+@pytest.mark.parametrize("seed", range(5))
+def test_replayed_draws_give_the_same_sample(augment, seed):
+    augment = small(augment)
+    image, mask = picture(50, 90, seed), labels(50, 90, seed)
+    draws = T.draw(augment, mask.shape, T.label_crop(augment, mask), np.random.default_rng(seed))
+    pixels, result = T.apply(augment, image, mask, draws)
+    direct = T.augmented(augment, image, mask, np.random.default_rng(seed))
+    np.testing.assert_array_equal(direct[0], pixels)
+    np.testing.assert_array_equal(direct[1], result)
+
+
+def test_image_and_mask_of_different_size():
+    with pytest.raises(DataError, match="20x30"):
+        T.augmented(small(MMSEG), picture(20, 30), labels(30, 20), np.random.default_rng(0))

@@ -1,0 +1,136 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from danet.data.registry import ADAPTERS
+from danet.data.voc2012 import colour_map
+from danet.errors import DataError
+from tests.data.samples import dataset, genuine, open_split, prepare
+
+SPEC = ADAPTERS["voc2012"]
+
+
+def tree(root: Path, train: list[str], val: list[str], sbd: tuple[list[str], list[str]] | None) -> Path:
+    """An empty devkit with list files only."""
+    voc = root / "VOCdevkit" / "VOC2012"
+    for folder in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
+        (voc / folder).mkdir(parents=True)
+    for name, ids in (("train", train), ("val", val)):
+        (voc / "ImageSets" / "Segmentation" / f"{name}.txt").write_text("".join(f"{key}\n" for key in ids))
+    if sbd is not None:
+        folder = root / "benchmark_RELEASE" / "dataset"
+        for name in ("cls", "img"):
+            (folder / name).mkdir(parents=True)
+        for name, ids in zip(("train", "val"), sbd, strict=True):
+            (folder / f"{name}.txt").write_text("".join(f"{key}\n" for key in ids))
+    return root
+
+
+def test_colour_map_is_the_devkits() -> None:
+    def devkit(index: int) -> tuple[int, int, int]:
+        red = green = blue = 0
+        for shift in range(7, -1, -1):
+            red |= (index & 1) << shift
+            green |= (index >> 1 & 1) << shift
+            blue |= (index >> 2 & 1) << shift
+            index >>= 3
+        return red, green, blue
+
+    assert colour_map(256) == tuple(devkit(index) for index in range(256))
+    assert SPEC.palette[:3] == ((0, 0, 0), (128, 0, 0), (0, 128, 0))
+    assert SPEC.palette[15] == (192, 128, 128)  # person
+
+
+def test_splits_follow_the_set_algebra_in_a_fixed_order(tmp_path: Path) -> None:
+    train, val = ["c", "a"], ["v2", "v1"]
+    root = tree(tmp_path, train, val, (["z", "a", "v1"], ["b", "v2", "c"]))
+    pairs = SPEC.pairs(root)
+    ids = {split: [entry[0] for entry in entries] for split, entries in pairs.items()}
+    assert ids == {
+        "train": ["c", "a"],
+        "val": ["v2", "v1"],
+        "trainval": ["c", "a", "v2", "v1"],
+        "trainaug": ["c", "a", "b", "z"],
+    }
+    masks = {key: mask.parent.name for key, _, mask in pairs["trainaug"] if mask}
+    assert masks == {"c": "SegmentationClass", "a": "SegmentationClass", "b": "cls", "z": "cls"}
+
+
+def test_tree_may_lie_a_level_up_or_down(tmp_path: Path) -> None:
+    root = tree(tmp_path / "one" / "two", ["a"], ["b"], None)
+    for start in (tmp_path, tmp_path / "one", root, root / "VOCdevkit", root / "VOCdevkit" / "VOC2012"):
+        assert [key for key, _, _ in SPEC.pairs(start)["train"]] == ["a"]
+    assert "trainaug" not in SPEC.pairs(root)
+    (root / "VOCdevkit" / "VOC2007").mkdir()
+    for folder in ("JPEGImages", "ImageSets/Segmentation"):
+        (root / "VOCdevkit" / "VOC2007" / folder).mkdir(parents=True)
+    assert [key for key, _, _ in SPEC.pairs(root)["train"]] == ["a"]
+    with pytest.raises(DataError, match=r"no VOC2012 folder.*VOCtrainval"):
+        SPEC.pairs(root / "VOCdevkit" / "VOC2012" / "JPEGImages")
+
+
+def test_sbd_image_stands_in_where_voc_has_none(tmp_path: Path) -> None:
+    root = tree(tmp_path, ["a"], ["v"], (["x", "y"], []))
+    (root / "benchmark_RELEASE/dataset/img/x.jpg").touch()
+    (root / "VOCdevkit/VOC2012/JPEGImages/y.jpg").touch()
+    (root / "benchmark_RELEASE/dataset/img/y.jpg").touch()
+    folders = {key: image.parent.name for key, image, _ in SPEC.pairs(root)["trainaug"]}
+    assert folders == {"a": "JPEGImages", "x": "img", "y": "JPEGImages"}
+
+
+@pytest.mark.parametrize(
+    ("train", "val", "problem"),
+    [
+        (["a"], ["a"], "'a' is in train.txt too"),
+        (["a", "a"], ["b"], "names 'a' twice"),
+        (["../a"], ["b"], "no image id"),
+        ([".."], ["b"], "no image id"),
+    ],
+)
+def test_bad_lists(tmp_path: Path, train: list[str], val: list[str], problem: str) -> None:
+    root = tree(tmp_path, train, val, None)
+    with pytest.raises(DataError, match=problem):
+        SPEC.pairs(root)
+
+
+def test_real_lists_give_10582(tmp_path: Path) -> None:
+    lists = genuine("lists")
+
+    def read(name: str) -> list[str]:
+        return (lists / f"{name}.txt").read_text().split()
+
+    train, val, aug, noval = read("train"), read("val"), read("trainaug"), read("train_noval")
+    # SBD's own two lists are not among the samples; what is known of them is their union (SOURCES.md): every trainaug
+    # id that is not VOC's own, and some of VOC train and val. SBD's train without VOC val is train_noval.
+    extra = sorted(set(aug) - set(train))
+    rest = sorted(set(extra) - set(noval)) + val[::2]
+    root = tree(tmp_path, train, val, (noval + val[1::2], rest))
+    ids = [key for key, _, _ in SPEC.pairs(root)["trainaug"]]
+    assert len(ids) == len(set(ids)) == 10582
+    assert set(ids) == set(aug)
+    assert ids[:1464] == train
+    assert ids[1464:] == extra
+    assert not set(ids) & set(val)
+
+
+def test_genuine_samples(tmp_path: Path) -> None:
+    source = genuine("voc2012")
+    spec = dataset("voc2012", {"train": 50, "val": 50, "trainval": 100, "trainaug": 100})
+    out = prepare(source, spec, tmp_path)
+    sets = open_split(out, "trainaug")
+    voc = source / "VOCdevkit" / "VOC2012"
+    own = set((voc / "ImageSets/Segmentation/train.txt").read_text().split())
+    for index in range(0, 100, 7):
+        key = sets.ids[index]
+        folder = "SegmentationClass" if key in own else "SegmentationClassAug"
+        expected = np.array(Image.open(voc / folder / f"{key}.png"))
+        mask = sets.mask(index)
+        assert mask is not None
+        assert (mask == expected).all()
+        picture = np.array(Image.open(voc / "JPEGImages" / f"{key}.jpg")).astype(int)
+        assert sets.size(index) == expected.shape == picture.shape[:2]
+        assert np.abs(sets.image(index)[..., ::-1].astype(int) - picture).mean() < 1  # two JPEG decoders
