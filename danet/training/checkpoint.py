@@ -1,0 +1,187 @@
+"""Checkpoints to resume from: written whole or not at all, checked when read, the last two kept.
+
+A checkpoint is ``iteration_<n>.pt`` beside ``iteration_<n>.pt.sha256``. The checksum is written first, so a file that
+is there without a fitting one is damaged. They hold tensors and plain values only and are read with
+``weights_only=True``.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from danet.errors import CheckpointError
+from danet.files import atomic_write, sha256, write_text
+from danet.rows import Row
+
+FORMAT = 1
+KEEP = 2
+_NAME = re.compile(r"iteration_(\d{8,})\.pt")
+
+
+@dataclass
+class Checkpoint:
+    """What a run needs to go on as if it had never stopped.
+
+    ``iteration`` counts the finished optimizer steps. ``progress`` holds curve, validations, unfinished interval sums
+    and totals as plain values (:class:`danet.training.loop.Progress`).
+    """
+
+    iteration: int
+    model: dict[str, Any]
+    optimizer: dict[str, Any]
+    scaler: dict[str, Any]
+    progress: dict[str, Any]
+
+
+class CheckpointStore:
+    """The resume checkpoints of one seed of a row, in ``folder``."""
+
+    def __init__(self, folder: Path, row: Row, seed: int) -> None:
+        self.folder = folder
+        self.row = row
+        self.seed = seed
+
+    def path(self, iteration: int) -> Path:
+        """The file of a checkpoint."""
+        return self.folder / f"iteration_{iteration:08d}.pt"
+
+    def iterations(self) -> list[int]:
+        """Iterations of the checkpoints that lie there, good or not, newest first."""
+        if not self.folder.is_dir():
+            return []
+        found = (_NAME.fullmatch(path.name) for path in self.folder.iterdir())
+        return sorted((int(match[1]) for match in found if match), reverse=True)
+
+    def save(self, checkpoint: Checkpoint) -> Path:
+        """Writes a checkpoint, then removes all but the newest two good ones' files.
+
+        Raises:
+            CheckpointError: if it cannot be written, naming the file and the bytes needed; older ones stay.
+        """
+        path = self.path(checkpoint.iteration)
+        payload = {
+            "format": FORMAT,
+            "row": self.row.name,
+            "train_hash": self.row.train_hash,
+            "seed": self.seed,
+            "iteration": checkpoint.iteration,
+            "model": checkpoint.model,
+            "optimizer": checkpoint.optimizer,
+            "scaler": checkpoint.scaler,
+            "progress": checkpoint.progress,
+        }
+        with atomic_write(path) as temporary:
+            try:
+                torch.save(payload, temporary)
+            except (RuntimeError, OSError) as error:
+                needed = _tensor_bytes(payload)
+                raise CheckpointError(
+                    f"{path}: cannot be written ({_first_line(error)}); it needs {needed / 1e6:.0f} MB: free space, "
+                    "then run again; the older checkpoints are untouched"
+                ) from error
+            write_text(_sidecar(path), f"{sha256(temporary)}  {path.name}\n")
+        _sync_folder(self.folder)
+        for old in [n for n in self.iterations() if n < checkpoint.iteration][KEEP - 1 :]:
+            self.path(old).unlink(missing_ok=True)
+            _sidecar(self.path(old)).unlink(missing_ok=True)
+        return path
+
+    def load(self) -> tuple[Checkpoint | None, list[str]]:
+        """The newest undamaged checkpoint, on the CPU, and a line about each damaged one that was passed over.
+
+        Raises:
+            CheckpointError: if the newest readable one belongs to another training (other settings or seed).
+        """
+        notes: list[str] = []
+        for iteration in self.iterations():
+            path = self.path(iteration)
+            problem = _damage(path)
+            payload: Any = None
+            if problem is None:
+                try:
+                    payload = torch.load(path, map_location="cpu", weights_only=True)
+                except (RuntimeError, OSError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
+                    problem = _first_line(error)
+            if problem is None and (not isinstance(payload, dict) or payload.get("format") != FORMAT):
+                problem = "not a training checkpoint of this program"
+            if problem is not None:
+                notes.append(f"{path}: damaged ({problem}), using the one before it")
+                continue
+            self._check_origin(path, payload)
+            return (
+                Checkpoint(
+                    iteration=payload["iteration"],
+                    model=payload["model"],
+                    optimizer=payload["optimizer"],
+                    scaler=payload["scaler"],
+                    progress=payload["progress"],
+                ),
+                notes,
+            )
+        if notes:
+            notes.append(f"{self.folder}: no undamaged checkpoint is left, starting from the beginning")
+        return None, notes
+
+    def last_good(self) -> Path | None:
+        """The newest checkpoint with a fitting checksum, for error messages."""
+        return next((self.path(n) for n in self.iterations() if _damage(self.path(n)) is None), None)
+
+    def clear(self) -> None:
+        """Removes all checkpoints, once the run's final weights are safe."""
+        for iteration in self.iterations():
+            self.path(iteration).unlink(missing_ok=True)
+            _sidecar(self.path(iteration)).unlink(missing_ok=True)
+
+    def _check_origin(self, path: Path, payload: dict[str, Any]) -> None:
+        for key, wanted in (("train_hash", self.row.train_hash), ("seed", self.seed)):
+            if payload.get(key) != wanted:
+                raise CheckpointError(
+                    f"{path}: has {key} {payload.get(key)!r} (row {payload.get('row')!r}) but this training has "
+                    f"{wanted!r}: it was copied from another run; remove it, then run again"
+                )
+
+
+def _sidecar(path: Path) -> Path:
+    return path.with_name(path.name + ".sha256")
+
+
+def _damage(path: Path) -> str | None:
+    try:
+        recorded = _sidecar(path).read_text(encoding="utf-8").split()
+        if not recorded:
+            return "its checksum file is empty"
+        return None if sha256(path) == recorded[0] else "its checksum differs"
+    except UnicodeDecodeError:
+        return "its checksum file is not text"
+    except OSError as error:
+        return f"it or its checksum cannot be read: {error.strerror}"
+
+
+def _tensor_bytes(value: Any) -> int:
+    if isinstance(value, torch.Tensor):
+        return value.numel() * value.element_size()
+    if isinstance(value, dict):
+        return sum(_tensor_bytes(item) for item in value.values())
+    if isinstance(value, list | tuple):
+        return sum(_tensor_bytes(item) for item in value)
+    return 0
+
+
+def _sync_folder(folder: Path) -> None:
+    """Flushes the renames, which fsync of the files alone does not."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

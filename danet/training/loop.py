@@ -1,0 +1,732 @@
+"""Trains a row: every seed it names, resumable at any iteration, on one process or many.
+
+A step is a pure function of the weights, the momentum and (seed, iteration): data by :mod:`danet.data.loader`,
+dropout by :func:`danet.training.numerics.seed_step`, rates by :mod:`danet.training.schedule`. So a run that was stopped
+and continued, at any iteration and with any number of workers, ends with the same bits on a CPU, and on a GPU in
+deterministic mode.
+
+``runtime.accumulate`` splits each batch into micro-batches whose gradients add up to the whole batch's: loss averages
+are taken over the whole batch. Only batch normalisation sees fewer images at a time, as it does on more GPUs without
+synchronisation.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import itertools
+import json
+import shutil
+import signal
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any, Protocol
+
+import torch
+from filelock import FileLock, Timeout
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from danet.console import console
+from danet.data.loader import Batch, BatchStream, Source, available_cpus
+from danet.data.prepared import PreparedDataset
+from danet.errors import ConfigError, DanetError, Interrupted, TrainingError
+from danet.evaluation.evaluate import evaluate_model
+from danet.files import atomic_write, sha256, write_json
+from danet.models.segmentor import build_model
+from danet.provenance import collect
+from danet.rows import Row
+from danet.training import numerics
+from danet.training.checkpoint import Checkpoint, CheckpointStore
+from danet.training.distributed import Process, processes, synchronise_batch_norm
+from danet.training.losses import loss_denominator, segmentation_losses
+from danet.training.optim import build_optimizer, set_learning_rates
+from danet.training.progress import CURVE_COLUMNS, LOSSES, History, Reporter, peak_memory_gb, progress_line
+from danet.weights.imagenet import load_backbone
+from danet.weights.ours import save_model
+from danet.workspace import Workspace
+
+FORMAT = 1
+LOCK_WAIT = 15.0
+"""Seconds to wait for another trainer of the row: the workers of one that was killed live on for a few."""
+CHECK_EVERY = 25
+"""Iterations between looks at the losses on a GPU, so that it need not wait for each (always before a checkpoint)."""
+
+
+class Tracker(Protocol):
+    """Where step metrics go (:mod:`danet.tracking`)."""
+
+    def metrics(self, step: int, values: dict[str, float]) -> None:
+        """Notes values of a step; may be kept back and sent in batches."""
+        ...
+
+    def flush(self) -> None:
+        """Sends what was kept back."""
+        ...
+
+
+TrackerFactory = Callable[[Row, str, int, Workspace], AbstractContextManager[Tracker]]
+"""``factory(row, "train", seed, workspace)``, as :func:`danet.tracking.run`."""
+
+
+class StopRequest:
+    """Turns SIGTERM and SIGINT into a flag that the loop looks at after each iteration; a second one acts at once."""
+
+    def __init__(self) -> None:
+        self.requested = False
+        self._before: dict[int, Any] = {}
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.requested = True
+        signal.signal(number, self._before[number])
+
+    def __enter__(self) -> StopRequest:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._before[number] = signal.getsignal(number)
+                signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+
+@dataclass
+class _Step:
+    """An iteration whose losses have not been looked at yet."""
+
+    iteration: int
+    names: list[str]
+    losses: Tensor
+    ids: list[str]
+
+
+class Trainer:
+    """Trains one model by a row's recipe, from its newest checkpoint or from the start.
+
+    Args:
+        row: the recipe; its model section only gives ``align_corners``, so tests may bring any model.
+        seed: of the run.
+        model: initialised; outputs a mapping of logits, see :func:`danet.training.losses.segmentation_losses`.
+        dataset: the training split.
+        store: where resume checkpoints go.
+        validate: returns the mIoU in percent of the model as it is; called every ``row.val_interval`` iterations,
+            in every process.
+    """
+
+    def __init__(
+        self,
+        row: Row,
+        seed: int,
+        model: nn.Module,
+        dataset: Source,
+        store: CheckpointStore,
+        *,
+        process: Process | None = None,
+        reporter: Reporter | None = None,
+        tracker: Tracker | None = None,
+        validate: Callable[[nn.Module], float] | None = None,
+        stop: StopRequest | None = None,
+        workers: int = 0,
+    ) -> None:
+        self.row, self.seed, self.dataset, self.store = row, seed, dataset, store
+        self.process = process or Process()
+        self.device = self.process.device
+        self.reporter = reporter or Reporter(console, quiet=True)
+        self.tracker, self.validate, self.workers = tracker, validate, workers
+        self.stop = stop or StopRequest()
+        self.title = f"{row.name} seed {seed}"
+        self.total = row.schedule.total_iterations(len(dataset))
+        if row.schedule.batch_size % self.process.world:
+            raise ConfigError(
+                f"{row.name}: schedule.batch_size {row.schedule.batch_size} does not divide over "
+                f"{self.process.world} processes"
+            )
+        self.local_batch = row.schedule.batch_size // self.process.world
+        if self.local_batch % row.runtime.accumulate:
+            raise ConfigError(
+                f"{row.name}: runtime.accumulate {row.runtime.accumulate} does not divide the {self.local_batch} "
+                f"images of a process; allowed: {', '.join(map(str, _divisors(self.local_batch)))}"
+            )
+        self.micro_batch = self.local_batch // row.runtime.accumulate
+
+        model = model.to(self.device)
+        if row.numerics.channels_last:
+            model = model.to(memory_format=torch.channels_last)
+        if row.numerics.sync_batch_norm and self.process.world > 1:
+            model = synchronise_batch_norm(model, self.device)
+        self.model = model
+        self.optimizer = build_optimizer(model, row.optimizer)  # type: ignore[arg-type]
+        self.scaler = numerics.gradient_scaler(row.numerics, self.device)
+        self.history = History()
+        self.iteration = 0
+        self._saved: int | None = None
+        self._pending: deque[_Step] = deque()
+        self._restore()
+        self.network = self._wrap()
+        self._proven = not row.numerics.compile  # whether this network has made a step
+
+    def _restore(self) -> None:
+        checkpoint, notes = self.store.load()
+        for note in notes:
+            self.reporter.say(f"{self.title}: {note}")
+        if checkpoint is None:
+            return
+        self.model.load_state_dict(checkpoint.model)
+        # only the momentum: rates and kernel choices come from this row on this device
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": checkpoint.optimizer["state"], "param_groups": groups})
+        if self.scaler.is_enabled() and checkpoint.scaler:
+            self.scaler.load_state_dict(checkpoint.scaler)
+        self.history = History.restored(checkpoint.progress)
+        self.history.resumed += 1
+        self.iteration = self._saved = checkpoint.iteration
+        self.reporter.say(f"{self.title}: goes on after iteration {self.iteration} of {self.total}")
+
+    def _wrap(self) -> nn.Module:
+        network = self.model
+        if self.process.world > 1:
+            network = DistributedDataParallel(
+                network,
+                device_ids=[self.device] if self.device.type == "cuda" else None,
+                # outputs without a weight leave their layers without a gradient (ClusterDANet, by its source's design)
+                find_unused_parameters=self.row.loss.pam == 0 or self.row.loss.cam == 0,
+            )
+        if self.row.numerics.compile:
+            network = _compiled(network)
+        return network
+
+    def run(self) -> History:
+        """Trains to the end and returns what was measured; the trained weights are in ``self.model``.
+
+        Raises:
+            Interrupted: after a SIGTERM or SIGINT, with a checkpoint saved.
+            TrainingError: for a non-finite loss or a lack of memory, saying what to do.
+        """
+        row, history = self.row, self.history
+        self.model.train()
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+        stream = BatchStream(
+            self.dataset,
+            row.augment,
+            seed=self.seed,
+            batch_size=row.schedule.batch_size,
+            start=self.iteration,
+            stop=self.total,
+            rank=self.process.rank,
+            world=self.process.world,
+            workers=self.workers,
+            pin=self.device.type == "cuda",
+        )
+        session_start, session_seconds = self.iteration, history.seconds
+        lr = 0.0
+
+        def line() -> str:
+            done = max(1, self.iteration - session_start)
+            last = history.curve[-1] if history.curve else {}
+            loss = history.sums["loss"] / history.counted if history.counted else last.get("loss")
+            speed = history.images_per_second
+            if history.interval_seconds > 0:
+                speed = history.interval_images / history.interval_seconds
+            elif last.get("images_per_second"):
+                speed = float(last["images_per_second"] or 0.0)
+            eta = (history.seconds - session_seconds) / done * (self.total - self.iteration)
+            return progress_line(
+                self.iteration,
+                self.total,
+                loss=loss,
+                lr=lr,
+                speed=speed,
+                wait=history.data_wait_share,
+                memory_gb=history.peak_memory_gb,
+                eta=eta,
+            )
+
+        with stream, self.reporter.run(self.title, self.total, self.iteration):
+            while self.iteration < self.total:
+                began = time.perf_counter()
+                batch = next(stream)
+                waited = time.perf_counter() - began
+                lr = set_learning_rates(self.optimizer, row.schedule, self.iteration, self.total)
+                with self._explained(batch):
+                    self._pending.append(self._step(batch))
+                self.iteration += 1
+                validating = self._validates()
+                if self._is_boundary() or validating or self.device.type != "cuda" or len(self._pending) >= CHECK_EVERY:
+                    self._settle()
+                history.time(time.perf_counter() - began, waited, row.schedule.batch_size)
+                self.reporter.step(self.iteration, line)
+                score = self._validated() if validating else None
+                if self.iteration in (1, self.total) or self.iteration % row.runtime.log_interval == 0 or validating:
+                    self._log(lr, score, line)
+                stopping = self.process.any(self.stop.requested) and self.iteration < self.total
+                if stopping or (self.iteration % row.runtime.checkpoint_interval == 0 and self.iteration < self.total):
+                    self._settle()
+                    self._save(batch.ids)
+                if stopping:
+                    raise Interrupted(
+                        f"{self.title}: stopped after iteration {self.iteration} of {self.total}, saved in "
+                        f"{self.store.folder}; run the same command again to go on from there"
+                    )
+        self._settle()
+        self._check_finite([])
+        return history
+
+    def _is_boundary(self) -> bool:
+        runtime = self.row.runtime
+        return (
+            self.iteration in (1, self.total)
+            or self.iteration % runtime.log_interval == 0
+            or self.iteration % runtime.checkpoint_interval == 0
+        )
+
+    def _validates(self) -> bool:
+        interval = self.row.val_interval
+        return interval is not None and self.validate is not None and self.iteration % interval == 0
+
+    def _step(self, batch: Batch) -> _Step:
+        """One optimizer step on this process's part of a batch."""
+        if self._proven:
+            return self._compute(batch)
+        buffers = [(buffer, buffer.clone()) for buffer in self.model.buffers()]
+        try:
+            step = self._compute(batch)
+        except (DanetError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:
+            # The first call compiles. If the fault is not the compiler's, the plain network raises it again.
+            reason = " ".join(str(error).split())[:200]
+            self.reporter.say(
+                f"{self.title}: torch.compile failed ({type(error).__name__}: {reason}); going on without it, at the "
+                "plain speed"
+            )
+            self.network = self._uncompiled()
+            for buffer, before in buffers:
+                buffer.copy_(before)
+            step = self._compute(batch)
+        self._proven = True
+        return step
+
+    def _uncompiled(self) -> nn.Module:
+        inner: nn.Module = getattr(self.network, "_orig_mod", self.network)
+        return inner
+
+    def _compute(self, batch: Batch) -> _Step:
+        row, device = self.row, self.device
+        images = batch.images.to(device, non_blocking=True)
+        if row.numerics.channels_last:
+            images = images.contiguous(memory_format=torch.channels_last)
+        labels = batch.masks.to(device, non_blocking=True)
+        denominator = loss_denominator(labels, row.loss.average)
+        if self.process.world > 1:
+            # DDP averages gradients over processes; with this divisor that is the mean over the global batch's pixels
+            denominator = self.process.sum(denominator) / self.process.world
+        self.optimizer.zero_grad(set_to_none=True)
+        total: dict[str, Tensor] = {}
+        for first in range(0, self.local_batch, self.micro_batch):
+            part = slice(first, first + self.micro_batch)
+            numerics.seed_step(self.seed, batch.positions[first])
+            with self._synchronised(last=first + self.micro_batch >= self.local_batch):
+                with numerics.autocast(row.numerics, device):
+                    outputs: Mapping[str, Tensor] = self.network(images[part])
+                losses = segmentation_losses(
+                    outputs, labels[part], row.loss, align_corners=row.model.align_corners, denominator=denominator
+                )
+                self.scaler.scale(losses["loss"]).backward()  # type: ignore[no-untyped-call]
+            for name, value in losses.items():
+                total[name] = total[name] + value.detach() if name in total else value.detach()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        return _Step(self.iteration, list(total), torch.stack(list(total.values())), batch.ids)
+
+    def _synchronised(self, last: bool) -> AbstractContextManager[None]:
+        """Gradients are exchanged with the last micro-batch only."""
+        network = self._uncompiled()
+        if isinstance(network, DistributedDataParallel) and not last:
+            return network.no_sync()
+        return contextlib.nullcontext()
+
+    def _settle(self) -> None:
+        """Looks at the losses not looked at yet: adds them to the curve, or stops the run if one is not finite."""
+        if not self._pending:
+            return
+        steps = list(self._pending)
+        self._pending.clear()
+        values = self.process.sum(torch.stack([step.losses for step in steps])) / self.process.world
+        for step, losses in zip(steps, values.double().cpu().tolist(), strict=True):
+            named = dict(zip(step.names, losses, strict=True))
+            if not all(torch.isfinite(torch.tensor(losses))):
+                raise self._not_finite(f"loss is {named['loss']}", step.iteration + 1, step.ids)
+            self.history.add(named)
+        self.history.peak_memory_gb = max(self.history.peak_memory_gb, peak_memory_gb(self.device))
+
+    def _not_finite(self, what: str, iteration: int, ids: Sequence[str]) -> TrainingError:
+        images = list(itertools.chain.from_iterable(self.process.gather(list(ids))))
+        good = self.store.last_good()
+        return TrainingError(
+            f"{self.title}: {what} at iteration {iteration}, images {', '.join(images) or '-'}; nothing of it was "
+            f"saved. Last good checkpoint: {good or 'none'}. Look at these images, lower optimizer.lr, give "
+            "schedule.warmup_iterations, or use numerics.precision fp32 or bf16"
+        )
+
+    def _check_finite(self, ids: Sequence[str]) -> None:
+        """Refuses weights, statistics or momentum that are not finite, even where no loss has shown it yet."""
+        tensors = [*self.model.state_dict().items()]
+        names = {id(parameter): name for name, parameter in self.model.named_parameters()}
+        for parameter, state in self.optimizer.state.items():
+            tensors += [(f"momentum of {names[id(parameter)]}", v) for v in state.values() if isinstance(v, Tensor)]
+        tensors = [(name, tensor) for name, tensor in tensors if tensor.is_floating_point()]
+        finite = torch.stack([torch.isfinite(tensor).all() for _, tensor in tensors]).tolist()
+        bad = [name for (name, _), good in zip(tensors, finite, strict=True) if not good]
+        if self.process.any(bool(bad)):
+            raise self._not_finite(f"{bad[0] if bad else 'a weight'} is not finite", self.iteration, ids)
+
+    def _validated(self) -> float:
+        assert self.validate is not None
+        self.model.eval()
+        try:
+            return round(self.validate(self.model), 4)
+        finally:
+            self.model.train()
+
+    def _log(self, lr: float, score: float | None, line: Callable[[], str]) -> None:
+        shown = line()
+        wait = self.history.interval_wait / self.history.interval_seconds if self.history.interval_seconds else 0.0
+        entry = self.history.close(self.iteration, lr, score)
+        self.reporter.interval(self.title, self.iteration, shown)
+        if score is not None:
+            self.reporter.say(f"{self.title}  iter {self.iteration}/{self.total}  validation mIoU {score:.2f}")
+        if self.tracker is not None:
+            values = {name: float(value) for name, value in entry.items() if value is not None and name != "iteration"}
+            values |= {"data_wait_share": wait, "peak_memory_gb": self.history.peak_memory_gb}
+            self.tracker.metrics(self.iteration, values)
+
+    def _save(self, ids: Sequence[str]) -> None:
+        if self._saved == self.iteration:
+            return
+        self._check_finite(ids)
+        if self.process.is_main:
+            self.store.save(
+                Checkpoint(
+                    iteration=self.iteration,
+                    model=self.model.state_dict(),
+                    optimizer=self.optimizer.state_dict(),
+                    scaler=self.scaler.state_dict() if self.scaler.is_enabled() else {},
+                    progress=self.history.state(),
+                )
+            )
+            if self.tracker is not None:
+                self.tracker.flush()
+        self._saved = self.iteration
+        self.process.barrier()
+
+    @contextmanager
+    def _explained(self, batch: Batch) -> Iterator[None]:
+        """Gives failures of a step that a user can mend a message that says how."""
+        try:
+            yield
+        except (torch.OutOfMemoryError, MemoryError) as error:
+            raise self._out_of_memory() from error
+        except (RuntimeError, ValueError, IndexError) as error:
+            text = str(error)
+            if "can't allocate memory" in text or "out of memory" in text:
+                raise self._out_of_memory() from error
+            if "more than 1 value per channel" in text:
+                raise TrainingError(
+                    f"{self.title}: batch normalisation of a 1x1 map needs at least 2 images at a time, here it has "
+                    f"{self.micro_batch}; lower runtime.accumulate, use fewer processes or set numerics.sync_batch_norm"
+                ) from error
+            if "does not have a deterministic implementation" in text:
+                raise TrainingError(
+                    f"{self.title}: {text.splitlines()[0].split('.')[0]}; set numerics.deterministic false for this row"
+                ) from error
+            if isinstance(error, IndexError) and "Target" in text and "out of bounds" in text:
+                raise TrainingError(
+                    f"{self.title}: a label of {', '.join(batch.ids)} is outside the dataset's classes ({text}); "
+                    "convert the dataset again"
+                ) from error
+            raise
+
+    def _out_of_memory(self) -> TrainingError:
+        used = f" (peak {peak_memory_gb(self.device):.1f} GB)" if self.device.type == "cuda" else ""
+        finer = [n for n in _divisors(self.local_batch) if n > self.row.runtime.accumulate]
+        choices = " or ".join(f"{n} ({self.local_batch // n} at a time)" for n in finer)
+        remedy = (
+            f"set runtime.accumulate to {choices}: batch size and learning rate stay as they are"
+            if finer
+            else "set numerics.precision to bf16, or use more GPUs"
+        )
+        return TrainingError(
+            f"{self.title}: out of memory on {self.device}{used} with {self.micro_batch} images at a time; {remedy}"
+        )
+
+
+def _divisors(number: int) -> list[int]:
+    return [n for n in range(1, number + 1) if number % n == 0]
+
+
+def _compiled(network: nn.Module) -> nn.Module:
+    compiled: nn.Module = torch.compile(network)  # type: ignore[assignment]
+    return compiled
+
+
+def capped_workers(wanted: int, local_world: int = 1) -> tuple[int, str | None]:
+    """Loader processes of this trainer: at most its share of the CPU cores, and a line that says so if fewer."""
+    allowed = max(1, available_cpus() // local_world)
+    if wanted <= allowed:
+        return wanted, None
+    return allowed, f"runtime.workers {wanted} is more than the {allowed} CPU cores of this trainer: using {allowed}"
+
+
+@contextmanager
+def row_lock(folder: Path, process: Process) -> Iterator[None]:
+    """Holds a row's checkpoint folder against other trainers, as long as this process lives.
+
+    Raises:
+        TrainingError: in every process, if another trainer holds it.
+    """
+    lock: FileLock | None = None
+    refused: str | None = None
+    if process.is_main:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(folder / "train.lock")
+            lock.acquire(timeout=LOCK_WAIT)
+        except Timeout:
+            lock = None
+            refused = f"{folder}: another process is training this row; wait for it or stop it, then run again"
+        except OSError as error:
+            lock = None
+            refused = (
+                f"{folder}: cannot be written ({error.strerror}); free space or fix the permissions, then run again"
+            )
+    refused = process.gather(refused)[0]
+    if refused is not None:
+        raise TrainingError(refused)
+    try:
+        yield
+    finally:
+        if lock is not None:
+            lock.release()
+
+
+def train_row(
+    row: Row,
+    workspace: Workspace,
+    *,
+    tracker_factory: TrackerFactory | None = None,
+    device: str | torch.device | None = None,
+    progress: bool = True,
+) -> None:
+    """Trains every seed of a row that is not trained yet, and writes its weights and training metrics.
+
+    A finished seed's weights stay beside its checkpoints (outside DVC's outputs), under the row's training hash; a seed
+    added later, or DVC clearing the outputs, trains none of them again.
+
+    Writes ``models/<row>/seed<k>.safetensors``, and ``train.json`` and ``curve.csv`` in ``workspace.metrics(row)``.
+
+    Args:
+        row: what to train.
+        workspace: where the prepared data and weights are and where outputs go.
+        tracker_factory: as :func:`danet.tracking.run`; called in rank 0 only.
+        device: ``cpu``, ``cuda``, ``cuda:N``; by default the GPU (of this torchrun process) if there is one.
+        progress: whether to print anything.
+
+    Raises:
+        Interrupted: after SIGTERM or SIGINT, with the state saved.
+        TrainingError: if training cannot go on, or another process trains this row.
+        DataError, CheckpointError: if the data or a weights file is missing or damaged.
+    """
+    with processes(device) as process, numerics.configured(row.numerics), StopRequest() as stop:
+        reporter = Reporter(console, row.runtime.progress, quiet=not progress or not process.is_main)
+        folders = {seed: workspace.checkpoints(row, seed) for seed in row.seeds}
+        with row_lock(folders[row.seeds[0]].parent, process):
+            for seed, folder in folders.items():
+                finished = process.gather(_finished(folder, row, seed) is not None)[0]
+                if finished:
+                    reporter.say(f"{row.name} seed {seed}: already trained, its weights are used again ({folder})")
+                    continue
+                factory = tracker_factory if process.is_main else None
+                tracking = factory(row, "train", seed, workspace) if factory else contextlib.nullcontext()
+                with tracking as tracker:
+                    _train_seed(row, seed, workspace, process=process, reporter=reporter, tracker=tracker, stop=stop)
+                    if tracker is not None:
+                        tracker.flush()
+                if process.any(stop.requested) and seed != row.seeds[-1]:
+                    raise Interrupted(
+                        f"{row.name}: stopped after seed {seed}, which is finished; "
+                        "run the same command again for the others"
+                    )
+            if process.is_main:
+                _write_outputs(row, workspace)
+            process.barrier()
+
+
+def _train_seed(
+    row: Row,
+    seed: int,
+    workspace: Workspace,
+    *,
+    process: Process,
+    reporter: Reporter,
+    tracker: Tracker | None,
+    stop: StopRequest,
+) -> None:
+    folder = workspace.checkpoints(row, seed)
+    dataset = _open_split(row, workspace, row.train_split)
+    numerics.seed_initialisation(seed)
+    model, imagenet_sha256 = _build_model(row, workspace, dataset.num_classes)
+    workers, note = capped_workers(row.runtime.workers, process.local_world)
+    if note:
+        reporter.say(f"{row.name}: {note}")
+    store = CheckpointStore(folder, row, seed)
+    trainer = Trainer(
+        row,
+        seed,
+        model,
+        dataset,
+        store,
+        process=process,
+        reporter=reporter,
+        tracker=tracker,
+        validate=_validator(row, workspace, process) if row.val_interval else None,
+        stop=stop,
+        workers=workers,
+    )
+    epochs = trainer.total * row.schedule.batch_size / len(dataset)
+    where = f"{process.device} x {process.world}" if process.world > 1 else str(process.device)
+    reporter.say(
+        f"{row.name} seed {seed}: {trainer.total} iterations of {row.schedule.batch_size} images ({epochs:.1f} epochs "
+        f"of {len(dataset)}) on {where}, {row.numerics.precision}, {workers} workers"
+    )
+    trainer.run()
+    if process.is_main:
+        _keep(trainer, folder, dataset, imagenet_sha256)
+        store.clear()
+    process.barrier()
+
+
+def _keep(trainer: Trainer, folder: Path, dataset: Any, imagenet_sha256: str | None) -> None:
+    """Stores a finished seed: its weights, then the record that says they are whole."""
+    row, seed, history = trainer.row, trainer.seed, trainer.history
+    weights = folder / "final.safetensors"
+    _save_model(weights, trainer.model, row, seed)
+    digest = sha256(weights)
+    final = history.curve[-1]
+    run = {
+        "seed": seed,
+        "iterations": trainer.total,
+        "final_loss": round(float(final["loss"] or 0.0), 6),
+        "images_per_second": round(history.images_per_second, 3),
+        "hours": round(history.seconds / 3600, 6),
+        "peak_memory_gb": round(history.peak_memory_gb, 3),
+        "data_wait_share": round(history.data_wait_share, 4),
+        "resumed": history.resumed,
+        "weights_sha256": digest,
+        "provenance": _provenance(
+            row,
+            seed,
+            manifest_hash=getattr(dataset, "manifest_hash", None),
+            weights_sha256=digest,
+            imagenet_sha256=imagenet_sha256,
+            processes=trainer.process.world,
+            peak_memory_gb=round(history.peak_memory_gb, 3),
+        ),
+    }
+    record = {"format": FORMAT, "row": row.name, "train_hash": row.train_hash, "run": run, "curve": history.curve}
+    write_json(folder / "result.json", record)
+
+
+def _finished(folder: Path, row: Row, seed: int) -> dict[str, Any] | None:
+    """The record of a finished seed, if its weights are there and whole."""
+    try:
+        record = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+        fits = record["format"] == FORMAT and record["train_hash"] == row.train_hash and record["run"]["seed"] == seed
+        if fits and sha256(folder / "final.safetensors") == record["run"]["weights_sha256"]:
+            return dict(record)
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    return None
+
+
+def _write_outputs(row: Row, workspace: Workspace) -> None:
+    """Weights and training metrics of all the row's seeds, from the store of finished ones."""
+    runs: list[dict[str, Any]] = []
+    curve: list[dict[str, Any]] = []
+    for seed in row.seeds:
+        folder = workspace.checkpoints(row, seed)
+        record = _finished(folder, row, seed)
+        if record is None:
+            raise TrainingError(
+                f"{folder}: the finished weights vanished or changed meanwhile; run again to train them"
+            )
+        runs.append(record["run"])
+        curve += [{"seed": seed, **entry} for entry in record["curve"]]
+        with atomic_write(workspace.model(row) / f"seed{seed}.safetensors") as temporary:
+            shutil.copyfile(folder / "final.safetensors", temporary)
+    metrics = workspace.metrics(row)
+    with atomic_write(metrics / "curve.csv") as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.DictWriter(stream, CURVE_COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        for entry in curve:
+            writer.writerow({name: _cell(name, entry.get(name)) for name in CURVE_COLUMNS})
+    write_json(
+        metrics / "train.json",
+        {
+            "format": FORMAT,
+            "row": row.name,
+            "train_hash": row.train_hash,
+            "final_loss": round(sum(run["final_loss"] for run in runs) / len(runs), 6),
+            "images_per_second": round(sum(run["images_per_second"] for run in runs) / len(runs), 3),
+            "hours": round(sum(run["hours"] for run in runs), 6),
+            "runs": runs,
+        },
+    )
+
+
+def _cell(name: str, value: Any) -> str:
+    if value is None:
+        return ""
+    if name in LOSSES:
+        return f"{value:.6g}"
+    return f"{value:.8g}" if name == "lr" else str(value)
+
+
+# The other parts of the library: each of these functions is the whole dependency on one of them.
+
+
+def _open_split(row: Row, workspace: Workspace, split: str) -> Any:
+    return PreparedDataset(workspace.prepared(row.dataset), split)
+
+
+def _build_model(row: Row, workspace: Workspace, num_classes: int) -> tuple[nn.Module, str | None]:
+    """The row's model with its ImageNet weights, and their SHA-256 (``None`` for random ones)."""
+    model = build_model(row.model, num_classes, row.numerics.attention)
+    return model, None if row.weights == "none" else load_backbone(model, workspace.weights(row.weights))
+
+
+def _save_model(path: Path, model: nn.Module, row: Row, seed: int) -> None:
+    metadata = {"row": row.name, "source": row.source, "dataset": row.dataset}
+    save_model(path, model, metadata | {"train_hash": row.train_hash, "seed": str(seed)})
+
+
+def _validator(row: Row, workspace: Workspace, process: Process) -> Callable[[nn.Module], float]:
+    dataset = _open_split(row, workspace, row.val_split)
+
+    def validate(model: nn.Module) -> float:
+        result = evaluate_model(model, row, dataset, process.device, process=process)
+        return 100 * float(result.scores.miou)
+
+    return validate
+
+
+def _provenance(row: Row, seed: int, **extra: Any) -> dict[str, Any]:
+    return collect(row=row, seed=seed, **extra)

@@ -1,0 +1,175 @@
+"""What a training run measures and shows while it goes on."""
+
+from __future__ import annotations
+
+import math
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+import torch
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+
+LOSSES = ("loss", "loss_main", "loss_pam", "loss_cam", "loss_aux")
+CURVE_COLUMNS = ("seed", "iteration", *LOSSES, "lr", "images_per_second", "val_miou")
+
+
+@dataclass
+class History:
+    """Everything about the past of a run that is not in its weights: plain values, kept in its checkpoints.
+
+    ``curve`` has a row for iteration 1, each log interval, each validation and the last iteration: means over the
+    iterations since the row before. ``sums`` and ``counted`` are the interval that is not finished yet.
+    """
+
+    curve: list[dict[str, float | int | None]] = field(default_factory=list)
+    sums: dict[str, float] = field(default_factory=dict)
+    counted: int = 0
+    seconds: float = 0.0
+    wait_seconds: float = 0.0
+    images: int = 0
+    interval_seconds: float = 0.0
+    interval_wait: float = 0.0
+    interval_images: int = 0
+    peak_memory_gb: float = 0.0
+    resumed: int = 0
+
+    def add(self, losses: dict[str, float]) -> None:
+        """Adds one iteration's losses to the interval."""
+        for name, value in losses.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value
+        self.counted += 1
+
+    def time(self, seconds: float, wait: float, images: int) -> None:
+        """Adds training time: all of it, the part spent waiting for data, and the images trained on."""
+        self.seconds += seconds
+        self.wait_seconds += wait
+        self.images += images
+        self.interval_seconds += seconds
+        self.interval_wait += wait
+        self.interval_images += images
+
+    def close(self, iteration: int, lr: float, val_miou: float | None = None) -> dict[str, float | int | None]:
+        """Ends the interval with a curve row, which it returns. ``val_miou`` in percent."""
+        speed = self.interval_images / self.interval_seconds if self.interval_seconds > 0 else 0.0
+        row: dict[str, float | int | None] = {"iteration": iteration}
+        row |= {name: self.sums[name] / self.counted if name in self.sums else None for name in LOSSES}
+        row |= {"lr": lr, "images_per_second": round(speed, 3), "val_miou": val_miou}
+        self.curve.append(row)
+        self.sums, self.counted = {}, 0
+        self.interval_seconds = self.interval_wait = 0.0
+        self.interval_images = 0
+        return row
+
+    @property
+    def data_wait_share(self) -> float:
+        """The share of training time spent waiting for data, in [0, 1]."""
+        return self.wait_seconds / self.seconds if self.seconds > 0 else 0.0
+
+    @property
+    def images_per_second(self) -> float:
+        """Over the whole run, over all processes."""
+        return self.images / self.seconds if self.seconds > 0 else 0.0
+
+    def state(self) -> dict[str, Any]:
+        """As plain values."""
+        return asdict(self)
+
+    @classmethod
+    def restored(cls, state: dict[str, Any]) -> History:
+        """From :meth:`state`."""
+        return cls(**state)
+
+
+def peak_memory_gb(device: torch.device) -> float:
+    """Peak memory of this process in GB (1e9 bytes): allocated on a GPU, resident on the CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e9
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
+
+
+def duration(seconds: float) -> str:
+    """``1:02:03``, or ``1d 2:03:04``."""
+    if not math.isfinite(seconds):
+        return "-"
+    whole = round(seconds)
+    days, rest = divmod(whole, 86400)
+    clock = f"{rest // 3600}:{rest % 3600 // 60:02d}:{rest % 60:02d}"
+    return f"{days}d {clock}" if days else clock
+
+
+class Reporter:
+    """Prints a run's progress: a live bar on a terminal, one line per log interval elsewhere, or nothing."""
+
+    def __init__(
+        self, console: Console, style: Literal["auto", "always", "never"] = "auto", quiet: bool = False
+    ) -> None:
+        self.console = console
+        self.quiet = quiet
+        self.live = not quiet and (style == "always" or (style == "auto" and console.is_terminal))
+        self._update: Callable[[int, str], None] | None = None
+        self._shown = 0.0
+
+    def say(self, message: str) -> None:
+        """Prints a line, above the bar where there is one."""
+        if not self.quiet:
+            self.console.print(escape(message))
+
+    @contextmanager
+    def run(self, title: str, total: int, start: int) -> Iterator[None]:
+        """Around the iterations of one run."""
+        if not self.live:
+            yield
+            return
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            TaskProgressColumn(),
+            TextColumn("{task.fields[line]}"),
+        )
+        with Progress(*columns, console=self.console) as bar:
+            task = bar.add_task(escape(title), total=total, completed=start, line="")
+            self._update = lambda done, line: bar.update(task, completed=done, line=line)
+            try:
+                yield
+            finally:
+                self._update = None
+
+    def step(self, done: int, line: Callable[[], str]) -> None:
+        """After an iteration: updates the bar, at most ten times a second."""
+        if self._update is not None and time.monotonic() - self._shown > 0.1:
+            self._shown = time.monotonic()
+            self._update(done, line())
+
+    def interval(self, title: str, done: int, line: str) -> None:
+        """After a log interval: a line where there is no bar."""
+        if self._update is not None:
+            self._update(done, line)
+        else:
+            self.say(f"{title}  {line}")
+
+
+def progress_line(
+    iteration: int,
+    total: int,
+    *,
+    loss: float | None,
+    lr: float,
+    speed: float,
+    wait: float,
+    memory_gb: float,
+    eta: float,
+) -> str:
+    """Iteration, loss, learning rate, images/s, data-wait share, peak memory and time to go."""
+    shown = "-" if loss is None else f"{loss:.4f}"
+    return (
+        f"iter {iteration}/{total}  loss {shown}  lr {lr:.2e}  {speed:.1f} img/s  "
+        f"data wait {100 * wait:.0f}%  mem {memory_gb:.1f} GB  eta {duration(eta)}"
+    )

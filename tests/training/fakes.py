@@ -1,0 +1,101 @@
+"""Small stand-ins: a network of a few hundred parameters, images in memory, a row to train them by."""
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from danet.rows import Row, load_params
+from danet.training.checkpoint import CheckpointStore
+from danet.training.loop import Trainer
+from danet.training.numerics import seed_initialisation
+from tests.data.test_transforms import labels, picture
+
+CLASSES = 5
+
+
+class TinyNet(nn.Module):
+    """Convolution, batch norm, dropout; outputs at half resolution like a segmentor's."""
+
+    def __init__(self, norm=True, dropout=True):
+        super().__init__()
+        layers = [nn.Conv2d(3, 8, 3, 2, 1), nn.BatchNorm2d(8) if norm else nn.Identity(), nn.ReLU()]
+        self.backbone = nn.Sequential(*layers)
+        self.dropout = nn.Dropout2d(0.5 if dropout else 0.0)
+        self.main, self.pam, self.cam, self.aux = (nn.Conv2d(8, CLASSES, 1) for _ in range(4))
+
+    def forward(self, images):
+        features = self.backbone(images)
+        return {
+            "main": self.main(self.dropout(features)),
+            "pam": self.pam(features),
+            "cam": self.cam(features),
+            "aux": self.aux(features),
+        }
+
+    def backbone_parameters(self):
+        return self.backbone.parameters()
+
+    def head_parameters(self):
+        for head in (self.main, self.pam, self.cam, self.aux):
+            yield from head.parameters()
+
+
+class Images:
+    """A dataset in memory."""
+
+    num_classes = CLASSES
+    manifest_hash = "0" * 64
+
+    def __init__(self, count=6):
+        self.ids = [f"image{i}" for i in range(count)]
+
+    def __len__(self):
+        return len(self.ids)
+
+    def image(self, i):
+        return picture(40, 60, i)
+
+    def mask(self, i):
+        return labels(40, 60, i)
+
+
+def tiny_row(iterations=8, **sections) -> Row:
+    """A row at test size; ``runtime={"accumulate": 2}`` and the like change single settings."""
+    row = load_params().row("mmseg-r50-d8-voc2012-20k")
+    changes = {
+        "name": "tiny",
+        "schedule": {"iterations": iterations, "batch_size": 4},
+        "augment": {
+            "resize": row.augment.resize.model_copy(update={"scale": (32, 48)}),
+            "crop_size": (24, 24),
+        },
+        "optimizer": {"lr": 0.05, "head_lr_multiplier": 2.0},
+        "numerics": {},
+        "loss": {},
+        "runtime": {"workers": 0, "log_interval": 3, "checkpoint_interval": 3, "progress": "never"},
+    }
+    for name, value in sections.items():
+        changes[name] = {**changes[name], **value} if isinstance(changes.get(name), dict) else value
+    update = {}
+    for name, value in changes.items():
+        update[name] = getattr(row, name).model_copy(update=value) if isinstance(value, dict) else value
+    return Row.model_validate(row.model_copy(update=update).model_dump())
+
+
+def trainer(row: Row, folder: Path, seed=0, model=None, **more) -> Trainer:
+    seed_initialisation(seed)
+    model = TinyNet() if model is None else model
+    return Trainer(row, seed, model, more.pop("dataset", Images()), CheckpointStore(folder, row, seed), **more)
+
+
+def state(trainer: Trainer) -> dict[str, torch.Tensor]:
+    """Weights, statistics and momentum."""
+    tensors = {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
+    for index, values in trainer.optimizer.state_dict()["state"].items():
+        tensors[f"momentum{index}"] = values["momentum_buffer"].clone()
+    return tensors
+
+
+def identical(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)

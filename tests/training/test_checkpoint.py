@@ -1,0 +1,125 @@
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from danet.errors import CheckpointError
+from danet.training.checkpoint import Checkpoint, CheckpointStore
+from tests.training.fakes import tiny_row
+
+
+def checkpoint(iteration):
+    weights = torch.arange(100.0) * iteration
+    return Checkpoint(iteration, {"w": weights}, {"state": {}}, {}, {"curve": [{"loss": 0.1, "val_miou": None}]})
+
+
+@pytest.fixture
+def store(tmp_path):
+    return CheckpointStore(tmp_path / "seed0", tiny_row(), 0)
+
+
+def test_round_trip_and_the_last_two_are_kept(store):
+    assert store.load() == (None, [])
+    for iteration in (10, 20, 30, 40):
+        store.save(checkpoint(iteration))
+    assert store.iterations() == [40, 30]
+    assert sorted(path.name for path in store.folder.iterdir()) == [
+        "iteration_00000030.pt",
+        "iteration_00000030.pt.sha256",
+        "iteration_00000040.pt",
+        "iteration_00000040.pt.sha256",
+    ]
+    loaded, notes = store.load()
+    assert notes == []
+    assert loaded.iteration == 40
+    assert torch.equal(loaded.model["w"], torch.arange(100.0) * 40)
+    assert loaded.progress == checkpoint(40).progress
+    assert store.last_good() == store.path(40)
+    store.clear()
+    assert list(store.folder.iterdir()) == []
+
+
+DAMAGES = {
+    "truncated": lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]),
+    "empty": lambda path: path.write_bytes(b""),
+    "one bit": lambda path: path.write_bytes(flipped(path.read_bytes())),
+    "no checksum": lambda path: Path(f"{path}.sha256").unlink(),
+    "empty checksum": lambda path: Path(f"{path}.sha256").write_text(""),
+    "binary checksum": lambda path: Path(f"{path}.sha256").write_bytes(b"\xff\xfe\x00"),
+}
+
+
+def flipped(data):
+    middle = len(data) // 2
+    return data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :]
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+def test_a_damaged_one_is_named_and_the_one_before_used(store, damage):
+    store.save(checkpoint(10))
+    store.save(checkpoint(20))
+    damage(store.path(20))
+    loaded, notes = store.load()
+    assert loaded.iteration == 10
+    assert len(notes) == 1
+    assert "iteration_00000020.pt: damaged" in notes[0]
+    assert store.last_good() == store.path(10)
+    damage(store.path(10))
+    loaded, notes = store.load()
+    assert loaded is None
+    assert "starting from the beginning" in notes[-1]
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.data())
+def test_any_changed_byte_is_noticed(tmp_path_factory, data):
+    store = CheckpointStore(tmp_path_factory.mktemp("store"), tiny_row(), 0)
+    path = store.save(checkpoint(1))
+    raw = bytearray(path.read_bytes())
+    raw[data.draw(st.integers(0, len(raw) - 1))] ^= data.draw(st.integers(1, 255))
+    path.write_bytes(raw)
+    assert store.load()[0] is None
+
+
+def test_code_in_a_checkpoint_is_not_run(store, tmp_path):
+    class Hostile:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "ran"), "w"))
+
+    path = store.save(checkpoint(1))
+    with path.open("wb") as stream:
+        pickle.dump({"format": 1, "model": Hostile()}, stream)
+    from danet.files import sha256
+
+    Path(f"{path}.sha256").write_text(sha256(path))
+    loaded, notes = store.load()
+    assert loaded is None
+    assert "damaged" in notes[0]
+    assert not (tmp_path / "ran").exists()
+
+
+def test_another_training_is_refused(store):
+    store.save(checkpoint(1))
+    other = tiny_row(optimizer={"lr": 0.07})
+    with pytest.raises(CheckpointError, match="train_hash"):
+        CheckpointStore(store.folder, other, 0).load()
+    with pytest.raises(CheckpointError, match="seed 0"):
+        CheckpointStore(store.folder, tiny_row(), 1).load()
+
+
+def test_a_failed_write_leaves_the_older_ones(store, monkeypatch):
+    store.save(checkpoint(10))
+
+    def full(value, path):
+        Path(path).write_bytes(b"half")
+        raise RuntimeError("PytorchStreamWriter failed writing file data/0: file write failed")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(CheckpointError, match=r"iteration_00000020.pt: cannot be written .* MB"):
+        store.save(checkpoint(20))
+    assert store.iterations() == [10]
+    assert store.load()[0].iteration == 10
+    assert not [path for path in store.folder.iterdir() if path.name.endswith(".tmp")]

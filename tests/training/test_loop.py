@@ -1,0 +1,510 @@
+"""The training loop: against a loop written out by hand, across stops, faults and added seeds."""
+
+import contextlib
+import csv
+import io
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from filelock import FileLock
+from safetensors.torch import save_file
+from torch import nn
+
+from danet.data.transforms import augmented
+from danet.errors import CheckpointError, ConfigError, Interrupted, TrainingError
+from danet.files import sha256
+from danet.training import loop, numerics
+from danet.training.loop import StopRequest, train_row
+from danet.workspace import Workspace
+from tests.training.fakes import Images, TinyNet, identical, state, tiny_row, trainer
+
+TIMED = {"images_per_second", "seed"}
+
+
+def stopping(model, after):
+    """Sends this process a SIGTERM in the given iteration's forward pass, as a batch system would."""
+    calls = iter(range(1, 10**6))
+
+    def hook(*_):
+        if next(calls) == after:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    model.register_forward_pre_hook(hook)
+    return model
+
+
+def untimed(curve):
+    return [{name: value for name, value in row.items() if name not in TIMED} for row in curve]
+
+
+@pytest.fixture(autouse=True)
+def few_threads():
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    whole = trainer(tiny_row(), tmp_path_factory.mktemp("whole"))
+    history = whole.run()
+    return state(whole), untimed(history.curve)
+
+
+def test_equals_a_loop_written_out(tmp_path):
+    """Data order, dropout seed, loss, momentum and schedule, all written out again."""
+    row = tiny_row(iterations=5)
+    trained = trainer(row, tmp_path, seed=2)
+    numerics.seed_initialisation(2)
+    model = TinyNet().train()
+    momentum = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
+    data, losses = Images(), []
+    for iteration in range(5):
+        pixels, masks = [], []
+        for position in range(4 * iteration, 4 * iteration + 4):
+            epoch, place = divmod(position, 6)
+            index = np.random.default_rng([2, epoch, 0x6F72646572]).permutation(6)[place]
+            sample = augmented(row.augment, data.image(index), data.mask(index), np.random.default_rng([2, position]))
+            pixels.append(sample[0])
+            masks.append(sample[1])
+        images, target = torch.from_numpy(np.stack(pixels)), torch.from_numpy(np.stack(masks)).long()
+        numerics.seed_step(2, 4 * iteration)
+        outputs = model(images)
+        loss = torch.zeros(())
+        for part, weight in (("main", 1), ("pam", 1), ("cam", 1), ("aux", 0.4)):
+            resized = F.interpolate(outputs[part], (24, 24), mode="bilinear", align_corners=False)
+            loss = loss + weight * F.cross_entropy(resized, target, ignore_index=255, reduction="sum") / target.numel()
+        losses.append(loss.item())
+        model.zero_grad()
+        loss.backward()
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                base = 0.05 if name.startswith("backbone") else 0.1
+                rate = (base - 1e-4) * (1 - iteration / 5) ** 0.9 + 1e-4
+                momentum[name] = 0.9 * momentum[name] + parameter.grad + 5e-4 * parameter
+                parameter.sub_(rate * momentum[name])
+    history = trained.run()
+    for name, tensor in model.state_dict().items():
+        torch.testing.assert_close(trained.model.state_dict()[name], tensor, rtol=1e-5, atol=1e-6, msg=name)
+    assert [row["iteration"] for row in history.curve] == [1, 3, 5]
+    assert history.curve[0]["loss"] == pytest.approx(losses[0], rel=1e-5)
+    assert history.curve[1]["loss"] == pytest.approx((losses[1] + losses[2]) / 2, rel=1e-5)
+    assert history.curve[2]["loss"] == pytest.approx((losses[3] + losses[4]) / 2, rel=1e-5)
+    parts = sum(history.curve[2][f"loss_{part}"] for part in ("main", "pam", "cam", "aux"))
+    assert parts == pytest.approx(history.curve[2]["loss"], rel=1e-6)
+
+
+@pytest.mark.parametrize("after", range(1, 8))
+def test_a_stop_anywhere_changes_no_bit(tmp_path, uninterrupted, after):
+    row = tiny_row()
+    with StopRequest() as stop:
+        first = trainer(row, tmp_path, model=stopping(TinyNet(), after), stop=stop)
+        # the fake is made before the seed is set, so give it the weights it would have had
+        first.model.load_state_dict(trainer(row, tmp_path / "other").model.state_dict())
+        with pytest.raises(Interrupted, match=f"stopped after iteration {after} of 8.*run the same command again"):
+            first.run()
+    second = trainer(row, tmp_path, seed=0, workers=after % 2)
+    assert second.iteration == after
+    history = second.run()
+    assert identical(state(second), uninterrupted[0])
+    assert untimed(history.curve) == uninterrupted[1]
+    assert history.resumed == 1
+    assert history.images == 32
+
+
+def test_a_kill_loses_at_most_the_interval(tmp_path, uninterrupted):
+    """As after SIGKILL: no warning, the newest checkpoint is from iteration 3, and it is torn."""
+
+    class KilledError(Exception):
+        pass
+
+    model = TinyNet()
+    calls = iter(range(1, 100))
+
+    def hook(*_):
+        if next(calls) == 8:
+            raise KilledError
+
+    model.register_forward_pre_hook(hook)
+    first = trainer(tiny_row(), tmp_path, model=model)
+    first.model.load_state_dict(trainer(tiny_row(), tmp_path / "other").model.state_dict())
+    with pytest.raises(KilledError):
+        first.run()
+    assert first.store.iterations() == [6, 3]
+    first.store.path(6).write_bytes(b"torn")
+    again = trainer(tiny_row(), tmp_path)
+    assert again.iteration == 3
+    again.run()
+    assert identical(state(again), uninterrupted[0])
+
+
+@pytest.mark.parametrize("accumulate", [2, 4])
+def test_accumulation_is_the_whole_batch(tmp_path, accumulate):
+    """Without batch norm and dropout, micro-batches give the same weights but for rounding."""
+    nets = []
+    for parts in (1, accumulate):
+        for average in ("all", "valid"):
+            row = tiny_row(iterations=4, runtime={"accumulate": parts}, loss={"average": average})
+            run = trainer(row, tmp_path / f"{parts}{average}", model=_seeded(TinyNet, norm=False, dropout=False))
+            history = run.run()
+            nets.append((run.model.state_dict(), [entry["loss"] for entry in history.curve]))
+    for (whole, losses), (split, split_losses) in zip(nets[:2], nets[2:], strict=True):
+        assert split_losses == pytest.approx(losses, rel=1e-5)
+        for name, tensor in whole.items():
+            torch.testing.assert_close(split[name], tensor, rtol=1e-4, atol=1e-6, msg=name)
+
+
+def _seeded(kind, **settings):
+    numerics.seed_initialisation(0)
+    return kind(**settings)
+
+
+def test_it_learns(tmp_path):
+    """The mask says which channel is brightest: a task that steps in the right direction solves."""
+
+    class Simple(Images):
+        def mask(self, i):
+            return self.image(i).argmax(-1).astype(np.uint8)
+
+    row = tiny_row(iterations=60, runtime={"log_interval": 10}, augment={"photometric": None})
+    history = trainer(row, tmp_path, dataset=Simple()).run()
+    assert history.curve[-1]["loss"] < 0.5 * history.curve[0]["loss"]
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_low_precision_stays_near(tmp_path, precision, uninterrupted):
+    row = tiny_row(numerics={"precision": precision, "channels_last": True})
+    history = trainer(row, tmp_path).run()
+    for low, full in zip(history.curve, uninterrupted[1], strict=True):
+        assert low["loss"] == pytest.approx(full["loss"], rel=0.03)
+
+
+def test_deterministic_mode_repeats_and_agrees(tmp_path, uninterrupted):
+    row = tiny_row(numerics={"deterministic": True})
+    with numerics.configured(row.numerics):
+        assert torch.are_deterministic_algorithms_enabled()
+        runs = [trainer(row, tmp_path / str(i)) for i in range(2)]
+        for run in runs:
+            run.run()
+    assert not torch.are_deterministic_algorithms_enabled()
+    assert identical(*map(state, runs))
+    for name, tensor in uninterrupted[0].items():
+        torch.testing.assert_close(state(runs[0])[name], tensor, rtol=1e-3, atol=1e-5)
+
+
+def test_failed_compilation_falls_back(tmp_path, monkeypatch, uninterrupted):
+    class Broken(nn.Module):
+        def __init__(self, inner):
+            super().__init__()
+            self._orig_mod = inner
+
+        def forward(self, images):
+            self._orig_mod(images)  # has its effect on the batch norm statistics
+            raise RuntimeError("Failed to find C compiler. Please specify via CC environment variable.")
+
+    monkeypatch.setattr(loop, "_compiled", Broken)
+    from rich.console import Console
+
+    from danet.training.progress import Reporter
+
+    lines = Console(record=True, width=300, file=io.StringIO())
+    run = trainer(tiny_row(numerics={"compile": True}), tmp_path, reporter=Reporter(lines, "never"))
+    run.run()
+    assert "torch.compile failed (RuntimeError: Failed to find C compiler" in lines.export_text()
+    assert identical(state(run), uninterrupted[0])
+
+
+# faults
+
+
+class Exploding(TinyNet):
+    def __init__(self, at):
+        super().__init__()
+        self.at = at
+        self.calls = 0
+
+    def forward(self, images):
+        self.calls += 1
+        outputs = super().forward(images)
+        if self.calls == self.at:
+            outputs["pam"] = outputs["pam"] * math.nan
+        return outputs
+
+
+def test_non_finite_loss_stops_with_the_images_and_saves_nothing(tmp_path):
+    run = trainer(tiny_row(), tmp_path, model=Exploding(at=5))
+    order = [f"image{run_index}" for run_index in _order(range(16, 20))]
+    with pytest.raises(TrainingError) as caught:
+        run.run()
+    message = str(caught.value)
+    assert "loss is nan at iteration 5" in message
+    assert ", ".join(order) in message
+    assert "iteration_00000003.pt" in message
+    assert run.store.iterations() == [3]
+
+
+def _order(positions):
+    from danet.data.loader import EpochOrder
+
+    order = EpochOrder(6, 0)
+    return [order.index(p) for p in positions]
+
+
+def test_poisoned_weights_are_not_saved_though_the_loss_was_finite(tmp_path):
+    model = TinyNet()
+    model.cam.bias.register_hook(lambda gradient: gradient * math.inf)
+    run = trainer(tiny_row(runtime={"checkpoint_interval": 1}), tmp_path, model=model)
+    with pytest.raises(TrainingError, match=r"cam\.bias is not finite at iteration 1"):
+        run.run()
+    assert run.store.iterations() == []
+
+
+def test_out_of_memory_says_what_would_fit(tmp_path):
+    class Huge(TinyNet):
+        def forward(self, images):
+            if len(images) > 1:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+            return super().forward(images)
+
+    with pytest.raises(
+        TrainingError, match=r"4 images at a time; set runtime.accumulate to 2 \(2 at a time\) or 4 \(1 at"
+    ):
+        trainer(tiny_row(), tmp_path, model=Huge()).run()
+    trainer(tiny_row(iterations=1, runtime={"accumulate": 4}), tmp_path, model=Huge()).run()
+    with pytest.raises(ConfigError, match=r"accumulate 3 does not divide the 4 images .* 1, 2, 4"):
+        trainer(tiny_row(runtime={"accumulate": 3}), tmp_path)
+
+
+def test_one_image_in_a_1x1_batch_norm_is_explained(tmp_path):
+    class Pooled(TinyNet):
+        def __init__(self):
+            super().__init__()
+            self.backbone.append(nn.AdaptiveAvgPool2d(1))
+            self.backbone.append(nn.BatchNorm2d(8))
+
+    with pytest.raises(TrainingError, match=r"at least 2 images at a time, here it has 1; lower runtime\.accumulate"):
+        trainer(tiny_row(runtime={"accumulate": 4}), tmp_path, model=Pooled()).run()
+    trainer(tiny_row(iterations=1, runtime={"accumulate": 2}), tmp_path, model=Pooled()).run()
+
+
+def test_a_label_outside_the_classes_names_the_images(tmp_path):
+    class Wrong(Images):
+        def mask(self, i):
+            return super().mask(i) // 2 + 3
+
+    with pytest.raises(TrainingError, match=r"a label of image\d.* is outside the dataset's classes"):
+        trainer(tiny_row(), tmp_path, dataset=Wrong()).run()
+
+
+def test_validation_leaves_no_trace(tmp_path, uninterrupted):
+    seen = []
+
+    def validate(model):
+        assert not model.training
+        seen.append(torch.rand(1))
+        return 12.345678
+
+    row = tiny_row(val_interval=4)
+    run = trainer(row, tmp_path, validate=validate)
+    history = run.run()
+    assert identical(state(run), uninterrupted[0])
+    assert [(r["iteration"], r["val_miou"]) for r in history.curve] == [
+        (1, None), (3, None), (4, 12.3457), (6, None), (8, 12.3457),
+    ]  # fmt: skip
+    assert len(seen) == 2
+
+
+# whole rows
+
+
+class Recorder:
+    def __init__(self):
+        self.steps = []
+        self.flushed = 0
+
+    def metrics(self, step, values):
+        assert all(isinstance(value, float) and math.isfinite(value) for value in values.values())
+        self.steps.append((step, values))
+
+    def flush(self):
+        self.flushed += 1
+
+
+@pytest.fixture
+def harness(tmp_path, monkeypatch):
+    """train_row with the tiny network, images in memory and plain files; counts the trained seeds."""
+    built = []
+
+    def build(row, workspace, num_classes):
+        built.append(num_classes)
+        return TinyNet(), None
+
+    def save(path, model, row, seed):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(model.state_dict(), path)
+
+    monkeypatch.setattr(loop, "_open_split", lambda *_: Images())
+    monkeypatch.setattr(loop, "_build_model", build)
+    monkeypatch.setattr(loop, "_save_model", save)
+    monkeypatch.setattr(loop, "_provenance", lambda row, seed, **extra: {"seed": seed, **extra})
+    monkeypatch.setattr(loop, "LOCK_WAIT", 0.1)
+    return Workspace(tmp_path), built
+
+
+def test_outputs(harness):
+    workspace, _ = harness
+    row = tiny_row(seeds=(0, 7))
+    trackers = []
+
+    @contextlib.contextmanager
+    def factory(row, stage, seed, space):
+        assert (stage, space) == ("train", workspace)
+        trackers.append((seed, Recorder()))
+        yield trackers[-1][1]
+
+    train_row(row, workspace, tracker_factory=factory, device="cpu", progress=False)
+    metrics = json.loads((workspace.metrics(row) / "train.json").read_text())
+    assert {"format", "row", "train_hash", "final_loss", "images_per_second", "hours", "runs"} == set(metrics)
+    for run, seed in zip(metrics["runs"], (0, 7), strict=True):
+        assert set(run) == {
+            "seed", "iterations", "final_loss", "images_per_second", "hours", "peak_memory_gb", "data_wait_share",
+            "resumed", "weights_sha256", "provenance",
+        }  # fmt: skip
+        assert run["seed"] == seed
+        assert run["iterations"] == 8
+        assert 0 <= run["data_wait_share"] <= 1
+        weights = workspace.model(row) / f"seed{seed}.safetensors"
+        assert sha256(weights) == run["weights_sha256"]
+    with (workspace.metrics(row) / "curve.csv").open() as stream:
+        curve = list(csv.DictReader(stream))
+    assert list(curve[0]) == [
+        "seed", "iteration", "loss", "loss_main", "loss_pam", "loss_cam", "loss_aux", "lr", "images_per_second",
+        "val_miou",
+    ]  # fmt: skip
+    assert [(r["seed"], r["iteration"]) for r in curve] == [(s, i) for s in ("0", "7") for i in ("1", "3", "6", "8")]
+    assert {r["val_miou"] for r in curve} == {""}
+    assert [seed for seed, _ in trackers] == [0, 7]
+    assert [step for step, _ in trackers[0][1].steps] == [1, 3, 6, 8]
+    assert {"loss", "loss_main", "loss_aux", "lr", "images_per_second"} <= set(trackers[0][1].steps[0][1])
+    assert trackers[0][1].flushed >= 1
+    assert not list(workspace.checkpoints(row, 0).glob("iteration_*"))
+
+
+def test_added_seeds_train_alone(harness):
+    workspace, built = harness
+    train_row(tiny_row(), workspace, device="cpu", progress=False)
+    first = sha256(workspace.model(tiny_row()) / "seed0.safetensors")
+    assert len(built) == 1
+    for path in workspace.model(tiny_row()).iterdir():  # as DVC does before a stage
+        path.unlink()
+    train_row(tiny_row(seeds=(0, 1)), workspace, device="cpu", progress=False)
+    assert len(built) == 2
+    assert sha256(workspace.model(tiny_row()) / "seed0.safetensors") == first
+    assert sha256(workspace.model(tiny_row()) / "seed1.safetensors") != first
+    train_row(tiny_row(seeds=(1, 0)), workspace, device="cpu", progress=False)
+    assert len(built) == 2
+    train_row(tiny_row(optimizer={"lr": 0.06}), workspace, device="cpu", progress=False)  # another training
+    assert len(built) == 3
+
+
+def test_damaged_finished_weights_are_trained_again(harness):
+    workspace, built = harness
+    row = tiny_row()
+    train_row(row, workspace, device="cpu", progress=False)
+    good = (workspace.checkpoints(row, 0) / "final.safetensors").read_bytes()
+    (workspace.checkpoints(row, 0) / "final.safetensors").write_bytes(good[:-1])
+    train_row(row, workspace, device="cpu", progress=False)
+    assert len(built) == 2
+    assert (workspace.checkpoints(row, 0) / "final.safetensors").read_bytes() == good
+    assert (workspace.model(row) / "seed0.safetensors").read_bytes() == good
+
+
+def test_a_stopped_row_goes_on(harness, monkeypatch):
+    workspace, _ = harness
+    row = tiny_row(seeds=(0, 1))
+    monkeypatch.setattr(loop, "_build_model", lambda *_: (stopping(TinyNet(), 4), None))
+    with pytest.raises(Interrupted, match="after iteration 4 of 8"):
+        train_row(row, workspace, device="cpu", progress=False)
+    assert not workspace.model(row).exists()
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    monkeypatch.setattr(loop, "_build_model", lambda *_: (TinyNet(), None))
+    train_row(row, workspace, device="cpu", progress=False)
+    metrics = json.loads((workspace.metrics(row) / "train.json").read_text())
+    assert [run["resumed"] for run in metrics["runs"]] == [1, 0]
+
+
+def test_a_second_trainer_is_refused(harness):
+    workspace, built = harness
+    row = tiny_row()
+    folder = workspace.checkpoints(row, 0).parent
+    folder.mkdir(parents=True)
+    with FileLock(folder / "train.lock"), pytest.raises(TrainingError, match=f"{folder}: another process is training"):
+        train_row(row, workspace, device="cpu", progress=False)
+    assert built == []
+    train_row(row, workspace, device="cpu", progress=False)
+
+
+def test_checkpoints_of_another_row_are_refused(harness):
+    workspace, _ = harness
+    row, other = tiny_row(), tiny_row(optimizer={"lr": 0.06})
+    run = trainer(other, workspace.checkpoints(row, 0), stop=_already())
+    with pytest.raises(Interrupted):
+        run.run()
+    with pytest.raises(CheckpointError, match="train_hash"):
+        train_row(row, workspace, device="cpu", progress=False)
+
+
+def _already():
+    stop = StopRequest()
+    stop.requested = True
+    return stop
+
+
+def test_unknown_devices():
+    for device in ("gpu7", "cuda:99"):
+        with pytest.raises(TrainingError, match=device):
+            train_row(tiny_row(), Workspace(), device=device)
+
+
+# several processes
+
+SCRIPT = """
+import sys, torch, pathlib
+torch.set_num_threads(1)
+from danet.training.distributed import processes
+from tests.training.fakes import TinyNet, tiny_row, trainer
+with processes("cpu") as process:
+    run = trainer(tiny_row(iterations=4, loss={"average": "valid"}), pathlib.Path(sys.argv[1]), process=process)
+    run.model.dropout.p = 0.0
+    history = run.run()
+    if process.is_main:
+        curve = [row["loss"] for row in history.curve]
+        torch.save({"curve": curve, "model": run.model.state_dict()}, sys.argv[1] + "/out.pt")
+"""
+
+
+def test_two_processes_are_one(tmp_path):
+    """Synchronised batch norm, global loss average and global order: the same curve and weights, but for rounding."""
+    port = str(20000 + os.getpid() % 20000)
+    shared = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
+    runs = [
+        subprocess.Popen(
+            [sys.executable, "-c", SCRIPT, str(tmp_path)], env={**shared, "RANK": rank, "LOCAL_RANK": rank}
+        )
+        for rank in ("0", "1")
+    ]
+    one = trainer(tiny_row(iterations=4, loss={"average": "valid"}), tmp_path / "one")
+    one.model.dropout.p = 0.0
+    losses = [entry["loss"] for entry in one.run().curve]
+    assert [run.wait(timeout=120) for run in runs] == [0, 0]
+    two = torch.load(tmp_path / "out.pt")
+    assert two["curve"] == pytest.approx(losses, rel=1e-4)
+    assert one.model.state_dict().keys() == two["model"].keys()
+    for name, tensor in one.model.state_dict().items():
+        torch.testing.assert_close(two["model"][name], tensor, rtol=1e-3, atol=1e-5, msg=name)

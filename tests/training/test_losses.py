@@ -1,0 +1,124 @@
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from danet.errors import ConfigError
+from danet.rows import Loss
+from danet.training.losses import loss_denominator, segmentation_losses
+
+ALL_PARTS = Loss(main=1.0, pam=0.5, cam=2.0, aux=0.4)
+
+
+def brute_force(logits, labels, average):
+    """Pixel by pixel in Python floats; logits already at the labels' size."""
+    total, valid = 0.0, 0
+    for n in range(labels.shape[0]):
+        for y in range(labels.shape[1]):
+            for x in range(labels.shape[2]):
+                label = int(labels[n, y, x])
+                if label == 255:
+                    continue
+                scores = [float(v) for v in logits[n, :, y, x]]
+                total += math.log(sum(math.exp(v) for v in scores)) - scores[label]
+                valid += 1
+    return total / (labels.numel() if average == "all" else max(valid, 1))
+
+
+def sample(seed, size=(3, 4), classes=5, ignored=0.3):
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(2, classes, *size, generator=generator) * 3
+    labels = torch.randint(0, classes, (2, *size), generator=generator)
+    labels[torch.rand(labels.shape, generator=generator) < ignored] = 255
+    return logits, labels.to(torch.uint8)
+
+
+@pytest.fixture(params=[False, True], ids=["usual", "deterministic"])
+def mode(request):
+    torch.use_deterministic_algorithms(request.param)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.usefixtures("mode")
+@pytest.mark.parametrize("average", ["all", "valid"])
+def test_brute_force(average):
+    outputs = {part: sample(i)[0] for i, part in enumerate(("main", "pam", "cam", "aux"))}
+    labels = sample(9)[1]
+    config = ALL_PARTS.model_copy(update={"average": average})
+    losses = segmentation_losses(outputs, labels, config, align_corners=False)
+    expected = {part: getattr(config, part) * brute_force(outputs[part], labels, average) for part in outputs}
+    for part, value in expected.items():
+        assert losses[f"loss_{part}"].item() == pytest.approx(value, rel=1e-5)
+    assert losses["loss"].item() == pytest.approx(sum(expected.values()), rel=1e-5)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 1000), st.floats(0, 0.9))
+def test_averages_differ_by_the_labelled_share(seed, ignored):
+    """RECIPES: the ratio of the two is exactly valid / total."""
+    logits, labels = sample(seed, ignored=ignored)
+    loss = {
+        average: segmentation_losses(
+            {"main": logits}, labels, Loss(pam=0, cam=0, average=average), align_corners=False
+        )["loss"]
+        for average in ("all", "valid")
+    }
+    share = (labels != 255).float().mean().item()
+    assert loss["all"].item() == pytest.approx(share * loss["valid"].item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("align_corners", [False, True])
+def test_logits_are_resized_to_the_labels(align_corners):
+    """A linear ramp over columns stays one when resized; where its ends lie tells the two conventions apart."""
+    logits = torch.zeros(1, 2, 1, 4)
+    logits[0, 1, 0] = torch.arange(4.0)
+    labels = torch.ones(1, 1, 7, dtype=torch.uint8)
+    x = torch.arange(7.0)
+    ramp = x * 3 / 6 if align_corners else ((x + 0.5) * 4 / 7 - 0.5).clamp(0, 3)
+    expected = torch.log1p(torch.exp(-ramp)).mean()
+    loss = segmentation_losses({"main": logits}, labels, Loss(pam=0, cam=0), align_corners=align_corners)["loss"]
+    torch.testing.assert_close(loss, expected)
+
+
+@pytest.mark.usefixtures("mode")
+@pytest.mark.parametrize("average", ["all", "valid"])
+def test_nothing_labelled_is_zero(average):
+    logits = torch.randn(2, 3, 4, 4, requires_grad=True)
+    labels = torch.full((2, 8, 8), 255, dtype=torch.uint8)
+    losses = segmentation_losses({"main": logits}, labels, Loss(pam=0, cam=0, average=average), align_corners=False)
+    assert losses["loss"].item() == 0
+    (65536 * losses["loss"]).backward()
+    assert logits.grad is not None
+    assert (logits.grad == 0).all()
+
+
+@pytest.mark.parametrize("average", ["all", "valid"])
+def test_parts_of_a_batch_add_up(average):
+    """With the whole batch's denominator, micro-batches of unequal labelled share sum to its loss and gradient."""
+    logits, labels = sample(3)
+    labels[0, :2] = 255
+    config = Loss(pam=0, cam=0, average=average)
+    whole, parts = logits.clone().requires_grad_(), logits.clone().requires_grad_()
+    loss = segmentation_losses({"main": whole}, labels, config, align_corners=False)["loss"]
+    loss.backward()
+    denominator = loss_denominator(labels, average)
+    total = 0.0
+    for i in range(2):
+        part = segmentation_losses(
+            {"main": parts[i : i + 1]}, labels[i : i + 1], config, align_corners=False, denominator=denominator
+        )["loss"]
+        part.backward()
+        total += part.item()
+    assert total == pytest.approx(loss.item(), rel=1e-6)
+    torch.testing.assert_close(parts.grad, whole.grad)
+
+
+def test_impossible_weights():
+    logits, labels = sample(0)
+    with pytest.raises(ConfigError, match=r"loss\.aux is 0\.4"):
+        segmentation_losses({"main": logits}, labels, Loss(pam=0, cam=0, aux=0.4), align_corners=False)
+    with pytest.raises(ConfigError, match="every weight is 0"):
+        segmentation_losses({"main": logits}, labels, Loss(main=0, pam=0, cam=0), align_corners=False)
