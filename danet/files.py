@@ -26,7 +26,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
         os.close(handle)
     except OSError as error:
-        raise DanetError(f"{path}: cannot be written ({error.strerror}); free space or fix the permissions, then run again") from error
+        raise _unwritable(path, error) from error
     temporary = Path(name)
     try:
         yield temporary
@@ -37,9 +37,13 @@ def atomic_write(path: Path) -> Iterator[Path]:
         temporary.chmod(0o666 & ~umask)
         temporary.replace(path)
     except OSError as error:
-        raise DanetError(f"{path}: cannot be written ({error.strerror}); free space or fix the permissions, then run again") from error
+        raise _unwritable(path, error) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _unwritable(path: Path, error: OSError) -> DanetError:
+    return DanetError(f"{path}: cannot be written ({error.strerror}); free space or fix the permissions, then run again")
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -49,6 +53,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
+    """Writes UTF-8 text; raises like :func:`atomic_write`."""
     with atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 

@@ -19,6 +19,7 @@ class Workspace:
     root: Path = Path()
 
     def params(self) -> Params:
+        """The validated ``params.yaml``; raises ``ConfigError``."""
         return load_params(self.root / "params.yaml")
 
     def raw(self, dataset: str) -> Path:
@@ -33,12 +34,20 @@ class Workspace:
         """ImageNet weights in our names (folder with ``weights.safetensors`` and ``source.json``)."""
         return self.root / "data" / "weights" / name
 
+    def released(self, row: Row) -> Path:
+        """Weights that the source released for a row, in our names (folder with ``weights.safetensors``, ``source.json``)."""
+        return self.root / "data" / "released" / row.name
+
+    def verification(self, row: Row) -> Path:
+        """Pictures and arrays of the evaluation of the released weights, cached by DVC (folder)."""
+        return self.root / "verifications" / row.name
+
     def model(self, row: Row) -> Path:
         """Trained weights of a row (folder with ``seed<k>.safetensors``)."""
         return self.root / "models" / row.name
 
     def checkpoints(self, row: Row, seed: int) -> Path:
-        """Resume checkpoints: outside every DVC output, so that DVC does not delete them when a stage starts."""
+        """Resume checkpoints: outside every DVC output, which DVC would delete when a stage starts."""
         return self.root / "checkpoints" / f"{row.name}-{row.train_hash}" / f"seed{seed}"
 
     def metrics(self, row: Row) -> Path:
@@ -50,4 +59,5 @@ class Workspace:
         return self.root / "evaluations" / row.name
 
     def reports(self) -> Path:
+        """Tables and figures (folder)."""
         return self.root / "reports"

@@ -1,6 +1,6 @@
 """The demo: every stage of ``dvc.yaml`` on generated data, in minutes on a laptop.
 
-It makes a DVC workspace of its own in ``build/demo`` with the repository's own ``dvc.yaml`` and a ``params.yaml`` merged
+It makes a DVC workspace of its own in ``build/demo`` with the repository's ``dvc.yaml`` and a ``params.yaml`` merged
 from the repository's and ``demo/profile.yaml``. The generated archives have the official names and layouts and are
 served by a local web server, so that they pass through the code that fetches, verifies, unpacks and converts the
 official ones. Its tables stay in that folder; its MLflow runs go to the repository's store, as experiment "demo".
@@ -149,6 +149,7 @@ def repro(folder: Path, address: str) -> int:
 
 
 def dvc(folder: Path, *arguments: str) -> None:
+    """Runs a DVC command in a folder; raises ``DanetError`` with its words if it fails."""
     result = subprocess.run(
         [sys.executable, "-m", "dvc", *arguments], cwd=folder, capture_output=True, text=True, check=False
     )

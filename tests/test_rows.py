@@ -117,7 +117,7 @@ def test_accepted_names_are_safe_in_a_path_and_a_shell(name: str) -> None:
 
 
 def test_unknown_names_suggest_the_closest(params: Params) -> None:
-    with pytest.raises(ConfigError, match="did you mean .*ssseg-r50-d8-voc2012"):
+    with pytest.raises(ConfigError, match=r"did you mean .*ssseg-r50-d8-voc2012"):
         params.row("ssseg-r50-d8-voc2021")
 
 

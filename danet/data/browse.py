@@ -143,8 +143,8 @@ def browse_row(row: Row, folder: Path, split: str, n: int, out: Path, *, seed: i
     Raises:
         DataError: if the dataset has no such split or no labels there, or a file of it is damaged.
     """
-    from danet.data.loader import TrainingSet  # noqa: PLC0415 - brings torch, which raw samples do without
-    from danet.data.transforms import MEAN_RGB, STD_RGB  # noqa: PLC0415
+    from danet.data.loader import TrainingSet
+    from danet.data.transforms import MEAN_RGB, STD_RGB
 
     dataset = PreparedDataset(folder, split)
     training = TrainingSet(dataset, row.augment, seed)

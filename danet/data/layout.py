@@ -175,7 +175,7 @@ def read_mat(path: Path) -> Mask:
     Raises:
         DataError: if the file is damaged or has no such array.
     """
-    from scipy.io import loadmat  # noqa: PLC0415 - slow to import and needed for SBD alone
+    from scipy.io import loadmat
 
     try:
         segmentation = loadmat(path, variable_names=["GTcls"])["GTcls"]["Segmentation"][0, 0]

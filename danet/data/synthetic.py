@@ -260,8 +260,8 @@ def _with_border(labels: Pixels) -> Pixels:
 
 def _sbd_mat(labels: Pixels) -> bytes:
     """``GTcls`` with Segmentation, Boundaries (a sparse map for each class) and CategoriesPresent."""
-    from scipy.io import savemat  # noqa: PLC0415 - slow to import and needed here alone
-    from scipy.sparse import csc_matrix  # noqa: PLC0415
+    from scipy.io import savemat
+    from scipy.sparse import csc_matrix
 
     boundaries = np.empty((20, 1), object)
     for index in range(20):

@@ -371,7 +371,7 @@ def _size(x: Tensor) -> Size:
     return x.shape[-2], x.shape[-1]
 
 
-def predict_scores(  # noqa: PLR0917
+def predict_scores(
     model: nn.Module,
     image_bgr: NDArray[np.uint8],
     test: rows.Test,
@@ -388,7 +388,7 @@ def predict_scores(  # noqa: PLR0917
         return predictor.scores(predictor.prepare(image_bgr))
 
 
-def predict_labels(  # noqa: PLR0917
+def predict_labels(
     model: nn.Module,
     image_bgr: NDArray[np.uint8],
     test: rows.Test,

@@ -91,7 +91,7 @@ def error_map(prediction: Image8, truth: Image8) -> Image8:
     return _striped(picture, ignored)
 
 
-def save_panels(  # noqa: PLR0917
+def save_panels(
     path: Path,
     title: str,
     image_bgr: Image8,

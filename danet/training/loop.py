@@ -26,7 +26,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from filelock import FileLock, Timeout
@@ -71,7 +71,7 @@ class Tracker(Protocol):
         ...
 
 
-TrackerFactory = Callable[[Row, str, int, Workspace], AbstractContextManager[Tracker]]
+TrackerFactory = Callable[[Row, Literal["train"], int, Workspace], AbstractContextManager[Tracker]]
 """``factory(row, "train", seed, workspace)``, as :func:`danet.tracking.run`."""
 
 

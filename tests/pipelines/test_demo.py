@@ -1,4 +1,4 @@
-"""The demo end to end on two small rows: all stages through DVC, nothing again when nothing changed, one row when one did."""
+"""The demo end to end on two small rows: all stages through DVC, nothing again unless something changed."""
 
 from __future__ import annotations
 
