@@ -151,14 +151,12 @@ def print_findings(findings: dict[str, Any]) -> None:
     device = findings["device"]
     if device["gpus"]:
         for gpu in device["gpus"]:
-            out.print(
-                f"{mark[True]} GPU {gpu['name']}, {gpu['memory_gb']} GB (CUDA {device['cuda']}, cuDNN {device['cudnn']})"
-            )
+            versions = f"CUDA {device['cuda']}, cuDNN {device['cudnn']}"
+            out.print(f"{mark[True]} GPU {gpu['name']}, {gpu['memory_gb']} GB ({versions})")
     else:
         out.print(f"[yellow]note[/]    {device['note']}")
-    out.print(
-        f"        {findings['cpu_cores']} CPU cores, {findings['memory_gb']} GB memory, {findings['disk_free_gb']} GB disk free"
-    )
+    out.print(f"        {findings['cpu_cores']} CPU cores, {findings['memory_gb']} GB memory")
+    out.print(f"        {findings['disk_free_gb']} GB disk free")
     out.print(f"        MLflow: {findings['mlflow']}\n")
 
     table = Table(

@@ -43,7 +43,8 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
 
 def _unwritable(path: Path, error: OSError) -> DanetError:
-    return DanetError(f"{path}: cannot be written ({error.strerror}); free space or fix the permissions, then run again")
+    remedy = "free space or fix the permissions, then run again"
+    return DanetError(f"{path}: cannot be written ({error.strerror}); {remedy}")
 
 
 def write_json(path: Path, value: Any) -> None:

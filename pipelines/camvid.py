@@ -1,7 +1,7 @@
 """``make camvid``: the CamVid rows through DVC, with the full schedule on a GPU and the short one on a CPU.
 
-``CAMVID`` names a local folder with the images (it becomes ``DANET_CAMVID`` for the download stage); without it they are
-downloaded. The table then shows the rows that were run, and "not run" for the others.
+``CAMVID`` names a local folder with the images (it becomes ``DANET_CAMVID`` for the download stage); without it they
+are downloaded. The table then shows the rows that were run, and "not run" for the others.
 """
 
 from __future__ import annotations

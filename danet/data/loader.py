@@ -9,7 +9,6 @@ give the same stream to the bit, and resuming costs nothing. Every image comes o
 from __future__ import annotations
 
 import multiprocessing
-import os
 import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ from typing import Any, Protocol
 import cv2
 import numpy as np
 import torch
+from joblib import cpu_count
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
@@ -226,7 +226,7 @@ def _shielded() -> Iterator[None]:
 
 def available_cpus() -> int:
     """CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+    return int(cpu_count())  # heeds affinity and the quota of a container
 
 
 class BatchStream:
