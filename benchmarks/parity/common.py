@@ -24,9 +24,16 @@ def generator(*key: object) -> np.random.Generator:
 
 
 def weight(case: str, name: str, shape: tuple[int, ...]) -> np.ndarray:
-    """The value of entry ``name`` of a peer's state dict: sizes that keep activations of order 1 through 101 layers."""
+    """The value of entry ``name`` of a peer's state dict: sizes that keep activations of order 1 through 101 layers.
+
+    Cases with "training" in their name start as training does: gates 0, norms the identity and the last norm of each
+    residual branch 0 (mmsegmentation's ``zero_init_residual``). From arbitrary weights twenty steps at the recipe's
+    rate are chaotic: two runs of one and the same program that differ by a rounding error end 50% apart.
+    """
     rng = generator(case, name)
     leaf = name.rsplit(".", 1)[-1]
+    if "training" in case:
+        return starting_weight(rng, name, leaf, shape)
     if leaf == "num_batches_tracked":
         return np.zeros(shape, np.int64)
     if leaf == "V_count_buffer":
@@ -43,7 +50,25 @@ def weight(case: str, name: str, shape: tuple[int, ...]) -> np.ndarray:
         size = 0.3 if ".bn3." in name else 1.0
         return (size * rng.uniform(0.7, 1.3, shape)).astype(np.float32)
     fan_in = int(np.prod(shape[1:]))
-    return (np.sqrt(1.5 / fan_in) * rng.standard_normal(shape, np.float32)).astype(np.float32)
+    value: np.ndarray = (np.sqrt(1.5 / fan_in) * rng.standard_normal(shape, np.float32)).astype(np.float32)
+    return value
+
+
+def starting_weight(rng: np.random.Generator, name: str, leaf: str, shape: tuple[int, ...]) -> np.ndarray:
+    """The value of an entry at the start of training."""
+    if leaf == "num_batches_tracked":
+        return np.zeros(shape, np.int64)
+    if leaf == "V_count_buffer":
+        return np.ones(shape, np.float64)
+    if leaf in {"running_mean", "bias"} or shape in ((), (1,)):
+        one = name.endswith("clgd.gamma")  # the gate of DRANet's decoder starts open
+        return np.full(shape, float(one), np.float32)
+    if len(shape) == 1:
+        return np.full(shape, 0.0 if ".bn3." in name and leaf == "weight" else 1.0, np.float32)
+    fan_out = shape[0] * int(np.prod(shape[2:]))
+    classifier = shape[2:] == (1, 1) and shape[0] in (19, 21)
+    spread = 0.01 if classifier else np.sqrt(2 / fan_out)
+    return (spread * rng.standard_normal(shape, np.float32)).astype(np.float32)
 
 
 def network_input(case: str, batch: int, height: int, width: int) -> np.ndarray:
@@ -62,7 +87,24 @@ def network_label(case: str, batch: int, height: int, width: int, classes: int) 
     coarse = rng.integers(0, classes, (batch, 5, 6))
     label = coarse[:, np.linspace(0, 4, height).astype(int)][:, :, np.linspace(0, 5, width).astype(int)].copy()
     label[rng.random(label.shape) < 0.1] = 255
-    return label.astype(np.int64)
+    result: np.ndarray = label.astype(np.int64)
+    return result
+
+
+def training_batch(case: str, iteration: int, shape: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """Images and labels of an iteration: eight classes that show in the colours, so that there is something to learn.
+
+    From labels that are noise the gradient is noise, and rounding errors grow tenfold every few steps.
+    """
+    batch, height, width = shape
+    rng = generator(case, "batch", iteration)
+    bits = rng.integers(0, 2, (batch, 3, 4, 5))
+    rows, columns = np.linspace(0, 3, height).round().astype(int), np.linspace(0, 4, width).round().astype(int)
+    bits = bits[:, :, rows][:, :, :, columns]
+    image = (2.0 * bits - 1 + 0.3 * rng.standard_normal((batch, 3, height, width))).astype(np.float32)
+    label = (bits * np.array([1, 2, 4])[None, :, None, None]).sum(1)
+    label[rng.random(label.shape) < 0.1] = 255
+    return np.ascontiguousarray(image), np.ascontiguousarray(label, dtype=np.int64)
 
 
 def photograph(case: str, height: int, width: int) -> np.ndarray:
@@ -79,7 +121,8 @@ def photograph(case: str, height: int, width: int) -> np.ndarray:
     image[: height // 6, : width // 6] = (255, 255, 255)
     image[-height // 6 :, -width // 6 :] = 0
     image[: height // 8, -width // 8 :] = (128, 128, 128)
-    return np.clip(image, 0, 255).astype(np.uint8)
+    mixed: np.ndarray = np.clip(image, 0, 255).astype(np.uint8)
+    return mixed
 
 
 def annotation(case: str, height: int, width: int, classes: int, dominant: float = 0.6) -> np.ndarray:
@@ -89,7 +132,8 @@ def annotation(case: str, height: int, width: int, classes: int, dominant: float
     coarse[rng.random((8, 10)) < dominant] = 1
     coarse[rng.random((8, 10)) < 0.05] = 255
     rows, columns = np.linspace(0, 7, height).round().astype(int), np.linspace(0, 9, width).round().astype(int)
-    return coarse[rows][:, columns].astype(np.uint8)
+    label: np.ndarray = coarse[rows][:, columns].astype(np.uint8)
+    return label
 
 
 def projections(name: str, value: np.ndarray) -> np.ndarray:

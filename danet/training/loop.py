@@ -40,7 +40,7 @@ from danet.errors import ConfigError, DanetError, Interrupted, TrainingError
 from danet.evaluation.evaluate import evaluate_model
 from danet.files import atomic_write, sha256, write_json
 from danet.models.segmentor import build_model
-from danet.provenance import collect
+from danet.provenance import EnergyMeter, collect
 from danet.rows import Row
 from danet.training import numerics
 from danet.training.checkpoint import Checkpoint, CheckpointStore
@@ -169,6 +169,8 @@ class Trainer:
         self.iteration = 0
         self._saved: int | None = None
         self._pending: deque[_Step] = deque()
+        self._meter: EnergyMeter | None = None
+        self._energy_before: float | None = 0.0
         self._restore()
         self.network = self._wrap()
         self._proven = not row.numerics.compile  # whether this network has made a step
@@ -188,6 +190,7 @@ class Trainer:
         self.history = History.restored(checkpoint.progress)
         self.history.resumed += 1
         self.iteration = self._saved = checkpoint.iteration
+        self._energy_before = self.history.energy_kj
         self.reporter.say(f"{self.title}: goes on after iteration {self.iteration} of {self.total}")
 
     def _wrap(self) -> nn.Module:
@@ -214,6 +217,7 @@ class Trainer:
         self.model.train()
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
+            self._meter = EnergyMeter()
         stream = BatchStream(
             self.dataset,
             row.augment,
@@ -278,7 +282,15 @@ class Trainer:
                     )
         self._settle()
         self._check_finite([])
+        self._note_energy()
         return history
+
+    def _note_energy(self) -> None:
+        """Brings the history's energy up to date: every part of the run on every GPU, or nothing."""
+        drawn = self._meter.kilojoules() if self._meter else None
+        parts = [self._energy_before, *self.process.gather(drawn)]
+        known = [part for part in parts if part is not None]
+        self.history.energy_kj = round(sum(known), 3) if len(known) == len(parts) else None
 
     def _is_boundary(self) -> bool:
         runtime = self.row.runtime
@@ -413,6 +425,7 @@ class Trainer:
         if self._saved == self.iteration:
             return
         self._check_finite(ids)
+        self._note_energy()
         if self.process.is_main:
             self.store.save(
                 Checkpoint(
@@ -639,6 +652,8 @@ def _keep(trainer: Trainer, folder: Path, dataset: Any, imagenet_sha256: str | N
             imagenet_sha256=imagenet_sha256,
             processes=trainer.process.world,
             peak_memory_gb=round(history.peak_memory_gb, 3),
+            wall_seconds=round(history.seconds, 1),
+            energy_kj=history.energy_kj,
         ),
     }
     record = {"format": FORMAT, "row": row.name, "train_hash": row.train_hash, "run": run, "curve": history.curve}

@@ -39,6 +39,8 @@ class History:
     interval_images: int = 0
     peak_memory_gb: float = 0.0
     resumed: int = 0
+    energy_kj: float | None = None
+    """Drawn by the GPUs so far; ``None`` where the driver does not say, or did not in an earlier part of the run."""
 
     def add(self, losses: dict[str, float]) -> None:
         """Adds one iteration's losses to the interval."""

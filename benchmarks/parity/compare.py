@@ -1,0 +1,994 @@
+"""Our side of every comparison: the harness's own models, losses, trainer, transforms, predictor on the peer's inputs.
+
+Each ``check_*`` reads what a peer stored in a folder (or runs ``reference``) and returns :class:`Result` objects; no
+assertion is made here. A case whose files are not in the folder is skipped, so that the same functions serve the
+small stored set of CI and the full run.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Self
+from unittest import mock
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from benchmarks.parity import common, names, reference
+from benchmarks.parity.results import Result
+from danet import rows
+from danet.data import transforms
+from danet.data.loader import Batch
+from danet.evaluation import inference, metrics
+from danet.models import build_model
+from danet.training import loop
+from danet.training.checkpoint import CheckpointStore
+from danet.training.losses import segmentation_losses
+from danet.training.optim import build_optimizer, set_learning_rates
+from danet.training.schedule import learning_rate
+
+PARAMS = Path(__file__).resolve().parents[2] / "params.yaml"
+PEERS = {"mmseg": "mmsegmentation", "ssseg": "sssegmentation"}
+ROWS = {
+    "mmseg": "mmseg-r50-d8-cityscapes-512x1024-40k",
+    "ssseg": "ssseg-r50-d8-voc2012",
+    "danet": "official-danet-r101-d8-cityscapes",
+    "dranet": "official-dranet-r101-d8-cityscapes",
+    "clusterdanet": "clusterdanet-r101-d8-voc2012",
+}
+REFERENCE = "own float64 reference"
+
+
+@functools.cache
+def params() -> rows.Params:
+    """The repository's ``params.yaml``, read once."""
+    return rows.load_params(PARAMS)
+
+
+def row(name: str) -> rows.Row:
+    """A row by its name or by the short names above."""
+    return params().row(ROWS.get(name, name))
+
+
+def against(source: str, meta: dict[str, Any]) -> str:
+    """The peer package and its version."""
+    package = PEERS[source]
+    return f"{package} {meta['versions'][package]}"
+
+
+def difference(a: Tensor | np.ndarray, b: Tensor | np.ndarray) -> float:
+    """Largest absolute difference over the largest absolute value of ``b``."""
+    x, y = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    if x.shape != y.shape:
+        raise ValueError(f"shapes {x.shape} and {y.shape} differ")
+    scale = np.abs(y).max() if y.size else 1.0
+    return float(np.abs(x - y).max() / (scale or 1.0)) if y.size else 0.0
+
+
+def our_name(source: str, name: str, state: dict[str, Tensor]) -> str:
+    """:func:`names.ours`, with the index of the stem's last norm resolved (7x7: 1, deep: 7)."""
+    result = names.ours(source, name)
+    if result.startswith("backbone.stem.bn."):
+        index = 7 if "backbone.stem.7.weight" in state else 1
+        result = result.replace("stem.bn", f"stem.{index}")
+    return result
+
+
+def load_shared(model: nn.Module, source: str, case: str, keys: dict[str, list[int]]) -> dict[str, str]:
+    """Gives our model the shared weights; returns our name of each of the peer's names. Strict in both directions."""
+    state = model.state_dict()
+    mapping = {key: our_name(source, key, state) for key in keys}
+    given = {}
+    for key, shape in keys.items():
+        value = torch.from_numpy(np.asarray(common.weight(case, key, tuple(shape))))
+        given[mapping[key]] = value.reshape(state[mapping[key]].shape)
+    for key, value in state.items():
+        if key.endswith("num_batches_tracked"):
+            given.setdefault(key, torch.zeros_like(value))
+    model.load_state_dict(given, strict=True)
+    no_dropout(model)
+    return mapping
+
+
+def no_dropout(model: nn.Module) -> None:
+    """Masks cannot be shared between torch versions, so dropout is off on both sides."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout2d | nn.Dropout):
+            module.p = 0.0
+
+
+def gradient_scales(norms: dict[str, float]) -> dict[str, float]:
+    """What each parameter's difference is divided by: the norm of the gradient.
+
+    The bias of the attention's key has gradient 0 in exact arithmetic (softmax ignores what is added to a whole row):
+    both sides hold rounding errors only, which are measured against the gradient of the key's weight.
+    """
+    scales = dict(norms)
+    for key in norms:
+        if any(word in key for word in ("key_project.bias", "key_conv.bias", "conv_key.bias")):
+            scales[key] = norms[key.replace("bias", "weight")]
+    return scales
+
+
+def gradient_difference(
+    ours: dict[str, Tensor], theirs: dict[str, np.ndarray], mapping: dict[str, str]
+) -> tuple[float, str]:
+    """Norm of the difference over norm of the gradient: the worst of all parameters, and whose it is."""
+    scales = gradient_scales({key: float(np.linalg.norm(v.astype(np.float64).ravel())) for key, v in theirs.items()})
+    worst, where = 0.0, ""
+    for key, value in theirs.items():
+        mine = ours[mapping[key]].double().numpy().reshape(value.shape)
+        relative = float(np.linalg.norm((mine - value).ravel())) / scales[key]
+        if not relative <= worst:
+            worst, where = relative, key
+    return worst, where
+
+
+def projection_difference(ours: dict[str, Tensor], stored: dict[str, np.ndarray], mapping: dict[str, str]) -> float:
+    """The same from norms and random projections, where the gradients themselves were not kept."""
+    scales = gradient_scales({key: float(value[0]) for key, value in stored.items()})
+    worst = 0.0
+    for key, value in stored.items():
+        mine = common.projections(key, ours[mapping[key]].numpy())
+        # a projection on random signs is about as large as the norm
+        relative = float(np.abs(mine - value).max()) / scales[key]
+        worst = relative if not relative <= worst else worst
+    return worst
+
+
+# ---------------------------------------------------------------------------------------------- models of the packages
+
+
+def peer_model_config(source: str, meta: dict[str, Any]) -> rows.Model:
+    """The row's model section, with what the case varies."""
+    base = row(source).model
+    if source == "mmseg":
+        depth = "resnet101" if "r101" in meta["config"] else "resnet50"
+        return base.model_copy(update={"backbone": depth, "align_corners": bool(meta["align_corners"])})
+    return base.model_copy(
+        update={"backbone": f"resnet{meta['depth']}", "output_stride": meta["output_stride"], "align_corners": False}
+    )
+
+
+def check_models(folder: Path, only: str | None = None) -> Iterator[Result]:
+    """Logits, loss, gradients and statistics of each stored model case."""
+    for path in sorted(folder.glob("model-*.npz")):
+        case = path.stem.removeprefix("model-")
+        if only is not None and case != only:
+            continue
+        source = case.split("-")[0]
+        arrays, meta = common.load(path)
+        yield from check_model(source, case, arrays, meta, folder / f"gradients-{case}.npz")
+
+
+def check_model(
+    source: str, case: str, arrays: dict[str, np.ndarray], meta: dict[str, Any], gradients: Path
+) -> Iterator[Result]:
+    """One case; full gradients if the file is there, else projections."""
+    peer, title = against(source, meta), PEERS[source]
+    config = peer_model_config(source, meta)
+    model = build_model(config, meta["classes"], "fused")
+    parameters = sum(p.numel() for p in model.parameters())
+    yield Result(title, "parameters", case, abs(parameters - meta["parameters"]), peer, f"{parameters:,}")
+    mapping = load_shared(model, source, case, meta["keys"])
+    image = torch.from_numpy(common.network_input(case, *meta["shape"]))
+    batch, height, width = meta["shape"]
+    label = common.network_label(case, batch, height, width, meta["classes"])
+    model.eval()
+    with torch.no_grad():
+        outputs = model(image, all_heads=True)
+    heads = [head for head in ("main", "pam", "cam", "aux") if f"eval_{head}" in arrays]
+    worst = max(difference(outputs[head], arrays[f"eval_{head}"]) for head in heads)
+    yield Result(title, "logits", f"{case}, eval", worst, peer, ", ".join(heads))
+    model.train()
+    outputs = model(image)
+    heads = [head for head in ("main", "pam", "cam", "aux") if f"train_{head}" in arrays]
+    worst = max(difference(outputs[head].detach(), arrays[f"train_{head}"]) for head in heads)
+    yield Result(title, "logits", f"{case}, train", worst, peer, ", ".join(heads))
+    losses = segmentation_losses(
+        outputs, torch.from_numpy(label.astype(np.uint8)), row(source).loss, align_corners=config.align_corners
+    )
+    losses["loss"].backward()  # type: ignore[no-untyped-call]
+    yield Result(title, "loss", case, difference(losses["loss"].detach(), arrays["loss"]), peer)
+    state = {key: value.detach() for key, value in model.state_dict().items()}
+    stored = {key.removeprefix("statistic/"): v for key, v in arrays.items() if key.startswith("statistic/")}
+    worst = max(difference(common.projections(k, state[mapping[k]].numpy()), v) for k, v in stored.items())
+    yield Result(title, "statistics", case, worst, peer)
+    grads = {key: p.grad for key, p in model.named_parameters() if p.grad is not None}
+    if gradients.exists():
+        with np.load(gradients) as file:
+            worst, where = gradient_difference(grads, dict(file.items()), mapping)
+        yield Result(title, "gradients", case, worst, peer, f"worst: {where}")
+    else:
+        kept = {k.removeprefix("projection/"): v for k, v in arrays.items() if k.startswith("projection/")}
+        yield Result(title, "gradients", case, projection_difference(grads, kept, mapping), peer, "by projections")
+
+
+# ------------------------------------------------------------------------------------------------ the official networks
+
+OFFICIAL_CASES = {
+    # case: (row, backbone, classes, batch, height, width)
+    "official-danet": ("danet", 101, 19, 2, 65, 81),
+    "official-dranet": ("dranet", 101, 19, 2, 65, 81),
+    "official-clusterdanet": ("clusterdanet", 101, 21, 2, 97, 113),
+}
+
+
+def official_network(
+    kind: str, depth: int, classes: int, case: str, config: rows.Model, dtype: torch.dtype = torch.float64
+) -> reference.Network:
+    """The slow reference with the shared weights; in float32 with PyTorch's kernel for the norms."""
+    weights = {
+        key: torch.from_numpy(common.weight(case, key, shape)).to(dtype)
+        for key, shape in reference.weight_shapes(kind, depth, classes, config.stem)
+    }
+    if kind == "clusterdanet":  # centres of unit length, as training starts with
+        for key in ("head.ca.V_buffer", "head.cc.V_buffer"):
+            weights[key] = weights[key] / weights[key].norm(dim=1, keepdim=True)
+    for key, value in weights.items():
+        if not key.endswith(("running_mean", "running_var", "V_buffer", "V_count_buffer")):
+            value.requires_grad_()
+    return reference.Network(kind, depth, weights, config.multi_grid, kernel_norm=dtype == torch.float32)
+
+
+def give(model: nn.Module, weights: dict[str, Tensor]) -> dict[str, str]:
+    """Loads official weights into our model, strictly; returns the names."""
+    state = model.state_dict()
+    mapping = {key: our_name("official", key, state) for key in weights}
+    given = {mapping[k]: v.detach().reshape(state[mapping[k]].shape).to(state[mapping[k]]) for k, v in weights.items()}
+    for key, value in state.items():
+        if key.endswith("num_batches_tracked"):
+            given.setdefault(key, torch.zeros_like(value))
+    model.load_state_dict(given, strict=True)
+    no_dropout(model)
+    return mapping
+
+
+PARAMETERS = {"official-danet": 66_454_779, "official-dranet": 73_741_962, "official-clusterdanet": 66_581_633}
+"""Of the official modules, as RECIPES section 0 has them (ClusterDANet's with its count of classes, 21)."""
+
+
+def check_official_models(depth: int | None = None, only: str | None = None) -> Iterator[Result]:
+    """Ours against the slow reference: all heads in both modes, loss, gradients and buffers."""
+    for case, (kind, published_depth, classes, batch, height, width) in OFFICIAL_CASES.items():
+        if only is not None and case != only:
+            continue
+        title = "clusterdanet" if kind == "clusterdanet" else "official"
+        recipe = row(kind)
+        backbone = depth or published_depth
+        config = recipe.model.model_copy(update={"backbone": f"resnet{backbone}"})
+        model = build_model(config, classes, "fused")
+        if backbone == published_depth:
+            count = sum(p.numel() for p in model.parameters())
+            yield Result(title, "parameters", case, abs(count - PARAMETERS[case]), "RECIPES section 0", f"{count:,}")
+        network = official_network(kind, backbone, classes, case, config)
+        mapping = give(model, network.weights)
+        image = torch.from_numpy(common.network_input(case, batch, height, width))
+        label = torch.from_numpy(common.network_label(case, batch, height, width, classes))
+        model.eval()
+        with torch.no_grad():
+            expected, outputs = network.forward(image.double()), model(image, all_heads=True)
+        worst = max(difference(outputs[head], expected[head]) for head in expected)
+        yield Result(title, "logits", f"{case}, eval", worst, REFERENCE, ", ".join(expected))
+        model.train()
+        network.training = True
+        expected, outputs = network.forward(image.double()), model(image)
+        worst = max(difference(outputs[head].detach(), expected[head].detach()) for head in expected)
+        yield Result(title, "logits", f"{case}, train", worst, REFERENCE, ", ".join(expected))
+        losses = segmentation_losses(outputs, label, recipe.loss, align_corners=True)
+        losses["loss"].backward()  # type: ignore[no-untyped-call]
+        total = official_loss(expected, label, recipe.loss)
+        yield Result(title, "loss", case, difference(losses["loss"].detach(), total.detach()), REFERENCE)
+        state = model.state_dict()
+        worst = max(difference(state[mapping[k]].reshape(v.shape), v) for k, v in network.statistics.items())
+        yield Result(title, "statistics", case, worst, REFERENCE)
+        single = official_network(kind, backbone, classes, case, config, torch.float32)
+        single.training = True
+        official_loss(single.forward(image), label, recipe.loss).backward()  # type: ignore[no-untyped-call]
+        yield gradient_result(title, case, model, single, mapping, "own float32 reference")
+        if kind == "clusterdanet" or depth is not None:
+            continue
+        # the same formulas without rounding: a smaller backbone will do
+        config = config.model_copy(update={"backbone": "resnet50"})
+        model = build_model(config, classes)
+        double = official_network(kind, 50, classes, case, config)
+        double.training = True
+        mapping = give(model, double.weights)
+        model.double().train()
+        official_loss(double.forward(image.double()), label, recipe.loss).backward()  # type: ignore[no-untyped-call]
+        official_loss(model(image.double()), label, recipe.loss).backward()  # type: ignore[no-untyped-call]
+        yield gradient_result(title, f"{case}, R-50, both float64", model, double, mapping, REFERENCE, 1e-9)
+
+
+def gradient_result(
+    title: str,
+    case: str,
+    model: nn.Module,
+    network: reference.Network,
+    mapping: dict[str, str],
+    peer: str,
+    bound: float | None = None,
+) -> Result:
+    """Gradients of our model and the reference, after both went backward."""
+    theirs = {k: v.grad.numpy() for k, v in network.weights.items() if v.grad is not None}
+    grads = {k: p.grad for k, p in model.named_parameters() if p.grad is not None}
+    untouched = {mapping[k] for k, v in network.weights.items() if v.requires_grad and v.grad is None}
+    if extra := sorted(set(grads) & untouched):
+        raise AssertionError(f"{case}: {extra} have a gradient here and none in the source")
+    worst, where = gradient_difference(grads, theirs, mapping)
+    note = f"worst: {where}" + (f"; without a gradient in both: {len(untouched)}" if untouched else "")
+    return Result(title, "gradients", case, worst, peer, note, bound)
+
+
+def official_loss(outputs: dict[str, Tensor], label: Tensor, weights: rows.Loss) -> Tensor:
+    """Sum of the weighted mean cross-entropies over labelled pixels, align_corners True."""
+    parts = [
+        getattr(weights, head) * reference.cross_entropy(value, label, True, "valid")
+        for head, value in outputs.items()
+        if getattr(weights, head)
+    ]
+    return torch.stack(parts).sum()
+
+
+# ------------------------------------------------------------------------------------------------------- initialisation
+
+
+def check_initialisation(folder: Path) -> Iterator[Result]:
+    """Mean and standard deviation of each parameter, 4 seeds of ours against 4 of the peer, in standard errors.
+
+    Heads only for mmsegmentation and sssegmentation: their rows load ImageNet weights into the backbone. The mean of n
+    values scatters by s/sqrt(n), their standard deviation by at most s/sqrt(2n); a difference of two by sqrt(2) more.
+    """
+    for source in ("mmseg", "ssseg"):
+        path = folder / f"init-{source}.npz"
+        if not path.exists():
+            continue
+        arrays, meta = common.load(path)
+        mapping: dict[str, str] = {}
+        ours: dict[str, list[tuple[float, float]]] = {}
+        for seed in range(4):
+            torch.manual_seed(1000 + seed)
+            model = build_model(row(source).model, 19)
+            mapping = {key: our_name(source, key, model.state_dict()) for key in arrays}
+            for key, value in model.named_parameters():
+                ours.setdefault(key, []).append((value.double().mean().item(), value.double().std(correction=0).item()))
+        worst, where, heads = 0.0, "", 0
+        for key, values in arrays.items():
+            if key.startswith("backbone"):
+                continue
+            heads += 1
+            theirs, mine = values.mean(0), np.array(ours[mapping[key]]).mean(0)
+            count = meta["sizes"][key] * len(values)
+            spread = max(float(theirs[1]), float(mine[1]))
+            if count == len(values) or spread == 0.0:  # constants: exact
+                score = 0.0 if np.array_equal(theirs, mine) else float("inf")
+            else:
+                score = max(
+                    abs(float(theirs[0] - mine[0])) / (spread * np.sqrt(2 / count)),
+                    abs(float(theirs[1] - mine[1])) / (spread * np.sqrt(1 / count)),
+                )
+            if score > worst:
+                worst, where = score, key
+        note = f"{heads} head parameters, 4 seeds; worst: {where}"
+        yield Result(PEERS[source], "initialisation", "heads", worst, against(source, meta), note)
+
+
+def check_official_initialisation() -> Iterator[Result]:
+    """Heads against the closed form of PyTorch's default: uniform, standard deviation 1/sqrt(3 fan_in), 0 gates."""
+    for kind in ("danet", "dranet", "clusterdanet"):
+        values: dict[str, list[Tensor]] = {}
+        for seed in range(4):
+            torch.manual_seed(seed)
+            model = build_model(row(kind).model.model_copy(update={"backbone": "resnet50"}), 19)
+            for key, value in model.named_parameters():
+                if not key.startswith("backbone."):
+                    values.setdefault(key, []).append(value.detach().double().flatten())
+        modules = dict(model.named_modules())
+        worst, where = 0.0, ""
+        for key, seeds in values.items():
+            flat = torch.cat(seeds)
+            owner, leaf = key.rsplit(".", 1)
+            module = modules[owner]
+            if isinstance(module, nn.Conv2d | nn.Linear):
+                fan_in = module.weight[0].numel()
+                spread = 1 / np.sqrt(3 * fan_in)
+                score = max(
+                    abs(flat.mean().item()) / (spread / np.sqrt(flat.numel())),
+                    abs(flat.std(correction=0).item() - spread) / (spread / np.sqrt(2 * flat.numel())),
+                )
+            else:
+                constant = 1.0 if leaf == "weight" or key.endswith("gate.gamma") else 0.0
+                score = 0.0 if bool((flat == constant).all()) else float("inf")
+            if score > worst:
+                worst, where = score, key
+        title = "clusterdanet" if kind == "clusterdanet" else "official"
+        yield Result(title, "initialisation", f"{kind}, heads", worst, "closed form", f"worst: {where}")
+
+
+def check_backbone_initialisation() -> Iterator[Result]:
+    """Backbone from scratch (ClusterDANet: no ImageNet weights): N(0, sqrt(2 / (k k out))), norms the identity."""
+    torch.manual_seed(0)
+    model = build_model(row("clusterdanet").model, 21)
+    worst, where = 0.0, ""
+    for key, value in model.backbone.named_parameters():
+        flat = value.detach().double().flatten()
+        if value.dim() == 4:
+            spread = float(np.sqrt(2 / (value.shape[0] * value.shape[2] * value.shape[3])))
+            score = max(
+                abs(flat.mean().item()) / (spread / np.sqrt(flat.numel())),
+                abs(flat.std(correction=0).item() - spread) / (spread / np.sqrt(2 * flat.numel())),
+            )
+        else:
+            score = 0.0 if bool((flat == (1.0 if key.endswith("weight") else 0.0)).all()) else float("inf")
+        if score > worst:
+            worst, where = score, key
+    yield Result("clusterdanet", "initialisation", "backbone", worst, "closed form", f"worst: {where}")
+
+
+# -------------------------------------------------------------------------------------------------------- learning rate
+
+
+def check_schedule(folder: Path) -> Iterator[Result]:
+    """The packages' schedulers at every iteration (mmengine's by denominator T-1), every row by its closed form."""
+    path = folder / "schedule-mmseg.npz"
+    if path.exists():
+        arrays, meta = common.load(path)
+        variant = row("mmseg").schedule.model_copy(update={"denominator": "T-1"})
+        for total, values in arrays.items():
+            ours = [learning_rate(variant, 0.01, i, int(total)) for i in range(int(total))]
+            yield Result(
+                "mmsegmentation",
+                "learning rate",
+                f"{total} iterations, denominator T-1",
+                float(np.abs(np.array(ours) - values).max()),
+                f"{against('mmseg', meta)} (mmengine PolyLR)",
+            )
+    path = folder / "schedule-ssseg.npz"
+    if path.exists():
+        arrays, meta = common.load(path)
+        for dataset, values in arrays.items():
+            recipe = row(f"ssseg-r50-d8-{dataset}")
+            samples = params().dataset(dataset).counts[recipe.train_split]
+            length = recipe.schedule.total_iterations(samples)
+            if length != len(values):
+                measured, note = float("inf"), f"{length} iterations here, {len(values)} there"
+            else:
+                ours = [learning_rate(recipe.schedule, 0.01, i, length) for i in range(length)]
+                measured, note = float(np.abs(np.array(ours) - values).max()), f"{length} iterations in both"
+            yield Result("sssegmentation", "learning rate", f"{recipe.name}", measured, against("ssseg", meta), note)
+
+
+def check_row_schedules() -> Iterator[Result]:
+    """Every published row, every iteration, both groups: as the optimizer is told, against its closed form."""
+    worst: dict[str, tuple[float, int]] = {}
+    known = set()
+    for recipe in params().rows.values():
+        if recipe.source not in ("mmsegmentation", "sssegmentation", "official", "clusterdanet"):
+            continue
+        total = recipe.schedule.total_iterations(params().dataset(recipe.dataset).counts[recipe.train_split])
+        key = (recipe.source, total, recipe.optimizer, recipe.schedule.batch_size)
+        if key in known:
+            continue
+        known.add(key)
+        model = _Groups()
+        optimizer = build_optimizer(model, recipe.optimizer)
+        head_base, floor = (0.01, 1e-4) if recipe.source in ("mmsegmentation", "sssegmentation") else (0.03, 0.0)
+        base = 0.01 if recipe.source in ("mmsegmentation", "sssegmentation") else 0.003
+        largest = 0.0
+        for iteration in range(total):
+            set_learning_rates(optimizer, recipe.schedule, iteration, total)
+            fraction = (1 - iteration / total) ** 0.9
+            rates = {group["name"]: group["lr"] for group in optimizer.param_groups}
+            for name, rate in (("backbone", base), ("head", head_base)):
+                largest = max(largest, abs(rates[name] - (fraction * (rate - floor) + floor)))
+        before = worst.get(recipe.source, (0.0, 0))
+        worst[recipe.source] = (max(before[0], largest), before[1] + total)
+    for source, (largest, iterations) in worst.items():
+        note = f"{iterations:,} iterations of all different lengths, backbone and head"
+        yield Result(source, "learning rate", "all rows", largest, "closed form, 0.x: (1 - it/T)^0.9", note)
+
+
+class _Groups(nn.Module):
+    """Two parameters, one in each group."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Parameter(torch.zeros(1)), nn.Parameter(torch.zeros(1))
+
+    def backbone_parameters(self) -> list[nn.Parameter]:
+        return [self.first]
+
+    def head_parameters(self) -> list[nn.Parameter]:
+        return [self.second]
+
+
+# --------------------------------------------------------------------------------------------------------- augmentation
+
+
+class Replay:
+    """A generator that hands out a peer's draws in the order in which ours asks, and refuses any other question."""
+
+    def __init__(self, augment: rows.Augment, draws: dict[str, Any]) -> None:
+        low, high = augment.resize.range
+        flip = 0.0 if draws["flip"] else 1.0
+        self._random = [(draws["ratio"] - low) / (high - low), flip] if "ratio" in draws else [flip]
+        self._queue: list[Any] = [draws["side"]] if "side" in draws else []
+        self._uniform: list[float] = []
+        if colour := draws.get("photometric"):
+            for name in ("brightness", "first", "contrast", "saturation", "hue"):
+                if name == "first":
+                    self._queue.append(int(colour["contrast_first"]))
+                    continue
+                value = colour[name]
+                self._queue.append(int(value is not None))
+                if value is not None:
+                    (self._queue if name == "hue" else self._uniform).append(value)
+        self._queue += [place for crop in draws["crops"] for place in crop]
+
+    def random(self) -> float:
+        """As numpy's."""
+        return self._random.pop(0)
+
+    def uniform(self, low: float, high: float) -> float:
+        """As numpy's."""
+        value = self._uniform.pop(0)
+        assert low <= value <= high, (low, value, high)
+        return value
+
+    def integers(self, low: int, high: int | None = None, endpoint: bool = False) -> int:
+        """As numpy's."""
+        value = int(self._queue.pop(0))
+        first, last = (0, low) if high is None else (low, high)
+        assert first <= value < last + endpoint, (first, value, last, endpoint)
+        return value
+
+    @property
+    def left(self) -> int:
+        """Draws that were not asked for: redraws that ours did not make."""
+        return len(self._random) + len(self._queue) + len(self._uniform)
+
+
+def check_augmentation(folder: Path) -> Iterator[Result]:
+    """Our pipeline on the peer's images and draws."""
+    for path in sorted(folder.glob("augment-*.npz")):
+        _, source, name = path.stem.split("-", 2)
+        arrays, meta = common.load(path)
+        base = row(source).augment
+        scale = (min(meta["scale"]), max(meta["scale"]))
+        update: dict[str, Any] = {
+            "resize": base.resize.model_copy(update={"scale": scale}),
+            "crop_size": tuple(meta["crop"]),
+        }
+        if meta.get("pads_before_normalising"):
+            update["pad"] = base.pad.model_copy(update={"image": "black"})  # 1.x's VOC-aug config
+        augment = base.model_copy(update=update)
+        pixels = labels = normalised = 0.0
+        redraws = 0
+        for case in meta["cases"]:
+            key = f"{source}-augment-{name}-{case['seed']}"
+            seed, draws = case["seed"], case["draws"]
+            image = common.photograph(key, *case["size"])
+            height, width = case["size"]
+            mask = common.annotation(key, height, width, meta["classes"])
+            replay = Replay(augment, draws)
+            final, label = transforms.augmented(augment, image, mask, replay)  # type: ignore[arg-type]
+            redraws += len(draws["crops"]) - 1
+            if replay.left:
+                raise AssertionError(f"{path.name}, seed {seed}: {replay.left} of the peer's draws were not used")
+            expected = arrays[f"{seed}/label"]
+            labels += float("inf") if expected.shape != label.shape else int((expected != label).sum())
+            theirs = arrays[f"{seed}/image"]
+            height, width = theirs.shape[1:]
+            top, left = 0, 0
+            if augment.pad.position == "centre":
+                top, left = (label.shape[0] - height) // 2, (label.shape[1] - width) // 2
+            rgb = final[:, top : top + height, left : left + width].astype(np.float64)
+            mean, std = np.array(transforms.MEAN_RGB), np.array(transforms.STD_RGB)
+            values = rgb * std[:, None, None] + mean[:, None, None]
+            pixels = max(pixels, float(np.abs(np.round(values)[::-1] - theirs).max()))
+            projection = common.projections("final", final)
+            normalised = max(normalised, difference(final[:, -2:, -2:], arrays[f"{seed}/corner"]))
+            normalised = max(normalised, float(np.abs(projection - arrays[f"{seed}/projection"]).max() / projection[0]))
+            if f"{seed}/final" in arrays:
+                normalised = max(normalised, float(np.abs(final - arrays[f"{seed}/final"]).max()))
+        note = f"{len(meta['cases'])} samples, {redraws} redrawn crops"
+        peer = against(source, meta)
+        case_name = f"{name}{', 1.x padding' if meta.get('pads_before_normalising') else ''}"
+        yield Result(PEERS[source], "augmentation, pixels", case_name, pixels, peer, f"{note}; HSV included")
+        yield Result(PEERS[source], "augmentation, labels", case_name, labels, peer, note)
+        yield Result(PEERS[source], "augmentation, normalised", case_name, normalised, peer, note)
+
+
+def check_official_augmentation(samples: int = 12) -> Iterator[Result]:
+    """The official order with PIL, both rules (2018: short side; HEAD and fork: long side, labels padded with 0)."""
+    for kind, rule, base, crop in (("danet", "short", 96, 72), ("clusterdanet", "long", 78, 72)):
+        recipe = row(kind).augment
+        augment = recipe.model_copy(
+            update={"resize": recipe.resize.model_copy(update={"base": base}), "crop_size": (crop, crop)}
+        )
+        assert augment.resize.rule == rule
+        pixels = labels = 0.0
+        for index in range(samples):
+            key = f"official-augment-{rule}-{index}"
+            rng = common.generator(key)
+            size = [(96, 192), (75, 100), (100, 67)][index % 3]
+            image, mask = common.photograph(key, *size), common.annotation(key, *size, 19)
+            low, high = (int(base * limit) for limit in augment.resize.range)
+            side = int(rng.integers(low, high + 1))
+            height, width = transforms.side_size(size, rule, side)
+            top = int(rng.integers(0, max(height, crop) - crop + 1))
+            left = int(rng.integers(0, max(width, crop) - crop + 1))
+            draws = {"side": side, "flip": bool(index % 2), "left": left, "top": top, "crops": [[top, left]]}
+            expected_image, expected_label = reference.official_augmentation(image, mask, rule, crop, draws)
+            replay = Replay(augment, draws)
+            final, label = transforms.augmented(augment, image, mask, replay)  # type: ignore[arg-type]
+            assert not replay.left
+            mean, std = np.array(transforms.MEAN_RGB), np.array(transforms.STD_RGB)
+            values = np.round(final.astype(np.float64) * std[:, None, None] + mean[:, None, None])
+            pixels = max(pixels, float(np.abs(values[::-1].transpose(1, 2, 0) - expected_image).max()))
+            labels += int((label != expected_label).sum())
+        title = "clusterdanet" if kind == "clusterdanet" else "official"
+        note = f"{samples} samples, rule {rule}"
+        yield Result(title, "augmentation, pixels", rule, pixels, "own PIL reference", note)
+        yield Result(title, "augmentation, labels", rule, labels, "own PIL reference", note)
+
+
+# ------------------------------------------------------------------------------------------------------------ inference
+
+
+def check_inference(folder: Path) -> Iterator[Result]:
+    """Scores and labels of whole, slide and multi-scale + flip testing."""
+    for path in sorted(folder.glob("inference-*.npz")):
+        case = path.stem.removeprefix("inference-")
+        source = case.split("-")[0]
+        arrays, meta = common.load(path)
+        base = row(source)
+        config = base.model
+        if source == "ssseg":
+            config = config.model_copy(update={"output_stride": meta["output_stride"]})
+        config = config.model_copy(update={"align_corners": meta["align_corners"]})
+        model = build_model(config, meta["classes"]).eval()
+        load_shared(model, source, case, meta["keys"])
+        size = tuple(meta["size"])
+        image = common.photograph(case, *size)
+        update: dict[str, Any] = {"scale": (meta["scale"][1], meta["scale"][0])}
+        if meta["window"]:
+            update |= {"mode": "slide", "window": tuple(meta["window"]), "stride": tuple(meta["stride"])}
+        modes: list[tuple[str, str, rows.MultiScale | None]] = [("single", "ss", None)]
+        if "ratios" in meta:
+            for rule in ("test-scale", "image"):  # 0.x, 1.x
+                scales = tuple(meta["ratios"])
+                multi = rows.MultiScale.model_validate({"scales": scales, "relative_to": rule, "flip": True})
+                modes.append((f"multi_{rule}", "ms", multi))
+        for key, mode, multi_scale in modes:
+            test = base.test.model_copy(update=update | {"multi_scale": multi_scale})
+            scores = inference.predict_scores(model, image, test, meta["align_corners"], mode)  # type: ignore[arg-type]
+            labels = inference.predict_labels(model, image, test, meta["align_corners"], mode)  # type: ignore[arg-type]
+            title = f"{case.split('-', 2)[2]}, {key.replace('_', ', ')}"
+            yield Result(
+                PEERS[source], "inference, scores", title, difference(scores, arrays[key]), against(source, meta)
+            )
+            wrong = float((labels != arrays[f"{key}_class"]).mean())
+            yield Result(PEERS[source], "inference, argmax", title, wrong, against(source, meta))
+
+
+class Thumb(nn.Module):
+    """A tiny network with the interface of a Segmentor: the official evaluator's windows do not depend on which."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second = nn.Conv2d(3, 8, 7, 8, 3), nn.Conv2d(8, 5, 3, 1, 1)
+
+    def forward(self, image: Tensor) -> dict[str, Tensor]:
+        """Logits at an eighth of the size."""
+        return {"main": 4 * self.second(torch.tanh(self.first(image)))}
+
+
+def check_official_inference() -> Iterator[Result]:
+    """Windows padded with black, flip always on, exp of the sum, sum over scales: by plain loops."""
+    model = Thumb().eval()
+    mean, std = (torch.tensor(x).view(1, 3, 1, 1) for x in (transforms.MEAN_RGB, transforms.STD_RGB))
+    black = -mean / std
+    for kind in ("danet", "clusterdanet"):
+        recipe = row(kind)
+        for size in ((64, 128), (75, 100), (100, 70), (30, 150)):
+            case = f"official-inference-{size[0]}x{size[1]}"
+            image = common.photograph(case, *size)
+            tensor = (torch.from_numpy(image[:, :, ::-1].copy()).permute(2, 0, 1)[None].float() - mean) / std
+            base, crop, stride = 128, 48, 32
+            for mode in recipe.modes:
+                multi = recipe.test.multi_scale
+                scales: tuple[float, ...] = (1.0,)
+                if mode == "ms":
+                    assert multi is not None
+                    scales, crop, stride = multi.scales, 64, 32
+                    multi = multi.model_copy(update={"window": (crop, crop), "stride": (stride, stride)})
+                test = recipe.test.model_copy(
+                    update={"scale": (64, base), "window": (48, 48), "stride": (32, 32), "multi_scale": multi}
+                )
+                with torch.no_grad():
+                    expected = reference.official_scores(
+                        lambda x: model(x)["main"], tensor, base, crop, stride, scales, black
+                    )
+                scores = inference.predict_scores(model, image, test, True, mode)  # type: ignore[arg-type]
+                labels = inference.predict_labels(model, image, test, True, mode)  # type: ignore[arg-type]
+                title = "clusterdanet" if kind == "clusterdanet" else "official"
+                name = f"{size[0]}x{size[1]}, {mode}"
+                yield Result(title, "inference, scores", name, difference(scores, expected.log()), "own plain loops")
+                wrong = float((torch.from_numpy(labels.astype(np.int64)) != expected.argmax(0)).float().mean())
+                yield Result(title, "inference, argmax", name, wrong, "own plain loops")
+
+
+# -------------------------------------------------------------------------------------------------------------- metrics
+
+
+def check_metrics(folder: Path) -> Iterator[Result]:
+    """Absent classes, ignored pixels and an empty image, in both conventions."""
+    path = folder / "metrics-mmseg.npz"
+    if not path.exists():
+        return
+    arrays, meta = common.load(path)
+    confusion = metrics.Confusion(meta["classes"])
+    truth: np.ndarray = np.zeros((meta["classes"], meta["classes"]), np.int64)
+    for index in range(meta["pairs"]):
+        prediction, label = arrays[f"prediction{index}"], arrays[f"label{index}"]
+        confusion.update(prediction, label)
+        for t, p in zip(label.ravel().tolist(), prediction.ravel().tolist(), strict=True):
+            if t != 255:
+                truth[t, p] += 1
+    exact = float(np.abs(confusion.matrix - truth).max())
+    yield Result("all", "metrics", "confusion matrix", exact, "pixel by pixel in Python")
+    peer = against("mmseg", meta)
+
+    def plain(values: tuple[float | None, ...]) -> np.ndarray:
+        return np.array([np.nan if value is None else value for value in values])
+
+    ours = confusion.scores("skip")
+    # the peer's sums and quotients are float32
+    for convention in ("skip", "zero"):
+        scores = confusion.scores(convention)
+        pairs = [(plain(scores.iou), "iou"), (plain(scores.acc), "acc"), (np.array(scores.aacc), "aacc")]
+        worst = 0.0
+        for mine, key in pairs:
+            filled = np.nan_to_num(mine) if convention == "zero" else mine
+            theirs = arrays[f"{convention}_{key}"]
+            if not np.array_equal(np.isnan(filled), np.isnan(theirs)):
+                worst = float("inf")
+            worst = max(worst, float(np.nanmax(np.abs(filled - theirs))))
+        rounded = np.round(100 * np.array([scores.miou, scores.aacc, scores.macc]), 2)
+        worst_rounded = float(np.abs(rounded - arrays[f"{convention}_rounded"].astype(np.float64)).max())
+        note = "per class; the peer divides in float32"
+        yield Result("mmsegmentation", "metrics", f"absent: {convention}", worst, peer, note, bound=1e-7)
+        yield Result(
+            "mmsegmentation",
+            "metrics",
+            f"absent: {convention}, mIoU, aAcc, mAcc as printed",
+            worst_rounded,
+            peer,
+            "percent, two decimals (stored in float32)",
+            bound=1e-5,
+        )
+    present = ~np.isnan(plain(ours.iou))
+    theirs = arrays["torchmetrics_iou"]
+    package = f"torchmetrics {meta['versions']['torchmetrics']}"
+    worst = float(np.abs(plain(ours.iou)[present] - theirs[present]).max())
+    yield Result("all", "metrics", "IoU of present classes", worst, package, "in float32", bound=1e-7)
+    path = folder / "metrics-ssseg.npz"
+    if path.exists():
+        stored, peer_meta = common.load(path)
+        worst = max(
+            abs(ours.miou - float(stored["miou"])),
+            abs(ours.aacc - float(stored["aacc"])),
+            float(np.nanmax(np.abs(plain(ours.iou) - stored["iou"]))),
+        )
+        yield Result("sssegmentation", "metrics", "absent: skip", worst, against("ssseg", peer_meta), "float64 sums")
+    eps = np.spacing(1, dtype=np.float64)
+    inter = np.diag(truth).astype(np.float64)
+    union = truth.sum(0) + truth.sum(1) - np.diag(truth)
+    official = confusion.scores("zero")
+    worst = max(
+        abs(official.miou - float((inter / (eps + union)).mean())),
+        abs(official.aacc - float(inter.sum() / (eps + truth.sum()))),
+    )
+    yield Result("official", "metrics", "absent: zero", worst, "closed form (+ 2.2e-16)")
+    yield Result("clusterdanet", "metrics", "absent: zero", worst, "closed form (+ 2.2e-16)")
+
+
+# ------------------------------------------------------------------------------------------------------------- training
+
+
+class _Stream:
+    """Stands in for the loader: the batches of a case, in order."""
+
+    def __init__(self, batches: list[Batch]) -> None:
+        self._batches = iter(batches)
+
+    def __next__(self) -> Batch:
+        return next(self._batches)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
+class _Source:
+    """A dataset that is never asked for an image."""
+
+    ids: tuple[str, ...] = ()
+
+    def __init__(self, samples: int) -> None:
+        self._samples = samples
+
+    def __len__(self) -> int:
+        return self._samples
+
+    def image(self, i: int) -> Any:
+        raise NotImplementedError
+
+    def mask(self, i: int) -> Any:
+        raise NotImplementedError
+
+
+def train(model: nn.Module, recipe: rows.Row, case: str, meta: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+    """Our own Trainer on the case's batches: losses and learning rates of each iteration."""
+    total, batch = meta["iterations"], meta["batch"]
+    schedule = recipe.schedule.model_copy(
+        update={"iterations": total, "epochs": None, "batch_size": batch, "replicas": 1}
+    )
+    runtime = recipe.runtime.model_copy(update={"log_interval": 1, "checkpoint_interval": 10**6})
+    recipe = recipe.model_copy(update={"schedule": schedule, "runtime": runtime, "val_interval": None})
+    batches = []
+    for iteration in range(total):
+        shape = (batch, meta["height"], meta["width"])
+        image, label = common.training_batch(case, iteration, shape)
+        places = list(range(iteration * batch, (iteration + 1) * batch))
+        labels = torch.from_numpy(label.astype(np.uint8))
+        batches.append(Batch(torch.from_numpy(image), labels, [str(p) for p in places], places))
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        mock.patch.object(loop, "BatchStream", return_value=_Stream(batches)),
+    ):
+        trainer = loop.Trainer(recipe, 0, model, _Source(batch * total), CheckpointStore(Path(folder), recipe, 0))
+        history = trainer.run()
+    losses = np.array([float(entry["loss"] or 0.0) for entry in history.curve])
+    rates = np.array([float(entry["lr"] or 0.0) for entry in history.curve])
+    return losses, rates
+
+
+def check_training(folder: Path) -> Iterator[Result]:
+    """Twenty iterations of our Trainer against the packages' own optimisers and schedulers, at two rates.
+
+    At the recipe's rate rounding errors grow along the way, whichever program runs: the loss curve and the weights as a
+    whole are compared. At a tenth of it they hardly do, and every single tensor is compared.
+    """
+    for source, rate in itertools.product(("mmseg", "ssseg"), ("recipe", "tenth")):
+        path, weights = folder / f"training-{source}-{rate}.npz", folder / f"weights-{source}-{rate}.npz"
+        if not path.exists() or not weights.exists():
+            continue
+        arrays, meta = common.load(path)
+        recipe = row(source)
+        recipe = recipe.model_copy(update={"optimizer": recipe.optimizer.model_copy(update={"lr": meta["lr"]})})
+        if source == "mmseg":  # the package is 1.x
+            schedule = recipe.schedule.model_copy(update={"denominator": "T-1"})
+            recipe = recipe.model_copy(update={"schedule": schedule})
+        case = f"{source}-training"
+        model = build_model(recipe.model, meta["classes"])
+        mapping = load_shared(model, source, case, meta["keys"])
+        start = {key: value.clone() for key, value in model.state_dict().items()}
+        losses, rates = train(model, recipe, case, meta)
+        with np.load(weights) as file:
+            final = {mapping[key]: torch.from_numpy(value) for key, value in file.items()}
+        note = f"R-50, {meta['batch']} x {meta['height']} x {meta['width']}, the package's SGD and schedule"
+        note += ", denominator T-1" if source == "mmseg" else ""
+        name = f"lr {meta['lr']}"
+        yield from training_results(
+            PEERS[source], against(source, meta), note, (losses, rates), arrays, model, start, final, name
+        )
+
+
+def check_official_training(kinds: tuple[str, ...] = ("danet", "dranet", "clusterdanet")) -> Iterator[Result]:
+    """Twenty iterations against the reference with SGD written out: two groups, poly over T; at a tenth of the rates.
+
+    At the official rates (head 0.03) twenty steps from random weights are chaotic: the reference compared with itself,
+    its initial weights changed by one part in 10^7, ends further apart than the bound of the loss curve.
+    """
+    for kind in kinds:
+        recipe = row(kind)
+        recipe = recipe.model_copy(update={"optimizer": recipe.optimizer.model_copy(update={"lr": 0.0003})})
+        config = recipe.model.model_copy(update={"backbone": "resnet50"})
+        recipe = recipe.model_copy(update={"model": config})
+        classes, case = (21 if kind == "clusterdanet" else 19), f"official-training-{kind}"
+        meta = {"iterations": 20, "batch": 2, "height": 65, "width": 97, "classes": classes}
+        network = official_network(kind, 50, classes, case, config, torch.float32)
+        network.training = True
+        model = build_model(config, classes)
+        mapping = give(model, network.weights)
+        start = {key: value.clone() for key, value in model.state_dict().items()}
+        losses, rates = train(model, recipe, case, meta)
+        arrays = reference_training(network, recipe, case, meta)
+        final = {mapping[key]: value.detach() for key, value in network.weights.items()}
+        title = "clusterdanet" if kind == "clusterdanet" else "official"
+        note = "R-50, 2 x 65 x 97, backbone 0.0003 and head 0.003, SGD written out"
+        peer = "own float32 reference"
+        yield from training_results(
+            title, peer, note, (losses, rates), arrays, model, start, final, f"{kind}, lr 0.0003/0.003"
+        )
+
+
+def reference_training(
+    network: reference.Network, recipe: rows.Row, case: str, meta: dict[str, Any]
+) -> dict[str, np.ndarray]:
+    """SGD by its formula: v = 0.9 v + g + 1e-4 w, w = w - lr v; head at ten times the rate; updates ``network``."""
+    momentum: dict[str, Tensor] = {}
+    losses, rates = [], []
+    total = meta["iterations"]
+    for iteration in range(total):
+        shape = (meta["batch"], meta["height"], meta["width"])
+        image, label = (torch.from_numpy(array) for array in common.training_batch(case, iteration, shape))
+        rate = 0.0003 * (1 - iteration / total) ** 0.9
+        for value in network.weights.values():
+            value.grad = None
+        loss = official_loss(network.forward(image), label, recipe.loss)
+        loss.backward()  # type: ignore[no-untyped-call]
+        losses.append(loss.item())
+        rates.append(rate)
+        with torch.no_grad():
+            for key, value in network.weights.items():
+                if value.grad is None:
+                    continue
+                step = value.grad + 1e-4 * value
+                momentum[key] = 0.9 * momentum[key] + step if key in momentum else step
+                value.sub_(rate * (1 if key.startswith("pretrained.") else 10) * momentum[key])
+            for key, value in network.statistics.items():
+                network.weights[key] = value
+    return {"loss": np.array(losses), "lr": np.array(rates)}
+
+
+def training_results(
+    title: str,
+    peer: str,
+    note: str,
+    ours: tuple[np.ndarray, np.ndarray],
+    theirs: dict[str, np.ndarray],
+    model: nn.Module,
+    start: dict[str, Tensor],
+    final: dict[str, Tensor],
+    case: str,
+) -> Iterator[Result]:
+    """Loss curve, learning rates and final state of both; tensor by tensor at less than the recipe's rate."""
+    single_tensors = case != "lr 0.01"
+    losses, rates = ours
+    worst = float(np.max(np.abs(losses - theirs["loss"]) / np.abs(theirs["loss"])))
+    yield Result(title, "training, loss curve", case, worst, peer, note)
+    yield Result(title, "training, learning rate", case, float(np.abs(rates - theirs["lr"]).max()), peer, note)
+    state = model.state_dict()
+    parameters = {key for key, _ in model.named_parameters()}
+    worst, where = 0.0, ""
+    squares = moved = total = 0.0
+    for key, value in final.items():
+        if key.endswith("num_batches_tracked"):
+            continue
+        mine, target = state[key].double(), value.double().reshape(state[key].shape)
+        distance, norm = float((mine - target).norm()), float(target.norm())
+        if bool((start[key] != 0).any()):
+            relative = distance / norm
+            if not relative <= worst:
+                worst, where = relative, key
+        if key in parameters:
+            squares += distance**2
+            total += norm**2
+            moved += float((target - start[key].double()).square().sum())
+    whole, update = float(np.sqrt(squares / total)), float(np.sqrt(squares / moved))
+    yield Result(title, "training, weights", case, whole, peer, f"of what was learned: {update:.1e}")
+    if single_tensors:
+        yield Result(
+            title, "training, single tensors", case, worst, peer, f"worst: {where}; those that start at 0 left out"
+        )

@@ -1,0 +1,428 @@
+"""Runs mmsegmentation 1.2.2 on the shared weights and inputs. Started in build/parity-env, never in ours.
+
+build/parity-env/bin/python -m benchmarks.parity.peers.mmseg_peer FOLDER
+"""
+
+from __future__ import annotations
+
+import copy
+import sys
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+from benchmarks.parity import common
+from benchmarks.parity.peers import draws, stubs
+
+stubs.install(stubs.MMSEGMENTATION)
+warnings.simplefilter("ignore")
+
+import mmcv  # noqa: E402
+import mmengine  # noqa: E402
+import mmseg  # noqa: E402
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+import torchmetrics  # noqa: E402
+from mmcv.transforms import Compose, RandomFlip, Resize  # noqa: E402
+from mmengine.config import Config  # noqa: E402
+from mmengine.logging import MMLogger  # noqa: E402
+from mmengine.optim import OptimWrapper, PolyLR  # noqa: E402
+from mmengine.structures import PixelData  # noqa: E402
+from mmseg.datasets.transforms import PackSegInputs  # noqa: E402
+from mmseg.evaluation import IoUMetric  # noqa: E402
+from mmseg.models import SegTTAModel  # noqa: E402
+from mmseg.registry import MODELS, TRANSFORMS  # noqa: E402
+from mmseg.structures import SegDataSample  # noqa: E402
+from mmseg.utils import register_all_modules  # noqa: E402
+from torchmetrics.classification import MulticlassJaccardIndex  # noqa: E402
+
+torch.set_num_threads(1)
+register_all_modules()
+MMLogger.get_instance("mmengine", log_level="ERROR")
+CONFIGS = Path(mmseg.__file__).parent / ".mim" / "configs" / "danet"
+VERSIONS = {
+    "mmsegmentation": mmseg.__version__,
+    "mmcv": mmcv.__version__,
+    "mmengine": mmengine.__version__,
+    "torch": torch.__version__,
+    "numpy": np.__version__,
+}
+
+
+def config(name: str) -> Any:
+    """The package's own config, with SyncBN replaced by BN (one process) and without the ImageNet weights."""
+    settings = Config.fromfile(CONFIGS / f"{name}.py")
+
+    def plain(node: Any) -> None:
+        if isinstance(node, dict):
+            if node.get("type") == "SyncBN":
+                node["type"] = "BN"
+            for value in node.values():
+                plain(value)
+
+    plain(settings.model)
+    settings.model.pretrained = None
+    return settings
+
+
+def build(settings: Any, case: str | None, dropout: bool = False) -> Any:
+    """The peer's network; with the shared weights if ``case`` is given, else as its own initialisation leaves it."""
+    model = MODELS.build(copy.deepcopy(settings.model))
+    if case is None:
+        model.init_weights()
+    else:
+        state = {
+            name: torch.from_numpy(np.asarray(common.weight(case, name, tuple(value.shape))))
+            for name, value in model.state_dict().items()
+        }
+        model.load_state_dict(state)
+    if not dropout:
+        for module in model.modules():
+            if isinstance(module, torch.nn.Dropout2d):
+                module.p = 0.0
+    return model
+
+
+def samples(label: np.ndarray) -> list[Any]:
+    """Labels N x H x W as the peer's data samples."""
+    result = []
+    for one in label:
+        sample = SegDataSample()
+        sample.gt_sem_seg = PixelData(data=torch.from_numpy(one)[None])
+        sample.set_metainfo({"img_shape": one.shape, "ori_shape": one.shape, "pad_shape": one.shape})
+        result.append(sample)
+    return result
+
+
+MODEL_CASES = {
+    # name: (config, batch, height, width, keep full gradients)
+    "small": ("danet_r50-d8_4xb2-40k_cityscapes-512x1024", 2, 33, 41, False),
+    "r50-cityscapes": ("danet_r50-d8_4xb2-80k_cityscapes-512x1024", 2, 128, 160, True),
+    "r50-cityscapes-769": ("danet_r50-d8_4xb2-80k_cityscapes-769x769", 2, 97, 129, True),
+    "r101-cityscapes-769": ("danet_r101-d8_4xb2-80k_cityscapes-769x769", 2, 97, 97, True),
+    "r50-ade20k": ("danet_r50-d8_4xb4-160k_ade20k-512x512", 2, 96, 128, True),
+    "r101-voc": ("danet_r101-d8_4xb4-40k_voc12aug-512x512", 2, 96, 96, True),
+}
+
+
+def models(folder: Path) -> None:
+    """Logits of all heads in both modes, loss, gradients and the batch-norm statistics after one step."""
+    for name, (file, batch, height, width, full) in MODEL_CASES.items():
+        case = f"mmseg-{name}"
+        model = build(config(file), case)
+        keys = {key: list(value.shape) for key, value in model.state_dict().items()}
+        image = torch.from_numpy(common.network_input(case, batch, height, width))
+        label = common.network_label(case, batch, height, width, model.num_classes)
+        arrays: dict[str, Any] = {}
+        model.eval()
+        with torch.no_grad():
+            features = model.extract_feat(image)
+            main, pam, cam = model.decode_head(features)
+            arrays |= {"eval_main": main, "eval_pam": pam, "eval_cam": cam, "eval_aux": model.auxiliary_head(features)}
+        model.train()
+        features = model.extract_feat(image)
+        logits = model.decode_head(features)
+        aux = model.auxiliary_head(features)
+        arrays |= {f"train_{head}": value.detach() for head, value in zip(("main", "pam", "cam"), logits, strict=True)}
+        arrays["train_aux"] = aux.detach()
+        losses = {
+            **model.decode_head.loss_by_feat(logits, samples(label)),
+            **{f"aux_{key}": value for key, value in model.auxiliary_head.loss_by_feat(aux, samples(label)).items()},
+        }
+        parts = {key: value for key, value in losses.items() if "loss" in key}
+        total = sum(parts.values())
+        total.backward()
+        arrays["loss"] = total.detach()
+        arrays |= {f"loss_{key}": value.detach() for key, value in parts.items()}
+        arrays = {key: value.numpy() for key, value in arrays.items()}
+        gradients = {key: value.grad.numpy() for key, value in model.named_parameters()}
+        for key, value in gradients.items():
+            arrays[f"projection/{key}"] = common.projections(key, value)
+        for key, value in model.named_buffers():
+            if key.endswith(("running_mean", "running_var")):
+                arrays[f"statistic/{key}"] = common.projections(key, value.numpy())
+        if full:
+            np.savez(folder / f"gradients-{case}.npz", **gradients)
+        meta = {
+            "keys": keys,
+            "config": file,
+            "classes": model.num_classes,
+            "align_corners": model.align_corners,
+            "shape": [batch, height, width],
+            "parameters": sum(p.numel() for p in model.parameters()),
+            "versions": VERSIONS,
+        }
+        common.save(folder, f"model-{case}", arrays, meta)
+
+
+def initialisation(folder: Path) -> None:
+    """Mean and standard deviation of every parameter over seeds, as the peer's own init leaves them."""
+    settings = config("danet_r50-d8_4xb2-40k_cityscapes-512x1024")
+    rows: dict[str, list[tuple[float, float]]] = {}
+    sizes: dict[str, int] = {}
+    for seed in range(4):
+        torch.manual_seed(seed)
+        model = build(settings, None)
+        for key, value in model.named_parameters():
+            data = value.detach().double()
+            rows.setdefault(key, []).append((data.mean().item(), data.std(correction=0).item()))
+            sizes[key] = data.numel()
+    keys = {key: list(value.shape) for key, value in model.state_dict().items()}
+    arrays = {key: np.array(value) for key, value in rows.items()}
+    common.save(folder, "init-mmseg", arrays, {"sizes": sizes, "keys": keys, "versions": VERSIONS})
+
+
+def schedule(folder: Path) -> None:
+    """mmengine's PolyLR at every iteration of each of the rows' lengths."""
+    arrays = {}
+    for total in (20000, 40000, 80000, 160000):
+        parameter = torch.nn.Parameter(torch.zeros(1))
+        optimizer = torch.optim.SGD([parameter], lr=0.01)
+        scheduler = PolyLR(optimizer, power=0.9, eta_min=1e-4, begin=0, end=total, by_epoch=False)
+        values = np.empty(total)
+        for iteration in range(total):
+            values[iteration] = optimizer.param_groups[0]["lr"]
+            optimizer.step()
+            scheduler.step()
+        arrays[str(total)] = values
+    common.save(folder, "schedule-mmseg", arrays, {"versions": VERSIONS})
+    small = {"20000": arrays["20000"][::97]}
+    common.save(folder, "schedule-mmseg-small", small, {"step": 97, "versions": VERSIONS})
+
+
+AUGMENT_CASES = {
+    # name: (config, row whose augmentation it is, image sizes, classes, seeds)
+    "cityscapes-512x1024": ("danet_r50-d8_4xb2-40k_cityscapes-512x1024", [(1024, 2048)], 19, range(4)),
+    "cityscapes-769x769": ("danet_r50-d8_4xb2-40k_cityscapes-769x769", [(1024, 2048)], 19, range(10, 14)),
+    "ade20k": ("danet_r50-d8_4xb4-80k_ade20k-512x512", [(256, 341), (683, 512), (512, 683)], 150, range(20, 26)),
+    "voc2012": ("danet_r50-d8_4xb4-20k_voc12aug-512x512", [(375, 500), (500, 333), (281, 500)], 21, range(30, 38)),
+    "small": ("danet_r50-d8_4xb2-40k_cityscapes-512x1024", [(60, 90), (90, 61)], 19, range(40, 48)),
+}
+SMALL = {"scale": (120, 64), "crop": (48, 80)}
+
+
+def augmentation(folder: Path) -> None:
+    """The training pipeline of the package's configs (loading left out) and the data preprocessor, with its draws."""
+    for name, (file, sizes, classes, seeds) in AUGMENT_CASES.items():
+        settings = config(file)
+        dataset = settings.train_dataloader.dataset
+        while "pipeline" not in dataset:
+            dataset = dataset["datasets"][0]
+        steps = [copy.deepcopy(s) for s in dataset.pipeline if not s["type"].startswith("Load")]
+        preprocessor_settings = copy.deepcopy(settings.model.data_preprocessor)
+        if name == "small":
+            for step in steps:
+                if step["type"] == "RandomResize":
+                    step["scale"] = SMALL["scale"]
+                if step["type"] == "RandomCrop":
+                    step["crop_size"] = SMALL["crop"]
+            preprocessor_settings["size"] = SMALL["crop"]
+        crop = next(s["crop_size"] for s in steps if s["type"] == "RandomCrop")
+        pipeline = Compose([TRANSFORMS.build(step) for step in steps])
+        preprocessor = MODELS.build(preprocessor_settings)
+        arrays: dict[str, Any] = {}
+        cases = []
+        for index, seed in enumerate(seeds):
+            height, width = sizes[index % len(sizes)]
+            key = f"mmseg-augment-{name}-{seed}"
+            image, label = common.photograph(key, height, width), common.annotation(key, height, width, classes)
+            with draws.record(seed) as log:
+                result = pipeline(
+                    {
+                        "img": image.copy(),
+                        "gt_seg_map": label.copy(),
+                        "seg_fields": ["gt_seg_map"],
+                        "img_shape": (height, width),
+                        "ori_shape": (height, width),
+                        "img_path": "",
+                        "seg_map_path": "",
+                        "reduce_zero_label": False,
+                    }
+                )
+            values = [value for _, _, value in log]
+            names = [function for function, _, _ in log]
+            ratio = 0.5 + 1.5 * values.pop(0)
+            split = names.index("choice") - 1
+            crops = [values[2 * i : 2 * i + 2] for i in range(split // 2)]
+            values = values[split:]
+            flip = values.pop(0) == "horizontal"
+            drawn = {"ratio": ratio, "crops": crops, "flip": flip, "photometric": draws.photometric(values)}
+            assert not values, values
+            batch = preprocessor({"inputs": [result["inputs"]], "data_samples": [result["data_samples"]]}, True)
+            arrays[f"{seed}/image"] = result["inputs"].numpy()  # BGR, 3 x h x w, before padding (VOC: padded)
+            arrays[f"{seed}/label"] = batch["data_samples"][0].gt_sem_seg.data[0].numpy().astype(np.uint8)
+            final = batch["inputs"][0].numpy()
+            if name == "small":
+                arrays[f"{seed}/final"] = final
+            arrays[f"{seed}/projection"] = common.projections("final", final)
+            arrays[f"{seed}/corner"] = final[:, -2:, -2:]
+            cases.append({"seed": seed, "size": [height, width], "draws": drawn})
+        meta = {
+            "cases": cases,
+            "classes": classes,
+            "config": file,
+            "crop": list(crop),
+            "scale": list(next(s["scale"] for s in steps if s["type"] == "RandomResize")),
+            "pads_before_normalising": any(s["type"] == "Pad" for s in steps),
+            "versions": VERSIONS,
+        }
+        common.save(folder, f"augment-mmseg-{name}", arrays, meta)
+
+
+def _predict(model: Any, image: np.ndarray, transforms: list[Any]) -> Any:
+    height, width = image.shape[:2]
+    data = {
+        "img": image.copy(),
+        "img_shape": (height, width),
+        "ori_shape": (height, width),
+        "img_path": "x",
+        "seg_map_path": "",
+        "reduce_zero_label": False,
+    }
+    packed = Compose([*transforms, PackSegInputs()])(data)
+    batch = model.data_preprocessor({"inputs": [packed["inputs"]], "data_samples": [packed["data_samples"]]}, False)
+    with torch.no_grad():
+        return model.predict(batch["inputs"], batch["data_samples"])[0]
+
+
+INFERENCE_CASES = {
+    # name: (config, image size, test scale (w, h), window or None, stride)
+    "whole": ("danet_r50-d8_4xb4-20k_voc12aug-512x512", (60, 80), (256, 80), None, None),
+    "slide": ("danet_r50-d8_4xb2-40k_cityscapes-769x769", (70, 140), (161, 81), (65, 65), (43, 43)),
+    "small": ("danet_r50-d8_4xb2-40k_cityscapes-769x769", (40, 60), (73, 49), (33, 33), (22, 22)),
+}
+RATIOS = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
+
+
+def inference(folder: Path) -> None:
+    """Single scale, multi-scale + flip by 1.x's rule (image size) and 0.x's (test scale), of the peer's parts."""
+    for name, (file, size, scale, window, stride) in INFERENCE_CASES.items():
+        case = f"mmseg-inference-{name}"
+        settings = config(file)
+        if window:
+            settings.model.test_cfg = {"mode": "slide", "crop_size": window, "stride": stride}
+        model = build(settings, case).eval()
+        merger = SegTTAModel.__new__(SegTTAModel)
+        torch.nn.Module.__init__(merger)
+        merger.module = model
+        image = common.photograph(case, *size)
+        single = _predict(model, image, [Resize(scale=scale, keep_ratio=True)])
+        arrays = {"single": single.seg_logits.data.numpy(), "single_class": single.pred_sem_seg.data[0].numpy()}
+        ratios = (0.5, 1.25) if name == "small" else RATIOS
+        for rule in ("image", "test-scale"):
+            parts = []
+            for ratio in ratios:
+                if rule == "image":
+                    resize = Resize(scale_factor=ratio, keep_ratio=True)
+                else:
+                    resize = Resize(scale=(int(scale[0] * ratio), int(scale[1] * ratio)), keep_ratio=True)
+                parts += [
+                    _predict(model, image, [resize, RandomFlip(prob=flip, direction="horizontal")])
+                    for flip in (0.0, 1.0)
+                ]
+            mean = sum(part.seg_logits.data.softmax(0) for part in parts) / len(parts)
+            merged = merger.merge_preds([copy.deepcopy(parts)])[0]
+            arrays[f"multi_{rule}"] = mean.numpy()
+            arrays[f"multi_{rule}_class"] = merged.pred_sem_seg.data.numpy().reshape(size)
+        if name != "small":
+            arrays = {key: (value.astype(np.float32) if value.ndim == 3 else value) for key, value in arrays.items()}
+        for key in list(arrays):
+            if key.endswith("_class"):
+                arrays[key] = arrays[key].astype(np.uint8)
+        meta = {
+            "keys": {key: list(value.shape) for key, value in model.state_dict().items()},
+            "classes": model.num_classes,
+            "align_corners": model.align_corners,
+            "size": size,
+            "scale": scale,
+            "window": window,
+            "stride": stride,
+            "ratios": ratios,
+            "versions": VERSIONS,
+        }
+        common.save(folder, f"inference-{case}", arrays, meta)
+
+
+def metrics(folder: Path) -> None:
+    """IoUMetric with absent classes, ignored pixels and an empty image, in both conventions."""
+    arrays: dict[str, Any] = {}
+    classes = 19
+    rng = common.generator("metrics")
+    present = [c for c in range(classes) if c not in (7, 12)]
+    pairs = []
+    for index, (height, width) in enumerate([(37, 53), (64, 48), (20, 20), (50, 70)]):
+        label = rng.choice(present, (height, width)).astype(np.uint8)
+        prediction = np.where(rng.random((height, width)) < 0.7, label, rng.choice(present, (height, width)))
+        label[rng.random((height, width)) < 0.1] = 255
+        if index == 2:
+            label[:] = 255  # nothing labelled
+        if index == 3:
+            prediction[:5] = 12  # predicted, never labelled: IoU 0, not absent
+        pairs.append((prediction.astype(np.uint8), label))
+        arrays[f"prediction{index}"], arrays[f"label{index}"] = pairs[-1]
+    for convention, value in (("skip", None), ("zero", 0)):
+        metric = IoUMetric(iou_metrics=["mIoU"], nan_to_num=value)
+        metric.dataset_meta = {"classes": [str(c) for c in range(classes)]}
+        results = [
+            metric.intersect_and_union(torch.from_numpy(p).long(), torch.from_numpy(t).long(), classes, 255)
+            for p, t in pairs
+        ]
+        columns = [sum(column) for column in zip(*results, strict=True)]
+        raw = metric.total_area_to_metrics(*columns, ["mIoU"], value)
+        arrays[f"{convention}_iou"], arrays[f"{convention}_acc"] = np.array(raw["IoU"]), np.array(raw["Acc"])
+        arrays[f"{convention}_aacc"] = np.array(raw["aAcc"])
+        rounded = metric.compute_metrics(results)
+        arrays[f"{convention}_rounded"] = np.array([rounded["mIoU"], rounded["aAcc"], rounded["mAcc"]])
+    index_metric = MulticlassJaccardIndex(classes, ignore_index=255, average="none")
+    for prediction, label in pairs:
+        index_metric.update(torch.from_numpy(prediction).long(), torch.from_numpy(label).long())
+    arrays["torchmetrics_iou"] = index_metric.compute().numpy()
+    meta = {"classes": classes, "pairs": len(pairs), "versions": VERSIONS | {"torchmetrics": torchmetrics.__version__}}
+    common.save(folder, "metrics-mmseg", arrays, meta)
+
+
+TRAIN = {"batch": 2, "height": 65, "width": 97, "iterations": 20}
+RATES = {"recipe": 0.01, "tenth": 0.001}
+
+
+def training(folder: Path) -> None:
+    """Twenty iterations of mmengine's optimiser wrapper and PolyLR on given batches, at two rates."""
+    for name, rate in RATES.items():
+        settings = config("danet_r50-d8_4xb2-40k_cityscapes-512x1024")
+        case = "mmseg-training"
+        model = build(settings, case).train()
+        keys = {key: list(value.shape) for key, value in model.state_dict().items()}
+        arguments = {key: value for key, value in settings.optim_wrapper.optimizer.items() if key != "type"}
+        optimizer = torch.optim.SGD(model.parameters(), **(arguments | {"lr": rate}))
+        wrapper = OptimWrapper(optimizer)
+        scheduler = PolyLR(optimizer, by_epoch=False, begin=0, end=TRAIN["iterations"], power=0.9, eta_min=1e-4)
+        losses, rates = [], []
+        for iteration in range(TRAIN["iterations"]):
+            image, label = common.training_batch(case, iteration, (TRAIN["batch"], TRAIN["height"], TRAIN["width"]))
+            total, log = model.parse_losses(model.loss(torch.from_numpy(image), samples(label)))
+            rates.append(optimizer.param_groups[0]["lr"])
+            losses.append(log["loss"].item())
+            wrapper.update_params(total)
+            scheduler.step()
+        np.savez(folder / f"weights-mmseg-{name}.npz", **{k: v.numpy() for k, v in model.state_dict().items()})
+        meta = TRAIN | {"keys": keys, "classes": 19, "lr": rate, "versions": VERSIONS}
+        common.save(folder, f"training-mmseg-{name}", {"loss": np.array(losses), "lr": np.array(rates)}, meta)
+
+
+STEPS = (models, initialisation, schedule, augmentation, inference, metrics, training)
+
+
+def main() -> None:
+    """Runs every step, or those named after the folder."""
+    folder = Path(sys.argv[1])
+    folder.mkdir(parents=True, exist_ok=True)
+    for step in STEPS:
+        if len(sys.argv) == 2 or step.__name__ in sys.argv[2:]:
+            start = time.monotonic()
+            step(folder)
+            print(f"mmsegmentation {mmseg.__version__}: {step.__name__}, {time.monotonic() - start:.0f} s", flush=True)
+
+
+if __name__ == "__main__":
+    main()

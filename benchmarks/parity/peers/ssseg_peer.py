@@ -1,0 +1,343 @@
+"""Runs sssegmentation 1.7.0 on the shared weights and inputs. Started in build/parity-env, never in ours.
+
+    build/parity-env/bin/python -m benchmarks.parity.peers.ssseg_peer FOLDER
+
+Its package holds no configs: the settings below are those of its repository's DANet configs, see RECIPES section 2.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+from benchmarks.parity import common
+from benchmarks.parity.peers import draws, stubs
+
+stubs.install(stubs.SSSEGMENTATION)
+warnings.simplefilter("ignore")
+
+import numpy as np  # noqa: E402
+import ssseg  # noqa: E402
+import torch  # noqa: E402
+import torch.nn.functional as F  # noqa: E402
+from ssseg.modules.datasets.pipelines import DataTransformBuilder, Evaluation  # noqa: E402
+from ssseg.modules.models.optimizers import BuildOptimizer  # noqa: E402
+from ssseg.modules.models.schedulers import BuildScheduler  # noqa: E402
+from ssseg.modules.models.segmentors import BuildSegmentor  # noqa: E402
+from ssseg.modules.utils import SSSegInputStructure  # noqa: E402
+
+torch.set_num_threads(1)
+VERSIONS = {"sssegmentation": ssseg.__version__, "torch": torch.__version__, "numpy": np.__version__}
+HEADS = {"main": "decoder_pamcam", "pam": "decoder_pam", "cam": "decoder_cam", "aux": "auxiliary_decoder"}
+
+
+def settings(depth: int, stride: int, classes: int) -> dict[str, Any]:
+    """The published configuration, with BatchNorm2d for SyncBatchNorm (one process) and without ImageNet weights."""
+    entropy = {"type": "CrossEntropyLoss", "ignore_index": -100, "reduction": "mean"}
+    return {
+        "type": "DANet",
+        "num_classes": classes,
+        "align_corners": False,
+        "norm_cfg": {"type": "BatchNorm2d"},
+        "act_cfg": {"type": "ReLU", "inplace": True},
+        "backbone": {
+            "type": "ResNet",
+            "depth": depth,
+            "structure_type": f"resnet{depth}conv3x3stem",
+            "pretrained": False,
+            "outstride": stride,
+            "use_conv3x3_stem": True,
+            "selected_indices": (2, 3),
+        },
+        "head": {"in_channels": 2048, "feats_channels": 512, "transform_channels": 64, "dropout": 0.1},
+        "auxiliary": {"in_channels": 1024, "out_channels": 512, "dropout": 0.1},
+        "losses": {
+            "loss_aux": entropy | {"scale_factor": 0.4},
+            **{f"loss_cls_{part}": entropy | {"scale_factor": 1.0} for part in ("pam", "cam", "pamcam")},
+        },
+        "inference": {
+            "forward": {"mode": "whole", "cropsize": None, "stride": None},
+            "tta": {"multiscale": [1], "flip": False, "use_probs_before_resize": False},
+        },
+        "scheduler": {
+            "type": "PolyScheduler",
+            "max_epochs": 0,
+            "power": 0.9,
+            "optimizer": {"type": "SGD", "lr": 0.01, "momentum": 0.9, "weight_decay": 5e-4, "params_rules": {}},
+        },
+    }
+
+
+def build(config: dict[str, Any], case: str | None) -> Any:
+    """The peer's network, with the shared weights if ``case`` is given; dropout off."""
+    model = BuildSegmentor(segmentor_cfg=config, mode="TRAIN")
+    if case is not None:
+        state = {
+            name: torch.from_numpy(np.asarray(common.weight(case, name, tuple(value.shape))))
+            for name, value in model.state_dict().items()
+        }
+        model.load_state_dict(state)
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout2d):
+            module.p = 0.0
+    return model
+
+
+def structure(image: np.ndarray, label: np.ndarray | None, mode: str) -> Any:
+    """The peer's input, with its ignored label -100."""
+    targets = None
+    if label is not None:
+        targets = torch.from_numpy(np.ascontiguousarray(np.where(label == 255, -100, label)))
+    return SSSegInputStructure(mode=mode, images=torch.from_numpy(image), seg_targets=targets)
+
+
+MODEL_CASES = {
+    # name: (depth, output stride, classes, batch, height, width, keep full gradients)
+    "small": (50, 16, 21, 2, 49, 65, False),
+    "r50-os8-voc": (50, 8, 21, 2, 96, 128, True),
+    "r50-os16-ade20k": (50, 16, 150, 2, 129, 161, True),
+    "r101-os8-cityscapes": (101, 8, 19, 2, 97, 129, True),
+    "r101-os16-cityscapes": (101, 16, 19, 2, 129, 161, True),
+}
+
+
+def models(folder: Path) -> None:
+    """Logits of all heads in both modes, loss, gradients and the batch-norm statistics after one step."""
+    for name, (depth, stride, classes, batch, height, width, full) in MODEL_CASES.items():
+        case = f"ssseg-{name}"
+        model = build(settings(depth, stride, classes), case)
+        image = common.network_input(case, batch, height, width)
+        label = common.network_label(case, batch, height, width, classes)
+        seen: dict[str, torch.Tensor] = {}
+        for head, attribute in HEADS.items():
+            getattr(model, attribute).register_forward_hook(
+                lambda _module, _inputs, output, head=head, seen=seen: seen.__setitem__(head, output.detach().clone())
+            )
+        arrays: dict[str, Any] = {}
+        model.eval()
+        with torch.no_grad():
+            model(structure(image, None, "TEST"))
+        arrays["eval_main"] = seen["main"].numpy()
+        for head in ("pam", "cam", "aux"):  # heads that the peer computes in training only
+            seen.pop(head, None)
+        model.train()
+        output = model(structure(image, label, "TRAIN"))
+        output.loss.backward()
+        arrays |= {f"train_{head}": value.numpy() for head, value in seen.items()}
+        arrays["loss"] = output.loss.detach().numpy()
+        gradients = {key: value.grad.numpy() for key, value in model.named_parameters()}
+        for key, value in gradients.items():
+            arrays[f"projection/{key}"] = common.projections(key, value)
+        for key, value in model.named_buffers():
+            if key.endswith(("running_mean", "running_var")):
+                arrays[f"statistic/{key}"] = common.projections(key, value.numpy())
+        if full:
+            np.savez(folder / f"gradients-{case}.npz", **gradients)
+        meta = {
+            "keys": {key: list(value.shape) for key, value in model.state_dict().items()},
+            "depth": depth,
+            "output_stride": stride,
+            "classes": classes,
+            "align_corners": False,
+            "shape": [batch, height, width],
+            "parameters": sum(p.numel() for p in model.parameters()),
+            "versions": VERSIONS,
+        }
+        common.save(folder, f"model-{case}", arrays, meta)
+
+
+def initialisation(folder: Path) -> None:
+    """Mean and standard deviation of every parameter over seeds."""
+    rows: dict[str, list[tuple[float, float]]] = {}
+    sizes: dict[str, int] = {}
+    for seed in range(4):
+        torch.manual_seed(seed)
+        model = build(settings(50, 8, 19), None)
+        for key, value in model.named_parameters():
+            data = value.detach().double()
+            rows.setdefault(key, []).append((data.mean().item(), data.std(correction=0).item()))
+            sizes[key] = data.numel()
+    keys = {key: list(value.shape) for key, value in model.state_dict().items()}
+    arrays = {key: np.array(value) for key, value in rows.items()}
+    common.save(folder, "init-ssseg", arrays, {"sizes": sizes, "keys": keys, "versions": VERSIONS})
+
+
+LENGTHS = {"voc2012": (60, 661), "ade20k": (130, 1263), "cityscapes": (220, 372)}
+"""Epochs and iterations per epoch with the default 8 GPUs."""
+
+
+def schedule(folder: Path) -> None:
+    """PolyScheduler at every iteration of each of the rows' lengths."""
+    arrays = {}
+    for name, (epochs, iterations) in LENGTHS.items():
+        config = settings(50, 8, 19)["scheduler"] | {"max_epochs": epochs}
+        optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.01)
+        scheduler = BuildScheduler(
+            optimizer=optimizer, scheduler_cfg=config | {"lr": 0.01, "iters_per_epoch": iterations, "params_rules": {}}
+        )
+        values = np.empty(epochs * iterations)
+        for iteration in range(values.size):
+            scheduler.updatelr()
+            values[iteration] = optimizer.param_groups[0]["lr"]
+            scheduler.step()
+        arrays[name] = values
+    common.save(folder, "schedule-ssseg", arrays, {"lengths": LENGTHS, "versions": VERSIONS})
+
+
+AUGMENT_CASES = {
+    # name: (scale (w, h), crop (h, w), image sizes, classes, seeds)
+    "cityscapes": ((2048, 1024), (512, 1024), [(1024, 2048)], 19, range(100, 104)),
+    "ade20k": ((2048, 512), (512, 512), [(256, 341), (683, 512), (512, 683)], 150, range(110, 116)),
+    "voc2012": ((2048, 512), (512, 512), [(375, 500), (500, 333), (281, 500)], 21, range(120, 128)),
+    "small": ((120, 64), (48, 80), [(60, 90), (90, 61)], 19, range(130, 138)),
+}
+
+
+def augmentation(folder: Path) -> None:
+    """The training pipeline with its draws."""
+    for name, (scale, crop, sizes, classes, seeds) in AUGMENT_CASES.items():
+        kinds = [
+            ("Resize", {"output_size": scale, "keep_ratio": True, "scale_range": (0.5, 2.0)}),
+            ("RandomCrop", {"crop_size": crop, "one_category_max_ratio": 0.75}),
+            ("RandomFlip", {"prob": 0.5}),
+            ("PhotoMetricDistortion", {}),
+            ("Normalize", {"mean": [123.675, 116.28, 103.53], "std": [58.395, 57.12, 57.375]}),
+            ("ToTensor", {}),
+            ("Padding", {"output_size": crop, "data_type": "tensor"}),
+        ]
+        steps = [DataTransformBuilder.REGISTERED_MODULES[kind](**arguments) for kind, arguments in kinds]
+        arrays: dict[str, Any] = {}
+        cases = []
+        for index, seed in enumerate(seeds):
+            height, width = sizes[index % len(sizes)]
+            key = f"ssseg-augment-{name}-{seed}"
+            image, label = common.photograph(key, height, width), common.annotation(key, height, width, classes)
+            values = label.astype(np.float32)  # as its datasets read them
+            values[label == 255] = -100
+            sample = {"image": image.copy(), "seg_target": values}
+            distorted = None
+            with draws.record(seed) as log:
+                for step in steps:
+                    sample = step(sample)
+                    if type(step).__name__ == "PhotoMetricDistortion":
+                        distorted = sample["image"].copy()
+            assert distorted is not None
+            values = [value for _, _, value in log]
+            names = [function for function, _, _ in log]
+            ratio = 0.5 + 1.5 * values.pop(0)
+            split = names.index("rand") - 1
+            crops = [values[2 * i : 2 * i + 2] for i in range(split // 2)]
+            values = values[split:]
+            flip = values.pop(0) <= 0.5
+            drawn = {"ratio": ratio, "crops": crops, "flip": flip, "photometric": draws.photometric(values)}
+            assert not values, values
+            final = sample["image"].numpy()
+            target = sample["seg_target"].numpy()
+            arrays[f"{seed}/image"] = np.ascontiguousarray(distorted.transpose(2, 0, 1))
+            arrays[f"{seed}/label"] = np.where(target == -100, 255, target).astype(np.uint8)
+            arrays[f"{seed}/projection"] = common.projections("final", final)
+            arrays[f"{seed}/corner"] = final[:, -2:, -2:]
+            if name == "small":
+                arrays[f"{seed}/final"] = final
+            cases.append({"seed": seed, "size": [height, width], "draws": drawn})
+        meta = {"cases": cases, "classes": classes, "scale": scale, "crop": crop, "versions": VERSIONS}
+        common.save(folder, f"augment-ssseg-{name}", arrays, meta)
+
+
+def inference(folder: Path) -> None:
+    """Single scale: resize, whole image, logits straight to the image's size (its test.py)."""
+    for name, stride, size, scale in (("whole", 8, (60, 80), (256, 80)), ("small", 16, (40, 60), (96, 64))):
+        case = f"ssseg-inference-{name}"
+        config = settings(50, stride, 21)
+        model = build(config, case)
+        model.eval()
+        image = common.photograph(case, *size)
+        steps = [
+            ("Resize", {"output_size": scale, "keep_ratio": True, "scale_range": None}),
+            ("Normalize", {"mean": [123.675, 116.28, 103.53], "std": [58.395, 57.12, 57.375]}),
+            ("ToTensor", {}),
+        ]
+        sample = {"image": image.copy()}
+        for kind, arguments in steps:
+            sample = DataTransformBuilder.REGISTERED_MODULES[kind](**arguments)(sample)
+        with torch.no_grad():
+            outputs = model.auginference(sample["image"][None])
+            resized = [F.interpolate(one, size=size, mode="bilinear", align_corners=False) for one in outputs]
+            logits = (sum(resized) / len(resized))[0]
+        arrays = {"single": logits.numpy(), "single_class": logits.argmax(0).numpy().astype(np.uint8)}
+        meta = {
+            "keys": {key: list(value.shape) for key, value in model.state_dict().items()},
+            "classes": 21,
+            "output_stride": stride,
+            "align_corners": False,
+            "size": size,
+            "scale": scale,
+            "window": None,
+            "stride": None,
+            "versions": VERSIONS,
+        }
+        common.save(folder, f"inference-{case}", arrays, meta)
+
+
+def metrics(folder: Path) -> None:
+    """Its own evaluation on the pairs that the mmsegmentation peer stored."""
+    stored, meta = common.load(folder / "metrics-mmseg.npz")
+    count = meta["pairs"]
+    predictions = [stored[f"prediction{i}"].astype(np.int32) for i in range(count)]
+    labels = [stored[f"label{i}"].astype(np.int32) for i in range(count)]
+    labels = [np.where(label == 255, -1, label) for label in labels]
+    result = Evaluation(seg_preds=predictions, seg_targets=labels, num_classes=19, ignore_index=-1).all_metric_results
+    arrays = {"miou": np.array(result["miou"]), "iou": result["iou"], "aacc": np.array(result["all_accuracy"])}
+    common.save(folder, "metrics-ssseg", arrays, {"versions": VERSIONS})
+
+
+TRAIN = {"batch": 2, "height": 65, "width": 97, "iterations": 20}
+RATES = {"recipe": 0.01, "tenth": 0.001}
+
+
+def training(folder: Path) -> None:
+    """Twenty iterations as its train.py runs them, on given batches, at two rates."""
+    for name, rate in RATES.items():
+        case = "ssseg-training"
+        config = settings(50, 8, 21)
+        config["scheduler"]["max_epochs"] = 1
+        config["scheduler"]["optimizer"]["lr"] = rate
+        config["scheduler"]["min_lr"] = 1e-4
+        model = build(config, case)
+        model.train()
+        keys = {key: list(value.shape) for key, value in model.state_dict().items()}
+        optimizer = BuildOptimizer(model, config["scheduler"]["optimizer"])
+        more = {"lr": rate, "iters_per_epoch": TRAIN["iterations"], "params_rules": {}}
+        scheduler = BuildScheduler(optimizer=optimizer, scheduler_cfg=config["scheduler"] | more)
+        losses, rates = [], []
+        for iteration in range(TRAIN["iterations"]):
+            image, label = common.training_batch(case, iteration, (TRAIN["batch"], TRAIN["height"], TRAIN["width"]))
+            rates.append(scheduler.updatelr())
+            optimizer.zero_grad()
+            output = model(structure(image, label, "TRAIN"))
+            output.loss.backward()
+            losses.append(output.losses_log_dict["loss_total"])
+            scheduler.step()
+        np.savez(folder / f"weights-ssseg-{name}.npz", **{k: v.numpy() for k, v in model.state_dict().items()})
+        meta = TRAIN | {"keys": keys, "classes": 21, "lr": rate, "versions": VERSIONS}
+        common.save(folder, f"training-ssseg-{name}", {"loss": np.array(losses), "lr": np.array(rates)}, meta)
+
+
+STEPS = (models, initialisation, schedule, augmentation, inference, metrics, training)
+
+
+def main() -> None:
+    """Runs every step, or those named after the folder."""
+    folder = Path(sys.argv[1])
+    for step in STEPS:
+        if len(sys.argv) == 2 or step.__name__ in sys.argv[2:]:
+            start = time.monotonic()
+            step(folder)
+            print(f"sssegmentation {ssseg.__version__}: {step.__name__}, {time.monotonic() - start:.0f} s", flush=True)
+
+
+if __name__ == "__main__":
+    main()

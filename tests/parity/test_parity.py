@@ -1,0 +1,84 @@
+"""The fast subset of `make parity`: ours against outputs stored from our own runs of the peers, and closed forms."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks.parity import common, compare, reference
+from benchmarks.parity.results import ASPECTS, Result
+
+DATA = Path(__file__).parent / "data"
+
+CHECKS: dict[str, Callable[[], Iterator[Result]]] = {
+    "mmsegmentation model": lambda: compare.check_models(DATA, only="mmseg-small"),
+    "sssegmentation model": lambda: compare.check_models(DATA, only="ssseg-small"),
+    "DRANet": lambda: compare.check_official_models(depth=50, only="official-dranet"),
+    "initialisation": lambda: compare.check_initialisation(DATA),
+    "schedules": compare.check_row_schedules,
+    "augmentation": lambda: compare.check_augmentation(DATA),
+    "official augmentation": compare.check_official_augmentation,
+    "inference": lambda: compare.check_inference(DATA),
+    "official inference": compare.check_official_inference,
+    "metrics": lambda: compare.check_metrics(DATA),
+}
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("name", CHECKS)
+def test_within_bounds(name: str) -> None:
+    results = list(CHECKS[name]())
+    assert results, "nothing was compared: tests/parity/data is incomplete"
+    broken = [f"{r.case}: {r.aspect} {r.measured:.3g} > {r.limit:.3g} ({r.note})" for r in results if not r.passed]
+    assert not broken, "\n".join(broken)
+
+
+def test_nan_breaks_a_bound() -> None:
+    for aspect in ASPECTS:
+        assert not Result("all", aspect, "", float("nan"), "").passed
+
+
+@pytest.mark.parametrize("align_corners", [False, True])
+def test_reference_resize_is_torchs(align_corners: bool) -> None:
+    x = torch.randn(2, 3, 7, 9, dtype=torch.float64)
+    for size in ((13, 20), (5, 4), (7, 9)):
+        expected = torch.nn.functional.interpolate(x, size, mode="bilinear", align_corners=align_corners)
+        torch.testing.assert_close(reference.bilinear(x, size, align_corners), expected, atol=1e-12, rtol=0)
+
+
+def test_projections_notice_a_change_of_one_entry() -> None:
+    value = np.ones((300, 700), np.float32)
+    changed = value.copy()
+    changed[123, 456] += 0.01
+    before, after = common.projections("x", value), common.projections("x", changed)
+    assert np.abs(before - after).max() > 0.005
+
+
+def test_the_papers_channel_attention_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    # softmax(E), as the paper has it, where every source computes softmax(max - E)
+    def paper(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return (x @ y.transpose(1, 2)).softmax(dim=-1)
+
+    monkeypatch.setattr("danet.models.attention._inverted_softmax", paper)
+    results = list(compare.check_models(DATA, only="ssseg-small"))
+    assert not any(result.passed for result in results if result.aspect == "logits")
+
+
+def test_a_wrong_draw_is_noticed() -> None:
+    augment = compare.row("ssseg").augment
+    replay = compare.Replay(augment, {"ratio": 1.0, "flip": True, "crops": [[0, 0], [0, 0]]})
+    assert replay.random() == pytest.approx(1 / 3)
+    assert replay.random() == 0.0
+    with pytest.raises(AssertionError):
+        replay.integers(0, 0)
