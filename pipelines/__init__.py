@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
+
+from joblib import cpu_count
 
 from danet.console import report_errors
 from danet.workspace import Workspace
@@ -16,3 +20,19 @@ def stage(work: Callable[[Workspace, str], None]) -> None:
     """
     with report_errors():
         work(Workspace(), sys.argv[1] if len(sys.argv) > 1 else "")
+
+
+def dvc_environment(without: str | None = None) -> dict[str, str]:
+    """Environment for a ``dvc`` started from here: this Python first on the path, and its threads in check.
+
+    Containers are often given two cores of a large machine: PyTorch would start a thread for each of its cores, and
+    waiting threads would spin on the little that there is (measured beside one other process: half the speed).
+
+    Args:
+        without: prefix of variables to leave out.
+    """
+    environment = {key: value for key, value in os.environ.items() if without is None or not key.startswith(without)}
+    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+    environment.setdefault("OMP_NUM_THREADS", str(cpu_count()))
+    environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    return environment

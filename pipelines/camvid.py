@@ -16,6 +16,7 @@ import torch
 from danet.console import console, report_errors
 from danet.errors import DataError
 from danet.workspace import Workspace
+from pipelines import dvc_environment
 
 
 def main() -> None:
@@ -26,12 +27,14 @@ def main() -> None:
             if not Path(folder).is_dir():
                 raise DataError(f"CAMVID={folder} is no folder; give the one that holds train, trainannot, val, ...")
             os.environ["DANET_CAMVID"] = str(Path(folder).resolve())
-        os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+        environment = dvc_environment()
         short = not torch.cuda.is_available()
         names = [row.name for row in Workspace().params().table_rows("camvid") if row.name.endswith("-short") == short]
         console.print(f"[bold]CamVid:[/] {'no GPU, short schedule' if short else 'full schedule'}: {', '.join(names)}")
         for arguments in ([f"evaluate@{name}" for name in names], ["-s", "report@camvid"], ["-s", "index"]):
-            code = subprocess.run([sys.executable, "-m", "dvc", "repro", *arguments], check=False).returncode
+            code = subprocess.run(
+                [sys.executable, "-m", "dvc", "repro", *arguments], env=environment, check=False
+            ).returncode
             if code:
                 sys.exit(code)
 

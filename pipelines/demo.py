@@ -8,13 +8,14 @@ official ones. Its tables stay in that folder; its MLflow runs go to the reposit
 
 from __future__ import annotations
 
+import argparse
 import os
 import shutil
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -24,19 +25,28 @@ from typing import Any
 import yaml
 
 from danet.console import console, report_errors
-from danet.errors import DanetError
+from danet.errors import ConfigError, DanetError
 from danet.files import sha256, write_json, write_text
 from danet.rows import load_params, merge
+from pipelines import dvc_environment
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 
 def main() -> None:
     """Prepares the workspace if needed, runs ``dvc repro`` in it and prints the table."""
-    folder = REPOSITORY / "build" / "demo"
+    parser = argparse.ArgumentParser(prog="python -m pipelines.demo", description="Every stage on generated data.")
+    parser.add_argument("--seeds", type=int, default=1, metavar="N", help="train every row with the seeds 0 to N-1")
+    parser.add_argument("--dataset", action="append", metavar="NAME", help="only the rows of this dataset (repeatable)")
+    options = parser.parse_args()
+    if options.seeds < 1:
+        parser.error("--seeds must be positive")
+    # other rows or seeds have a workspace of their own, so that the demo's own stays up to date
+    parts = sorted(options.dataset or []) + ([f"{options.seeds}-seeds"] if options.seeds > 1 else [])
+    folder = REPOSITORY / "build" / "-".join(["demo", *parts])
     started = time.monotonic()
     with report_errors():
-        prepare(REPOSITORY, folder)
+        prepare(REPOSITORY, folder, seeds=options.seeds, datasets=options.dataset)
         with serve(folder / "archives") as address:
             code = repro(folder, address)
         if code:
@@ -46,12 +56,27 @@ def main() -> None:
         show(folder, time.monotonic() - started)
 
 
-def prepare(repository: Path, folder: Path) -> None:
-    """Archives, parameters and DVC workspace; does nothing that is already done."""
+def prepare(repository: Path, folder: Path, *, seeds: int = 1, datasets: Sequence[str] | None = None) -> None:
+    """Archives, parameters and DVC workspace; does nothing that is already done.
+
+    Args:
+        repository: whose ``params.yaml``, ``demo/profile.yaml`` and ``dvc.yaml`` are used.
+        folder: of the workspace.
+        seeds: of every row.
+        datasets: whose rows; by default all.
+
+    Raises:
+        ConfigError: for a dataset that the demo does not have.
+    """
     archives = folder / "archives"
     made = archives / "made.json"
     profile_file = repository / "demo" / "profile.yaml"
     profile = yaml.safe_load(profile_file.read_text(encoding="utf-8"))
+    unknown = sorted(set(datasets or ()) - set(profile["train_split"]))
+    if unknown:
+        raise ConfigError(f"the demo has no dataset {unknown[0]!r}; it has: {', '.join(profile['train_split'])}")
+    profile["row"]["seeds"] = list(range(seeds))
+    profile["train_split"] = {k: v for k, v in profile["train_split"].items() if not datasets or k in datasets}
     stamp = sha256(repository / "danet" / "data" / "synthetic.py")
     facts = yaml.safe_load(made.read_text(encoding="utf-8")) if made.exists() else {}
     if facts.get("stamp") != stamp:
@@ -67,6 +92,8 @@ def prepare(repository: Path, folder: Path) -> None:
     if not target.exists() or target.read_text(encoding="utf-8") != text:
         write_text(target, text)
     load_params(target)
+    if not (folder / "released.yaml").exists():
+        write_text(folder / "released.yaml", "released: {}\n")  # nobody released weights for generated scenes
     pipeline = folder / "dvc.yaml"
     if not pipeline.is_symlink():
         pipeline.symlink_to(os.path.relpath(repository / "dvc.yaml", folder))
@@ -111,6 +138,7 @@ def merge_profile(params: dict[str, Any], profile: dict[str, Any], facts: dict[s
     result["datasets"] = {
         name: merge(params["datasets"][name], {**made, "title": f"{params['datasets'][name]['title']} (generated)"})
         for name, made in facts["datasets"].items()
+        if name in profile["train_split"]
     }
     result["weights"] = {name: merge(params["weights"][name], made) for name, made in facts["weights"].items()}
     result["tables"] = profile["table"]
@@ -139,12 +167,8 @@ class _Quiet(SimpleHTTPRequestHandler):
 
 def repro(folder: Path, address: str) -> int:
     """Runs ``dvc repro`` with the archives' address as mirror; returns its exit code."""
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("DANET_")}
-    environment |= {
-        "DANET_MIRROR": address,
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
-        "MLFLOW_TRACKING_URI": os.environ.get("MLFLOW_TRACKING_URI", f"sqlite:///{REPOSITORY / 'mlflow.db'}"),
-    }
+    environment = dvc_environment(without="DANET_") | {"DANET_MIRROR": address}
+    environment.setdefault("MLFLOW_TRACKING_URI", f"sqlite:///{REPOSITORY / 'mlflow.db'}")
     return subprocess.run([sys.executable, "-m", "dvc", "repro"], cwd=folder, env=environment, check=False).returncode
 
 

@@ -211,11 +211,12 @@ class Clustering(nn.Module):
         self.register_buffer("V_count_buffer", torch.ones(clusters, dtype=torch.float64))
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
-        """``(B, C, H, W)`` to similarities in [-1, 1], ``(B, K, H, W)`` float32."""
+        """``(B, C, H, W)`` to similarities in [-1, 1], ``(B, K, H, W)``, at least float32."""
         with _without_autocast(x_BCHW):
-            u_PC = F.normalize(_positions(x_BCHW).flatten(0, 1).float(), dim=-1)
+            wide = torch.promote_types(x_BCHW.dtype, torch.float32)
+            u_PC = F.normalize(_positions(x_BCHW).flatten(0, 1).to(wide), dim=-1)
             # A copy, because the update below writes to what backward would read.
-            centres_KC = F.normalize(self.V_buffer.clone(), dim=-1)
+            centres_KC = F.normalize(self.V_buffer.to(wide, copy=True), dim=-1)
             similarity_PK = u_PC @ centres_KC.T
             if self.training:
                 self._update(u_PC.detach(), similarity_PK.detach())
@@ -229,7 +230,7 @@ class Clustering(nn.Module):
         # A cluster to which nothing is assigned keeps its centre; the source would divide 0 by 0 here.
         mean_KC = (assignment_PK.T @ u_PC) / count_K.clamp_min(torch.finfo(count_K.dtype).tiny).unsqueeze(1)
         total_K = self.V_count_buffer + count_K.double()
-        step_K1 = (count_K.double() / total_K).float().unsqueeze(1)
+        step_K1 = (count_K.double() / total_K).to(mean_KC.dtype).unsqueeze(1)
         self.V_buffer.copy_((1 - step_K1) * self.V_buffer + step_K1 * mean_KC)
         self.V_count_buffer.copy_(total_K)
 
