@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow lint camvid parity hooks constraints clean clean-demo
+.PHONY: report-diff verdicts help setup demo test test-slow lint camvid parity hooks constraints clean clean-demo
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -35,6 +35,12 @@ camvid: $(READY)  ## CamVid from scratch (CAMVID=folder for local images): full 
 
 parity: $(READY)  ## compare with the peers, in an environment of their own; writes reports/parity.md
 	@$(BIN)/python -m benchmarks.parity
+
+report-diff: $(READY)  ## how the metrics differ from BASE (default main), as markdown for a pull request
+	@$(BIN)/python -m pipelines.report_diff $(or $(BASE),main)
+
+verdicts: $(READY)  ## simulate the verdicts' error rates; writes reports/verdict-simulation.md
+	@$(BIN)/python -m benchmarks.verdict_simulation
 
 hooks: $(READY)  ## install the git hooks
 	@$(BIN)/pre-commit install

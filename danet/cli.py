@@ -136,7 +136,8 @@ def _print_rows(records: list[dict]) -> None:  # type: ignore[type-arg]
         p = r["published"]
         shown.add_row(
             r["row"], r["backbone"], str(r["output_stride"]), r["crop_size"], r["schedule"],
-            number(p["miou"]), number(p["miou_ms_flip"]), number(p["aacc"]), number(p["memory_gb"], 1), number(p["fps"]),
+            number(p["miou"]), number(p["miou_ms_flip"]), number(p["aacc"]),
+            number(p["memory_gb"], 1), number(p["fps"]),
         )  # fmt: skip
     wide = Console() if sys.stdout.isatty() else Console(width=140)
     wide.print(shown)
@@ -166,7 +167,7 @@ def evaluate(
     row: RowName,
     weights: Annotated[
         Path | None,
-        typer.Option(help="Evaluate this file instead of the row's own trained weights.", show_default=False),
+        typer.Option(help="Evaluate this file (trained, imported or released) instead.", show_default=False),
     ] = None,
     device: Device = None,
     workspace: Root = Path(),
@@ -183,10 +184,159 @@ def evaluate(
 
 
 @app.command()
+def verify(
+    row: Annotated[
+        str | None, typer.Argument(metavar="[ROW]", help="A row's name, as `danet rows` prints it; or --all.")
+    ] = None,
+    every: Annotated[
+        bool, typer.Option("--all", help="Every row with published numbers, one after the other.")
+    ] = False,
+    weights: Annotated[
+        Path | None,
+        typer.Option(
+            help="The released file (as it is, or imported) instead of fetching the one that released.yaml names.",
+            show_default=False,
+        ),
+    ] = None,
+    again: Annotated[
+        bool, typer.Option("--again", help="With --all: also what was measured before with the same weights and data.")
+    ] = False,
+    device: Device = None,
+    workspace: Root = Path(),
+    no_mlflow: Annotated[bool, typer.Option("--no-mlflow", help="Do not log to MLflow.")] = False,
+) -> None:
+    """Check a published number: evaluate the weights that were released with it, by its source's protocol.
+
+    The weights are fetched if need be; the data set must be prepared (dvc repro convert@DATASET). With --all, rows that
+    lack weights or data are skipped, each with its reason. The tables show the result as "Released weights".
+    """
+    from danet.errors import ConfigError
+    from danet.tracking import run
+    from danet.verify import exit_code, summary_of, verify_all, verify_row
+
+    space = Workspace(workspace)
+    tracker = None if no_mlflow else run
+    if every == (row is not None) or (every and weights is not None):
+        raise ConfigError("give either one ROW (with --weights FILE if you like) or --all")
+    if row is not None:
+        params = space.params()
+        chosen = params.row(row)
+        result = verify_row(chosen, space, weights=weights, device=device, tracker_factory=tracker)
+        _print_verified([summary_of(chosen, result.metrics, "measured", params.bands.released)])
+        return
+    results = verify_all(
+        space,
+        device=device,
+        tracker_factory=tracker,
+        again=again,
+        report=lambda one, done, count: console.print(
+            f"{done}/{count} {one.row}: {one.state}{': ' if one.reason else ''}{one.reason}", markup=False
+        ),
+    )
+    _print_verified(results)
+    if exit_code(results):
+        raise typer.Exit(exit_code(results))
+
+
+def _print_verified(results: list) -> None:  # type: ignore[type-arg]
+    from rich.console import Console
+    from rich.table import Table
+
+    shown = Table(box=None, pad_edge=False, header_style="bold")
+    shown.add_column("row", no_wrap=True)
+    for title in ("published", "released weights", "difference", "verdict", "published ms+flip", "measured", "verdict"):
+        shown.add_column(title, justify="left" if title == "verdict" else "right")
+
+    def cells(published: float | None, measured: float | None, verdict: str) -> list[str]:
+        gap = "-" if None in (published, measured) else f"{(measured or 0) - (published or 0):+.2f}"
+        return [_two(published), _two(measured), gap, verdict or "-"]
+
+    measured = [each for each in results if each.state in ("measured", "kept")]
+    for each in measured:
+        single, multi = each.verdicts
+        more = cells(each.published_ms_flip, each.miou_ms_flip, multi)
+        shown.add_row(each.row, *cells(each.published_miou, each.miou, single), more[0], more[1], more[3])
+    wide = Console() if sys.stdout.isatty() else Console(width=160)
+    if measured:
+        wide.print(shown)
+    if not results:
+        wide.print("No row here has published numbers or released weights; give a ROW and --weights FILE.")
+        return
+    others = {state: sum(each.state == state for each in results) for state in ("skipped", "failed")}
+    wide.print(
+        f"{len(measured)} of {len(results)} rows verified (mIoU in percent)"
+        + "".join(f", {count} {state}" for state, count in others.items() if count)
+    )
+
+
+def _two(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
+
+
+@app.command("import-weights")
+def import_weights_command(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A checkpoint as its source released it.")],
+    out: Annotated[Path, typer.Option(help="The .safetensors to write.")],
+    row: Annotated[
+        str | None,
+        typer.Option(help="Whose weights they are (default: found by name, hash or tensors).", show_default=False),
+    ] = None,
+    incomplete: Annotated[
+        bool,
+        typer.Option("--incomplete", help="Import also a file that lacks tensors or has others; they are listed."),
+    ] = False,
+    workspace: Root = Path(),
+) -> None:
+    """Bring a released checkpoint (mmsegmentation, sssegmentation, official DANet, DRANet, ClusterDANet) to our format.
+
+    The source is recognised from the names of the tensors; every tensor is accounted for. Nothing in the file is run.
+    """
+    from danet.weights.exchange import import_weights
+
+    typer.echo(import_weights(file, out, Workspace(workspace).params(), row=row, incomplete=incomplete))
+
+
+@app.command("export-weights")
+def export_weights_command(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Trained or imported weights (.safetensors).")],
+    out: Annotated[Path, typer.Option(help="The .pth to write.")],
+    to: Annotated[
+        str, typer.Option(help="mmsegmentation, sssegmentation, official, official-dranet or clusterdanet.")
+    ] = "mmsegmentation",
+) -> None:
+    """Write weights in another toolbox's names, to be loaded there; `import-weights` brings them back exactly."""
+    from danet.weights.exchange import export_weights
+
+    typer.echo(f"{out}: {export_weights(file, out, target=to)} tensors in the names of {to}")
+
+
+@app.command()
+def submit(
+    row: RowName,
+    weights: Annotated[Path, typer.Option(help="Trained, imported or released weights of that row's model.")],
+    out: Annotated[Path, typer.Option(help="The .zip to write.")],
+    mode: Annotated[
+        Mode | None,
+        typer.Option(help="ss or ms (default: ms where the row defines it).", show_default=False),
+    ] = None,
+    device: Device = None,
+    workspace: Root = Path(),
+) -> None:
+    """Write the zip for the Cityscapes test server: label ids of the 1525 test images at 1024x2048."""
+    from danet.submission import write_submission
+
+    space = Workspace(workspace)
+    count = write_submission(
+        space.params().row(row), space, weights=weights, out=out, mode=mode.value if mode else None, device=device
+    )
+    typer.echo(f"{out}: {count} images; upload it at https://www.cityscapes-dataset.com/submit/")
+
+
+@app.command()
 def predict(
     images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Photographs (JPEG, PNG).")],
     row: Annotated[str, typer.Option(help="The row whose model and testing protocol to use.")],
-    weights: Annotated[Path, typer.Option(help="Weights of that row's model (.safetensors).")],
+    weights: Annotated[Path, typer.Option(help="Weights of that row's model: trained, imported or released.")],
     out: Annotated[Path, typer.Option(help="Folder for the results; made if missing.")],
     mode: Annotated[Mode, typer.Option(help="ss: single scale; ms: multi-scale + flip.")] = Mode.ss,
     logits: Annotated[bool, typer.Option("--logits", help="Also write float32 C x H x W scores as .npy.")] = False,
@@ -237,17 +387,119 @@ def report(
     table: Annotated[
         str | None, typer.Argument(metavar="[TABLE]", help="Only this table (default: all, and the index).")
     ] = None,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Fail, once all is written, if a metrics file had to be left out.")
+    ] = False,
+    keep_pictures: Annotated[
+        bool | None,
+        typer.Option(
+            "--keep-pictures/--no-pictures",
+            help="Show the dataset's images in reports/ (default: as the table's `pictures` in params.yaml says). "
+            "Do not commit those of a dataset that must not be redistributed.",
+            show_default=False,
+        ),
+    ] = None,
+    mlflow: Annotated[
+        bool, typer.Option("--mlflow", help="Log page and figures to MLflow too, as the stage does.")
+    ] = False,
     workspace: Root = Path(),
 ) -> None:
     """Rebuild tables and figures from the metrics files at hand; runs nothing else."""
-    from danet.report import write_index, write_table
+    from danet.errors import DanetError
+    from danet.report import Problem, write_index, write_table
 
     space = Workspace(workspace)
     params = space.params()
+    left_out: list[Problem] = []
     for each in [table] if table else list(params.tables):
-        typer.echo(write_table(each, params, space))
+        written = write_table(each, params, space, keep_pictures=keep_pictures)
+        typer.echo(written)
+        left_out += written.problems
+        if mlflow and written.measured:
+            from danet.tracking import log_report
+
+            reason = log_report(each, space, written.files)
+            if reason:
+                console.print(f"MLflow: {reason}", markup=False)
     if table is None:
         typer.echo(write_index(params, space))
+    for problem in left_out:
+        console.print(f"left out: {problem.file}: {problem.reason}", markup=False)
+    if strict and left_out:
+        raise DanetError(f"{len(left_out)} metrics files, or parts of them, had to be left out of the tables (above)")
+
+
+RunName = Annotated[
+    str,
+    typer.Argument(metavar="RUN", help="ROW, ROW:SEED, ROW:released, or the path of an evaluation.json (PATH:SEED)."),
+]
+
+
+@app.command()
+def show(
+    run: RunName,
+    format: Annotated[Format, typer.Option(help="table for people, json for programs.")] = Format.table,
+    workspace: Root = Path(),
+) -> None:
+    """Show a run: its numbers, per-class IoU and where they came from (code, data, weights, seed, machine)."""
+    from danet.runs import describe, load_run, show_text
+
+    found = load_run(run, Workspace(workspace))
+    typer.echo(json.dumps(describe(found), indent=2) if format is Format.json else show_text(found))
+
+
+@app.command()
+def diff(
+    first: RunName,
+    second: RunName,
+    format: Annotated[Format, typer.Option(help="table for people, json for programs.")] = Format.table,
+    workspace: Root = Path(),
+) -> None:
+    """Say what differs between two runs: settings, provenance, weights, data, and per-class IoU."""
+    from danet.runs import compare, diff_text, load_run
+
+    space = Workspace(workspace)
+    runs = load_run(first, space), load_run(second, space)
+    difference = compare(*runs)
+    if format is Format.json:
+        typer.echo(json.dumps(difference.describe(), indent=2))
+    else:
+        typer.echo(diff_text(*runs, difference))
+
+
+@app.command()
+def reproduce(
+    report: Annotated[Path, typer.Argument(metavar="REPORT.json", help="A table as data: reports/tables/NAME.json.")],
+    row: RowName,
+    train: Annotated[
+        bool, typer.Option("--train", help="Train the reported seeds anew, in build/reproduce, instead of evaluating.")
+    ] = False,
+    device: Device = None,
+    workspace: Root = Path(),
+) -> None:
+    """Run a row of a table's JSON again, ours or a colleague's, and say whether it agrees (exit code 1: it does not).
+
+    By default the row's trained weights are evaluated again. With the weights of the report, the numbers must agree
+    within bands.released; otherwise within the dataset's band.
+    """
+    from danet.reproduce import check_row
+
+    check = check_row(report, row, Workspace(workspace), train=train, device=device)
+    typer.echo(check)
+    if not check.agrees:
+        raise typer.Exit(1)
+
+
+@app.command()
+def sync(workspace: Root = Path()) -> None:
+    """Send to MLflow what earlier runs could not send because it was unreachable."""
+    from danet.tracking import sync as send
+
+    sent = send(Workspace(workspace))
+    for path, operations in sent.items():
+        typer.echo(f"{path}: {operations} operations sent")
+    if not sent:
+        typer.echo("nothing was waiting to be sent")
 
 
 @app.command()

@@ -138,7 +138,7 @@ def _version(package: str) -> str | None:
 def _cuda() -> dict[str, Any]:
     facts: dict[str, Any] = {"cuda": None, "cudnn": None, "driver": None, "gpu": None, "gpus": 0}
     try:
-        import torch  # noqa: PLC0415 - takes seconds, and may be broken
+        import torch
 
         facts["torch"] = str(torch.__version__)  # with the build (+cpu, +cu130), which the package's metadata may lack
         facts["cuda"] = torch.version.cuda

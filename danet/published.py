@@ -35,8 +35,6 @@ class Published(Strict):
     """Images per second of testing, as the source measures it."""
     device: str | None = None
     """What memory and fps were measured on."""
-    checkpoint: str | None = None
-    """Address of the released weights."""
     log: str | None = None
     """Address of the released training log."""
 

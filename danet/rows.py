@@ -9,6 +9,7 @@ The published numbers are not here: they are data, in ``benchmarks/published.yam
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import json
 import re
@@ -109,14 +110,16 @@ class Schedule(Strict):
 
     @property
     def text(self) -> str:
+        """The length in words, for tables."""
         return f"{self.iterations} iterations" if self.iterations else f"{self.epochs} epochs"
 
     def iterations_per_epoch(self, samples: int) -> int:
-        """Optimizer steps in one epoch over ``samples`` images (2975 Cityscapes images, batch 8: 371 on 1 GPU, 372 on 8)."""
+        """Optimizer steps in one epoch (2975 Cityscapes images, batch 8: 371 on one replica, 372 on 8)."""
         per_replica = -(-samples // self.replicas)
         return max(1, per_replica // max(1, self.batch_size // self.replicas))
 
     def total_iterations(self, samples: int) -> int:
+        """Optimizer steps of the whole training over ``samples`` images."""
         if self.iterations is not None:
             return self.iterations
         assert self.epochs is not None
@@ -132,7 +135,7 @@ class Resize(Strict):
 
     rule: Literal["ratio", "short", "long"]
     scale: Size | None = None
-    """For ``ratio``: (height, width), e.g. [1024, 2048]; fitted by long and short side, whatever the orientation."""
+    """For ``ratio``: e.g. [1024, 2048]; fitted by long and short side, whatever the orientation."""
     base: int | None = Field(default=None, gt=0)
     range: tuple[Positive, Positive]
 
@@ -220,7 +223,8 @@ class Test(Strict):
         if self.mode == "slide" and (self.window is None or self.stride is None):
             raise ValueError("mode 'slide' needs window and stride")
         if self.mode == "slide":
-            assert self.window is not None and self.stride is not None
+            assert self.window is not None
+            assert self.stride is not None
             if self.stride[0] > self.window[0] or self.stride[1] > self.window[1]:
                 raise ValueError(f"stride {list(self.stride)} larger than window {list(self.window)} leaves gaps")
         if self.resize != "none" and self.scale is None:
@@ -292,9 +296,15 @@ class Row(Strict):
             crop, window = self.augment.crop_size, self.test.window
             if crop[0] > window[0] or crop[1] > window[1]:
                 raise ValueError(
-                    f"augment.crop_size {list(crop)} is larger than test.window {list(window)}; allowed: up to the window"
+                    f"augment.crop_size {list(crop)} is larger than test.window {list(window)}; "
+                    "allowed: up to the window"
                 )
         return self
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What moves results, JSON-serialisable: all but the runtime, the seeds and what is said to the reader."""
+        return self.model_dump(mode="json", exclude={"runtime", "seeds", "protocol", "notes", "val_interval", "table"})
 
     @property
     def train_hash(self) -> str:
@@ -352,10 +362,24 @@ class Weights(Strict):
     url: str | None
     file: str | None
     checksum: str | None = None
-    """``sha1:``/``sha256:`` and the digits known; a prefix of the digest is allowed where only that is published."""
+    """``sha1:``/``sha256:`` and the digits known; a prefix is allowed where only that is published."""
     backbone: Literal["resnet50", "resnet101"] | None
     stem: Literal["7x7", "deep-32-32-64", "deep-64-64-128"] | None
     title: str
+
+
+class Released(Strict):
+    """Weights that a source released for a row; ``table``, ``recipe``, ``dataset`` are the row's (for ``dvc.yaml``)."""
+
+    table: Name
+    recipe: str
+    dataset: Name
+    file: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """Name of the file; a copy placed by hand is looked for under it."""
+    url: str | None = Field(default=None, pattern=r"^https?://")
+    """Null where it can only be placed by hand."""
+    checksum: str | None = Field(default=None, pattern=r"^sha256:[0-9a-f]{8,64}$")
+    """The digits that are published, often only the first; null where none are."""
 
 
 class Table(Strict):
@@ -368,6 +392,23 @@ class Table(Strict):
     published: bool = True
     """False where the source gives no numbers (demo, CamVid): the table then has no such columns."""
     banner: str = ""
+    pictures: bool = False
+    """Whether pages may show the dataset's images; most datasets must not be redistributed."""
+
+
+class Bands(Strict):
+    """Points of mIoU within which a result counts as equal to the published one (``docs/verdicts.md`` says why)."""
+
+    trained: Positive = 0.5
+    """Of rows trained here, where their dataset has no band of its own."""
+    released: Positive = 0.05
+    """Of released weights, where only the arithmetic can differ."""
+    datasets: dict[Name, Positive] = {}
+    """Of rows trained on these datasets."""
+
+    def of(self, dataset: str) -> float:
+        """The band of rows trained on a dataset."""
+        return self.datasets.get(dataset, self.trained)
 
 
 class Revisions(Strict):
@@ -387,11 +428,24 @@ class Params:
     def __init__(self, raw: Mapping[str, Any], path: Path) -> None:
         self.path = path
         self._raw = raw
-        known = {"revisions", "recipes", "settings", "datasets", "weights", "tables", "rows", "numerics", "runtime"}
+        known = {
+            "revisions",
+            "bands",
+            "recipes",
+            "settings",
+            "datasets",
+            "weights",
+            "tables",
+            "rows",
+            "released",
+            "numerics",
+            "runtime",
+        }
         unknown = sorted(set(raw) - known)
         if unknown:
             raise ConfigError(f"{path}: unknown section {unknown[0]!r}; allowed: {', '.join(sorted(known))}")
         self.revisions = _validate(Revisions, raw.get("revisions", {}), path, "revisions")
+        self.bands = _validate(Bands, raw.get("bands") or {}, path, "bands")
         self.datasets = {
             key: _validate(Dataset, value, path, f"datasets.{key}") for key, value in self._section("datasets").items()
         }
@@ -402,6 +456,7 @@ class Params:
             key: _validate(Table, value, path, f"tables.{key}") for key, value in self._section("tables").items()
         }
         self.rows = {key: self._resolve(key, value) for key, value in self._section("rows").items()}
+        self.released = {key: self._released(key, value) for key, value in self._section("released").items()}
 
     def _section(self, name: str) -> Mapping[str, Any]:
         section = self._raw.get(name) or {}
@@ -465,6 +520,19 @@ class Params:
                 )
         return resolved
 
+    def _released(self, name: str, value: Any) -> Released:
+        where, path = f"released.{name}", self.path.with_name("released.yaml")
+        found = _validate(Released, value, path, where)
+        if name not in self.rows:
+            raise ConfigError(f"{path}: {where}: no such row; rename or remove the entry")
+        row = self._section("rows")[name]
+        for field in ("table", "recipe", "dataset"):
+            if getattr(found, field) != row.get(field):
+                raise ConfigError(
+                    f"{path}: {where}.{field}: is {getattr(found, field)!r}, rows.{name} has {row.get(field)!r}"
+                )
+        return found
+
     def row(self, name: str) -> Row:
         """The row called ``name``.
 
@@ -489,20 +557,26 @@ class Params:
     def _known(self, kind: str, name: str, known: Mapping[str, Any]) -> str:
         if name in known:
             return name
-        import difflib
-
         close = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
         hint = f"did you mean {', '.join(close)}?" if close else f"known: {', '.join(known)}"
         raise ConfigError(f"unknown {kind} {name!r} ({self.path}); {hint}")
 
 
 def load_params(path: Path | str = "params.yaml") -> Params:
-    """Reads and validates ``params.yaml``.
+    """Reads and validates ``params.yaml``, and ``released.yaml`` beside it where there is one.
 
     Raises:
         ConfigError: naming the row, the field and the allowed values.
     """
     path = Path(path)
+    raw = dict(_load(path))
+    released = path.with_name("released.yaml")
+    if released.exists():
+        raw["released"] = _load(released).get("released")
+    return Params(raw, path)
+
+
+def _load(path: Path) -> Mapping[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
@@ -515,7 +589,7 @@ def load_params(path: Path | str = "params.yaml") -> Params:
         raise ConfigError(f"{path}: is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(raw, Mapping):
         raise ConfigError(f"{path}: must hold a mapping of sections")
-    return Params(raw, path)
+    return raw
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

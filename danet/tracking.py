@@ -17,7 +17,7 @@ import re
 import socket
 import sqlite3
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -33,7 +33,7 @@ from danet.errors import DanetError, Interrupted
 from danet.rows import Row
 from danet.workspace import Workspace
 
-Stage = Literal["train", "evaluate"]
+Stage = Literal["train", "evaluate", "verify"]
 Value = float | int | None
 
 MAX_METRICS, MAX_PARAMS, MAX_TAGS = 1000, 100, 100
@@ -100,7 +100,9 @@ class Tracker:
         self._client: _Client | None = None
         self._uri = tracking_uri(workspace)
         self._workspace = workspace
-        self._unsent = workspace.root / UNSENT / f"{row.name}-seed{seed}.jsonl"
+        self._unsent = (
+            workspace.root / UNSENT / f"{row.name}-{'released' if stage == 'verify' else f'seed{seed}'}.jsonl"
+        )
         self._header = _header(row, stage, seed, experiment)
         self._metrics: list[tuple[str, float, int, int]] = []  # key, value, milliseconds since 1970, step
         self._sent_steps: dict[str, int] = {}
@@ -222,7 +224,8 @@ def run(
     Args:
         row: whose settings become parameters and tags.
         stage: ``train`` makes a new run or goes on with one; ``evaluate`` adds to the run of the training, or makes
-            one if the row was trained elsewhere or its testing settings have changed since.
+            one if the row was trained elsewhere or its testing settings have changed since; ``verify`` (released
+            weights, whose seed nobody knows) has runs of its own, named ``<row> released``.
         seed: of the run.
         workspace: where the local store and the file for unsent values are.
         experiment: MLflow's experiment; by default ``danet / <title of the row's table>``.
@@ -243,6 +246,36 @@ def run(
         tracker.end("KILLED" if stopped else "FINISHED" if clean else "FAILED")
         raise
     tracker.end("FINISHED")
+
+
+def log_report(table: str, workspace: Workspace, files: Sequence[Path]) -> str | None:
+    """Puts a table's page and pictures into MLflow: the run "report <table>" of the table's experiment, made once.
+
+    Args:
+        table: its name in ``params.yaml``.
+        workspace: whose store, if ``MLFLOW_TRACKING_URI`` does not name one.
+        files: to send; they replace those of the same name that the run has.
+
+    Returns:
+        Why it could not be done, else None. A report never depends on MLflow, and can be sent again at any time.
+    """
+    try:
+        uri = tracking_uri(workspace)
+        client = connect(uri)
+        title = workspace.params().tables[table].title
+        experiment = _experiment(client, f"danet / {title}", workspace, uri)
+        found = client.search_runs([experiment], f"tags.report = '{table}'", max_results=1)
+        if found:
+            run_id = found[0].info.run_id
+        else:
+            tags = {"report": table, "stage": "report", "mlflow.source.name": f"danet report {table}"}
+            run_id = client.create_run(experiment, tags=tags, run_name=f"report {table}").info.run_id
+        for path in files:
+            client.log_artifact(run_id, str(path), "examples" if path.parent.name.startswith("examples@") else None)
+        client.set_terminated(run_id, "FINISHED")
+    except Exception as error:
+        return _redacted(" ".join(str(error).split())[:300])
+    return None
 
 
 def sync(workspace: Workspace) -> dict[Path, int]:
@@ -321,7 +354,7 @@ def connect(uri: str) -> _Client:
 
 def _new_client(uri: str) -> _Client:
     # MLflow takes a second to import, and commands that track nothing should not wait for it
-    from mlflow import MlflowClient  # noqa: PLC0415
+    from mlflow import MlflowClient
 
     for name, level in {
         "alembic": logging.WARNING,
@@ -345,6 +378,8 @@ def _experiment_name(row: Row, workspace: Workspace) -> str:
 def _header(row: Row, stage: Stage, seed: int, experiment: str) -> dict[str, Any]:
     """Everything needed to find or make the run, now or in a later :func:`sync`."""
     commit, dirty = provenance.code_version()
+    shown_seed = "released" if stage == "verify" else str(seed)  # runs are found by it, so released weights have theirs
+    again = "verify" if stage == "verify" else "evaluate"
     tags = {
         "source": row.source,
         "dataset": row.dataset,
@@ -357,10 +392,10 @@ def _header(row: Row, stage: Stage, seed: int, experiment: str) -> dict[str, Any
         "row": row.name,
         "row_hash": row.hash,
         "train_hash": row.train_hash,
-        "seed": str(seed),
+        "seed": shown_seed,
         "mlflow.source.name": f"danet {stage} {row.name}",
         "mlflow.source.type": "LOCAL",
-        "mlflow.note.content": f"{row.protocol[:1].upper()}{row.protocol[1:]}.\n\n    dvc repro evaluate@{row.name}",
+        "mlflow.note.content": f"{row.protocol[:1].upper()}{row.protocol[1:]}.\n\n    dvc repro {again}@{row.name}",
     }
     if commit != "unknown":
         tags["mlflow.source.git.commit"] = commit
@@ -368,9 +403,9 @@ def _header(row: Row, stage: Stage, seed: int, experiment: str) -> dict[str, Any
         "op": "run",
         "stage": stage,
         "experiment": experiment,
-        "name": f"{row.name} seed {seed}",
+        "name": f"{row.name} released" if stage == "verify" else f"{row.name} seed {seed}",
         "tags": tags,
-        "params": flat_params(row) | {"seed": str(seed)},
+        "params": flat_params(row) | {"seed": shown_seed},
         "row_yaml": row_yaml(row),
         "run_id": None,
         "time": int(time.time() * 1000),
@@ -434,7 +469,7 @@ def _experiment(client: _Client, name: str, workspace: Workspace, uri: str) -> s
 
 
 def _apply(client: _Client, run_id: str, operation: Mapping[str, Any], root: Path, stage: str) -> None:
-    from mlflow.entities import Metric, Param, RunTag  # noqa: PLC0415 - see _new_client
+    from mlflow.entities import Metric, Param, RunTag
 
     kind = operation["op"]
     if kind == "metrics":

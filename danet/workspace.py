@@ -35,7 +35,7 @@ class Workspace:
         return self.root / "data" / "weights" / name
 
     def released(self, row: Row) -> Path:
-        """Weights that the source released for a row, in our names (folder with ``weights.safetensors``, ``source.json``)."""
+        """Weights that the source released for a row, in our names (folder as :meth:`weights`)."""
         return self.root / "data" / "released" / row.name
 
     def verification(self, row: Row) -> Path:
@@ -57,6 +57,10 @@ class Workspace:
     def evaluation(self, row: Row) -> Path:
         """Pictures and arrays of an evaluation, cached by DVC (folder)."""
         return self.root / "evaluations" / row.name
+
+    def evaluation_examples(self, table: str) -> Path:
+        """Pictures of fixed images across a table's rows (folder); no row's name has an ``@``."""
+        return self.root / "evaluations" / f"examples@{table}"
 
     def reports(self) -> Path:
         """Tables and figures (folder)."""

@@ -20,7 +20,8 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture(scope="module")
 def raw() -> dict[str, Any]:
-    return yaml.safe_load((ROOT / "params.yaml").read_text())
+    files = ("params.yaml", "released.yaml")
+    return {key: value for name in files for key, value in yaml.safe_load((ROOT / name).read_text()).items()}
 
 
 @pytest.fixture(scope="module")
@@ -28,9 +29,13 @@ def params() -> Params:
     return load_params(ROOT / "params.yaml")
 
 
+SOURCES_WITH_WEIGHTS = {"mmsegmentation", "sssegmentation", "official"}
+
+
 def changed(raw: dict[str, Any], row: str, **over: Any) -> Params:
     data = copy.deepcopy(raw)
     data["rows"] = {row: merge(data["rows"][row], over)}
+    data["released"] = {}
     return Params(data, Path("params.yaml"))
 
 
@@ -119,6 +124,34 @@ def test_accepted_names_are_safe_in_a_path_and_a_shell(name: str) -> None:
 def test_unknown_names_suggest_the_closest(params: Params) -> None:
     with pytest.raises(ConfigError, match=r"did you mean .*ssseg-r50-d8-voc2012"):
         params.row("ssseg-r50-d8-voc2021")
+
+
+@pytest.mark.parametrize(
+    ("over", "message"),
+    [
+        ({"table": "official"}, r"released\.mmseg-r50-d8-voc2012-20k\.table: is 'official', rows\."),
+        ({"dataset": "ade20k"}, r"released\.mmseg-r50-d8-voc2012-20k\.dataset"),
+        ({"checksum": "sha256:xyz"}, r"released\.mmseg-r50-d8-voc2012-20k\.checksum"),
+        ({"file": "../x.pth"}, r"released\.mmseg-r50-d8-voc2012-20k\.file"),
+        ({"url": "file:///etc/passwd"}, r"released\.mmseg-r50-d8-voc2012-20k\.url"),
+    ],
+)
+def test_wrong_released_entries_are_named(raw: dict[str, Any], over: dict[str, Any], message: str) -> None:
+    data = copy.deepcopy(raw)
+    data["released"]["mmseg-r50-d8-voc2012-20k"].update(over)
+    with pytest.raises(ConfigError, match=message):
+        Params(data, Path("params.yaml"))
+
+
+def test_released_weights_belong_to_rows(raw: dict[str, Any], params: Params) -> None:
+    assert set(params.released) == {row.name for row in params.rows.values() if row.source in SOURCES_WITH_WEIGHTS}
+    for name, entry in params.released.items():
+        digits = entry.file.rpartition("-")[2].removesuffix(".pth")
+        assert entry.checksum == (f"sha256:{digits}" if params.row(name).source == "mmsegmentation" else None)
+    data = copy.deepcopy(raw)
+    data["released"]["no-such-row"] = data["released"]["ssseg-r50-d8-voc2012"]
+    with pytest.raises(ConfigError, match=r"released\.no-such-row: no such row"):
+        Params(data, Path("params.yaml"))
 
 
 def test_unreadable_files_are_one_clear_error(tmp_path: Path) -> None:

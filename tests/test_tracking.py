@@ -222,6 +222,19 @@ def test_evaluation_with_other_settings_is_another_run(workspace: Workspace, row
     assert (first.data.metrics, second.data.metrics) == ({}, {"miou": 2.0})
 
 
+def test_released_weights_have_a_run_of_their_own(workspace: Workspace, row: Row) -> None:
+    with tracking.run(row, "train", 0, workspace):
+        pass
+    for stage, value in (("verify", 1.0), ("evaluate", 2.0), ("verify", 3.0)):
+        with tracking.run(row, stage, 0, workspace) as tracker:  # type: ignore[arg-type]
+            tracker.metrics(0, {"miou": value})
+    own, released = runs(workspace)
+    assert (own.info.run_name, own.data.metrics, own.data.tags["seed"]) == (f"{row.name} seed 0", {"miou": 2.0}, "0")
+    assert (released.info.run_name, released.data.metrics) == (f"{row.name} released", {"miou": 3.0})
+    assert released.data.tags["seed"] == "released"
+    assert f"dvc repro verify@{row.name}" in released.data.tags["mlflow.note.content"]
+
+
 def test_a_parameter_that_changes_on_resume_becomes_a_tag(workspace: Workspace, row: Row) -> None:
     with pytest.raises(Interrupted):
         train(workspace, row, {}, params={"processes": 1}, then=Interrupted("stop"))

@@ -9,9 +9,9 @@ import sys
 import tempfile
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -34,6 +34,7 @@ from danet.evaluation.metrics import AbsentClass, Confusion, Scores, constant_ba
 from danet.files import atomic_write, sha256, write_json
 from danet.models.segmentor import build_model
 from danet.training.distributed import Process, processes
+from danet.weights.exchange import load_any
 from danet.weights.ours import load_model
 from danet.workspace import Workspace
 
@@ -94,7 +95,10 @@ class EvaluationResult:
 
 @dataclass(frozen=True)
 class RowEvaluation:
-    """What :func:`evaluate_row` wrote: the content of ``metrics.json`` and ``evaluation.json``, and where."""
+    """What :func:`evaluate_row` wrote: the content of ``metrics.json`` and ``evaluation.json``, and where.
+
+    Of released weights (:func:`evaluate_released`) they are called ``verify.json`` and ``verification.json``.
+    """
 
     metrics: dict[str, Any]
     evaluation: dict[str, Any]
@@ -229,51 +233,127 @@ def evaluate_row(
         device: by default the GPU if there is one.
         tracker_factory: :func:`danet.tracking.run`, or null for no tracking.
         progress: whether to print progress (``row.runtime.progress: never`` silences it too).
-        weights: evaluate this file instead of the row's trained weights. Nothing of the row is then overwritten or
-            tracked: everything goes to ``evaluations/<row>@<name of the file>``.
+        weights: evaluate this file (trained, imported or raw released) instead of the row's trained weights. Nothing of
+            the row is then overwritten or tracked: everything goes to ``evaluations/<row>@<name of the file>``.
 
     Raises:
         CheckpointError: if weights are missing, of another model, or trained with other settings than the row's.
         DataError: if the prepared split is missing or has no labels.
     """
     with processes(device) as process:
-        dataset = PreparedDataset(workspace.prepared(row.dataset), row.val_split)
-        if len(dataset) == 0 or not dataset.labelled:
-            raise DataError(
-                f"{workspace.prepared(row.dataset)}: split {row.val_split} "
-                f"{'is empty' if len(dataset) == 0 else 'has no labels'}; set val_split of row {row.name} to another"
-            )
+        dataset = _labelled_split(row, workspace)
         if weights is None:
-            files = {seed: workspace.model(row) / f"seed{seed}.safetensors" for seed in row.seeds}
+            files = [_Subject(f"seed{s}", s, workspace.model(row) / f"seed{s}.safetensors") for s in row.seeds]
             pictures, metrics = workspace.evaluation(row), workspace.metrics(row)
         else:
-            files = {row.seeds[0]: weights}
+            files = [_Subject(f"seed{row.seeds[0]}", row.seeds[0], weights, own=False)]
             pictures = metrics = workspace.evaluation(row).with_name(f"{row.name}@{weights.stem}")
             tracker_factory = None
-        for seed, path in files.items():
-            if not path.is_file():
-                hint = "" if weights else f"; train seed {seed} first (dvc repro train@{row.name})"
-                raise CheckpointError(f"{path}: does not exist{hint}")
-
-        pictures.parent.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(dir=pictures.parent, prefix=f".{pictures.name}.", suffix=".tmp"))
-        try:
-            runs = []
-            for seed, path in files.items():
-                run = _Run(row, workspace, dataset, process, seed, path, staging, pictures, own=weights is None)
-                runs.append(run.evaluate(progress and process.is_main and row.runtime.progress != "never"))
+        for subject in files:
+            if not subject.path.is_file():
+                hint = "" if weights else f"; train seed {subject.seed} first (dvc repro train@{row.name})"
+                raise CheckpointError(f"{subject.path}: does not exist{hint}")
+        with _runs(row, workspace, dataset, process, files, pictures, progress) as runs:
             result = RowEvaluation(_summary(runs), _document(row, dataset, [run for run, _, _ in runs]), metrics)
             if process.is_main:
-                _publish(staging, pictures)
                 _write_per_class(metrics / "per_class.csv", dataset.classes, runs)
                 write_json(metrics / "evaluation.json", result.evaluation)
                 write_json(metrics / "metrics.json", result.metrics)
                 if tracker_factory is not None:
                     _track(tracker_factory, row, workspace, runs)
-            process.barrier()
-            return result
-        finally:
-            shutil.rmtree(staging, ignore_errors=True)
+        return result
+
+
+def evaluate_released(
+    row: rows.Row,
+    workspace: Workspace,
+    weights: Path,
+    facts: Mapping[str, Any],
+    *,
+    device: str | torch.device | None = None,
+    tracker_factory: TrackerFactory | None = None,
+    progress: bool = True,
+) -> RowEvaluation:
+    """Evaluates released weights exactly as :func:`evaluate_row` does trained ones.
+
+    Writes ``verify.json`` and ``verification.json`` beside the row's own metrics files, and pictures and arrays to
+    ``workspace.verification(row)``.
+
+    Args:
+        row: whose protocol.
+        workspace: where everything is.
+        weights: an imported or raw released file.
+        facts: of the weights, kept in ``verification.json`` under ``weights``.
+        device: by default the GPU if there is one.
+        tracker_factory: :func:`danet.tracking.run`, or null for no tracking.
+        progress: whether to print progress.
+
+    Raises:
+        CheckpointError: if the weights are damaged or of another network.
+        DataError: if the prepared split is missing or has no labels.
+    """
+    with processes(device) as process:
+        dataset = _labelled_split(row, workspace)
+        pictures, metrics = workspace.verification(row), workspace.metrics(row)
+        subject = _Subject("released", None, weights, own=False)
+        with _runs(row, workspace, dataset, process, [subject], pictures, progress) as runs:
+            document = _document(row, dataset, [run for run, _, _ in runs]) | {"weights": dict(facts)}
+            summary = {key: value for key, value in _summary(runs).items() if key != "seeds"}
+            result = RowEvaluation(summary, document, metrics)
+            if process.is_main:
+                _write_per_class(pictures / "per_class.csv", dataset.classes, runs)
+                write_json(metrics / "verification.json", document)
+                write_json(metrics / "verify.json", summary)
+                if tracker_factory is not None:
+                    _track(tracker_factory, row, workspace, runs, {f"released.{key}": facts[key] for key in facts})
+        return result
+
+
+def _labelled_split(row: rows.Row, workspace: Workspace) -> PreparedDataset:
+    dataset = PreparedDataset(workspace.prepared(row.dataset), row.val_split)
+    if len(dataset) == 0 or not dataset.labelled:
+        raise DataError(
+            f"{workspace.prepared(row.dataset)}: split {row.val_split} "
+            f"{'is empty' if len(dataset) == 0 else 'has no labels'}; set val_split of row {row.name} to another"
+        )
+    return dataset
+
+
+@dataclass(frozen=True)
+class _Subject:
+    """Weights to evaluate."""
+
+    name: str
+    """Of the files about it: ``seed0``, ``released``."""
+    seed: int | None
+    """None for released weights: no source says it."""
+    path: Path
+    own: bool = True
+    """Whether they must be of the row's own training."""
+
+
+@contextmanager
+def _runs(
+    row: rows.Row,
+    workspace: Workspace,
+    dataset: PreparedDataset,
+    process: Process,
+    subjects: Sequence[_Subject],
+    pictures: Path,
+    progress: bool,
+) -> Iterator[list[_RunRecord]]:
+    """Evaluates the subjects and puts the pictures in their place; the block writes the metrics files."""
+    pictures.parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(dir=pictures.parent, prefix=f".{pictures.name}.", suffix=".tmp"))
+    show = progress and process.is_main and row.runtime.progress != "never"
+    try:
+        runs = [_Run(row, workspace, dataset, process, item, staging, pictures).evaluate(show) for item in subjects]
+        if process.is_main:
+            _publish(staging, pictures)
+        yield runs
+        process.barrier()
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
 
 
 _RunRecord = tuple[dict[str, Any], dict[str, Scores], tuple[float, int]]
@@ -282,26 +362,26 @@ _RunRecord = tuple[dict[str, Any], dict[str, Scores], tuple[float, int]]
 
 @dataclass(frozen=True)
 class _Run:
-    """One seed of a row: from weights to a record and pictures."""
+    """One file of weights: from it to a record and pictures."""
 
     row: rows.Row
     workspace: Workspace
     dataset: PreparedDataset
     process: Process
-    seed: int
-    weights: Path
+    subject: _Subject
     staging: Path
     pictures: Path
-    own: bool
 
     def evaluate(self, show: bool) -> _RunRecord:
         row, dataset, device = self.row, self.dataset, self.process.device
+        started, energy = time.perf_counter(), provenance.EnergyMeter()
         model = build_model(row.model, dataset.num_classes, attention=row.numerics.attention)
-        metadata = load_model(self.weights, model)
+        path = self.subject.path
+        metadata = load_model(path, model) if self.subject.own else load_any(path, model, row)
         trained_as = metadata.get("train_hash", row.train_hash)
-        if self.own and trained_as != row.train_hash:
+        if self.subject.own and trained_as != row.train_hash:
             raise CheckpointError(
-                f"{self.weights}: was trained with other settings (train_hash {trained_as}) than row {row.name} "
+                f"{path}: was trained with other settings (train_hash {trained_as}) than row {row.name} "
                 f"has now ({row.train_hash}); train it again"
             )
         model.to(device)
@@ -316,7 +396,7 @@ class _Run:
         for mode in _modes(row):
             if mode == "ss" and device.type == "cuda":
                 torch.cuda.reset_peak_memory_stats(device)
-            name = f"seed{self.seed}-{mode}"
+            name = f"{self.subject.name}-{mode}"
             with Progress(f"{row.name} {name.replace('-', ' ')}", len(dataset), show=show) as bar:
                 shown = 0
 
@@ -343,14 +423,14 @@ class _Run:
                 baseline = constant_baseline(scores[mode].pixels, row.test.absent_class)
             if self.process.is_main:
                 _save_confusion(self.staging / f"{name}-confusion.npz", matrix, dataset.classes)
-                title = f"{row.name}, seed {self.seed}, {mode}: mIoU {100 * scores[mode].miou:.2f} %"
+                title = f"{row.name}, {self._text}, {mode}: mIoU {100 * scores[mode].miou:.2f} %"
                 visualise.save_confusion(self.staging / f"{name}-confusion.png", title, matrix, dataset.classes)
                 self._draw(result.predictions)
                 if show:
                     console.print(escape(self._line(mode, scores[mode], baseline, fps, result)))
             modes[mode] = _mode_record(scores[mode], result, self._relative(f"{name}-confusion.npz"))
         record = {
-            "seed": self.seed,
+            "seed": self.subject.seed,
             "modes": modes,
             "baseline_miou": percent(baseline[0]),
             "baseline_class": dataset.classes[baseline[1]],
@@ -359,11 +439,13 @@ class _Run:
             "peak_memory_kind": "cuda allocated" if device.type == "cuda" else "process resident set",
             "provenance": provenance.collect(
                 row,
-                self.seed,
+                self.subject.seed,
                 manifest_hash=dataset.manifest_hash,
-                weights_sha256=sha256(self.weights),
+                weights_sha256=sha256(path),
                 device=device.type,
                 processes=self.process.world,
+                wall_seconds=round(time.perf_counter() - started, 1),
+                energy_kj=energy.kilojoules() if device.type == "cuda" and self.process.world == 1 else None,
             ),
         }
         return record, scores, baseline
@@ -372,10 +454,10 @@ class _Run:
         for index, prediction in sorted(predictions.items()):
             image, truth, name = self.dataset.image(index), self.dataset.mask(index), self.dataset.ids[index]
             assert truth is not None
-            stem = f"seed{self.seed}-{name}"
+            stem = f"{self.subject.name}-{name}"
             visualise.save_panels(
                 self.staging / f"{stem}-panels.png",
-                f"{self.row.name}, seed {self.seed}: {name}",
+                f"{self.row.name}, {self._text}: {name}",
                 image,
                 truth,
                 prediction,
@@ -383,6 +465,10 @@ class _Run:
                 self.dataset.palette,
             )
             visualise.save_palette_png(self.staging / f"{stem}-prediction.png", prediction, self.dataset.palette)
+
+    @property
+    def _text(self) -> str:
+        return "released weights" if self.subject.seed is None else f"seed {self.subject.seed}"
 
     def _relative(self, name: str) -> str:
         return (self.pictures / name).relative_to(self.workspace.root).as_posix()
@@ -392,7 +478,7 @@ class _Run:
     ) -> str:
         speed = f", {fps:.2f} fps" if fps and mode == "ss" else ""
         return (
-            f"{self.row.name} seed {self.seed} {mode}: mIoU {100 * scores.miou:.2f} %, aAcc {100 * scores.aacc:.2f} %, "
+            f"{self.row.name} {self._text} {mode}: mIoU {100 * scores.miou:.2f} %, aAcc {100 * scores.aacc:.2f} %, "
             f"mAcc {100 * scores.macc:.2f} % (best constant: mIoU {100 * baseline[0]:.2f} %), "
             f"{result.images} images in {result.seconds:.0f} s{speed}"
         )
@@ -418,6 +504,8 @@ def _mode_record(scores: Scores, result: EvaluationResult, confusion: str) -> di
         "pixels": sum(scores.pixels),
         "seconds": round(result.seconds, 2),
         "confusion": confusion,
+        # one line of text per class of the ground truth: in the metrics file too, for the report is made from it alone
+        "confusion_rows": [" ".join(map(str, line)) for line in result.confusion.matrix.tolist()],
     }
 
 
@@ -431,6 +519,7 @@ def _document(row: rows.Row, dataset: PreparedDataset, runs: list[dict[str, Any]
         "dataset": row.dataset,
         "split": row.val_split,
         "classes": list(dataset.classes),
+        "settings": row.settings,
         "runs": runs,
     }
 
@@ -462,7 +551,9 @@ def _write_per_class(path: Path, classes: Sequence[str], runs: Sequence[_RunReco
         for run, scores, _ in runs:
             for mode, values in scores.items():
                 for name, iou, acc, pixels in zip(classes, values.iou, values.acc, values.pixels, strict=True):
-                    writer.writerow([name, run["seed"], mode, _cell(iou), _cell(acc), pixels])
+                    writer.writerow(
+                        [name, "released" if run["seed"] is None else run["seed"], mode, _cell(iou), _cell(acc), pixels]
+                    )
 
 
 def _cell(fraction: float | None) -> str:
@@ -485,11 +576,18 @@ def _publish(staging: Path, final: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _track(factory: TrackerFactory, row: rows.Row, workspace: Workspace, runs: Sequence[_RunRecord]) -> None:
-    pictures = workspace.evaluation(row)
+def _track(
+    factory: TrackerFactory,
+    row: rows.Row,
+    workspace: Workspace,
+    runs: Sequence[_RunRecord],
+    tags: Mapping[str, Any] | None = None,
+) -> None:
     for run, scores, (baseline, _) in runs:
-        seed = run["seed"]
-        with factory(row, "evaluate", seed, workspace) as tracker:
+        seed, released = run["seed"], run["seed"] is None
+        pictures = workspace.verification(row) if released else workspace.evaluation(row)
+        name = "released" if released else f"seed{seed}"
+        with factory(row, "verify" if released else "evaluate", seed or 0, workspace) as tracker:
             step = row.schedule.iterations or 0
             values: dict[str, float | None] = {"eval/baseline_miou": percent(baseline), "eval/fps": run["fps"]}
             values["eval/peak_memory_gb"] = run["peak_memory_gb"]
@@ -497,9 +595,9 @@ def _track(factory: TrackerFactory, row: rows.Row, workspace: Workspace, runs: S
                 for metric in ("miou", "aacc", "macc"):
                     values[f"eval/{mode}/{metric}"] = percent(getattr(value, metric))
             tracker.metrics(step, values)
-            tracker.tags({"weights_sha256": run["provenance"]["weights_sha256"]})
-            tracker.artifact(workspace.metrics(row) / "per_class.csv", "evaluation")
-            for path in sorted(pictures.glob(f"seed{seed}-*.png")):
+            tracker.tags({"weights_sha256": run["provenance"]["weights_sha256"], **(tags or {})})
+            tracker.artifact((pictures if released else workspace.metrics(row)) / "per_class.csv", "evaluation")
+            for path in sorted(pictures.glob(f"{name}-*.png")):
                 if not path.name.endswith("-prediction.png"):
                     tracker.artifact(path, "evaluation")
 

@@ -20,7 +20,7 @@ from danet.evaluation.visualise import overlay, save_palette_png, save_rgb_png
 from danet.files import atomic_write
 from danet.models.segmentor import build_model
 from danet.training.distributed import select_device
-from danet.weights.ours import load_model
+from danet.weights.exchange import load_any
 
 
 def predict_files(
@@ -47,7 +47,7 @@ def predict_files(
 
     Args:
         row: gives model, protocol and numerics.
-        weights: of that row's model.
+        weights: of that row's model: trained, imported or raw as released.
         images: files that OpenCV reads; an EXIF orientation is applied.
         out: folder, made if missing.
         adapter: the dataset's, a key of ``ADAPTERS``: gives classes and palette.
@@ -74,7 +74,7 @@ def predict_files(
 
     chosen = select_device(device)
     model = build_model(row.model, dataset.num_classes, attention=row.numerics.attention)
-    load_model(weights, model)
+    load_any(weights, model, row)
     model.to(chosen).eval()
     if row.numerics.channels_last:
         model.to(memory_format=torch.channels_last)

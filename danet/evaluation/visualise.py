@@ -146,7 +146,7 @@ def save_panels(
         axes.set_xticks([])
         axes.set_yticks([])
         if mask is not None:
-            _name_regions(axes, mask, classes, size[0] / (panel_inches * 72))
+            name_regions(axes, mask, classes, size[0] / (panel_inches * 72))
     figure.legend(
         handles=handles, loc="lower center", ncols=legend_columns, fontsize=8, frameon=False, handlelength=1.4
     )
@@ -213,7 +213,7 @@ def _legend(truth: Image8, prediction: Image8, classes: Sequence[str], palette: 
     return handles
 
 
-def _name_regions(axes: Axes, mask: Image8, classes: Sequence[str], pixels_per_point: float) -> None:
+def name_regions(axes: Axes, mask: Image8, classes: Sequence[str], pixels_per_point: float) -> None:
     """Writes class names into connected regions that have room for them, where they are widest."""
     height = _NAME_POINTS * pixels_per_point
     for label in np.unique(mask):

@@ -15,13 +15,13 @@ from pathlib import Path
 
 from danet.errors import ConfigError, DanetError
 from danet.files import write_json, write_text
-from danet.report import figures, pages
+from danet.report import examples, figures, pages
 from danet.report.measured import Measurement, Problem, read
 from danet.report.records import csv_rows, table_record
 from danet.rows import Params
 from danet.workspace import Workspace
 
-__all__ = ["TableReport", "write_index", "write_table"]
+__all__ = ["Problem", "TableReport", "write_index", "write_table"]
 
 RESERVED = ("metrics", "readme", "tables")
 """Names in ``reports/`` that a table cannot have."""
@@ -38,6 +38,8 @@ class TableReport:
     problems: tuple[Problem, ...]
     text: str
     """The main table for a terminal."""
+    files: tuple[Path, ...] = ()
+    """The page, the same as data, and all pictures."""
 
     def __str__(self) -> str:
         left_out = f", {len(self.problems)} files or parts of files left out" if self.problems else ""
@@ -50,7 +52,7 @@ def write_table(
     workspace: Workspace,
     *,
     strict: bool = False,
-    keep_pictures: bool = False,
+    keep_pictures: bool | None = None,
     published_path: Path | None = None,
 ) -> TableReport:
     """Writes ``reports/<table>.md``, ``reports/<table>/`` (row pages, figures), ``reports/tables/<table>.csv, .json``.
@@ -60,8 +62,9 @@ def write_table(
         params: with the rows as they are today; results of other settings are left out.
         workspace: where metrics files are read and reports are written.
         strict: whether anything left out is an error, once everything is written.
-        keep_pictures: copy the overlays of the evaluations onto the row pages. Off, since pictures of most datasets
-            must not be redistributed.
+        keep_pictures: show the dataset's images: overlays on the row pages, examples across rows on the table's.
+            By default as ``tables.<table>.pictures`` says: off, since pictures of most datasets must not be
+            redistributed. The examples are drawn all the same, into ``evaluations/examples@<table>``, out of Git.
         published_path: of the published numbers, if not the repository's.
 
     Raises:
@@ -73,9 +76,13 @@ def write_table(
         raise ConfigError(f"{params.path}: tables.{table}: the name is taken in reports/; call it something else")
     measurements = [read(row, workspace) for row in rows]
     record = table_record(table, params, measurements, published_path)
+    if keep_pictures is None:
+        keep_pictures = params.tables[table].pictures
     reports = workspace.reports()
     folder = reports / table
     pictures = _draw(table, params, measurements, record, folder)
+    shown = _draw_examples(table, params, measurements, workspace, folder if keep_pictures else None)
+    pictures += [(caption, path.name) for caption, path in shown if keep_pictures]
     kept = {folder / path for _, path in pictures}
     for row_record, measurement in zip(record["rows"], measurements, strict=True):
         row = measurement.row
@@ -84,6 +91,10 @@ def write_table(
         if figures.draw_curves({row.name: [measurement]}, curve):
             own.append(("Learning curves" + _smoothed(measurement), curve.name))
             kept.add(curve)
+        confusion = folder / f"{row.name}-confusion.png"
+        if figures.draw_confusion(measurement.confusion(), measurement.classes, confusion):
+            own.append(("Confusion matrix: what the pixels of each class were taken for, in percent", confusion.name))
+            kept.add(confusion)
         if keep_pictures:
             own += _copy_overlays(measurement, workspace, folder)
             kept |= {folder / path for _, path in own}
@@ -101,10 +112,12 @@ def write_table(
     write_text(reports / "tables" / f"{table}.csv", text.getvalue())
     problems = tuple(problem for item in measurements for problem in item.problems)
     if strict and problems:
-        shown = "; ".join(f"{problem.file}: {problem.reason}" for problem in problems)
-        raise DanetError(f"{page} is written, but not everything could be used: {shown}")
+        named = "; ".join(f"{problem.file}: {problem.reason}" for problem in problems)
+        raise DanetError(f"{page} is written, but not everything could be used: {named}")
     measured = sum(item.status == "measured" for item in measurements)
-    return TableReport(page, len(rows), measured, problems, pages.plain_table(record, params, measurements))
+    drawn = [path for path in sorted(kept) if path.suffix in PICTURE_SUFFIXES] + [path for _, path in shown]
+    files = (page, *(reports / "tables" / f"{table}.{suffix}" for suffix in ("csv", "json")), *dict.fromkeys(drawn))
+    return TableReport(page, len(rows), measured, problems, pages.plain_table(record, params, measurements), files)
 
 
 def write_index(params: Params, workspace: Workspace, *, published_path: Path | None = None) -> Path:
@@ -131,12 +144,26 @@ def _draw(
     if figures.draw_results(groups, records, folder / "results.png"):
         beside = "published numbers" if params.tables[table].published else "the best constant prediction"
         drawn.append((f"mIoU measured here beside {beside}", "results.png"))
+    if figures.draw_costs(groups, records, folder / "cost.png"):
+        drawn.append(("mIoU against the cost of one training", "cost.png"))
     if figures.draw_curves(groups, folder / "curves.png"):
         drawn.append(("Learning curves of all rows (loss: running mean)", "curves.png"))
     for title, items in groups.items():
         name = f"classes-{items[0].row.dataset}.png"
         if figures.draw_classes(items, folder / name):
             drawn.append((f"IoU of every class on {title}, in percent (a dash: not in the data)", name))
+    return drawn
+
+
+def _draw_examples(
+    table: str, params: Params, measurements: Sequence[Measurement], workspace: Workspace, folder: Path | None
+) -> list[tuple[str, Path]]:
+    """Examples across the rows of each dataset, into ``folder`` or beside the evaluations."""
+    hidden = workspace.evaluation_examples(table)
+    shutil.rmtree(hidden, ignore_errors=True)
+    drawn = []
+    for items in pages.group_by_dataset(measurements, params).values():
+        drawn += examples.draw_examples(items, workspace, folder or hidden)
     return drawn
 
 

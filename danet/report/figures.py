@@ -45,14 +45,19 @@ WIDTH = 6.0
 MAX_POINTS = 300
 
 
-def save(figure: Figure, path: Path) -> None:
-    """Writes a PNG at 150 dpi, without date or software version, in 128 colours: a third of the size, same looks."""
-    from PIL import Image  # noqa: PLC0415
+def save(figure: Figure, path: Path, photographs: bool = False) -> None:
+    """Writes a PNG at 150 dpi, without date or software version, in 128 colours: a third of the size, same looks.
+
+    With photographs in it, it keeps all colours.
+    """
+    from PIL import Image
 
     drawn = io.BytesIO()
     figure.savefig(drawn, format="png", dpi=150, metadata={"Software": None})
     with Image.open(drawn) as image, atomic_write(path) as temporary:
-        flat = image.convert("RGB").quantize(128, dither=Image.Dither.NONE)
+        flat = image.convert("RGB")
+        if not photographs:
+            flat = flat.quantize(128, dither=Image.Dither.NONE)
         flat.save(temporary, format="PNG", optimize=True)
 
 
@@ -110,8 +115,8 @@ def draw_curves(groups: Mapping[str, Sequence[Measurement]], path: Path) -> bool
                     panels.append((", ".join(where), f"{column}|{name}", drawn))
     if not panels:
         return False
-    from matplotlib import rc_context  # noqa: PLC0415 - importing it takes a second, which no table needs
-    from matplotlib.figure import Figure  # noqa: PLC0415
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
 
     legend_lines = [math.ceil(len(drawn) / 2) for _, _, drawn in panels]
     heights = [2.6 + 0.22 * lines for lines in legend_lines]
@@ -173,12 +178,12 @@ def _draw_lines(axes: Axes, measurements: Sequence[Measurement], column: str) ->
     positive = [value for value in values if value > 0]
     if column == "loss" and len(positive) == len(values) and max(values) > 8 * min(values):
         axes.set_yscale("log")
-        from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter  # noqa: PLC0415
+        from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
         axes.yaxis.set_minor_formatter(NullFormatter())
-    from matplotlib.ticker import FuncFormatter, MaxNLocator  # noqa: PLC0415
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
 
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     axes.xaxis.set_major_formatter(
@@ -221,8 +226,8 @@ def draw_results(
             panels.append((title, lines))
     if not panels:
         return False
-    from matplotlib import rc_context  # noqa: PLC0415
-    from matplotlib.figure import Figure  # noqa: PLC0415
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
 
     heights = [0.9 + 0.36 * len(lines) for _, lines in panels]
     with rc_context({**STYLE, "axes.grid.axis": "x"}):
@@ -236,7 +241,8 @@ def draw_results(
             axes.set_ylim(len(lines) - 0.4, -0.6)
             axes.margins(x=0.08)
             axes.set_xlabel("mIoU, %")
-            axes.set_title(title if len(panels) > 1 else "", loc="left")
+            bands = {f"band ± {line['band']:g}" for line in lines if line["band"] is not None}
+            axes.set_title(", ".join([title] * (len(panels) > 1) + sorted(bands)), loc="left")
             handles, labels = axes.get_legend_handles_labels()
             seen.update(zip(labels, handles, strict=True))
         figure.legend(list(seen.values()), list(seen), loc="outside lower center", ncols=2)
@@ -273,7 +279,7 @@ def _result_lines(
 def _draw_result(axes: Axes, y: int, line: Mapping[str, Any]) -> None:
     summary, against, band = line["summary"], line["published"], line["band"]
     if against is not None:
-        axes.barh(y, 2 * band, left=against - band, height=0.5, color="#E8E8E8", label=f"published ± {band:g}")
+        axes.barh(y, 2 * band, left=against - band, height=0.5, color="#E0E0E0", label="published ± band")
         axes.plot(
             [against],
             [y],
@@ -299,6 +305,129 @@ def _draw_result(axes: Axes, y: int, line: Mapping[str, Any]) -> None:
     axes.plot([summary.mean], [y], "o", color=COLOURS[0], markersize=6, label="measured here", linestyle="")
 
 
+def draw_costs(
+    groups: Mapping[str, Sequence[Measurement]], records: Mapping[str, Mapping[str, Any]], path: Path
+) -> bool:
+    """mIoU (mean over seeds, with its 95 % interval) against what one training costs in device-hours.
+
+    One panel per dataset; rows without a training time are left out. Returns whether there was anything to draw.
+    """
+    panels = {}
+    for title, measurements in groups.items():
+        points = [item for item in measurements if item.status == "measured" and device_hours(records[item.row.name])]
+        if points:
+            panels[title] = points
+    if not panels:
+        return False
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
+
+    heights = [2.9 + 0.22 * math.ceil(len(points) / 2) for points in panels.values()]
+    with rc_context(STYLE):
+        figure = Figure(figsize=(WIDTH, sum(heights) + 0.2), layout="constrained")
+        grid: Any = figure.subplots(len(panels), 1, squeeze=False, gridspec_kw={"height_ratios": heights})
+        for axes, (title, points) in zip(grid[:, 0], panels.items(), strict=True):
+            labels = short_labels([item.row for item in points])
+            name = cost_name([records[item.row.name] for item in points])
+            costs = [device_hours(records[item.row.name]) for item in points]
+            if max(costs) < 0.5:
+                costs, name = [60 * cost for cost in costs], name.replace("hours", "minutes")
+            for place, item in enumerate(points):
+                summary = summarise(item.values("miou"))
+                assert summary is not None
+                error = None if summary.low is None else [[summary.mean - summary.low]] * 2
+                axes.errorbar(
+                    [costs[place]],
+                    [summary.mean],
+                    yerr=error,
+                    linestyle="",
+                    marker=MARKERS[place % len(MARKERS)],
+                    color=COLOURS[place % len(COLOURS)],
+                    markersize=8,
+                    capsize=4,
+                    label=labels[item.row.name],
+                )
+            axes.margins(y=0.15)
+            if max(costs) > 6 * min(costs):
+                axes.set_xscale("log")
+                axes.set_xlim(min(costs) / 1.4, max(costs) * 1.4)
+                axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+                axes.xaxis.set_minor_formatter(NullFormatter())
+            else:
+                axes.set_xlim(0, max(costs) * 1.1)
+                axes.xaxis.set_major_locator(MaxNLocator(6))
+            axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+            axes.set_title(title if len(panels) > 1 else "", loc="left")
+            axes.set_xlabel(name)
+            axes.set_ylabel("mIoU, %")
+            columns = 2 if max(len(label) for label in labels.values()) < 28 else 1
+            axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=columns)
+        save(figure, path)
+    return True
+
+
+def device_hours(record: Mapping[str, Any]) -> float:
+    """What one training of a row cost: its hours times its GPUs (on a CPU: hours); 0 if that was not measured."""
+    measured = record["measured"] or {}
+    return float(measured.get("hours") or 0.0) * max(1, int(measured.get("gpus") or 0))
+
+
+def cost_name(records: Sequence[Mapping[str, Any]]) -> str:
+    """What :func:`device_hours` of these rows are, with the hardware if it is the same for all."""
+    made = [record["measured"] for record in records]
+    kinds = {bool(measured.get("gpus")) for measured in made}
+    devices = {
+        str(measured.get("device") or "unknown").partition(" x ")[2] or measured.get("device") for measured in made
+    }
+    unit = "GPU-hours" if kinds == {True} else "hours on a CPU" if kinds == {False} else "hours on a CPU, or GPU-hours"
+    where = f", {devices.pop()}" if len(devices) == 1 and kinds == {True} else ""
+    return f"training, {unit}{where}"
+
+
+MATRIX_CLASSES = 30
+"""Up to so many classes a confusion matrix has names and numbers."""
+
+
+def draw_confusion(matrix: Sequence[Sequence[int]], classes: Sequence[str], path: Path) -> bool:
+    """What the pixels of each class (lines) were taken for (columns), in percent of the line.
+
+    Returns whether there was anything to draw.
+    """
+    if not any(map(sum, matrix)):
+        return False
+    from matplotlib import colormaps, rc_context
+    from matplotlib.colors import ListedColormap
+    from matplotlib.figure import Figure
+
+    shares = [[100 * count / sum(line) if sum(line) else math.nan for count in line] for line in matrix]
+    named = len(classes) <= MATRIX_CLASSES
+    with rc_context({**STYLE, "axes.grid": False}):
+        longest = max(len(name) for name in classes) if named else 0
+        figure = Figure(figsize=(WIDTH, WIDTH if not named else 5.2 + 0.05 * longest), layout="constrained")
+        axes = figure.subplots()
+        darkest = 0.62 if named else 1.0  # light enough for black numbers
+        shade = ListedColormap(colormaps["Blues"]([darkest * step / 255 for step in range(256)])).with_extremes(
+            bad="#DDDDDD"
+        )
+        picture = axes.imshow(shares, cmap=shade, vmin=0, vmax=100, aspect="auto", interpolation="nearest")
+        axes.set_xlabel("predicted as")
+        axes.set_ylabel("truth")
+        axes.tick_params(length=0)
+        if named:
+            size = 9 if len(classes) <= 12 else 7.5
+            axes.set_yticks(range(len(classes)), classes, fontsize=size + 0.5)
+            axes.set_xticks(range(len(classes)), classes, fontsize=size + 0.5, rotation=90)
+            for y, line in enumerate(shares):
+                for x, value in enumerate(line):
+                    if not math.isnan(value) and value >= 0.5:
+                        axes.text(x, y, f"{value:.0f}", ha="center", va="center", fontsize=size)
+        else:
+            figure.colorbar(picture, ax=axes, shrink=0.8).set_label("% of the line")
+        save(figure, path)
+    return True
+
+
 def draw_classes(measurements: Sequence[Measurement], path: Path) -> bool:
     """Heat map of the IoU of every class (lines) for the measured rows of one dataset (columns), with the numbers.
 
@@ -307,9 +436,9 @@ def draw_classes(measurements: Sequence[Measurement], path: Path) -> bool:
     measured = [item for item in measurements if item.status == "measured"]
     if not measured:
         return False
-    from matplotlib import colormaps, rc_context  # noqa: PLC0415
-    from matplotlib.colors import ListedColormap  # noqa: PLC0415
-    from matplotlib.figure import Figure  # noqa: PLC0415
+    from matplotlib import colormaps, rc_context
+    from matplotlib.colors import ListedColormap
+    from matplotlib.figure import Figure
 
     classes = measured[0].classes
     measured = [item for item in measured if item.classes == classes]

@@ -42,6 +42,27 @@ class Mode(_File):
     """One per class; ``None`` where the class is neither present nor predicted."""
     acc: tuple[Percent | None, ...] = ()
     images: int | None = None
+    confusion_rows: tuple[str, ...] = ()
+    """The confusion matrix: a line of pixel counts per class of the ground truth; empty in files without."""
+
+    def confusion(self) -> list[list[int]]:
+        """Ground truth x prediction, in pixels.
+
+        Raises:
+            ValueError: if it is not square, not of as many classes as there are IoUs, or gives other IoUs than these.
+        """
+        matrix = [[int(count) for count in line.split()] for line in self.confusion_rows]
+        if not matrix:
+            return []
+        size = len(self.iou)
+        if len(matrix) != size or any(len(line) != size or min(line) < 0 for line in matrix):
+            raise ValueError(f"the confusion matrix is not of {size} x {size} counts")
+        for place, iou in enumerate(self.iou):
+            hit = matrix[place][place]
+            union = sum(matrix[place]) + sum(line[place] for line in matrix) - hit
+            if union and abs(100 * hit / union - (iou or 0.0)) > 0.01:
+                raise ValueError(f"IoU {place} is {iou}, by the confusion matrix {100 * hit / union:.4f}")
+        return matrix
 
 
 class Evaluated(_File):
@@ -56,6 +77,19 @@ class Evaluated(_File):
 
     @model_validator(mode="after")
     def _single_scale(self) -> Evaluated:
+        if "ss" not in self.modes:
+            raise ValueError("modes.ss is missing")
+        return self
+
+
+class Verified(_File):
+    """The released weights of ``verification.json``."""
+
+    modes: dict[str, Mode]
+    provenance: dict[str, Any] = {}
+
+    @model_validator(mode="after")
+    def _single_scale(self) -> Verified:
         if "ss" not in self.modes:
             raise ValueError("modes.ss is missing")
         return self
@@ -82,6 +116,15 @@ class _EvaluationFile(_File):
     runs: list[Any]
 
 
+class _VerificationFile(_File):
+    format: Literal[1]
+    row: str
+    row_hash: str
+    classes: tuple[str, ...]
+    weights: dict[str, Any]
+    runs: tuple[Verified]
+
+
 class _TrainFile(_File):
     format: Literal[1]
     row: str
@@ -106,6 +149,21 @@ class Problem:
 
 
 @dataclass(frozen=True)
+class Verification:
+    """What is known of a row's released weights."""
+
+    status: Status
+    run: Verified | None = None
+    weights: dict[str, Any] = field(default_factory=dict)
+    """Their ``file``, ``sha256`` (as released), ``source`` and ``checksum`` (``matches`` or ``none`` is published)."""
+
+    def value(self, metric: str) -> float | None:
+        """``miou``, ``miou_ms_flip``, ``aacc``, ``aacc_ms``, ``macc`` or ``macc_ms`` in percent."""
+        mode = self.run.modes.get("ms" if "_ms" in metric else "ss") if self.run else None
+        return None if mode is None else float(getattr(mode, metric.partition("_")[0]))
+
+
+@dataclass(frozen=True)
 class Measurement:
     """All that is known of a row."""
 
@@ -117,6 +175,7 @@ class Measurement:
     curves: dict[int, dict[str, list[float | None]]] = field(default_factory=dict)
     """By seed: ``iteration`` and the columns of :data:`CURVE_VALUES` that the file has."""
     problems: tuple[Problem, ...] = ()
+    verification: Verification = Verification("not run")
 
     def values(self, metric: str) -> list[float]:
         """One number per seed: ``miou``, ``miou_ms_flip``, ``aacc``, ``aacc_ms``, ``macc``, ``fps``, ``baseline_miou``,
@@ -133,6 +192,14 @@ class Measurement:
             name = {"memory_gb": "peak_memory_gb"}.get(metric, metric)
             found = [getattr(run, name) for run in self.trained]
         return [value for value in found if value is not None]
+
+    def confusion(self, mode: str = "ss") -> list[list[int]]:
+        """Pixels over all seeds, ground truth x prediction; empty where a seed's file has none."""
+        matrices = [run.modes[mode].confusion() for run in self.runs if mode in run.modes]
+        if not matrices or not all(matrices):
+            return []
+        lines = zip(*matrices, strict=True)
+        return [[sum(counts) for counts in zip(*same, strict=True)] for same in lines]
 
     def class_iou(self, mode: str = "ss") -> list[float | None]:
         """Mean over seeds of each class's IoU; ``None`` for a class that no seed has."""
@@ -153,7 +220,8 @@ def read(row: Row, workspace: Workspace) -> Measurement:
     if status == "measured" and not runs:
         status = "stale"
     curves = reader.curves({run.seed for run in trained})
-    return Measurement(row, status, runs, classes, trained, curves, tuple(reader.problems))
+    verification = reader.verification()
+    return Measurement(row, status, runs, classes, trained, curves, tuple(reader.problems), verification)
 
 
 T = TypeVar("T", bound=_File)
@@ -186,6 +254,23 @@ class _Reader:
         if not data.runs:
             self._problem(path, "it holds no runs")
         return ("measured" if runs else "left out"), runs, data.classes
+
+    def verification(self) -> Verification:
+        path = self.folder / "verification.json"
+        if not path.exists():
+            return Verification("not run")
+        data = self._json(path, _VerificationFile)
+        if data is None or not self._is_rows(path, data.row):
+            return Verification("left out")
+        if data.row_hash != self.row.hash:
+            self._stale(path, "row", data.row_hash, self.row.hash, "verify")
+            return Verification("stale")
+        run = data.runs[0]
+        for name, mode in run.modes.items():
+            if len(mode.iou) != len(data.classes):
+                self._problem(path, f"{name}: {len(mode.iou)} IoU values for {len(data.classes)} classes")
+                return Verification("left out")
+        return Verification("measured", run, data.weights)
 
     def training(self) -> tuple[Trained, ...]:
         path = self.folder / "train.json"
@@ -249,7 +334,7 @@ class _Reader:
         try:
             return kind.model_validate(json.loads(path.read_text(encoding="utf-8")))
         except ValidationError as error:
-            self._problem(path, _explain(error))
+            self._problem(path, explain(error))
         except (OSError, ValueError) as error:
             self._problem(path, f"is no JSON ({error})")
         return None
@@ -262,13 +347,18 @@ class _Reader:
                 valid.append(kind.model_validate(run))
             except ValidationError as error:
                 which = f"run {number}" if seed is None else f"seed {seed}"
-                self._problem(path, f"{which}: {_explain(error)}")
+                self._problem(path, f"{which}: {explain(error)}")
         return valid
 
     def _fits(self, path: Path, run: Evaluated, classes: int) -> bool:
         for name, mode in run.modes.items():
             if len(mode.iou) != classes:
                 self._problem(path, f"seed {run.seed}, {name}: {len(mode.iou)} IoU values for {classes} classes")
+                return False
+            try:
+                mode.confusion()
+            except ValueError as error:
+                self._problem(path, f"seed {run.seed}, {name}: {error}")
                 return False
         return True
 
@@ -303,16 +393,17 @@ class _Reader:
             self._problem(path, f"belongs to row {name!r}, not to {self.row.name!r}")
         return name == self.row.name
 
-    def _stale(self, path: Path, what: str, found: str, wanted: str) -> None:
+    def _stale(self, path: Path, what: str, found: str, wanted: str, stage: str = "evaluate") -> None:
         self._problem(
-            path, f"stale: of {what} hash {found}, the row is {wanted} today: run `dvc repro evaluate@{self.row.name}`"
+            path, f"stale: of {what} hash {found}, the row is {wanted} today: run `dvc repro {stage}@{self.row.name}`"
         )
 
     def _problem(self, path: Path, reason: str) -> None:
         self.problems.append(Problem(path.relative_to(self.root).as_posix(), " ".join(reason.split())))
 
 
-def _explain(error: ValidationError) -> str:
+def explain(error: ValidationError) -> str:
+    """The first fault in one line: field, what is wrong, the value."""
     first = error.errors()[0]
     where = ".".join(str(part) for part in first["loc"])
     text = first["msg"].removeprefix("Value error, ")

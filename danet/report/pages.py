@@ -11,7 +11,7 @@ from tabulate import tabulate
 
 from danet.report.figures import METHODS, backbone_text, short_schedule
 from danet.report.measured import Measurement
-from danet.report.verdict import ALPHA, band_of, summarise
+from danet.report.verdict import ALPHA, summarise
 from danet.rows import Params, Row, Table
 
 METRIC_NAMES = {
@@ -63,7 +63,7 @@ def table_page(
         lines = _further_lines(name, measurements, records)
         if lines:
             page.heading(2, "Multi-scale testing and pixel accuracy")
-            page.table(["Row", "Metric", "Published", "Retrained", "Difference", "Verdict"], lines, "llrrrl")
+            page.table(_FURTHER, lines, "llrrrrl")
     cost = _cost_lines(name, measurements, records, table.published)
     if cost:
         page.heading(2, "Memory and speed")
@@ -73,7 +73,7 @@ def table_page(
         for caption, path in figures:
             page.figure(caption, path)
     page.heading(2, "Notes")
-    page.bullets(_notes(table, measurements, marks))
+    page.bullets(_notes(table, measurements, marks, records))
     if record["left_out"]:
         page.heading(2, "Left out")
         page.text("These files, or parts of files, were not used, and no number above rests on them.")
@@ -132,6 +132,10 @@ def row_page(
     else:
         page.text(f"**{SHORT_STATUS[measurement.status]}**")
     page.bullets(f"`{problem.file}`: {problem.reason}" for problem in measurement.problems)
+    if record["released"] and record["released"]["status"] == "measured":
+        page.heading(2, "Released weights")
+        page.text(_released_text(record))
+        page.table(*_released_table(record))
     page.heading(2, "Reproduce")
     page.code(_commands(row, record), "bash")
     for caption, path in figures:
@@ -139,6 +143,10 @@ def row_page(
     if measurement.status == "measured":
         page.heading(2, "Per class")
         page.table(*_class_table(measurement))
+        confused = _confused_lines(measurement)
+        if confused:
+            page.text("Most often taken for another class, in percent of the pixels of the class:")
+            page.table(["Is", "Predicted as", "%"], confused, "llr")
         page.heading(2, "Environment")
         page.table(["Fact", "Value"], _environment_lines(record["provenance"]), "ll")
     page.heading(2, "Settings")
@@ -233,21 +241,25 @@ def _main_table(
 ) -> tuple[list[str], list[list[str]], str]:
     head, sides = ["Row", "Method", "Backbone", "Stride", "Crop", "Schedule"], "lllrrl"
     lines = []
+    verified = any(records[item.row.name]["released"] for item in items)
     for item in items:
         record = records[item.row.name]
         line = [_link(table, item.row.name, marks), *_settings_cells(item.row)]
         if has_published:
-            line += [_number(record["published"]["miou"]), _measured(record, "miou")]
+            line += [_number(record["published"]["miou"]), _released(record, "miou"), _measured(record, "miou")]
             line += [_signed(record["difference"]["miou"]), record["verdict"]["miou"] or "-"]
         else:
             measured = record["measured"] or {}
             above = _above(measured.get("miou"), measured.get("baseline_miou"))
             line += [_measured(record, "miou"), _number(measured.get("baseline_miou")), _signed(above)]
             line += [_number(measured.get("aacc")), _number(measured.get("macc"))]
+            line += [_released(record, "miou")] if verified else []
         lines.append(line)
     if has_published:
-        return [*head, "Published mIoU", "Retrained mIoU", "Difference", "Verdict"], lines, sides + "rrrl"
-    return [*head, "mIoU", "Best constant", "Above it", "aAcc", "mAcc"], lines, sides + "rrrrr"
+        titles = ["Published mIoU", "Released weights", "Retrained mIoU", "Difference", "Verdict"]
+        return [*head, *titles], lines, sides + "rrrrl"
+    titles = ["mIoU", "Best constant", "Above it", "aAcc", "mAcc", *(["Released weights"] if verified else [])]
+    return [*head, *titles], lines, sides + "r" * len(titles)
 
 
 def _without_method(
@@ -264,6 +276,9 @@ def _without_method(
     return cut(head), [cut(line) for line in lines], align[:place] + align[place + 1 :]
 
 
+_FURTHER = ["Row", "Metric", "Published", "Released weights", "Retrained", "Difference", "Verdict"]
+
+
 def _further_lines(
     table: str, measurements: Sequence[Measurement], records: Mapping[str, Mapping[str, Any]]
 ) -> list[list[str]]:
@@ -275,8 +290,8 @@ def _further_lines(
             if against is None and (metric != "miou_ms_flip" or not (record["measured"] or {}).get(metric)):
                 continue
             verdict = record["verdict"].get(metric) or ("not run" if record["measured"] is None else "-")
-            line = [_link(table, item.row.name), METRIC_NAMES[metric], _number(against), _measured(record, metric)]
-            lines.append([*line, _signed(record["difference"][metric]), verdict])
+            line = [_link(table, item.row.name), METRIC_NAMES[metric], _number(against), _released(record, metric)]
+            lines.append([*line, _measured(record, metric), _signed(record["difference"][metric]), verdict])
     return lines
 
 
@@ -318,7 +333,12 @@ def _hours(measured: Mapping[str, Any]) -> str:
     return "-" if hours is None else f"{hours:.2f}" if hours < 10 else f"{hours:.1f}"
 
 
-def _notes(table: Table, measurements: Sequence[Measurement], marks: Mapping[str, str]) -> list[str]:
+def _notes(
+    table: Table,
+    measurements: Sequence[Measurement],
+    marks: Mapping[str, str],
+    records: Mapping[str, Mapping[str, Any]],
+) -> list[str]:
     notes = list(table.notes)
     protocols: dict[str, str] = {}
     for item in measurements:
@@ -328,11 +348,18 @@ def _notes(table: Table, measurements: Sequence[Measurement], marks: Mapping[str
         notes.append(f"{prefix}Protocol: {protocol}.")
     notes += [f"{_link(item.row.table, item.row.name)}: {note}" for item in measurements for note in item.row.notes]
     if table.published:
-        bands = sorted({f"{band_of(item.row.dataset):g}" for item in measurements})
+        bands = sorted({f"{records[item.row.name]['band']:g}" for item in measurements})
+        if any(record["released"] for record in records.values()):
+            band = next(record["released"]["band"] for record in records.values() if record["released"])
+            notes.append(
+                f"Released weights: the source's own checkpoint, evaluated here by the row's protocol; it *agrees* "
+                f"within ± {band:g} points of the published number."
+            )
         notes.append(
             f"Verdict: equivalence test (TOST, {ALPHA:.0%} per side) of the seeds against the published number "
             f"± {' or '.join(bands)} points: *reproduced*, *lower* or *higher* where that is shown, else *undecided*. "
-            "One seed has no spread: it is *consistent* (inside the band) or *inconsistent*, which shows nothing."
+            "One seed has no spread: it is *consistent* (inside the band) or *inconsistent*, which shows nothing. "
+            "Method, bands and error rates: `docs/verdicts.md`."
         )
         notes.append(
             "Several seeds: mean ± standard deviation (n). Memory is that of training, per GPU (on a CPU: of the "
@@ -449,12 +476,27 @@ def _class_table(measurement: Measurement) -> tuple[list[str], list[list[str]], 
     return head, lines, "l" + "r" * len(columns)
 
 
+def _confused_lines(measurement: Measurement) -> list[list[str]]:
+    """The ten largest shares off the diagonal of the confusion matrix."""
+    names, matrix = measurement.classes, measurement.confusion()
+    shares = [
+        (100 * count / sum(line), truth, predicted)
+        for truth, line in enumerate(matrix)
+        for predicted, count in enumerate(line)
+        if count and truth != predicted
+    ]
+    largest = sorted(shares, key=lambda item: (-item[0], *item[1:]))[:10]
+    return [[_escape(names[truth]), _escape(names[predicted]), f"{share:.1f}"] for share, truth, predicted in largest]
+
+
 def _commands(row: Row, record: Mapping[str, Any]) -> str:
     lines = []
     commits = {facts.get("commit") for facts in record["provenance"]} - {None, "unknown"}
     if len(commits) == 1:
         lines.append(f"git checkout {commits.pop()}")
     lines.append(f"dvc repro evaluate@{row.name}   # with all that it needs: download, convert, weights, train")
+    if record["released"]:
+        lines.append(f"dvc repro verify@{row.name}     # the source's released weights, without training")
     return "\n".join(lines)
 
 
@@ -470,6 +512,37 @@ def _measured(record: Mapping[str, Any], metric: str) -> str:
     if spread["sd"] is None:
         return f"{mean:.2f}"
     return f"{mean:.2f} ± {spread['sd']:.2f} ({spread['n']})"
+
+
+def _released(record: Mapping[str, Any], metric: str) -> str:
+    """The cell of the released weights: ``80.52, agrees``; a dash where the source released none."""
+    released = record["released"]
+    if released is None:
+        return "-"
+    if released["status"] != "measured":
+        return SHORT_STATUS[released["status"]]
+    text = released["agreement"].get(metric)
+    return _number(released[metric]) + (f", {text}" if text else "")
+
+
+def _released_table(record: Mapping[str, Any]) -> tuple[list[str], list[list[str]], str]:
+    released = record["released"]
+    lines = [
+        [name, _number(record["published"].get(metric)), _released(record, metric)]
+        for metric, name in METRIC_NAMES.items()
+        if released[metric] is not None
+    ]
+    return ["Metric", "Published", "Released weights"], lines, "lrr"
+
+
+def _released_text(record: Mapping[str, Any]) -> str:
+    weights, facts = record["released"]["weights"], record["released"]["provenance"] or {}
+    known = {"matches": "its published digits", "none": "none is published"}.get(
+        str(weights.get("checksum")), "unknown"
+    )
+    parts = [f"`{weights.get('file')}`, SHA-256 `{str(weights.get('sha256'))[:12]}` ({known})"]
+    parts.append(f"evaluated by the row's protocol: {_when(facts)}, {_environment(facts)}")
+    return "; ".join(parts) + "."
 
 
 def _above(value: float | None, baseline: float | None) -> float | None:

@@ -8,8 +8,8 @@ from typing import Any
 
 from danet.published import NUMBERS, published, row_record
 from danet.report.measured import Measurement
-from danet.report.verdict import band_of, judge, summarise
-from danet.rows import Params
+from danet.report.verdict import agreement, judge, summarise
+from danet.rows import Bands, Params
 
 ACCURACY = ("miou", "miou_ms_flip", "aacc", "aacc_ms")
 """Metrics with a published number and a difference."""
@@ -31,8 +31,8 @@ def table_record(
 
     Returns:
         ``{format, table, title, banner, published, rows, left_out}``; each row has the keys of
-        :func:`danet.published.row_record` and ``status, measured, spread, difference, verdict, iou, provenance``
-        (``None`` where there is nothing). Percentages, rounded to 4 decimals.
+        :func:`danet.published.row_record` and ``status, measured, spread, difference, verdict, iou, provenance,
+        released`` (``None`` where there is nothing). Percentages, rounded to 4 decimals.
     """
     settings = params.tables[table]
     return {
@@ -41,7 +41,11 @@ def table_record(
         "title": settings.title,
         "banner": settings.banner,
         "has_published": settings.published,
-        "rows": [_row(measurement, settings.published, path) for measurement in measurements],
+        "rows": [
+            _row(item, settings.published, params.bands, path)
+            | {"released": _released(item, item.row.name in params.released, params.bands.released, path)}
+            for item in measurements
+        ],
         "left_out": [
             {"row": measurement.row.name, "file": problem.file, "reason": problem.reason}
             for measurement in measurements
@@ -50,14 +54,14 @@ def table_record(
     }
 
 
-def _row(measurement: Measurement, has_published: bool, path: Path | None) -> dict[str, Any]:
+def _row(measurement: Measurement, has_published: bool, bands: Bands, path: Path | None) -> dict[str, Any]:
     row = measurement.row
     record = row_record(row, path)
     record["row_hash"] = row.hash
     if not has_published:
         record["published"] = dict.fromkeys(record["published"])
     record["published"]["device"] = published(row.name, path).device if has_published else None
-    record["band"] = band_of(row.dataset) if has_published else None
+    record["band"] = bands.of(row.dataset) if has_published else None
     record |= {"status": measurement.status, "measured": None, "spread": None}
     record |= {"difference": dict.fromkeys(ACCURACY), "verdict": dict.fromkeys(JUDGED), "iou": None}
     if measurement.status == "measured":
@@ -65,8 +69,27 @@ def _row(measurement: Measurement, has_published: bool, path: Path | None) -> di
     for metric in JUDGED if has_published else ():
         if record["published"][metric] is not None:
             values = measurement.values(metric) if measurement.status == "measured" else []
-            record["verdict"][metric] = judge(values, record["published"][metric], band_of(row.dataset)).text
+            record["verdict"][metric] = judge(values, record["published"][metric], bands.of(row.dataset)).text
     record["provenance"] = _provenance(measurement)
+    record["settings"] = row.settings
+    return record
+
+
+def _released(measurement: Measurement, available: bool, band: float, path: Path | None) -> dict[str, Any] | None:
+    """The evaluation of the weights that the source released; None if it released none."""
+    found = measurement.verification
+    if not available and found.status == "not run":
+        return None
+    source = published(measurement.row.name, path)
+    record: dict[str, Any] = {"status": found.status, "band": band}
+    values = {metric: found.value(metric) for metric in (*ACCURACY, "macc")}
+    record |= {metric: _round(value) for metric, value in values.items()}
+    against = {metric: getattr(source, metric) for metric in ACCURACY}
+    gaps = {m: None if values[m] is None or against[m] is None else values[m] - against[m] for m in ACCURACY}
+    record["difference"] = {metric: _round(gap) for metric, gap in gaps.items()}
+    record["agreement"] = {metric: agreement(values[metric], against[metric], band) or None for metric in ACCURACY}
+    record["weights"] = found.weights
+    record["provenance"] = found.run.provenance if found.run else None
     return record
 
 
@@ -125,6 +148,8 @@ def csv_rows(record: Mapping[str, Any]) -> tuple[list[str], list[list[Any]]]:
     header += [f"measured_{name}" for name in (*MEASURED, "device")]
     header += [f"sd_{name}" for name in ACCURACY] + [f"difference_{name}" for name in ACCURACY]
     header += [f"verdict_{name}" for name in JUDGED]
+    header += ["released_status", *(f"released_{name}" for name in ACCURACY)]
+    header += [f"released_difference_{name}" for name in ACCURACY]
     lines = []
     for row in record["rows"]:
         measured, spread = row["measured"] or {}, row["spread"] or {}
@@ -133,6 +158,9 @@ def csv_rows(record: Mapping[str, Any]) -> tuple[list[str], list[list[Any]]]:
         line += [measured.get(name) for name in (*MEASURED, "device")]
         line += [spread.get(name, {}).get("sd") for name in ACCURACY]
         line += [row["difference"][name] for name in ACCURACY] + [row["verdict"][name] for name in JUDGED]
+        released = row["released"] or {}
+        line += [released.get("status"), *(released.get(name) for name in ACCURACY)]
+        line += [released.get("difference", {}).get(name) for name in ACCURACY]
         lines.append(line)
     return header, lines
 

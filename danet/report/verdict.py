@@ -12,7 +12,7 @@ Schuirmann 1987) at :math:`\alpha = 5\,\%` each, which are the same as looking w
 The probability of a false verdict (``reproduced`` although :math:`|\mu - p| \ge d`; ``lower`` although
 :math:`\mu \ge p - d`; ``higher`` likewise) is at most :math:`\alpha` for every true mean and spread;
 ``tests/report/test_verdict.py`` checks that on 10,000 synthetic rows. The published number is itself one run of unknown
-seed; that is not modelled, and is one reason for a band of 0.5.
+seed; that is not modelled, and is why a band is as wide as single runs were seen to wander (``docs/verdicts.md``).
 
 One seed has no spread, so nothing can be shown with it: it is ``consistent`` if it lies inside the band, otherwise
 ``inconsistent``, and no error rate is claimed for either.
@@ -28,14 +28,14 @@ from typing import Literal
 
 from scipy import special
 
+from danet.rows import Bands
+
 Label = Literal["reproduced", "lower", "higher", "undecided", "consistent", "inconsistent", "not run"]
 
 ALPHA = 0.05
 """Largest probability of a false verdict."""
-BAND = 0.5
-"""Points of mIoU within which a trained row counts as equal, unless its dataset has a band of its own."""
-BANDS: dict[str, float] = {}
-"""Bands of single datasets, where measured noise justifies another one."""
+BAND = Bands().trained
+"""Points of mIoU within which a trained row counts as equal; ``params.yaml`` declares other ones (``bands``)."""
 MAX_MORE_SEEDS = 100
 
 
@@ -113,6 +113,18 @@ def judge(values: Sequence[float], published: float, band: float = BAND, alpha: 
     return Verdict("undecided")
 
 
+def agreement(measured: float | None, published: float | None, band: float) -> str:
+    """Whether released weights, evaluated here, reach the number published with them: only arithmetic can differ.
+
+    ``agrees`` within the band (ends included), else ``differs by +0.12``; empty if one of the two is not known.
+    """
+    if measured is None or published is None:
+        return ""
+    gap = measured - published
+    # published numbers have two decimals, so exactly the band is a usual gap, and binary fractions must not decide it
+    return "agrees" if round(abs(gap), 6) <= band else f"differs by {gap:+.2f}"
+
+
 def _shown(low: float, high: float, published: float, band: float) -> Label | None:
     """What the interval of the mean shows, if anything."""
     if published - band < low and high < published + band:
@@ -120,11 +132,6 @@ def _shown(low: float, high: float, published: float, band: float) -> Label | No
     if high < published - band:
         return "lower"
     return "higher" if low > published + band else None
-
-
-def band_of(dataset: str) -> float:
-    """The declared band of a dataset's trained rows, in points of mIoU."""
-    return BANDS.get(dataset, BAND)
 
 
 @functools.cache

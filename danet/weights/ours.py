@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
+from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from danet import rows
 from danet.errors import CheckpointError
 from danet.files import atomic_write
 from danet.models.segmentor import Segmentor
@@ -51,8 +53,14 @@ def save_model(path: Path, model: nn.Module, metadata: Mapping[str, str]) -> Non
             raise CheckpointError(f"{path}: cannot be written ({error}); free space, then run again") from error
 
 
-def load_model(path: Path, model: nn.Module) -> dict[str, str]:
+def load_model(path: Path, model: nn.Module, *, differs: Callable[[str], None] | None = None) -> dict[str, str]:
     """Loads a file of :func:`save_model` into a model of the same settings.
+
+    Args:
+        path: the file.
+        model: as for :func:`save_model`.
+        differs: told of each setting that is another but changes no tensor (output stride, multi-grid, corners);
+            without it such a file is refused.
 
     Returns:
         The file's metadata.
@@ -64,14 +72,42 @@ def load_model(path: Path, model: nn.Module) -> dict[str, str]:
     metadata, tensors = read_model(path)
     for field, wanted in _settings(segmentor).items():
         if (given := metadata.get(field)) != wanted:
-            raise CheckpointError(
-                f"{path}: has {_phrase(field, given)}, the row has {_phrase(field, wanted)}; "
-                "train the row again, or take the file that belongs to it"
-            )
+            text = f"{path}: has {_phrase(field, given)}, the row has {_phrase(field, wanted)}"
+            if differs is None or field not in _OTHER_FIELDS:
+                raise CheckpointError(f"{text}; train the row again, or take the file that belongs to it")
+            differs(text)
     remedy = "train the row again, or take the file that belongs to it"
     check_names(path, tensors, segmentor.state_dict(), what="a model of this row", remedy=remedy)
     segmentor.load_state_dict(tensors)
     return metadata
+
+
+def metadata_of(path: Path) -> dict[str, str] | None:
+    """What :func:`save_model` wrote beside the tensors, without reading these; None for any other file."""
+    try:
+        with safe_open(path, framework="pt", device="cpu") as stream:
+            text = (stream.metadata() or {}).get(METADATA_KEY)
+        metadata: dict[str, str] | None = None if text is None else json.loads(text)
+    except (SafetensorError, OSError, ValueError):
+        return None
+    return metadata
+
+
+def config_of(path: Path, metadata: Mapping[str, str]) -> tuple[rows.Model, int]:
+    """Model settings and number of classes that :func:`save_model` wrote.
+
+    Raises:
+        CheckpointError: if one is missing or none of those allowed.
+    """
+    values = {field: metadata.get(field, "") for field in (*_MODEL_FIELDS, *_OTHER_FIELDS)}
+    settings: dict[str, Any] = {key: None if value == "none" else value for key, value in values.items()}
+    if settings["multi_grid"] is not None:
+        settings["multi_grid"] = settings["multi_grid"].split(",")
+    settings["output_stride"] = int(values["output_stride"]) if values["output_stride"].isdigit() else None
+    try:
+        return rows.Model.model_validate(settings), int(metadata["num_classes"])
+    except (ValidationError, KeyError, ValueError) as error:
+        raise CheckpointError(f"{path}: its metadata do not describe a model; make the file again") from error
 
 
 def read_model(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:

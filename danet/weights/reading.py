@@ -136,6 +136,17 @@ def _is_zip_of_checkpoint(data: bytes) -> bool:
         return False  # cut off, whichever it was: PyTorch's reader will refuse it
 
 
+def _is_torchscript(data: bytes) -> bool:
+    """A PyTorch zip with the ``<name>/code/`` of a scripted module."""
+    if not data.startswith(b"PK"):
+        return False
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            return any(PurePosixPath(name).parts[1:2] == ("code",) for name in archive.namelist())
+    except zipfile.BadZipFile:
+        return False
+
+
 def _member(file: Path, data: bytes, remedy: str) -> bytes:
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         members = [
@@ -167,6 +178,11 @@ def _load(file: Path, data: bytes, remedy: str) -> Any:
             raise CheckpointError(
                 f"{file}: is not a safetensors file or is cut off ({_short(error)}); {remedy}"
             ) from error
+    if _is_torchscript(data):
+        raise CheckpointError(
+            f"{file}: is a TorchScript archive, which is a program, and none is run; take the checkpoint with the "
+            "state dict, or re-save module.state_dict() where you trust it"
+        )
     try:
         with _numpy_scalars():
             return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
@@ -194,6 +210,10 @@ def _named_tensors(file: Path, value: Any, remedy: str) -> dict[str, Tensor]:
     for wrapper in ("state_dict", "model"):
         if isinstance(value, Mapping) and isinstance(value.get(wrapper), Mapping):
             value = value[wrapper]
+    if isinstance(value, Mapping) and _is_optimizer(value):
+        raise CheckpointError(
+            f"{file}: holds the state of an optimizer and no weights; take the file with the model's state dict"
+        )
     if not isinstance(value, Mapping) or not value:
         raise CheckpointError(f"{file}: holds no state dict but a {type(value).__name__}; {remedy}")
     result: dict[str, Tensor] = {}
@@ -205,6 +225,12 @@ def _named_tensors(file: Path, value: Any, remedy: str) -> dict[str, Tensor]:
             raise CheckpointError(f"{file}: tensor {name} appears twice, once as {key}; {remedy}")
         result[name] = tensor
     return result
+
+
+def _is_optimizer(value: Mapping[Any, Any]) -> bool:
+    """Whether it is a checkpoint without weights: an optimizer's own state dict, or one beside numbers and texts."""
+    optimizers = [entry for entry in (value, *value.values()) if isinstance(entry, Mapping) and "param_groups" in entry]
+    return bool(optimizers) and not any(isinstance(entry, Tensor) for entry in value.values())
 
 
 def _short(error: Exception) -> str:

@@ -32,7 +32,9 @@ def genuine(part: str) -> Path:
     return path
 
 
-def dataset(adapter: str, counts: dict[str, int], files: tuple[str, ...] = ("archive.zip",), storage: str = "source") -> Dataset:
+def dataset(
+    adapter: str, counts: dict[str, int], files: tuple[str, ...] = ("archive.zip",), storage: str = "source"
+) -> Dataset:
     archives = tuple(Archive(file=file) for file in files)
     return Dataset.model_validate(
         {"adapter": adapter, "title": adapter, "archives": archives, "counts": counts, "storage": storage}

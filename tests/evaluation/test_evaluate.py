@@ -250,6 +250,8 @@ def test_row_writes_everything_with_the_agreed_names(row, workspace):
         assert run["provenance"]["manifest_hash"] == Shades.manifest_hash
         assert len(run["provenance"]["weights_sha256"]) == 64
         for mode, values in run["modes"].items():
+            lines = values.pop("confusion_rows")
+            np.testing.assert_array_equal([[int(count) for count in line.split()] for line in lines], EXPECTED)
             assert set(values) == {"miou", "aacc", "macc", "iou", "acc", "images", "pixels", "seconds", "confusion"}
             assert values["images"] == 7
             assert values["pixels"] == EXPECTED.sum()
@@ -314,7 +316,7 @@ def test_weights_that_do_not_belong_to_the_row(row, workspace, monkeypatch):
 def test_given_weights_do_not_touch_the_row_s_results(one, workspace, monkeypatch):
     evaluate_row(one, workspace, device="cpu")
     before = tree(workspace.root)
-    monkeypatch.setattr(evaluate, "load_model", lambda path, model: {"train_hash": "0123456789ab"})
+    monkeypatch.setattr(evaluate, "load_any", lambda path, model, row: {"train_hash": "0123456789ab"})
     weights = workspace.root / "mine.safetensors"
     weights.write_bytes(b"other")
     result = evaluate_row(one, workspace, device="cpu", weights=weights)

@@ -39,7 +39,7 @@ def row() -> Row:
 def small_model(monkeypatch):
     loaded = []
     monkeypatch.setattr(predict, "build_model", lambda config, classes, attention: Brightness(classes))
-    monkeypatch.setattr(predict, "load_model", lambda path, model: loaded.append(path) or {})
+    monkeypatch.setattr(predict, "load_any", lambda path, model, row: loaded.append(path) or {})
     return loaded
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
+from danet.errors import ConfigError
 from danet.rows import load_params
 from pipelines import demo
 
@@ -121,6 +122,9 @@ def test_runs_are_in_mlflow(done: Path) -> None:
 
     client = MlflowClient(f"sqlite:///{done / 'mlflow.db'}")
     runs = client.search_runs([e.experiment_id for e in client.search_experiments()])
+    (report,) = [run for run in runs if run.data.tags["stage"] == "report"]
+    assert "results.png" in {file.path for file in client.list_artifacts(report.info.run_id)}
+    runs = [run for run in runs if run != report]
     assert {run.data.tags["row"] for run in runs} == set(ROWS)
     for run in runs:
         assert run.data.params["model.backbone"] == "resnet50"
@@ -141,3 +145,12 @@ def test_a_missing_archive_is_one_clear_error(workspace: Path, tmp_path: Path) -
     assert "CITYSCAPES_USERNAME" in result.stderr
     assert "Traceback" not in result.stderr
     assert not (demo.REPOSITORY / "data" / "raw" / "cityscapes").exists()
+
+
+def test_seeds_and_datasets_can_be_chosen(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no dataset 'camvid'; it has: voc2012, ade20k, cityscapes"):
+        demo.prepare(demo.REPOSITORY, tmp_path, datasets=["camvid"])
+    demo.prepare(demo.REPOSITORY, tmp_path, seeds=3, datasets=["ade20k"])
+    params = load_params(tmp_path / "params.yaml")
+    assert set(params.datasets) == {"ade20k"}
+    assert [row.seeds for row in params.rows.values()] == [(0, 1, 2)] * 4

@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("graph")
-    for name in ("dvc.yaml", "params.yaml"):
+    for name in ("dvc.yaml", "params.yaml", "released.yaml"):
         shutil.copy(ROOT / name, folder)
     subprocess.run([sys.executable, "-m", "dvc", "init", "--quiet", "--no-scm"], cwd=folder, check=True)
     return folder
@@ -50,12 +50,15 @@ def test_every_row_dataset_and_table_has_its_stages(stages: dict[str, object]) -
     expected |= (
         {f"weights@{name}" for name in params.weights} | {f"report@{name}" for name in params.tables} | {"index"}
     )
+    expected |= {f"{stage}@{row}" for row in params.released for stage in ("released", "verify")}
     assert set(stages) == expected
 
 
 def test_one_definition_per_stage() -> None:
     definitions = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
-    assert set(definitions) == {"download", "convert", "weights", "train", "evaluate", "report", "index"}
+    assert set(definitions) == {
+        *("download", "convert", "weights", "train", "evaluate", "released", "verify", "report", "index"),
+    }
     for name in definitions:
         assert (ROOT / "pipelines" / f"{'report' if name == 'index' else name}.py").is_file()
 
@@ -66,6 +69,14 @@ def test_a_row_needs_its_own_dataset_and_weights_only(workspace: Path) -> None:
     assert upstream(workspace, f"evaluate@{row}") == {
         "download@voc2012", "convert@voc2012", "weights@resnet50_v1c", f"train@{row}",
     }  # fmt: skip
+
+
+def test_verifying_a_row_needs_no_training(workspace: Path) -> None:
+    row = "ssseg-r50-d16-voc2012"
+    assert upstream(workspace, f"verify@{row}") == {"download@voc2012", "convert@voc2012", f"released@{row}"}
+    assert upstream(workspace, f"released@{row}") == set()
+    tables = {name for name in upstream(workspace, "report@official") if name.startswith("verify@")}
+    assert tables == {"verify@official-danet-r101-d8-cityscapes", "verify@official-dranet-r101-d8-cityscapes"}
 
 
 def test_a_table_needs_its_own_rows_only(workspace: Path) -> None:
@@ -83,4 +94,4 @@ def test_changing_one_row_changes_that_row_alone(stages: dict[str, object], work
         for dependency in stage.params  # type: ignore[attr-defined]
         if any(f"rows.{changed}" == key for key in dependency.params)
     }
-    assert affected == {f"train@{changed}", f"evaluate@{changed}"}
+    assert affected == {f"train@{changed}", f"evaluate@{changed}", f"verify@{changed}"}

@@ -22,7 +22,7 @@ from danet.published import load_published
 from danet.report import write_index, write_table
 from danet.report.figures import short_labels
 from danet.report.measured import read
-from danet.rows import Params, load_params
+from danet.rows import Params, Row, load_params
 from danet.workspace import Workspace
 from tests.report import samples
 
@@ -40,6 +40,7 @@ def workspace(tmp_path: Path) -> Workspace:
 def params() -> Params:
     """Of the repository, with three seeds for the official DANet row and a demo table."""
     raw = yaml.safe_load((ROOT / "params.yaml").read_text())
+    raw |= yaml.safe_load((ROOT / "released.yaml").read_text())
     raw["rows"][OFFICIAL]["seeds"] = [0, 1, 2]
     raw["tables"]["toy"] = {"title": "Toy", "published": False, "banner": "DEMO: made-up pictures, no results"}
     raw["rows"]["toy-r50"] = {**raw["rows"]["camvid-r50-d8"], "table": "toy"}
@@ -82,7 +83,7 @@ def test_published_numbers_are_the_files(workspace: Workspace, params: Params) -
     for table in ("mmsegmentation", "sssegmentation", "official", "clusterdanet"):
         write_table(table, params, workspace)
         for row in table_json(workspace, table)["rows"]:
-            source = load_published()[row["row"]].model_dump(exclude={"checkpoint", "log"})
+            source = load_published()[row["row"]].model_dump(exclude={"log"})
             assert row["published"] == source
 
 
@@ -91,8 +92,19 @@ def test_one_seed_by_hand(workspace: Workspace, params: Params) -> None:
     samples.write(row, workspace, {0: 81.23})
     report = write_table("official", params, workspace)
     (main, accuracy, cost, provenance) = cells(report.page.read_text(), DRANET)
-    assert main[1:] == ["DRANet", "R-101", "8", "768x768", "240 epochs", "81.63", "81.23", "-0.40", "consistent"]
-    assert accuracy[1:] == ["aAcc", "96.62", "96.23", "-0.39", "-"]
+    assert main[1:] == [
+        "DRANet",
+        "R-101",
+        "8",
+        "768x768",
+        "240 epochs",
+        "81.63",
+        "not run",
+        "81.23",
+        "-0.40",
+        "consistent",
+    ]
+    assert accuracy[1:] == ["aAcc", "96.62", "not run", "96.23", "-0.39", "-"]
     assert cost[1:] == ["-", "-", "-", "14.8", "12.50", "3.25", "NVIDIA H200"]
     assert provenance[1:] == [
         *("0", "`0123456789`, 2026-01-02", "`0123456789`, 2026-01-02", "1", f"`{row.hash}`", "`a1b2c3d4e5f6`"),
@@ -113,12 +125,67 @@ def test_three_seeds_by_hand(workspace: Workspace, params: Params) -> None:
     main, ms = cells(page, OFFICIAL)[:2]
     # mean 79.75, sample standard deviation 0.15; the 90 % interval 79.75 +- 2.92 * 0.15 / sqrt(3) = 79.75 +- 0.253
     # lies inside 79.93 +- 0.5
-    assert main[-4:] == ["79.93", "79.75 ± 0.15 (3)", "-0.18", "reproduced"]
-    assert ms[1:] == ["mIoU, ms+flip", "81.49", "81.25 ± 0.15 (3)", "-0.24", "reproduced"]
+    assert main[-5:] == ["79.93", "not run", "79.75 ± 0.15 (3)", "-0.18", "reproduced"]
+    assert ms[1:] == ["mIoU, ms+flip", "81.49", "not run", "81.25 ± 0.15 (3)", "-0.24", "reproduced"]
     own = (workspace.reports() / "official" / f"{OFFICIAL}.md").read_text()
     # 95 %: 4.302653 * 0.15 / sqrt(3) = 0.3726
     assert "79.38 to 80.12" in own
     assert "| mIoU | 79.75 ± 0.15 (3) | 79.60, 79.90, 79.75 |" in own
+
+
+def verification(measured: Row, miou: float, **over: Any) -> str:
+    """``verification.json`` of a row whose multi-scale result is 1.5 points higher."""
+    document = samples.evaluation(measured, {0: miou}, ms=1.5)
+    document["runs"][0]["seed"] = None
+    weights = {"file": "DANet101.pth.tar", "sha256": "ab" * 32, "source": "official", "checksum": "none"}
+    return json.dumps({**document, "weights": weights, **over})
+
+
+def test_released_weights_have_their_column(workspace: Workspace, params: Params) -> None:
+    row = params.row(OFFICIAL)
+    folder = workspace.metrics(row)
+    folder.mkdir(parents=True)
+    (folder / "verification.json").write_text(verification(row, 79.97))
+    page = write_table("official", params, workspace).page.read_text()
+    main, ms, aacc, _ = cells(page, OFFICIAL)[:4]
+    assert main[-5:] == ["79.93", "79.97, agrees", "not run", "-", "not run"]
+    assert ms[2:4] == ["81.49", "81.47, agrees"]
+    assert aacc[2:4] == ["95.97", "94.97, differs by -1.00"]
+    assert cells(page, DRANET)[0][-4] == "not run"
+    assert "it *agrees* within ± 0.05 points" in page
+    record = table_json(workspace, "official")["rows"][0]["released"]
+    assert record["difference"]["miou"] == pytest.approx(0.04)
+    assert record["agreement"]["miou"] == "agrees"
+    own = (workspace.reports() / "official" / f"{OFFICIAL}.md").read_text()
+    assert "`DANet101.pth.tar`, SHA-256 `abababababab` (none is published)" in own
+    assert "| mIoU | 79.93 | 79.97, agrees |" in own
+    with (workspace.reports() / "tables" / "official.csv").open() as stream:
+        first = next(csv.DictReader(stream))
+    assert (first["released_status"], first["released_miou"]) == ("measured", "79.97")
+    clusterdanet = write_table("clusterdanet", params, workspace).page.read_text()
+    assert cells(clusterdanet, "clusterdanet-r101-d8-voc2012")[0][-4] == "-"
+
+
+@pytest.mark.parametrize(
+    ("over", "reason", "cell"),
+    [
+        ({"row_hash": "0" * 12}, "stale: of row hash 000000000000", "stale: run again"),
+        ({"row": DRANET}, "belongs to row", "left out (below)"),
+        ({"runs": []}, "runs", "left out (below)"),
+        ({"classes": ["one"]}, "19 IoU values for 1 classes", "left out (below)"),
+    ],
+)
+def test_verifications_that_cannot_be_used(
+    workspace: Workspace, params: Params, over: dict[str, Any], reason: str, cell: str
+) -> None:
+    row = params.row(OFFICIAL)
+    folder = workspace.metrics(row)
+    folder.mkdir(parents=True)
+    (folder / "verification.json").write_text(verification(row, 79.97, **over))
+    report = write_table("official", params, workspace)
+    assert cells(report.page.read_text(), OFFICIAL)[0][-4] == cell
+    assert [reason in problem.reason for problem in report.problems] == [True]
+    assert table_json(workspace, "official")["rows"][0]["released"]["miou"] is None
 
 
 def test_tables_without_published_numbers(workspace: Workspace, params: Params) -> None:
@@ -339,7 +406,7 @@ def test_links_and_pictures_exist_and_pictures_are_plain(workspace: Workspace, p
                 checked += 1
     assert checked > 100
     pictures = sorted(path.name for path in workspace.reports().glob("official/*.png"))
-    assert pictures == ["classes-cityscapes.png", "curves.png", f"{OFFICIAL}.png", "results.png"]
+    assert pictures == ["classes-cityscapes.png", "cost.png", "curves.png", f"{OFFICIAL}.png", "results.png"]
     for path in workspace.reports().glob("official/*.png"):
         with Image.open(path) as image:
             assert image.width == 900

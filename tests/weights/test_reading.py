@@ -118,6 +118,21 @@ def test_things_that_are_no_state_dict(tmp_path: Path) -> None:
             read_tensors(saved(tmp_path / "odd.pth", value))
 
 
+def test_checkpoints_without_weights(tmp_path: Path) -> None:
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], 0.1, momentum=0.9).state_dict()
+    for value in (optimizer, {"optimizer": optimizer, "epoch": 3, "state_dict": None}):
+        with pytest.raises(CheckpointError, match=r"o\.pth: holds the state of an optimizer and no weights"):
+            read_tensors(saved(tmp_path / "o.pth", value))
+    assert same(read_tensors(saved(tmp_path / "o.pth", {"model": STATE, "optimizer": optimizer})))
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning")
+def test_a_program_is_refused(tmp_path: Path) -> None:
+    torch.jit.save(torch.jit.trace(torch.nn.Linear(2, 2), torch.ones(1, 2)), tmp_path / "t.pth")  # type: ignore[no-untyped-call]
+    with pytest.raises(CheckpointError, match=r"t\.pth: is a TorchScript archive, which is a program"):
+        read_tensors(tmp_path / "t.pth")
+
+
 @pytest.mark.parametrize("name", ["../up.pth", "/abs.pth", "a/../../b.pth", "c:\\d.pth"])
 def test_zip_members_with_unsafe_names(tmp_path: Path, name: str) -> None:
     with zipfile.ZipFile(tmp_path / "bad.zip", "w") as archive:

@@ -1,0 +1,160 @@
+"""How often is a verdict of the tables wrong, and how often does it decide? Measured on synthetic rows.
+
+    .venv/bin/python -m benchmarks.verdict_simulation          # under a minute; writes reports/verdict-simulation.md
+
+Each case is 10,000 rows whose true mean lies at a known distance from the published number and whose seeds scatter
+normally with a known spread; :func:`danet.report.verdict.judge` sees the seeds alone. The first part is the procedure
+with a number of seeds fixed beforehand, for which the rate is claimed. The others look at the data more than once:
+three seeds and then, if undecided, as many more as the table asks for (two looks); a seed at a time (up to nine looks).
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import scipy
+
+from danet.console import report_errors
+from danet.files import write_text
+from danet.provenance import code_version
+from danet.report.verdict import ALPHA, judge
+from danet.rows import Bands
+
+SEED = 20260101
+ROWS = 10_000
+PUBLISHED = 80.0
+BAND = Bands().trained
+SEEDS = (2, 3, 5, 10)
+SPREADS = (0.1, 0.3, 0.6)
+"""Standard deviation over seeds: SeMask's three Cityscapes runs; between; two runs 0.7 apart and more."""
+OFFSETS = (0.0, 0.5, 1.0, 1.5, 2.0)
+"""True mean below the published number, in bands: 1 is the edge, where a false "reproduced" is likeliest."""
+MOST_SEEDS = 10
+
+Labels = Counter[str]
+
+
+def draw(case: tuple[int, ...], offset: float, spread: float, seeds: int, rows: int) -> list[list[float]]:
+    """Results of ``rows`` synthetic rows, the same for the same case."""
+    random = np.random.default_rng([SEED, *case])
+    values = PUBLISHED - offset * BAND + spread * random.standard_normal((rows, seeds))
+    drawn: list[list[float]] = values.tolist()
+    return drawn
+
+
+def fixed(rows: int) -> dict[tuple[float, float, int], Labels]:
+    """Verdicts by offset, spread and number of seeds."""
+    return {
+        (offset, spread, seeds): Counter(
+            judge(values, PUBLISHED, BAND).label for values in draw((o, s, seeds), offset, spread, seeds, rows)
+        )
+        for o, offset in enumerate(OFFSETS)
+        for s, spread in enumerate(SPREADS)
+        for seeds in SEEDS
+    }
+
+
+def one_by_one(values: list[float]) -> str:
+    """The first verdict while seeds are added from 2 to ten."""
+    verdicts = (judge(values[:n], PUBLISHED, BAND).label for n in range(2, MOST_SEEDS + 1))
+    return next((label for label in verdicts if label != "undecided"), "undecided")
+
+
+def as_advised(values: list[float]) -> str:
+    """The verdict on three seeds, or, if undecided, on as many more as it asks for (ten in all at most)."""
+    first = judge(values[:3], PUBLISHED, BAND)
+    if first.label != "undecided":
+        return first.label
+    return judge(values[: 3 + (first.more_seeds or MOST_SEEDS)], PUBLISHED, BAND).label
+
+
+def sequential(rows: int, rule: Callable[[list[float]], str]) -> dict[tuple[float, float], Labels]:
+    """Verdicts by offset and spread if seeds are added by a rule."""
+    return {
+        (offset, spread): Counter(map(rule, draw((100 + o, s), offset, spread, MOST_SEEDS, rows)))
+        for o, offset in enumerate(OFFSETS)
+        for s, spread in enumerate(SPREADS)
+    }
+
+
+def false_rate(labels: Labels, offset: float) -> float:
+    """Share of verdicts that are wrong, given the true distance in bands (the mean lies below the published number)."""
+    wrong = {"higher", "reproduced" if offset >= 1 else "lower"}
+    return sum(labels[label] for label in wrong) / labels.total()
+
+
+def page(rows: int) -> str:
+    """The results as markdown."""
+    started = time.perf_counter()
+    by_case = fixed(rows)
+    worst = max((false_rate(labels, case[0]), case) for case, labels in by_case.items())
+    error = math.sqrt(ALPHA * (1 - ALPHA) / rows)
+    commit, dirty = code_version()
+    commit = "commit unknown" if commit == "unknown" else f"commit `{commit[:10]}`"
+    lines = [
+        "<!-- Made by `python -m benchmarks.verdict_simulation`; do not edit. -->",
+        "# Error rates of the verdicts, by simulation",
+        f"{rows:,} synthetic rows a case; published number {PUBLISHED:g}, band {BAND:g}, {ALPHA:.0%} a side. The true "
+        "mean lies *distance* bands below the published number. At 1 it is on the edge of the band, where false "
+        "verdicts are likeliest: there every *reproduced* is counted as false (*lower* would be as false, and is as "
+        "rare). Spread is the standard deviation over seeds, in points.",
+        f"**Largest share of false verdicts: {worst[0]:.2%}** (distance {worst[1][0]:g}, spread {worst[1][1]:g}, "
+        f"{worst[1][2]} seeds); claimed: at most {ALPHA:.0%}, and the simulation itself is good to ±{3 * error:.2%} "
+        "(three standard errors).",
+        "## A fixed number of seeds",
+        _table(
+            ["Distance", "Spread", "Seeds", "reproduced", "lower", "higher", "undecided", "false"],
+            [
+                [f"{o:g}", f"{s:g}", str(n), *_shares(labels), f"{false_rate(labels, o):.2%}"]
+                for (o, s, n), labels in by_case.items()
+            ],
+        ),
+        "## Three seeds, then as many more as the table asks for",
+        f"Two looks at the data, so at most twice {ALPHA:.0%} can be claimed.",
+        _sequential_table(sequential(rows, as_advised)),
+        "## A seed at a time until there is a verdict",
+        f"From 2 seeds up to {MOST_SEEDS}: up to nine looks. This is how not to do it: the share of false verdicts "
+        "grows with every look.",
+        _sequential_table(sequential(rows, one_by_one)),
+        f"Random seed {SEED}; NumPy {np.__version__}, SciPy {scipy.__version__}; "
+        f"{commit}{' with changes' if dirty else ''}; took {time.perf_counter() - started:.0f} s.",
+    ]
+    return "\n\n".join(lines) + "\n"
+
+
+def _sequential_table(found: dict[tuple[float, float], Labels]) -> str:
+    return _table(
+        ["Distance", "Spread", "reproduced", "lower", "higher", "undecided", "false"],
+        [[f"{o:g}", f"{s:g}", *_shares(labels), f"{false_rate(labels, o):.2%}"] for (o, s), labels in found.items()],
+    )
+
+
+def _shares(labels: Labels) -> list[str]:
+    names = ("reproduced", "lower", "higher", "undecided")
+    return [f"{labels[name] / labels.total():.1%}" for name in names]
+
+
+def _table(head: list[str], lines: list[list[str]]) -> str:
+    return "\n".join("| " + " | ".join(line) + " |" for line in (head, ["---:"] * len(head), *lines))
+
+
+def main() -> None:
+    """Runs the simulation and writes the page."""
+    parser = argparse.ArgumentParser(description="Simulate the verdicts' error rates.")
+    parser.add_argument("--rows", type=int, default=ROWS, help="synthetic rows a case (default: %(default)s)")
+    parser.add_argument("--out", type=Path, default=Path("reports/verdict-simulation.md"))
+    arguments = parser.parse_args()
+    with report_errors():
+        text = page(arguments.rows)
+        write_text(arguments.out, text)
+        print(f"{text.split(chr(10) * 2)[3]}\nwritten to {arguments.out}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,18 @@
+"""Stage ``verify@ROW``: the released weights under their source's testing protocol."""
+
+from __future__ import annotations
+
+from danet.tracking import run
+from danet.verify import verify_row
+from danet.workspace import Workspace
+from pipelines import stage
+
+
+def main(workspace: Workspace, name: str) -> None:
+    """Evaluates what the stage ``released`` wrote, in every mode the row defines."""
+    row = workspace.params().row(name)
+    verify_row(row, workspace, weights=workspace.released(row) / "weights.safetensors", tracker_factory=run)
+
+
+if __name__ == "__main__":
+    stage(main)

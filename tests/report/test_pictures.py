@@ -1,0 +1,165 @@
+"""Cost, confusion matrices and examples: what they are drawn from, where they go, and what is left out."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from danet.data.prepared import PreparedDataset
+from danet.evaluation.visualise import save_palette_png
+from danet.report import write_table
+from danet.report.figures import cost_name, device_hours
+from danet.report.measured import read
+from danet.rows import Params
+from danet.workspace import Workspace
+from tests.data.samples import camvid_spec, camvid_tree, prepare
+from tests.report import samples
+
+ROOT = Path(__file__).parents[2]
+NAMES = ("camvid-r50-d8", "camvid-r101-d8")
+
+
+@pytest.fixture
+def params() -> Params:
+    raw = yaml.safe_load((ROOT / "params.yaml").read_text())
+    raw["rows"] = {name: raw["rows"][name] for name in NAMES}
+    raw.pop("released", None)
+    return Params(raw, Path("params.yaml"))
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Workspace:
+    return Workspace(tmp_path / "workspace")
+
+
+def edit(path: Path, change: Any) -> None:
+    data = json.loads(path.read_text())
+    change(data)
+    path.write_text(json.dumps(data))
+
+
+def with_confusion(data: dict[str, Any]) -> np.ndarray:
+    """Gives every run's single scale a random confusion matrix and the IoUs that follow from it."""
+    size = len(data["classes"])
+    random = np.random.default_rng(1)
+    for run in data["runs"]:
+        matrix = random.integers(0, 50, (size, size))
+        matrix[np.arange(size), np.arange(size)] += 900
+        matrix[2, 5] = 700
+        iou = 100 * np.diag(matrix) / (matrix.sum(0) + matrix.sum(1) - np.diag(matrix))
+        result = run["modes"]["ss"]
+        result["iou"] = [round(float(value), 4) for value in iou]
+        result["confusion_rows"] = [" ".join(map(str, line)) for line in matrix.tolist()]
+    return matrix
+
+
+def test_confusion_is_drawn_and_its_largest_share_named(workspace: Workspace, params: Params) -> None:
+    row = params.row(NAMES[0])
+    folder = samples.write(row, workspace, {0: 55.0}, points=0)
+    kept: list[np.ndarray] = []
+    edit(folder / "evaluation.json", lambda data: kept.append(with_confusion(data)))
+    write_table("camvid", params, workspace, strict=True)
+    picture = workspace.reports() / "camvid" / f"{row.name}-confusion.png"
+    with Image.open(picture) as image:
+        assert image.width == 900
+    page = (workspace.reports() / "camvid" / f"{row.name}.md").read_text()
+    assert picture.name in page
+    classes = samples.classes(row)
+    first = page.split("Most often taken for another class")[1].splitlines()[4]
+    share = 100 * 700 / kept[0][2].sum()
+    assert [cell.strip() for cell in first.strip("|").split("|")] == [classes[2], classes[5], f"{share:.1f}"]
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda mode: mode["confusion_rows"].pop(), "not of 11 x 11 counts"),
+        (lambda mode: mode["confusion_rows"].__setitem__(0, "1 2 3"), "not of 11 x 11 counts"),
+        (lambda mode: mode["confusion_rows"].__setitem__(0, "x" + mode["confusion_rows"][0]), "invalid literal"),
+        (lambda mode: mode["iou"].__setitem__(4, 12.5), "IoU 4 is 12.5, by the confusion matrix"),
+    ],
+)
+def test_a_confusion_matrix_that_contradicts_the_iou_leaves_the_run_out(
+    workspace: Workspace, params: Params, change: Any, reason: str
+) -> None:
+    folder = samples.write(params.row(NAMES[0]), workspace, {0: 55.0}, points=0)
+    edit(folder / "evaluation.json", with_confusion)
+    edit(folder / "evaluation.json", lambda data: change(data["runs"][0]["modes"]["ss"]))
+    found = read(params.row(NAMES[0]), workspace)
+    assert found.status == "left out"
+    assert reason in found.problems[0].reason
+
+
+def test_cost_is_hours_times_gpus(workspace: Workspace, params: Params) -> None:
+    for name, gpu in zip(NAMES, ("NVIDIA H200", None), strict=True):
+        folder = samples.write(params.row(name), workspace, {0: 55.0}, gpu=gpu, points=0)
+        if gpu:
+            edit(folder / "train.json", lambda data: data["runs"][0]["provenance"].update(gpus=4))
+    write_table("camvid", params, workspace, strict=True)
+    assert (workspace.reports() / "camvid" / "cost.png").exists()
+    rows = json.loads((workspace.reports() / "tables" / "camvid.json").read_text())["rows"]
+    assert [device_hours(row) for row in rows] == [4 * 3.25, 3.25]
+    assert cost_name(rows[:1]) == "training, GPU-hours, NVIDIA H200"
+    assert cost_name(rows[1:]) == "training, hours on a CPU"
+    assert cost_name(rows) == "training, hours on a CPU, or GPU-hours"
+    assert device_hours({"measured": None}) == 0
+
+
+@pytest.fixture
+def predicted(workspace: Workspace, params: Params, tmp_path: Path) -> list[str]:
+    """Random photographs, and for both rows random predictions of the first two; the third has one row's alone."""
+    prepared = prepare(camvid_tree(tmp_path / "tree"), camvid_spec(), tmp_path / "work")
+    target = workspace.prepared("camvid")
+    target.parent.mkdir(parents=True)
+    prepared.rename(target)
+    dataset = PreparedDataset(target, "test")
+    for number, name in enumerate(NAMES):
+        row = params.row(name)
+        samples.write(row, workspace, {0: 55.0}, points=0)
+        for index, image in enumerate(dataset.ids[: 3 - number]):
+            mask = np.random.default_rng(index).integers(0, 11, dataset.size(index)).astype(np.uint8)
+            path = workspace.evaluation(row) / f"seed0-{image}-prediction.png"
+            save_palette_png(path, mask, dataset.palette)
+    return list(dataset.ids)
+
+
+def test_examples_stay_out_of_the_reports_unless_allowed(
+    workspace: Workspace, params: Params, predicted: list[str]
+) -> None:
+    hidden = workspace.root / "evaluations" / "examples@camvid"
+    first = write_table("camvid", params, workspace)
+    drawn = sorted(path.name for path in hidden.iterdir())
+    assert drawn == ["examples-camvid-0.png", "examples-camvid-1.png"]  # the images that both rows predicted
+    assert not list(workspace.reports().rglob("examples*"))
+    assert set(hidden.iterdir()) <= set(first.files)
+    with Image.open(hidden / drawn[0]) as image:
+        assert image.width == 900
+    write_table("camvid", params, workspace, keep_pictures=True)
+    assert not hidden.exists()
+    page = (workspace.reports() / "camvid.md").read_text()
+    assert all(f"camvid/{name}" in page for name in drawn)
+    assert f"{predicted[0]}: image and truth" in page
+    write_table("camvid", params, workspace)
+    assert not list(workspace.reports().rglob("examples*"))
+
+
+def test_a_table_may_allow_pictures_for_good(workspace: Workspace, params: Params, predicted: list[str]) -> None:
+    raw = yaml.safe_load((ROOT / "params.yaml").read_text())
+    raw.pop("released", None)
+    raw["tables"]["camvid"]["pictures"] = True
+    raw["rows"] = {name: raw["rows"][name] for name in NAMES}
+    write_table("camvid", Params(raw, Path("params.yaml")), workspace)
+    assert len(list(workspace.reports().glob("camvid/examples*"))) == 2
+    assert predicted
+
+
+def test_examples_need_data_and_predictions(workspace: Workspace, params: Params) -> None:
+    samples.write(params.row(NAMES[0]), workspace, {0: 55.0}, points=0)
+    write_table("camvid", params, workspace, strict=True, keep_pictures=True)
+    assert not list(workspace.reports().rglob("examples*"))

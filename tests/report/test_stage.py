@@ -1,0 +1,126 @@
+"""The report stage and command around the tables: strictness, MLflow, bands, and the simulated error rates."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from benchmarks import verdict_simulation
+from danet.cli import app
+from danet.errors import ConfigError
+from danet.report import write_table
+from danet.rows import Params
+from danet.tracking import log_report
+from danet.workspace import Workspace
+from pipelines import report as stage
+from tests.report import samples
+
+ROOT = Path(__file__).parents[2]
+NAME = "official-dranet-r101-d8-cityscapes"
+
+
+@pytest.fixture
+def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    (tmp_path / "params.yaml").write_text((ROOT / "params.yaml").read_text())
+    for extra in ROOT.glob("released.yaml"):
+        (tmp_path / extra.name).write_text(extra.read_text())
+    return Workspace(tmp_path)
+
+
+def test_strict_fails_and_names_what_was_left_out(workspace: Workspace) -> None:
+    folder = samples.write(workspace.params().row(NAME), workspace, {0: 81.2}, points=0)
+    runner, arguments = CliRunner(), ["report", "official", "-C", str(workspace.root)]
+    assert runner.invoke(app, [*arguments, "--strict"]).exit_code == 0
+    data = json.loads((folder / "evaluation.json").read_text())
+    data["row_hash"] = "0" * 12
+    (folder / "evaluation.json").write_text(json.dumps(data))
+    assert runner.invoke(app, arguments).exit_code == 0
+    failed = runner.invoke(app, [*arguments, "--strict"])
+    assert failed.exit_code != 0
+    assert "had to be left out" in str(failed.exception)
+    assert "1 files or parts of files left out" in failed.output
+    assert (workspace.reports() / "official.md").exists()
+
+
+def test_pictures_are_artifacts_of_one_run_per_table(workspace: Workspace) -> None:
+    from mlflow import MlflowClient
+
+    samples.write(workspace.params().row(NAME), workspace, {0: 81.2}, points=0)
+    stage.main(workspace, "official")
+    stage.main(workspace, "official")
+    stage.main(workspace, "clusterdanet")  # nothing measured: nothing to log
+    client = MlflowClient(f"sqlite:///{workspace.root / 'mlflow.db'}")
+    experiments = {item.experiment_id: item.name for item in client.search_experiments()}
+    (run,) = client.search_runs(list(experiments))
+    assert run.info.run_name == "report official"
+    assert experiments[run.info.experiment_id] == "danet / Official DANet and DRANet"
+    assert run.info.status == "FINISHED"
+    artifacts = {item.path for item in client.list_artifacts(run.info.run_id)}
+    assert {"official.md", "official.json", "results.png", "cost.png", "classes-cityscapes.png"} <= artifacts
+
+
+def test_an_unreachable_mlflow_costs_the_report_nothing(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "postgresql://user:secret@127.0.0.1:1/none")
+    samples.write(workspace.params().row(NAME), workspace, {0: 81.2}, points=0)
+    stage.main(workspace, "official")
+    assert (workspace.reports() / "official.md").exists()
+    assert "were not logged" in capsys.readouterr().err
+    reason = log_report("official", workspace, [])
+    assert reason
+    assert "secret" not in reason
+
+
+def test_bands_are_declared_by_dataset(tmp_path: Path) -> None:
+    raw = yaml.safe_load((ROOT / "params.yaml").read_text())
+    raw.pop("released", None)
+    declared = Params(raw, Path("params.yaml")).bands
+    assert (declared.of("voc2012"), declared.of("ade20k"), declared.of("cityscapes")) == (0.5, 1.0, 0.7)
+    assert declared.released == 0.05
+    labels = {}
+    for band in (0.3, 0.5):
+        raw["bands"] = {"datasets": {"cityscapes": band}}
+        params, space = Params(raw, Path("params.yaml")), Workspace(tmp_path / str(band))
+        samples.write(params.row(NAME), space, {0: 81.23}, points=0)  # published: 81.63
+        write_table("official", params, space)
+        row = json.loads((space.reports() / "tables" / "official.json").read_text())["rows"][1]
+        labels[row["band"]] = row["verdict"]["miou"]
+        assert f"± {band:g} points" in (space.reports() / "official.md").read_text()
+    assert labels == {0.3: "inconsistent", 0.5: "consistent"}
+    raw["bands"] = {"trained": 0}
+    with pytest.raises(ConfigError, match=r"bands\.trained"):
+        Params(raw, Path("params.yaml"))
+
+
+def test_a_band_moves_no_hash() -> None:
+    raw = yaml.safe_load((ROOT / "params.yaml").read_text())
+    raw.pop("released", None)
+    before = Params(raw, Path("params.yaml")).row(NAME)
+    raw["bands"] = {"trained": 3.0}
+    after = Params(raw, Path("params.yaml")).row(NAME)
+    assert (before.hash, before.train_hash) == (after.hash, after.train_hash)
+
+
+def test_simulation_page(tmp_path: Path) -> None:
+    page = verdict_simulation.page(300)
+    largest = re.search(r"Largest share of false verdicts: ([\d.]+)%", page)
+    assert largest
+    assert float(largest.group(1)) < 5 + 4 * 1.26  # four standard errors of 300 rows
+    assert len(re.findall(r"^\| [\d.]+ \|", page, re.MULTILINE)) == 5 * 3 * (4 + 2)
+    assert f"Random seed {verdict_simulation.SEED}; NumPy" in page
+
+
+def test_looking_again_is_less_sound_than_looking_once() -> None:
+    """What the page says of adding seeds one at a time is what comes out, at the edge of the band."""
+    rows = verdict_simulation.draw((7,), 1.0, 0.3, verdict_simulation.MOST_SEEDS, 1500)
+    by_one = sum(verdict_simulation.one_by_one(values) == "reproduced" for values in rows) / len(rows)
+    advised = sum(verdict_simulation.as_advised(values) == "reproduced" for values in rows) / len(rows)
+    assert 0.05 < advised < 0.13
+    assert by_one > advised

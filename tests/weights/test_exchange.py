@@ -1,0 +1,285 @@
+"""Released files in and out: every source's key list, every way a file can be wrong, exact round trips."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from danet.errors import CheckpointError, ConfigError
+from danet.files import sha256
+from danet.models import build_model
+from danet.rows import Params, load_params
+from danet.weights.exchange import classes_of, export_weights, guess_row, import_weights, load_any
+from danet.weights.ours import metadata_of, save_model
+from danet.weights.released import export_released, import_released
+from tests.weights.test_released import synthetic, written
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(autouse=True)
+def clean(tmp_path: Path) -> Iterator[None]:
+    """Removes what a test leaves: pytest would keep it, and these files are large."""
+    yield
+    shutil.rmtree(tmp_path)
+
+
+KEYS = {
+    "mmseg_r50d8_cityscapes_512x1024": "mmseg-r50-d8-cityscapes-512x1024-40k",
+    "mmseg_r50d8_cityscapes_769x769": "mmseg-r50-d8-cityscapes-769x769-80k",
+    "mmseg_r101d8_cityscapes_512x1024": "mmseg-r101-d8-cityscapes-512x1024-80k",
+    "mmseg_r101d8_cityscapes_769x769": "mmseg-r101-d8-cityscapes-769x769-40k",
+    "mmseg_r50d8_ade20k_512x512": "mmseg-r50-d8-ade20k-160k",
+    "mmseg_r50d8_voc12aug_512x512": "mmseg-r50-d8-voc2012-20k",
+    "ssseg_resnet50os8_cityscapes": "ssseg-r50-d8-cityscapes",
+    "ssseg_resnet50os8_cityscapes_aligncorners": "ssseg-r50-d8-cityscapes",
+    "ssseg_resnet50os16_cityscapes": "ssseg-r50-d16-cityscapes",
+    "ssseg_resnet101os8_cityscapes": "ssseg-r101-d8-cityscapes",
+    "ssseg_resnet101os16_cityscapes": "ssseg-r101-d16-cityscapes",
+    "ssseg_resnet50os8_ade20k": "ssseg-r50-d8-ade20k",
+    "ssseg_resnet50os8_voc": "ssseg-r50-d8-voc2012",
+    "official_danet_r101_citys": "official-danet-r101-d8-cityscapes",
+    "official_dran_r101_citys": "official-dranet-r101-d8-cityscapes",
+    "fork_clusterdanet_r101_voc": "clusterdanet-r101-d8-voc2012",
+}
+SMALL = "mmseg-r50-d8-cityscapes-512x1024-40k"
+
+
+@pytest.fixture(scope="module")
+def params() -> Params:
+    return load_params(ROOT / "params.yaml")
+
+
+@pytest.fixture(scope="module")
+def unpublished() -> Params:
+    """The rows without released.yaml, where no checksum can be wrong."""
+    return Params(yaml.safe_load((ROOT / "params.yaml").read_text()), ROOT / "params.yaml")
+
+
+def of_list(file: Path) -> dict[str, Tensor]:
+    """A checkpoint with a key list's names and shapes, every tensor its own number."""
+    lines = [line.split("\t") for line in file.read_text().splitlines() if line and line[0] != "#"]
+    return {
+        key: torch.tensor(index, dtype=getattr(torch, dtype)).expand(
+            tuple(int(n) for n in shape.strip("()").split(",") if n.strip())
+        )
+        for index, (key, shape, dtype) in enumerate(lines)
+    }
+
+
+@pytest.mark.parametrize("name", KEYS)
+def test_every_model_of_every_source_is_read(tmp_path: Path, params: Params, name: str) -> None:
+    folder = os.environ.get("DANET_TEST_KEYS")
+    if not folder:
+        pytest.skip("DANET_TEST_KEYS (folder with the sources' key lists) is not set")
+    row = params.row(KEYS[name])
+    theirs = of_list(Path(folder) / f"{name}.txt")
+    wrapper = "model" if name.startswith("ssseg") else "state_dict"
+    prefix = "module." if name.startswith("official") else ""
+    file = written(tmp_path / "w.pth", {wrapper: {prefix + key: value for key, value in theirs.items()}, "epoch": 1})
+    state, _ = import_released(file, row.model, classes_of(row, params))
+    with torch.device("meta"):
+        wanted = build_model(row.model, classes_of(row, params)).state_dict()
+    assert {key: value.shape for key, value in state.items()} == {key: value.shape for key, value in wanted.items()}
+    # each of their tensors, known by its number, is in exactly one place of ours
+    assert sorted(float(value.flatten()[0]) for value in state.values()) == [float(i) for i in range(len(theirs))]
+
+
+@settings(deadline=None, max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_exchanged_tensors_are_named_and_order_does_not_matter(tmp_path: Path, data: st.DataObject) -> None:
+    state, config = synthetic("mmsegmentation")
+    theirs = of_state(state, config)
+    first = data.draw(st.sampled_from(sorted(theirs)))
+    others = sorted(key for key, value in theirs.items() if value.shape != theirs[first].shape)
+    second = data.draw(st.sampled_from(others))
+    order = data.draw(st.permutations(sorted(theirs)))
+    shuffled = import_released(written(tmp_path / "w.pth", {key: theirs[key] for key in order}), config, 19)[0]
+    assert all(torch.equal(shuffled[key], value) for key, value in state.items())
+    theirs[first], theirs[second] = theirs[second], theirs[first]
+    with pytest.raises(CheckpointError) as caught:
+        import_released(written(tmp_path / "w.pth", theirs), config, 19)
+    # the classifier's size is said in words, since it tells another data set
+    classes = "classes" in str(caught.value) and any("conv_seg.weight" in key for key in (first, second))
+    assert classes or (first in str(caught.value) and second in str(caught.value))
+
+
+def of_state(state: dict[str, Tensor], config: Any) -> dict[str, Tensor]:
+    return export_released(state, config, "mmsegmentation")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, params: Params) -> Iterator[Path]:
+    """A file as training writes it."""
+    row = params.row(SMALL)
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("trained") / "seed0.safetensors"
+    save_model(path, build_model(row.model, 19), {"row": row.name, "source": row.source, "train_hash": row.train_hash})
+    yield path
+    shutil.rmtree(path.parent)
+
+
+@pytest.fixture(scope="module")
+def exported(trained: Path) -> Path:
+    out = trained.with_name("exported.pth")
+    export_weights(trained, out)
+    return out
+
+
+def test_to_mmsegmentation_and_back_is_exact(
+    tmp_path: Path, trained: Path, exported: Path, unpublished: Params
+) -> None:
+    content = torch.load(exported, weights_only=True)
+    assert set(content) == {"state_dict", "meta"}
+    assert "decode_head.pam_in_conv.conv.weight" in content["state_dict"]
+    assert content["meta"]["CLASSES"][0] == content["meta"]["dataset_meta"]["classes"][0] == "road"
+    assert content["meta"]["PALETTE"][0] == [128, 64, 128]
+    result = import_weights(exported, tmp_path / "back.safetensors", unpublished, row=SMALL)
+    assert (result.source, result.tensors, result.checksum) == ("mmsegmentation", 376, "none")
+    before, after = load_file(trained), load_file(tmp_path / "back.safetensors")
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[key], after[key]) for key in before)
+    metadata = metadata_of(tmp_path / "back.safetensors")
+    assert metadata is not None
+    assert metadata["row"] == SMALL
+    assert metadata["source"] == "mmsegmentation"
+    assert metadata["source_sha256"] == sha256(exported) == result.sha256
+    with pytest.raises(CheckpointError, match="in our format already"):
+        import_weights(trained, tmp_path / "x.safetensors", unpublished)
+    with pytest.raises(CheckpointError, match=r"must end in \.safetensors"):
+        import_weights(exported, tmp_path / "x.pth", unpublished)
+    with pytest.raises(CheckpointError, match=r"ends in \.pth"):
+        export_weights(trained, tmp_path / "x.safetensors")
+
+
+def test_projections_without_biases_get_zeros_in_mmsegmentation(tmp_path: Path, params: Params) -> None:
+    row = params.row("ssseg-r50-d8-voc2012")
+    model = build_model(row.model, 21)
+    save_model(tmp_path / "w.safetensors", model, {"row": row.name})
+    export_weights(tmp_path / "w.safetensors", tmp_path / "w.pth")
+    theirs = torch.load(tmp_path / "w.pth", weights_only=True)["state_dict"]
+    biases = [theirs[f"decode_head.pam.{part}_project.bias"] for part in ("query", "key", "value")]
+    assert [tuple(bias.shape) for bias in biases] == [(64,), (64,), (512,)]
+    assert not any(bool(bias.any()) for bias in biases)
+    with pytest.raises(CheckpointError, match="export to official-dranet: is a dranet, the row has method danet"):
+        export_weights(tmp_path / "w.safetensors", tmp_path / "w.pth", target="official-dranet")
+
+
+def test_the_row_is_found(tmp_path: Path, params: Params, unpublished: Params, exported: Path) -> None:
+    named = tmp_path / params.released["mmseg-r50-d8-cityscapes-769x769-40k"].file
+    named.symlink_to(exported)
+    assert guess_row(named, params).name == "mmseg-r50-d8-cityscapes-769x769-40k"
+    with pytest.raises(ConfigError) as caught:
+        guess_row(exported, unpublished)
+    wanted = {row.name for row in params.rows.values() if row.name.startswith("mmseg-r50-d8-cityscapes")}
+    assert set(str(caught.value).partition("--row: ")[2].split(", ")) == wanted
+    only = Params({**unpublished._raw, "rows": {SMALL: unpublished._raw["rows"][SMALL]}}, unpublished.path)
+    assert guess_row(exported, only).name == SMALL
+    result = import_weights(named, tmp_path / "x.safetensors", params)
+    assert result.checksum == "differs"
+    assert "not the released file, whose checksum is another" in str(result)
+
+
+def test_incomplete_files_only_when_told(tmp_path: Path, exported: Path, unpublished: Params, capsys: Any) -> None:
+    content = torch.load(exported, weights_only=True)["state_dict"]
+    del content["decode_head.conv_seg.bias"]
+    content["extra.weight"] = torch.ones(1)
+    content["backbone.layer1.0.bn1.bias"] = torch.ones(7)
+    file = written(tmp_path / "w.pth", content)
+    out = tmp_path / "w.safetensors"
+    with pytest.raises(
+        CheckpointError, match=r"missing \(decode_head\.conv_seg\.bias\).*unexpected \(extra\.weight\).*\(7,\)"
+    ):
+        import_weights(file, out, unpublished, row=SMALL)
+    assert not out.exists()
+    import_weights(file, out, unpublished, row=SMALL, incomplete=True)
+    assert "extra.weight" in " ".join(capsys.readouterr().err.split())
+    metadata = metadata_of(out)
+    assert metadata is not None
+    assert "decode_head.conv_seg.bias" in metadata["incomplete"]
+
+
+def test_any_kind_of_file_is_loaded(tmp_path: Path, trained: Path, exported: Path, params: Params, capsys: Any) -> None:
+    row = params.row(SMALL)
+    import_weights(
+        exported, tmp_path / "imported.safetensors", Params(params._raw | {"released": {}}, params.path), row=SMALL
+    )
+    raw = torch.load(exported, weights_only=True)["state_dict"]
+    save_file(raw, tmp_path / "raw.safetensors")  # what a refused pickle's message proposes
+    wanted = None
+    for file in (trained, exported, tmp_path / "imported.safetensors", tmp_path / "raw.safetensors"):
+        torch.manual_seed(1)
+        model = build_model(row.model, 19)
+        load_any(file, model, row)
+        state = model.state_dict()
+        wanted = wanted or state
+        assert all(torch.equal(state[key], value) for key, value in wanted.items())
+    assert "warning" not in capsys.readouterr().err
+
+
+def test_weights_of_another_stride_are_taken_with_a_warning(
+    tmp_path: Path, exported: Path, params: Params, capsys: Any
+) -> None:
+    row = params.row(SMALL)
+    coarse = row.model_copy(update={"model": row.model.model_copy(update={"output_stride": 16})})
+    raw = tmp_path / "danet_r50-d8_512x1024_40k_cityscapes.pth"
+    raw.symlink_to(exported)
+    imported = tmp_path / "imported.safetensors"
+    import_weights(exported, imported, Params(params._raw | {"released": {}}, params.path), row=SMALL)
+    for file, text in (
+        (raw, "of output stride 8, row"),
+        (imported, "has output_stride 8, the row has output_stride 16"),
+    ):
+        load_any(file, build_model(coarse.model, 19), coarse)
+        assert text in " ".join(capsys.readouterr().err.split())
+    own = tmp_path / "own.safetensors"
+    save_model(own, build_model(row.model, 19), {"row": row.name})
+    with pytest.raises(CheckpointError, match="has output_stride 8, the row has output_stride 16"):
+        load_any(own, build_model(coarse.model, 19), coarse)
+
+
+def test_bad_files_each_with_its_own_message(tmp_path: Path, exported: Path, unpublished: Params) -> None:
+    data = exported.read_bytes()
+
+    class Evil:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return os.mkdir, (str(tmp_path / "ran"),)
+
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], 0.1).state_dict()
+    files = {
+        "cut.pth": (data[: len(data) // 2], "is damaged or cut off"),
+        "empty.pth": (b"", "is empty"),
+        "page.pth": (b"<!DOCTYPE html><title>Sign in</title>", "is a web page, not weights"),
+        "none.pth": (None, "does not exist"),
+    }
+    for name, (content, message) in files.items():
+        if content is not None:
+            (tmp_path / name).write_bytes(content)
+        with pytest.raises(CheckpointError, match=rf"{name}: {message}"):
+            import_weights(tmp_path / name, tmp_path / "x.safetensors", unpublished)
+    torch.save({"state_dict": Evil()}, tmp_path / "evil.pth")
+    torch.save({"optimizer": optimizer}, tmp_path / "optimizer.pth")
+    for name, message in (("evil.pth", "would run code"), ("optimizer.pth", "state of an optimizer and no weights")):
+        with pytest.raises(CheckpointError, match=message):
+            import_weights(tmp_path / name, tmp_path / "x.safetensors", unpublished)
+    for row, message in (
+        ("mmseg-r50-d8-voc2012-20k", "has 19 classes, the row has 21 classes"),
+        ("mmseg-r101-d8-cityscapes-512x1024-40k", "has backbone resnet50, the row has backbone resnet101"),
+    ):
+        with pytest.raises(CheckpointError, match=message):
+            import_weights(exported, tmp_path / "x.safetensors", unpublished, row=row)
+    with pytest.raises(ConfigError, match="unknown row"):
+        import_weights(exported, tmp_path / "x.safetensors", unpublished, row="mmseg-r51")
+    assert not (tmp_path / "ran").exists()
+    assert not (tmp_path / "x.safetensors").exists()
