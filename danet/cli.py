@@ -8,13 +8,16 @@ import json
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from danet import __version__
 from danet.console import console, report_errors
 from danet.workspace import Workspace
+
+if TYPE_CHECKING:
+    from danet.rows import Params
 
 app = typer.Typer(
     name="danet",
@@ -88,7 +91,7 @@ def rows(
     elif format is Format.csv:
         typer.echo(_csv(records), nl=False)
     else:
-        _print_rows(records)
+        _print_rows(records, params)
 
 
 def _show_row(row: object, format: Format) -> None:
@@ -115,7 +118,7 @@ def _csv(records: list[dict]) -> str:  # type: ignore[type-arg]
     return out.getvalue()
 
 
-def _print_rows(records: list[dict]) -> None:  # type: ignore[type-arg]
+def _print_rows(records: list[dict], params: Params) -> None:  # type: ignore[type-arg]
     from rich.console import Console
     from rich.table import Table
 
@@ -141,7 +144,13 @@ def _print_rows(records: list[dict]) -> None:  # type: ignore[type-arg]
         )  # fmt: skip
     wide = Console() if sys.stdout.isatty() else Console(width=140)
     wide.print(shown)
-    wide.print(f"{len(records)} rows; the numbers are the published ones. `danet rows ROW` shows a row's settings.")
+    protocols: dict[str, list[str]] = {}
+    for r in records:
+        protocols.setdefault(params.row(r["row"]).protocol, []).append(r["row"])
+    wide.print("\n[bold]Testing protocols[/]")
+    for protocol, names in protocols.items():
+        wide.print(f"  [bold]{protocol}[/]: {', '.join(names)}", style="dim")
+    wide.print(f"\n{len(records)} rows; the numbers are the published ones. `danet rows ROW` shows a row's settings.")
 
 
 @app.command()

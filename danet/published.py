@@ -19,6 +19,12 @@ Percent = Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]
 PositiveNumber = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
+class Edition(Strict):
+    """A row's cell in another edition of its source's table."""
+
+    miou: Percent | None = None
+
+
 class Published(Strict):
     """What a source publishes for one row; ``None`` where it gives nothing."""
 
@@ -37,6 +43,8 @@ class Published(Strict):
     """What memory and fps were measured on."""
     log: str | None = None
     """Address of the released training log."""
+    first_edition: Edition | None = None
+    """The row in the first edition of the source's table; ``None`` where there was none."""
 
 
 NUMBERS = ("miou", "miou_ms_flip", "aacc", "aacc_ms", "memory_gb", "fps")

@@ -64,6 +64,12 @@ def table_page(
         if lines:
             page.heading(2, "Multi-scale testing and pixel accuracy")
             page.table(_FURTHER, lines, "llrrrrl")
+    edition = _first_edition_lines(name, record["rows"])
+    if edition:
+        page.heading(2, "The first edition of this table")
+        filled = sum(line[1] != "-" for line in edition)
+        page.text(f"The source's first edition listed the same {len(edition)} rows and filled {filled} of them.")
+        page.table(["Row", "First edition", "Now"], edition, "lrr")
     cost = _cost_lines(name, measurements, records, table.published)
     if cost:
         page.heading(2, "Memory and speed")
@@ -326,6 +332,15 @@ def _cost_lines(
         head = ["Row", "Published: GB", "fps", "on", "Measured: GB", "fps", "hours", "on"]
         return head, lines, "lrrlrrrl"
     return ["Row", "Memory, GB", "Testing, fps", "Training, images/s", "Training, hours", "on"], lines, "lrrrrl"
+
+
+def _first_edition_lines(table: str, rows: Iterable[Mapping[str, Any]]) -> list[list[str]]:
+    """Published mIoU then and now, of the rows that the source's first edition had."""
+    return [
+        [_link(table, row["row"]), _number(row["first_edition"]["miou"]), _number(row["published"]["miou"])]
+        for row in rows
+        if row["first_edition"] is not None
+    ]
 
 
 def _hours(measured: Mapping[str, Any]) -> str:

@@ -31,8 +31,8 @@ def table_record(
 
     Returns:
         ``{format, table, title, banner, published, rows, left_out}``; each row has the keys of
-        :func:`danet.published.row_record` and ``status, measured, spread, difference, verdict, iou, provenance,
-        released`` (``None`` where there is nothing). Percentages, rounded to 4 decimals.
+        :func:`danet.published.row_record` and ``first_edition, status, measured, spread, difference, verdict, iou,
+        provenance, released`` (``None`` where there is nothing). Percentages, rounded to 4 decimals.
     """
     settings = params.tables[table]
     return {
@@ -60,7 +60,9 @@ def _row(measurement: Measurement, has_published: bool, bands: Bands, path: Path
     record["row_hash"] = row.hash
     if not has_published:
         record["published"] = dict.fromkeys(record["published"])
-    record["published"]["device"] = published(row.name, path).device if has_published else None
+    source = published(row.name, path)
+    record["published"]["device"] = source.device if has_published else None
+    record["first_edition"] = source.first_edition.model_dump() if source.first_edition else None
     record["band"] = bands.of(row.dataset) if has_published else None
     record |= {"status": measurement.status, "measured": None, "spread": None}
     record |= {"difference": dict.fromkeys(ACCURACY), "verdict": dict.fromkeys(JUDGED), "iou": None}
