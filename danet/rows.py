@@ -438,6 +438,7 @@ class Params:
             "tables",
             "rows",
             "released",
+            "submissions",
             "numerics",
             "runtime",
         }
@@ -456,6 +457,7 @@ class Params:
             key: _validate(Table, value, path, f"tables.{key}") for key, value in self._section("tables").items()
         }
         self.rows = {key: self._resolve(key, value) for key, value in self._section("rows").items()}
+        self.submissions = self._submissions()
         self.released = {key: self._released(key, value) for key, value in self._section("released").items()}
 
     def _section(self, name: str) -> Mapping[str, Any]:
@@ -519,6 +521,21 @@ class Params:
                     f"{self.path}: {where}.weights: {resolved.weights!r} is for {field} {given}, the row has {wanted}"
                 )
         return resolved
+
+    def _submissions(self) -> tuple[str, ...]:
+        names = self._raw.get("submissions") or []
+        if not isinstance(names, list):
+            raise ConfigError(f"{self.path}: submissions must be a list of rows")
+        for name in names:
+            if (
+                not isinstance(name, str)
+                or name not in self.rows
+                or self.datasets[self.rows[name].dataset].adapter != "cityscapes"
+            ):
+                raise ConfigError(
+                    f"{self.path}: submissions: {name!r} is no row on Cityscapes, which has the test server"
+                )
+        return tuple(names)
 
     def _released(self, name: str, value: Any) -> Released:
         where, path = f"released.{name}", self.path.with_name("released.yaml")

@@ -65,3 +65,7 @@ class Workspace:
     def reports(self) -> Path:
         """Tables and figures (folder)."""
         return self.root / "reports"
+
+    def submission(self, row: Row) -> Path:
+        """Zip for the Cityscapes test server."""
+        return self.root / "submissions" / f"{row.name}.zip"

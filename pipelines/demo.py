@@ -143,6 +143,7 @@ def merge_profile(params: dict[str, Any], profile: dict[str, Any], facts: dict[s
     result["weights"] = {name: merge(params["weights"][name], made) for name, made in facts["weights"].items()}
     result["tables"] = profile["table"]
     result["rows"] = rows
+    result["submissions"] = []  # generated scenes have no test server
     return result
 
 

@@ -51,13 +51,14 @@ def test_every_row_dataset_and_table_has_its_stages(stages: dict[str, object]) -
         {f"weights@{name}" for name in params.weights} | {f"report@{name}" for name in params.tables} | {"index"}
     )
     expected |= {f"{stage}@{row}" for row in params.released for stage in ("released", "verify")}
+    expected |= {f"submit@{row}" for row in params.submissions}
     assert set(stages) == expected
 
 
 def test_one_definition_per_stage() -> None:
     definitions = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
     assert set(definitions) == {
-        *("download", "convert", "weights", "train", "evaluate", "released", "verify", "report", "index"),
+        *("download", "convert", "weights", "train", "evaluate", "released", "verify", "submit", "report", "index"),
     }
     for name in definitions:
         assert (ROOT / "pipelines" / f"{'report' if name == 'index' else name}.py").is_file()
