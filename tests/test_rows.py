@@ -33,7 +33,7 @@ SOURCES_WITH_WEIGHTS = {"mmsegmentation", "sssegmentation", "official"}
 
 
 def changed(raw: dict[str, Any], row: str, **over: Any) -> Params:
-    data = copy.deepcopy(raw)
+    data = {**copy.deepcopy(raw), "submissions": []}
     data["rows"] = {row: merge(data["rows"][row], over)}
     data["released"] = {}
     return Params(data, Path("params.yaml"))
@@ -104,6 +104,12 @@ def test_contradictions_are_refused_by_name(raw: dict[str, Any], over: dict[str,
     with pytest.raises(ConfigError, match=message) as caught:
         changed(raw, row, **over)
     assert row in str(caught.value)
+
+
+def test_submissions_are_rows_on_cityscapes(raw: dict[str, Any]) -> None:
+    for name in ("ssseg-r50-d8-voc2012", "nobody", ["list"]):
+        with pytest.raises(ConfigError, match="submissions"):
+            Params({**raw, "submissions": [name]}, Path("params.yaml"))
 
 
 @pytest.mark.parametrize("name", ["a b", "../x", "x;rm", "$(x)", "X", "", "a/b", "-x"])
