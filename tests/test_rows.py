@@ -74,6 +74,24 @@ def test_protocols_differ_where_the_sources_do(params: Params) -> None:
     assert params.row("clusterdanet-r101-d8-voc2012").train_split == "trainval"
 
 
+def test_the_1x_variant_differs_from_0x_in_three_ways(raw: dict[str, Any]) -> None:
+    name = "mmseg-r50-d8-voc2012-20k"
+    data = {**copy.deepcopy(raw), "submissions": [], "released": {}, "rows": {name: raw["rows"][name]}}
+    old = Params(data, Path("params.yaml")).row(name)
+    data["rows"] = {
+        name: {**raw["rows"][name], "recipe": "mmsegmentation-1x", "settings": raw["settings"]["mmseg-1x-voc2012"]}
+    }
+    new = Params(data, Path("params.yaml")).row(name)
+    assert (old.schedule.denominator, new.schedule.denominator) == ("T", "T-1")
+    assert (old.augment.pad.image, new.augment.pad.image) == ("mean", "black")
+    assert old.test.multi_scale is not None
+    assert new.test.multi_scale is not None
+    assert (old.test.multi_scale.relative_to, new.test.multi_scale.relative_to) == ("test-scale", "image")
+    same = {"schedule": {"denominator"}, "augment": {"pad": {"image"}}, "test": {"multi_scale": {"relative_to"}}}
+    exclude: dict[str, Any] = {**same, "protocol": True}
+    assert old.model_dump(exclude=exclude) == new.model_dump(exclude=exclude)
+
+
 REFUSED = [
     ({"output_stride": 16, "settings": {"model": {"multi_grid": [4, 8, 16]}}}, "multi_grid"),
     ({"iterations": 0}, "schedule.iterations"),
