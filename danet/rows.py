@@ -486,7 +486,14 @@ class Params:
         for part, value in ((f"recipes.{recipe_name}", recipes[recipe_name]), (f"{where}.settings", settings)):
             if not isinstance(value, Mapping):
                 raise ConfigError(f"{self.path}: {part} must be a mapping, not {value!r}")
-        data = merge(recipes[recipe_name], settings)
+        for shared in ("revisions", "numerics"):
+            if recipes[recipe_name].get(shared) != self._raw.get(shared):
+                raise ConfigError(
+                    f"{self.path}: recipes.{recipe_name}.{shared} must be `*{shared}`, by which DVC sees a change of "
+                    "that section; override single fields of numerics in a row or its settings"
+                )
+        recipe = {key: value for key, value in recipes[recipe_name].items() if key != "revisions"}
+        data = merge(recipe, settings)
         row_fields = {
             key: value
             for key, value in row.items()

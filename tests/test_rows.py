@@ -124,6 +124,14 @@ def test_contradictions_are_refused_by_name(raw: dict[str, Any], over: dict[str,
     assert row in str(caught.value)
 
 
+@pytest.mark.parametrize("section", ["numerics", "revisions"])
+def test_a_recipe_repeats_what_dvc_must_see_change(raw: dict[str, Any], section: str) -> None:
+    data = copy.deepcopy(raw)
+    del data["recipes"]["mmsegmentation"][section]
+    with pytest.raises(ConfigError, match=rf"recipes\.mmsegmentation\.{section}"):
+        Params(data, Path("params.yaml"))
+
+
 def test_submissions_are_rows_on_cityscapes(raw: dict[str, Any]) -> None:
     for name in ("ssseg-r50-d8-voc2012", "nobody", ["list"]):
         with pytest.raises(ConfigError, match="submissions"):
