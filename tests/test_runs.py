@@ -23,6 +23,7 @@ NAME, OTHER = "camvid-r50-d8", "camvid-r101-d16"
 @pytest.fixture
 def workspace(tmp_path: Path) -> Workspace:
     raw = yaml.safe_load((ROOT / "params.yaml").read_text())
+    raw["submissions"] = []
     raw["rows"] = {name: {**raw["rows"][name], "seeds": [0, 1]} for name in (NAME, OTHER)}
     raw.pop("released", None)
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(raw))

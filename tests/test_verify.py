@@ -67,6 +67,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workspace]:
     cityscapes = merge(raw["datasets"]["cityscapes"], made["cityscapes"])
     raw |= {"rows": rows, "datasets": {"cityscapes": cityscapes}}
     raw["runtime"] |= {"workers": 0, "overlays": 0, "benchmark_images": 1, "progress": "never"}
+    raw["submissions"] = []
     (folder / "params.yaml").write_text(yaml.safe_dump(raw, sort_keys=False))
     space = Workspace(folder)
     spec = Dataset.model_validate(cityscapes)
