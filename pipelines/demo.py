@@ -3,7 +3,8 @@
 It makes a DVC workspace of its own in ``build/demo`` with the repository's ``dvc.yaml`` and a ``params.yaml`` merged
 from the repository's and ``demo/profile.yaml``. The generated archives have the official names and layouts and are
 served by a local web server, so that they pass through the code that fetches, verifies, unpacks and converts the
-official ones. Its tables stay in that folder; its MLflow runs go to the repository's store, as experiment "demo".
+official ones. Its tables stay in that folder; its MLflow runs go to the repository's
+store, in an experiment of their own.
 """
 
 from __future__ import annotations
@@ -196,7 +197,7 @@ def show(folder: Path, seconds: float) -> None:
         f"  tables and figures     {shown(table)}, {shown(folder / 'reports' / 'demo')}/\n"
         f"  overlays, confusion    {shown(folder / 'evaluations')}/ROW/\n"
         f"  trained weights        {shown(folder / 'models')}/ROW/\n"
-        f'  runs                   `.venv/bin/mlflow ui` here, then experiment "demo"\n'
+        "  runs                   `.venv/bin/mlflow ui` here, then Model training, danet / Demo on generated scenes\n"
         f"  the pipeline           cd {shown(folder)} && dvc dag\n"
     )
     sys.stdout.flush()
