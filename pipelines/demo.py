@@ -78,7 +78,8 @@ def prepare(repository: Path, folder: Path, *, seeds: int = 1, datasets: Sequenc
         raise ConfigError(f"the demo has no dataset {unknown[0]!r}; it has: {', '.join(profile['train_split'])}")
     profile["row"]["seeds"] = list(range(seeds))
     profile["train_split"] = {k: v for k, v in profile["train_split"].items() if not datasets or k in datasets}
-    stamp = sha256(repository / "danet" / "data" / "synthetic.py")
+    generators = ("danet/data/synthetic.py", "danet/weights/synthetic.py")
+    stamp = " ".join(sha256(repository / file) for file in generators)
     facts = yaml.safe_load(made.read_text(encoding="utf-8")) if made.exists() else {}
     if facts.get("stamp") != stamp:
         console.print("[bold]demo:[/] generating scenes, packed as the official archives")

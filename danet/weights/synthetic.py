@@ -1,4 +1,8 @@
-"""Random backbones in the layout of the v1c ImageNet files, for the demo: nothing can be learned from them."""
+"""Random backbones in the layout of the v1c ImageNet files, for the demo.
+
+Nothing was learned by them. Their residual branches start at zero (the last normalisation of each block has weight 0), so
+that a deep network behaves like a shallow one at first and learns the demo's scenes in a few dozen iterations.
+"""
 
 from __future__ import annotations
 
@@ -22,12 +26,15 @@ def make_backbones(folder: Path, seed: int = 0) -> dict[str, dict[str, Any]]:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             state = ResNet(backbone, "deep-32-32-64", 8).state_dict()
+        for name in state:
+            if name.endswith("bn3.weight"):
+                state[name].zero_()
         state["fc.weight"], state["fc.bias"] = torch.zeros(1000, 2048), torch.zeros(1000)
         path = folder / f"{backbone}_v1c-demo.pth"
         with atomic_write(path) as temporary:
             torch.save({"state_dict": state, "meta": {}}, temporary)
         made[f"{backbone}_v1c"] = {
-            "title": f"random values in the layout of {backbone}_v1c",
+            "title": f"random values in the layout of {backbone}_v1c, residual branches at zero",
             "url": f"http://localhost/{path.name}",
             "file": path.name,
             "checksum": f"sha256:{sha256(path)}",
