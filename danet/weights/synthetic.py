@@ -1,7 +1,7 @@
 """Random backbones in the layout of the v1c ImageNet files, for the demo.
 
-Nothing was learned by them. Their residual branches start at zero (the last normalisation of each block has weight 0), so
-that a deep network behaves like a shallow one at first and learns the demo's scenes in a few dozen iterations.
+Nothing was learned by them. Their residual branches start at zero (the last normalisation of each block has weight
+0), so that a deep network behaves like a shallow one at first and learns the demo's scenes in a few dozen iterations.
 """
 
 from __future__ import annotations
