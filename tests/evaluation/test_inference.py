@@ -511,7 +511,7 @@ def test_output_that_is_not_finite_is_an_error(protocol, value):
 def test_modes_that_do_not_exist_are_refused():
     with pytest.raises(ConfigError, match="multi_scale is null"):
         Predictor(Sampler(), rows.Test(), False, mode="ms")
-    gaps = rows.MultiScale(scales=(1.0,), window=(8, 8))
+    gaps = rows.MultiScale(scales=(1.0,), window=(8, 8), stride=(11, 11))
     with pytest.raises(ConfigError, match="gaps"):
         Predictor(
             Sampler(), rows.Test(mode="slide", window=(16, 16), stride=(11, 11), multi_scale=gaps), False, mode="ms"
