@@ -12,6 +12,12 @@ class DanetError(Exception):
 
     exit_code = 2
 
+    def __init__(self, *args: object) -> None:
+        """Texts that no terminal could print (half a surrogate pair out of a hostile file) are escaped."""
+        super().__init__(
+            *(arg.encode("utf-8", "backslashreplace").decode() if isinstance(arg, str) else arg for arg in args)
+        )
+
 
 class ConfigError(DanetError):
     """``params.yaml`` contradicts itself, or a row, table or dataset is unknown."""

@@ -49,7 +49,8 @@ def fetch_released(workspace: Workspace, name: str, *, patience: Patience | None
     part = out.parent / f".{name}.download"
     file = part / spec.file
     try:
-        fetch_file(direct_url(url, remedy), spec.checksum, file, patience=patience, progress=progress)
+        address = direct_url(url, remedy, patience=patience)
+        fetch_file(address, spec.checksum, file, patience=patience, progress=progress)
     except DownloadError as error:
         raise DownloadError(f"released weights of {name}: {error}; or {remedy}") from error
     try:
@@ -89,7 +90,7 @@ def stored(workspace: Workspace, row: rows.Row, spec: rows.Released) -> Path | N
         facts = json.loads((folder / SOURCE_FILE).read_text(encoding="utf-8"))
         wanted = facts["file"] == spec.file and f"sha256:{facts['sha256']}".startswith(spec.checksum or "sha256:")
         whole = wanted and sha256(folder / WEIGHTS_FILE) == facts["weights_sha256"]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
     return folder / WEIGHTS_FILE if whole else None
 

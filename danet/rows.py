@@ -1,7 +1,7 @@
 """The row: one line of a published results table, with everything needed to reproduce it.
 
-``params.yaml`` holds ``recipes`` (what a source does everywhere), ``rows`` (what one line of its table
-adds), ``datasets``, ``weights`` and ``tables``. This module validates them, resolves a row to the complete
+``params.yaml`` holds ``rows`` (what one line of a table adds), ``datasets``, ``weights`` and ``tables``; ``recipes/``
+holds what each source does everywhere and per dataset. This module validates them, resolves a row to the complete
 :class:`Row` that training and evaluation read, and gives it a stable hash that names its runs.
 
 The published numbers are not here: they are data, in ``benchmarks/published.yaml`` (:mod:`danet.published`).
@@ -21,12 +21,23 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from danet.errors import ConfigError
+from danet.files import write_text
+from danet.plain_yaml import load_mapping
 
+MAX_NAME = 80
+SHOWN = 20
+"""Problems of one entry in a message."""
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
 """Names reach file paths and command lines through DVC, so they are restricted to this."""
 
-Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$", max_length=80)]
-Size = tuple[Annotated[int, Field(gt=0)], Annotated[int, Field(gt=0)]]
+RECIPES = "recipes"
+"""Folder beside ``params.yaml`` with one file a recipe."""
+RELEASED = "released.yaml"
+"""File beside ``params.yaml`` with the released weights."""
+
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$", max_length=MAX_NAME)]
+_Side = Annotated[int, Field(gt=0, le=1 << 16)]
+Size = tuple[_Side, _Side]
 """``(height, width)`` in pixels, everywhere in this project."""
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -72,6 +83,10 @@ class Loss(Strict):
     aux: NonNegative = 0.0
     average: Literal["all", "valid"] = "valid"
     """Mean over all pixels (mmsegmentation: ignored ones count as zero) or over labelled ones."""
+    replicas: int = Field(default=1, gt=0)
+    """The source's processes, where each takes its own mean and the means are averaged (DistributedDataParallel
+    averages gradients; the official code's DataParallelCriterion the losses): the batch is divided into so many parts,
+    whatever the number of our processes. 1 is one mean over the whole batch. Only ``average: valid`` depends on it."""
 
 
 class Optimizer(Strict):
@@ -86,9 +101,9 @@ class Optimizer(Strict):
 class Schedule(Strict):
     """Length and learning-rate policy. Exactly one of ``iterations`` and ``epochs`` is given."""
 
-    iterations: int | None = Field(default=None, gt=0)
-    epochs: int | None = Field(default=None, gt=0)
-    batch_size: int = Field(gt=0)
+    iterations: int | None = Field(default=None, gt=0, le=10**9)
+    epochs: int | None = Field(default=None, gt=0, le=10**6)
+    batch_size: int = Field(gt=0, le=1 << 16)
     """Images per optimizer step over all processes."""
     power: NonNegative = 0.9
     min_lr: NonNegative = 0.0
@@ -181,7 +196,7 @@ class Augment(Strict):
 class MultiScale(Strict):
     """Multi-scale testing, on top of the single-scale settings that it does not name."""
 
-    scales: tuple[Positive, ...] = Field(min_length=1)
+    scales: tuple[Annotated[float, Field(gt=0, le=100)], ...] = Field(min_length=1, max_length=100)
     relative_to: Literal["test-scale", "image"] = "test-scale"
     """mmsegmentation 0.x multiplies the test scale; 1.x the image's own size."""
     flip: bool = True
@@ -239,9 +254,21 @@ class Numerics(Strict):
     tf32: bool = False
     channels_last: bool = False
     compile: bool = False
+    """``torch.compile``: training, and in prediction the sizes that come again and again."""
     attention: Literal["fused", "reference"] = "fused"
     deterministic: bool = False
     sync_batch_norm: bool = True
+    fold_bn: bool = False
+    """Prediction: convolutions take over the batch normalisation behind them. Differs by rounding (logits: 1e-5)."""
+    winograd: bool = False
+    """On the CPU in fp32: large 3x3 convolutions by F(4x4, 3x3). Differs by rounding (logits: 1e-4 of the largest)."""
+    accumulate: Annotated[int, Field(gt=0)] | Literal["auto"] = 1
+    """Micro-batches per optimizer step; the batch size stays what the recipe says, but batch normalisation sees fewer
+    images at a time. ``auto``: 1, and more whenever memory runs out (one process only); ``train.json`` has them."""
+
+
+PREDICTION_ONLY = ("fold_bn",)
+"""Fields of :class:`Numerics` that leave training as it is."""
 
 
 class Runtime(Strict):
@@ -250,12 +277,19 @@ class Runtime(Strict):
     workers: int = Field(default=4, ge=0, le=256)
     log_interval: int = Field(default=50, gt=0)
     checkpoint_interval: int = Field(default=1000, gt=0)
-    accumulate: int = Field(default=1, gt=0)
-    """Micro-batches per optimizer step; the batch size stays what the recipe says."""
     overlays: int = Field(default=4, ge=0, le=64)
     progress: Literal["auto", "always", "never"] = "auto"
+    lazy_crop: bool = True
+    """Training images are resized where the crop needs it, instead of whole and then cropped: to the same bits."""
     benchmark_images: int = Field(default=200, gt=0)
     """Images timed for fps (mmsegmentation: 200 after 5 skipped)."""
+
+
+class RowRevisions(Strict):
+    """Of the code that computes a row's stages; bumped by hand when a change of it changes what they compute."""
+
+    train: int = Field(default=1, gt=0)
+    evaluate: int = Field(default=1, gt=0)
 
 
 class Row(Strict):
@@ -283,12 +317,16 @@ class Row(Strict):
     augment: Augment
     test: Test
     numerics: Numerics
+    revisions: RowRevisions = RowRevisions()
     runtime: Runtime = Runtime()
 
     @model_validator(mode="after")
     def _consistent(self) -> Row:
         if len(set(self.seeds)) != len(self.seeds):
             raise ValueError(f"seeds {list(self.seeds)}: no two runs of a row may share a seed")
+        if self.schedule.batch_size % self.loss.replicas:
+            size, parts = self.schedule.batch_size, self.loss.replicas
+            raise ValueError(f"schedule.batch_size {size} does not divide over loss.replicas {parts}")
         if self.loss.aux > 0 and self.model.aux_channels is None:
             raise ValueError("loss.aux is set but model.aux_channels is null: give the auxiliary head a width")
         if self.test.mode == "slide":
@@ -313,7 +351,12 @@ class Row(Strict):
         dump = self.model_dump(
             mode="json", exclude_defaults=True
         )  # a setting added later leaves old rows' hashes alone
-        return _digest({key: dump[key] for key in keys if key in dump})
+        for name in PREDICTION_ONLY:
+            dump["numerics"].pop(name, None)
+        parts = {key: dump[key] for key in keys if key in dump}
+        if self.revisions.train > 1:
+            parts["revision"] = self.revisions.train
+        return _digest(parts)
 
     @property
     def hash(self) -> str:
@@ -324,6 +367,8 @@ class Row(Strict):
                 "val": self.val_split,
                 "test": self.test.model_dump(mode="json", exclude_defaults=True),
             }
+            | {name: True for name in PREDICTION_ONLY if getattr(self.numerics, name)}
+            | ({"revision": self.revisions.evaluate} if self.revisions.evaluate > 1 else {})
         )
 
     @property
@@ -335,8 +380,8 @@ class Row(Strict):
 class Archive(Strict):
     """One file to download."""
 
-    file: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
-    url: str | None = None
+    file: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,199}$")
+    url: str | None = Field(default=None, pattern=r"^https?://")
     """Null where only a login or a local folder can provide it."""
     checksum: str | None = Field(default=None, pattern=r"^(md5|sha1|sha256):[0-9a-f]{32,64}$")
     package: int | None = None
@@ -359,9 +404,9 @@ class Dataset(Strict):
 class Weights(Strict):
     """An ImageNet initialisation."""
 
-    url: str | None
-    file: str | None
-    checksum: str | None = None
+    url: str | None = Field(pattern=r"^https?://")
+    file: str | None = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,199}$")
+    checksum: str | None = Field(default=None, pattern=r"^(md5|sha1|sha256):[0-9a-f]{6,64}$")
     """``sha1:``/``sha256:`` and the digits known; a prefix is allowed where only that is published."""
     backbone: Literal["resnet50", "resnet101"] | None
     stem: Literal["7x7", "deep-32-32-64", "deep-64-64-128"] | None
@@ -369,12 +414,13 @@ class Weights(Strict):
 
 
 class Released(Strict):
-    """Weights that a source released for a row; ``table``, ``recipe``, ``dataset`` are the row's (for ``dvc.yaml``)."""
+    """Weights that a source released for a row; the first four fields are the row's (for ``dvc.yaml``)."""
 
     table: Name
     recipe: str
+    settings: str
     dataset: Name
-    file: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    file: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,199}$")
     """Name of the file; a copy placed by hand is looked for under it."""
     url: str | None = Field(default=None, pattern=r"^https?://")
     """Null where it can only be placed by hand."""
@@ -411,12 +457,10 @@ class Bands(Strict):
         return self.datasets.get(dataset, self.trained)
 
 
-class Revisions(Strict):
-    """Bumped by hand when code changes what a stage computes; DVC then runs that stage again."""
+class Revisions(RowRevisions):
+    """As :class:`RowRevisions`, with that of ``convert``; DVC runs a stage again when its revision changes."""
 
     convert: int = Field(gt=0)
-    train: int = Field(gt=0)
-    evaluate: int = Field(gt=0)
 
 
 T = TypeVar("T", bound=Strict)
@@ -432,7 +476,6 @@ class Params:
             "revisions",
             "bands",
             "recipes",
-            "settings",
             "datasets",
             "weights",
             "tables",
@@ -442,7 +485,7 @@ class Params:
             "numerics",
             "runtime",
         }
-        unknown = sorted(set(raw) - known)
+        unknown = sorted(map(str, set(raw) - known))
         if unknown:
             raise ConfigError(f"{path}: unknown section {unknown[0]!r}; allowed: {', '.join(sorted(known))}")
         self.revisions = _validate(Revisions, raw.get("revisions", {}), path, "revisions")
@@ -465,35 +508,25 @@ class Params:
         if not isinstance(section, Mapping):
             raise ConfigError(f"{self.path}: section {name!r} must be a mapping of names")
         for key in section:
-            if not isinstance(key, str) or not NAME.fullmatch(key):
+            if not isinstance(key, str) or len(key) > MAX_NAME or not NAME.fullmatch(key):
                 raise ConfigError(
-                    f"{self.path}: {name}.{key}: names reach file paths and command lines, so only lower-case letters, "
-                    "digits, '-' and '_' are allowed"
+                    f"{self.path}: {name}: {_shown(key)}: names reach file paths and command lines, so only up to "
+                    f"{MAX_NAME} lower-case letters, digits, '-' and '_' are allowed, beginning with one of the former"
                 )
+        return section
+
+    def _defaults(self, name: str) -> Mapping[str, Any]:
+        """A section that rows may override."""
+        section = self._raw.get(name) or {}
+        if not isinstance(section, Mapping):
+            raise ConfigError(f"{self.path}: section {name!r} must be a mapping of settings, not {_shown(section)}")
         return section
 
     def _resolve(self, name: str, row: Any) -> Row:
         where = f"rows.{name}"
         if not isinstance(row, Mapping):
             raise ConfigError(f"{self.path}: {where} must be a mapping")
-        recipes = self._section("recipes")
-        recipe_name = row.get("recipe")
-        if not isinstance(recipe_name, str) or recipe_name not in recipes:
-            raise ConfigError(
-                f"{self.path}: {where}.recipe: {recipe_name!r} is unknown; allowed: {', '.join(sorted(recipes))}"
-            )
-        settings = row.get("settings") or {}
-        for part, value in ((f"recipes.{recipe_name}", recipes[recipe_name]), (f"{where}.settings", settings)):
-            if not isinstance(value, Mapping):
-                raise ConfigError(f"{self.path}: {part} must be a mapping, not {value!r}")
-        for shared in ("revisions", "numerics"):
-            if recipes[recipe_name].get(shared) != self._raw.get(shared):
-                raise ConfigError(
-                    f"{self.path}: recipes.{recipe_name}.{shared} must be `*{shared}`, by which DVC sees a change of "
-                    "that section; override single fields of numerics in a row or its settings"
-                )
-        recipe = {key: value for key, value in recipes[recipe_name].items() if key != "revisions"}
-        data = merge(recipe, settings)
+        data = self._recipe(where, row)
         row_fields = {
             key: value
             for key, value in row.items()
@@ -503,8 +536,12 @@ class Params:
         model = {key: row[key] for key in ("method", "backbone", "output_stride") if key in row}
         length = {key: row[key] for key in ("iterations", "epochs") if key in row}
         data = merge(data, {"model": model, "schedule": length})
-        data["numerics"] = merge(self._raw.get("numerics") or {}, data.get("numerics") or {})
-        data["runtime"] = merge(self._raw.get("runtime") or {}, data.get("runtime") or {})
+        for shared in ("numerics", "runtime"):
+            over = data.get(shared) or {}
+            if not isinstance(over, Mapping):
+                raise ConfigError(f"{self.path}: {where}.{shared} must be a mapping of settings, not {_shown(over)}")
+            data[shared] = merge(self._defaults(shared), over)
+        data["revisions"] = self.revisions.model_dump(include={"train", "evaluate"})
         data["name"] = name
         resolved = _validate(Row, data, self.path, where)
         for field, allowed in (("dataset", self.datasets), ("weights", self.weights), ("table", self.tables)):
@@ -529,28 +566,65 @@ class Params:
                 )
         return resolved
 
+    def _recipe(self, where: str, row: Mapping[str, Any]) -> dict[str, Any]:
+        """A row's recipe with its settings laid over it; what is under ``train`` moves up to the row's own fields."""
+        recipes = self._section("recipes")
+        name = row.get("recipe")
+        if not isinstance(name, str) or name not in recipes:
+            raise ConfigError(
+                f"{self.path}: {where}.recipe: {_shown(name)} is unknown; allowed: {', '.join(sorted(recipes))}"
+            )
+        file = self.path.parent / RECIPES / f"{name}.yaml"
+        recipe = recipes[name]
+        settings = recipe.get("settings") if isinstance(recipe, Mapping) else None
+        if not isinstance(settings, Mapping):
+            raise ConfigError(f"{file}: must be a mapping that has `settings`, by name")
+        wanted = row.get("settings")
+        if not isinstance(wanted, str) or wanted not in settings or not NAME.fullmatch(wanted):
+            raise ConfigError(
+                f"{self.path}: {where}.settings: {_shown(wanted)} is unknown; {file} has: "
+                f"{', '.join(map(str, settings))}"
+            )
+        data: dict[str, Any] = {}
+        for part, fields in (("", recipe), (f"settings.{wanted}: ", settings[wanted])):
+            if not isinstance(fields, Mapping):
+                raise ConfigError(f"{file}: {part}must be a mapping, not {_shown(fields)}")
+            for half in ("train", "test"):  # each is a parameter of its stage in dvc.yaml, so it must be there
+                if not isinstance(fields.get(half), Mapping):
+                    raise ConfigError(f"{file}: {part}{half} must be a mapping ({{}} if it has nothing to say)")
+            own = {key: value for key, value in fields.items() if key not in {"train", "settings"}}
+            unknown = sorted(set(map(str, own)) - {"source", "protocol", "val_split", "test"})
+            if unknown:
+                raise ConfigError(
+                    f"{file}: {part}unknown field {unknown[0]!r}; allowed: source, protocol, val_split, train, test, "
+                    "settings"
+                )
+            misplaced = sorted(set(map(str, fields["train"])) & {"source", "protocol", "val_split", "test"})
+            if misplaced:
+                raise ConfigError(f"{file}: {part}train.{misplaced[0]}: not under train, but beside it")
+            data = merge(merge(data, own), fields["train"])
+        return data
+
     def _submissions(self) -> tuple[str, ...]:
-        names = self._raw.get("submissions") or []
-        if not isinstance(names, list):
-            raise ConfigError(f"{self.path}: submissions must be a list of rows")
-        for name in names:
-            if (
-                not isinstance(name, str)
-                or name not in self.rows
-                or self.datasets[self.rows[name].dataset].adapter != "cityscapes"
-            ):
+        entries = self._section("submissions")
+        for name, entry in entries.items():
+            if name not in self.rows or self.datasets[self.rows[name].dataset].adapter != "cityscapes":
                 raise ConfigError(
                     f"{self.path}: submissions: {name!r} is no row on Cityscapes, which has the test server"
                 )
-        return tuple(names)
+            row = self._section("rows")[name]
+            wanted = {field: row.get(field) for field in ("recipe", "settings")}
+            if entry != wanted:
+                raise ConfigError(f"{self.path}: submissions.{name}: is {entry!r}, rows.{name} has {wanted!r}")
+        return tuple(entries)
 
     def _released(self, name: str, value: Any) -> Released:
-        where, path = f"released.{name}", self.path.with_name("released.yaml")
+        where, path = f"released.{name}", self.path.with_name(RELEASED)
         found = _validate(Released, value, path, where)
         if name not in self.rows:
             raise ConfigError(f"{path}: {where}: no such row; rename or remove the entry")
         row = self._section("rows")[name]
-        for field in ("table", "recipe", "dataset"):
+        for field in ("table", "recipe", "settings", "dataset"):
             if getattr(found, field) != row.get(field):
                 raise ConfigError(
                     f"{path}: {where}.{field}: is {getattr(found, field)!r}, rows.{name} has {row.get(field)!r}"
@@ -587,33 +661,51 @@ class Params:
 
 
 def load_params(path: Path | str = "params.yaml") -> Params:
-    """Reads and validates ``params.yaml``, and ``released.yaml`` beside it where there is one.
+    """Reads and validates ``params.yaml``, with the recipes and ``released.yaml`` beside it.
 
     Raises:
         ConfigError: naming the row, the field and the allowed values.
     """
     path = Path(path)
-    raw = dict(_load(path))
-    released = path.with_name("released.yaml")
+    return Params(read_raw(path), path)
+
+
+def read_raw(path: Path) -> dict[str, Any]:
+    """``params.yaml`` as it is written, with ``recipes`` (by name of file) and ``released`` from the files beside it.
+
+    They are files of their own because DVC parses the whole file anew for each stage and parameter.
+
+    Raises:
+        ConfigError: if a file cannot be read, is not valid YAML, or holds a section that has a file of its own.
+    """
+    raw = load_mapping(path)
+    for section, place in (("recipes", f"{RECIPES}/*.yaml"), ("released", RELEASED)):
+        if section in raw:
+            raise ConfigError(f"{path}: section {section!r} belongs in {place} beside it")
+    raw["recipes"] = {file.stem: load_mapping(file) for file in sorted((path.parent / RECIPES).glob("*.yaml"))}
+    released = path.with_name(RELEASED)
     if released.exists():
-        raw["released"] = _load(released).get("released")
-    return Params(raw, path)
-
-
-def _load(path: Path) -> Mapping[str, Any]:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror}); run this in the repository root") from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: is not UTF-8 text") from error
-    try:
-        raw = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: is not valid YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(raw, Mapping):
-        raise ConfigError(f"{path}: must hold a mapping of sections")
+        raw["released"] = load_mapping(released).get("released")
     return raw
+
+
+def write_raw(raw: Mapping[str, Any], folder: Path, note: str = "") -> None:
+    """Writes what :func:`read_raw` gave, changed or not, to the same files below ``folder``.
+
+    Args:
+        raw: all sections.
+        folder: for ``params.yaml``, recipes and released weights; files that would not change are left alone.
+        note: a comment for the head of each file.
+    """
+    sections = {key: value for key, value in raw.items() if key not in {"recipes", "released"}}
+    files = {"params.yaml": sections, RELEASED: {"released": raw.get("released") or {}}}
+    files |= {f"{RECIPES}/{name}.yaml": recipe for name, recipe in raw["recipes"].items()}
+    for name, content in files.items():
+        text = (f"# {note}\n" if note else "") + yaml.safe_dump(content, sort_keys=False)
+        path = folder / name
+        if not path.exists() or path.read_text(encoding="utf-8") != text:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_text(path, text)
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
@@ -633,9 +725,20 @@ def _validate(kind: type[T], data: Any, path: Path, where: str) -> T:
         for item in error.errors():
             field = ".".join(str(part) for part in (where, *item["loc"]))
             given = item.get("input")
-            shown = f" (given: {given!r})" if isinstance(given, str | int | float | bool) else ""
-            problems.append(f"{field}: {item['msg'].removeprefix('Value error, ')}{shown}")
-        raise ConfigError(f"{path}: " + "; ".join(problems)) from None
+            shown = f" (given: {_shown(given)})" if isinstance(given, str | int | float | bool) else ""
+            what = "is no setting" if item["type"] == "extra_forbidden" else item["msg"].removeprefix("Value error, ")
+            problems.append(f"{field}: {what}{shown}")
+        more = [f"and {len(problems) - SHOWN} more"] if len(problems) > SHOWN else []
+        text = "; ".join(problems[:SHOWN] + more).encode("utf-8", "backslashreplace").decode()
+        raise ConfigError(f"{path}: {text}") from None
+
+
+def _shown(value: object) -> str:
+    """A value of any size for a message; a few bytes of aliases can stand for a text of gigabytes."""
+    if value is None or isinstance(value, bool | int | float | str):
+        text = repr(value)
+        return text if len(text) <= 120 else f"{text[:117]}..."
+    return f"a {type(value).__name__}"
 
 
 def _digest(value: Any) -> str:

@@ -1,0 +1,26 @@
+"""Parameters for tests: the repository's, to be changed and used or written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from danet.rows import read_raw
+
+ROOT = Path(__file__).parents[1]
+
+
+def raw_params(*, released: bool = True, rows: tuple[str, ...] = ()) -> dict[str, Any]:
+    """The repository's parameters as written, all files in one mapping; a fresh one at each call.
+
+    Args:
+        released: whether to keep the released weights.
+        rows: the only rows to keep (then without submissions and released weights, which belong to other rows).
+    """
+    raw = read_raw(ROOT / "params.yaml")
+    if rows:
+        raw["rows"] = {name: raw["rows"][name] for name in rows}
+        raw["submissions"] = {}
+    if rows or not released:
+        raw["released"] = {}
+    return raw
