@@ -2,14 +2,20 @@
 
 Only regular files are written, by our own copy loop into a temporary folder that is renamed when whole. A member with
 an absolute path or ``..``, a device, a link out of the tree, two members for one file (also such that differ in case
-alone) and more data than the limits allow are refused with :class:`ArchiveError`; links inside a tar are replaced by
-the file that they name. Members that nobody asked for are checked and skipped.
+alone), a name that no disk can hold and more data than the limits allow are refused with :class:`ArchiveError`; links
+inside a tar are replaced by the file that they name. Members that nobody asked for are checked and skipped.
+
+Three things that the standard library would take are refused before it sees them, since they cost it memory or time
+without end: members of a zip packed by bzip2 or LZMA (read as a whole), headers of a tar with a negative size (read
+again and again, CVE-2025-8194 and its kin) and extended headers of more than 1 MiB (read as a whole).
 """
 
 from __future__ import annotations
 
+import errno
 import lzma
 import posixpath
+import re
 import shutil
 import stat
 import struct
@@ -17,15 +23,19 @@ import tarfile
 import unicodedata
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from danet.data.progress import Progress
-from danet.errors import ArchiveError
+from danet.data.progress import Progress, size_text
+from danet.errors import ArchiveError, DataError
 
 CHUNK = 1 << 20
+MAX_NAME_BYTES = 255
+MAX_PATH_BYTES = 1024
+"""Of a member's path; the folder that it is unpacked to may have a long one too (the limit of Linux is 4096)."""
+MAX_HEADER_BYTES = 1 << 20
 
 DAMAGE = (
     tarfile.TarError,
@@ -38,6 +48,7 @@ DAMAGE = (
     ValueError,
     LookupError,
     OverflowError,
+    RecursionError,
 )
 """What the standard library's readers raise on damaged archives."""
 
@@ -67,6 +78,7 @@ def unpack(
 
     Raises:
         ArchiveError: naming archive, member and remedy; ``folder`` then does not exist.
+        DataError: if the disk is full or cannot be written; neither does it then.
     """
     temporary = folder.with_name(f".{folder.name}.unpack.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
@@ -82,8 +94,10 @@ def unpack(
             state.unpack_zip(bar) if is_zip else state.unpack_tar(bar)
         temporary.rename(folder)
     except DAMAGE as error:
-        raise state.error(f"is damaged ({' '.join(str(error).split()) or type(error).__name__})") from error
+        raise state.error(f"is damaged ({_reason(error)})") from error
     except OSError as error:
+        if error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}:
+            raise state.no_room(error) from error
         # gzip raises bare OSErrors without a number for a bad header or checksum.
         kind = "cannot be unpacked" if error.errno else "is damaged"
         raise state.error(f"{kind} ({error.strerror or error})") from error
@@ -92,11 +106,17 @@ def unpack(
     return state.count
 
 
+def _reason(error: Exception) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    found = re.search(r"ReadError\('(a member has [^']*|an extended header [^']*)'\)", text)  # of :class:`_Header`
+    return found[1] if found else text
+
+
 def member_path(name: str) -> str:
     """The relative POSIX path of a member name; "" for the top folder itself.
 
     Raises:
-        ValueError: saying what is wrong, for names that lead out of the tree or are no plain paths.
+        ValueError: saying what is wrong, for names that lead out of the tree, are no plain paths or fit on no disk.
     """
     if any(unicodedata.category(character) == "Cc" for character in name):
         raise ValueError("has control characters in its name")
@@ -106,7 +126,36 @@ def member_path(name: str) -> str:
     parts = [part for part in unified.split("/") if part not in {"", "."}]
     if ".." in parts:
         raise ValueError("leads out of the tree with '..'")
+    try:
+        lengths = [len(part.encode(errors="surrogateescape")) for part in parts]
+    except UnicodeEncodeError:
+        raise ValueError("has a name that no disk can hold") from None
+    if max(lengths, default=0) > MAX_NAME_BYTES or sum(lengths) + len(lengths) > MAX_PATH_BYTES:
+        raise ValueError(f"has a name that is too long for a disk ({sum(lengths)} bytes)")
     return "/".join(parts)
+
+
+class _Header(tarfile.TarInfo):
+    """A member whose header cannot make tarfile run in circles or read without limit."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> _Header:
+        """As the base class."""
+        header = super().frombuf(buf, encoding, errors)
+        if header.size < 0:
+            raise tarfile.ReadError("a member has a negative size")
+        if header.type in _EXTENDED and header.size > MAX_HEADER_BYTES:
+            raise tarfile.ReadError(f"an extended header has {header.size:,} bytes")
+        return header
+
+
+_EXTENDED = {
+    tarfile.XHDTYPE,
+    tarfile.XGLTYPE,
+    tarfile.SOLARIS_XHDTYPE,
+    tarfile.GNUTYPE_LONGNAME,
+    tarfile.GNUTYPE_LONGLINK,
+}
 
 
 class _Unpacking:
@@ -120,11 +169,30 @@ class _Unpacking:
         self._members = 0
         self._bytes = 0
         self._names: dict[str, str] = {}
+        self._tar_files: dict[str, tarfile.TarInfo] | None = None
         self._packed = max(archive.stat().st_size, 1) if archive.exists() else 1
 
     def error(self, problem: str, member: str | None = None) -> ArchiveError:
         where = f"{self.archive}: member {member!r}" if member is not None else f"{self.archive}"
-        return ArchiveError(f"{where} {problem}; {self.remedy}")
+        shown = where if len(where) < 600 else f"{where[:600]}..."
+        return ArchiveError(f"{shown} {problem}; {self.remedy}")
+
+    def no_room(self, error: OSError) -> DataError:
+        """The archive is not to blame, so it is not to be fetched again."""
+        full = error.errno in {errno.ENOSPC, errno.EDQUOT}
+        problem = f"the disk is full after {self._bytes:,} bytes" if full else str(error.strerror)
+        return DataError(
+            f"{self.archive}: cannot be unpacked into {self.folder.parent} ({problem}); mend that and run the same "
+            "command again"
+        )
+
+    def _check_room(self, needed: int) -> None:
+        free = shutil.disk_usage(self.folder).free
+        if needed > free:
+            raise DataError(
+                f"{self.archive}: unpacking needs {size_text(needed)}, but {self.folder.parent} has "
+                f"{size_text(free)} free; make room and run the same command again"
+            )
 
     def path_of(self, name: str) -> str:
         """The member's checked path; counts it."""
@@ -177,7 +245,11 @@ class _Unpacking:
 
     def unpack_zip(self, bar: Progress) -> None:
         with zipfile.ZipFile(self.archive) as archive:
-            for info in archive.infolist():
+            infos = archive.infolist()
+            needed = sum(info.file_size for info in infos if self.wanted(info.filename))
+            if needed <= self.limits.total_bytes:  # more than that is refused for what it is
+                self._check_room(needed)
+            for info in infos:
                 # Python cuts names at NUL; the name as stored says whether that happened.
                 path = self.path_of(info.orig_filename)
                 mode = info.external_attr >> 16
@@ -188,17 +260,21 @@ class _Unpacking:
                     raise self.error("is a device or another special file", path)
                 if info.flag_bits & 0x1 and not info.is_dir():
                     raise self.error("is encrypted", path)
+                if info.compress_type not in {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED} and self.wanted(path):
+                    raise self.error(f"is packed by method {info.compress_type}, not by deflate", path)
                 if not info.is_dir() and path and self.wanted(path):
                     with archive.open(info) as source:
                         self.copy(source, path, info.file_size, info.compress_size)
                 bar.advance(info.compress_size)
 
     def unpack_tar(self, bar: Progress) -> None:
-        with tarfile.open(self.archive, "r:*") as archive:
-            for member in archive:
+        with tarfile.open(self.archive, "r:*", tarinfo=_Header) as archive:
+            for member in self._tar_members(archive):
                 path = self.path_of(member.name)
                 if not (member.isfile() or member.isdir() or member.issym() or member.islnk()):
                     raise self.error("is a device or another special file", path)
+                if member.issparse():
+                    raise self.error("is a sparse file, whose size says nothing of its bytes", path)
                 source_member: tarfile.TarInfo | None = member
                 if member.issym() or member.islnk():
                     source_member = self._link_target(archive, member, path)
@@ -211,6 +287,19 @@ class _Unpacking:
                     self.copy(source, path, source_member.size, None, bar)
             self._check_end(archive)
 
+    def _tar_members(self, archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+        """The members, each behind the one before it, as long as what was read so far is no bomb."""
+        last = -1
+        for member in archive:
+            if member.size < 0 or member.offset <= last:
+                raise self.error("is damaged: its headers lead backwards")
+            last = member.offset
+            data = member.size if member.isreg() and not member.issparse() else 0
+            unpacked = member.offset_data + data  # what is skipped must be decompressed too
+            if unpacked > self.limits.ratio_from and unpacked > self.limits.ratio * self._packed:
+                raise self.error(f"unpacks to more than {self.limits.ratio:g} times its size")
+            yield member
+
     def _link_target(self, archive: tarfile.TarFile, link: tarfile.TarInfo, path: str) -> tarfile.TarInfo | None:
         """The regular file that a wanted link names inside the archive."""
         name = link.linkname
@@ -222,9 +311,13 @@ class _Unpacking:
             raise self.error(f"is a link to {link.linkname!r}, which {error}", path) from None
         if not self.wanted(path):
             return None
-        for member in archive.getmembers():
-            if member.isfile() and not member.islnk() and member.name.removeprefix("./") == target:
-                return member
+        if self._tar_files is None:
+            self._tar_files = {}
+            for member in self._tar_members(archive):
+                if member.isreg() and not member.issparse():
+                    self._tar_files.setdefault(member.name.removeprefix("./"), member)
+        if target in self._tar_files:
+            return self._tar_files[target]
         raise self.error(f"is a link to {link.linkname!r}, which is no file of the archive", path)
 
     def _check_end(self, archive: tarfile.TarFile) -> None:

@@ -1,7 +1,8 @@
 """Archives of a dataset -> its prepared form, checking every file on the way.
 
 A file that cannot be used does not stop the conversion: the rest is looked at, all offenders are listed at once, and
-then it fails. The result appears only when everything is right, and the same archives give the same bytes.
+then it fails. The result appears only when everything is right, and the same archives give the same bytes. What was
+right is kept beside the result until then, so that the next conversion does only what was mended.
 """
 
 from __future__ import annotations
@@ -10,13 +11,15 @@ import collections
 import errno
 import hashlib
 import io
+import json
 import os
+import re
 import shutil
 import sys
 import zipfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 
 from PIL import Image
@@ -24,7 +27,7 @@ from PIL import Image
 from danet import files
 from danet.data.archives import Limits, unpack
 from danet.data.download import TREE, swap, zip_entry
-from danet.data.layout import SAFE_ID, DatasetSpec, Item, bit_depth
+from danet.data.layout import EXIF_ORIENTATION, MAX_PIXELS, SAFE_ID, DatasetSpec, Item, bit_depth
 from danet.data.prepared import (
     DESCRIPTION,
     FORMAT,
@@ -43,7 +46,12 @@ from danet.errors import DataError
 from danet.rows import Dataset
 
 SHOWN = 20
-_EXIF_ORIENTATION = 0x0112
+"""Ids in one line of a message."""
+LISTED = 200
+"""Offenders in a message; where there are more, a file has them all."""
+KEPT = "kept.json"
+CHECKS = 1
+"""To be raised when the checks or encodings here change: what an earlier version kept is then done again."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +59,8 @@ class _Converted:
     """One image in prepared form; ``problems`` not empty means that it has none."""
 
     problems: tuple[str, ...] = ()
+    source: str = ""
+    """SHA-256 of what it was made from."""
     note: str | None = None
     suffix: str = ""
     image: bytes = b""
@@ -80,6 +90,8 @@ def convert_dataset(
     adapter = ADAPTERS[spec.adapter]
     archives = _archives(name, spec, raw)
     scratch, new = out.with_name(f".{out.name}.scratch.tmp"), out.with_name(f".{out.name}.new.tmp")
+    kept = _Kept(out.with_name(f".{out.name}.kept.tmp"), spec)
+    misspelt = _Misspelt(adapter.wanted)
     try:
         for folder in (scratch, new):
             shutil.rmtree(folder, ignore_errors=True)
@@ -88,13 +100,18 @@ def convert_dataset(
             unpack(
                 archive,
                 scratch / archive.name,
-                wanted=adapter.wanted.search,
+                wanted=misspelt.search,
                 limits=limits,
                 progress=progress,
                 remedy=f"delete {raw} and run `dvc repro -f download@{name}`",
             )
-        counts = _Conversion(name, spec, adapter, scratch, new).run(progress, workers or min(os.cpu_count() or 1, 8))
+        try:
+            conversion = _Conversion(name, spec, adapter, scratch, new, kept)
+            counts = conversion.run(progress, workers or min(os.cpu_count() or 1, 8))
+        except DataError as error:
+            raise DataError(f"{error}{misspelt}") from error
         swap(new, out)
+        kept.close(remove=True)
         return counts
     except OSError as error:
         full = error.errno in {errno.ENOSPC, errno.EDQUOT}
@@ -103,8 +120,84 @@ def convert_dataset(
             f"{out}: cannot be written ({problem}); mend that and run `dvc repro convert@{name}`"
         ) from error
     finally:
+        kept.close()
         for folder in (scratch, new):
             shutil.rmtree(folder, ignore_errors=True)
+
+
+class _Misspelt:
+    """Which members are wanted, and how many would be if upper and lower case did not matter."""
+
+    def __init__(self, wanted: re.Pattern[str]) -> None:
+        self._wanted, self._loose = wanted, re.compile(wanted.pattern, wanted.flags | re.IGNORECASE)
+        self._found: dict[str, None] = {}
+
+    def search(self, name: str) -> bool:
+        """Whether a member is wanted."""
+        if self._wanted.search(name):
+            return True
+        if self._loose.search(name):
+            self._found[name] = None
+        return False
+
+    def __str__(self) -> str:
+        if not self._found:
+            return ""
+        names = list(self._found)
+        counted = "1 member differs" if len(names) == 1 else f"{len(names)} members differ"
+        return (
+            f"\n{counted} from the official names in upper and lower case alone and left out, as {names[0]!r}; "
+            "name them as the official archive does"
+        )
+
+
+class _Kept:
+    """What an earlier, failed conversion found right, by the hash of image and mask."""
+
+    def __init__(self, folder: Path, spec: Dataset) -> None:
+        self.folder = folder
+        self.problems = folder.with_name(folder.name.replace(".kept.", ".problems."))
+        self.version = f"{CHECKS} {FORMAT} {spec.adapter} {spec.storage}"
+        self._packs: dict[str, zipfile.ZipFile] = {}
+        self._entries: dict[str, tuple[Entry, str | None]] = {}
+        try:
+            kept = json.loads((folder / KEPT).read_text(encoding="utf-8"))
+            if kept["version"] == self.version:
+                self._entries = {key: (Entry(*entry), note) for key, (entry, note) in kept["entries"].items()}
+                packs = {entry.pack for entry, _ in self._entries.values()}
+                self._packs = {pack: zipfile.ZipFile(folder / pack) for pack in sorted(packs)}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, zipfile.BadZipFile):
+            self._entries = {}  # the whole is converted anew, as without it
+
+    def get(self, source: str) -> _Converted | None:
+        """The conversion of what has this hash, if it was kept and is whole."""
+        if source not in self._entries:
+            return None
+        entry, note = self._entries[source]
+        try:
+            image = self._packs[entry.pack].read(entry.image)
+            mask = self._packs[entry.pack].read(entry.mask) if entry.mask else b""
+        except (OSError, KeyError, zipfile.BadZipFile):
+            return None
+        suffix = Path(entry.image).suffix
+        return _Converted((), source, note, suffix, image, mask, (entry.height, entry.width), entry.class_pixels)
+
+    def keep(self, new: Path, entries: dict[str, tuple[Entry, str | None]]) -> None:
+        """Takes over the folder of a conversion that failed."""
+        self.close()
+        shutil.rmtree(self.folder, ignore_errors=True)
+        content = {key: [astuple(entry), note] for key, (entry, note) in entries.items()}
+        files.write_json(new / KEPT, {"version": self.version, "entries": content})
+        new.rename(self.folder)
+
+    def close(self, *, remove: bool = False) -> None:
+        """Closes its packs, and removes them from disk if told."""
+        for pack in self._packs.values():
+            pack.close()
+        self._packs, self._entries = {}, {}
+        if remove:
+            shutil.rmtree(self.folder, ignore_errors=True)
+            self.problems.unlink(missing_ok=True)
 
 
 def _archives(name: str, spec: Dataset, raw: Path) -> list[Path]:
@@ -119,8 +212,8 @@ def _archives(name: str, spec: Dataset, raw: Path) -> list[Path]:
 class _Conversion:
     """The conversion of one unpacked dataset."""
 
-    def __init__(self, name: str, spec: Dataset, adapter: DatasetSpec, scratch: Path, new: Path) -> None:
-        self.name, self.spec, self.adapter, self.scratch, self.new = name, spec, adapter, scratch, new
+    def __init__(self, name: str, spec: Dataset, adapter: DatasetSpec, scratch: Path, new: Path, kept: _Kept) -> None:
+        self.name, self.spec, self.adapter, self.scratch, self.new, self.kept = name, spec, adapter, scratch, new, kept
         self.items = adapter.discover(scratch).items
         self.problems: list[str] = []
         self.notes: list[str] = []
@@ -129,6 +222,7 @@ class _Conversion:
         """Writes packs, manifest and description; returns the counts."""
         self._check_ids()
         entries: list[Entry] = []
+        sources: dict[str, tuple[Entry, str | None]] = {}
         packs: dict[str, zipfile.ZipFile] = {}
         try:
             with Progress(f"convert {self.name}", len(self.items), show=progress) as bar:
@@ -137,13 +231,18 @@ class _Conversion:
                         self.problems += converted.problems
                     else:
                         entries.append(self._write(packs, item, converted))
+                        sources[converted.source] = (entries[-1], converted.note)
                         self.notes += [converted.note] if converted.note else []
                     bar.advance()
         finally:
             for pack in packs.values():
                 pack.close()
         counts = {split: sum(split in entry.splits.split(";") for entry in entries) for split in self._splits()}
-        self._check(counts)
+        try:
+            self._check(counts)
+        except DataError:
+            self.kept.keep(self.new, sources)
+            raise
         if self.notes:
             shown = ", ".join(self.notes[:3]) + (", ..." if len(self.notes) > 3 else "")
             print(f"{self.name}: {len(self.notes)} greyscale images, read as grey RGB: {shown}", file=sys.stderr)
@@ -184,10 +283,12 @@ class _Conversion:
         wrong = {split: count for split, count in self.spec.counts.items() if counts[split] != count}
         lines = []
         if self.problems:
-            lines.append(
-                f"{len(self.problems)} problems" + (f" (the first {SHOWN})" if len(self.problems) > SHOWN else "")
-            )
-            lines += [f"  {problem}" for problem in self.problems[:SHOWN]]
+            title = f"{len(self.problems)} problem{'s' if len(self.problems) > 1 else ''}"
+            if len(self.problems) > LISTED:
+                files.write_text(self.kept.problems, "\n".join(self.problems) + "\n")
+                title += f" (the first {LISTED} here, all of them in {self.kept.problems})"
+            lines.append(title)
+            lines += [f"  {problem}" for problem in self.problems[:LISTED]]
         for split, count in wrong.items():
             line = f"split {split}: {counts[split]} usable images, expected {count}"
             missing = self._missing(split, count)
@@ -230,66 +331,94 @@ class _Conversion:
 
     def _convert(self, item: Item) -> _Converted:
         """Checks and converts one image and mask; every problem is named, none raised."""
+        name = self._relative(item.image)
         problems: list[str] = []
-        data, note, size = self._check_image(item.image, problems)
-        mask: Pixels | None = None
+        data = self._bytes(item.image, problems, f"{name}: missing")
+        mask_data: bytes | None = None
         if item.mask is not None:
-            if not item.mask.is_file():
-                problems.append(f"{self._relative(item.mask)}: missing, for the image {item.id}")
-            else:
-                try:
-                    mask = self.adapter.read_mask(item.mask)
-                except DataError as error:
-                    problems.append(str(error).replace(f"{self.scratch}/", ""))
+            missing = f"{self._relative(item.mask)}: missing, for the image {item.id}"
+            mask_data = self._bytes(item.mask, problems, missing)
+        source = ""
+        if not problems:
+            parts = (item.id.encode(), data or b"", mask_data or b"", b"mask" if item.mask else b"")
+            source = hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).hexdigest()
+            if (kept := self.kept.get(source)) is not None:
+                return replace(kept, note=name if kept.note is not None else None)
+        size, note = None, None
+        if data is not None:
+            size, mode = check_image(data, name, self.adapter.grey_images, problems)
+            note = name if mode == "L" else None
+        mask: Pixels | None = None
+        if item.mask is not None and mask_data is not None:
+            try:
+                mask = self.adapter.read_mask(item.mask)
+            except DataError as error:
+                problems.append(str(error).replace(f"{self.scratch}/", ""))
         if mask is not None and size is not None and mask.shape != size:
             problems.append(
-                f"{self._relative(item.image)}: is {size[0]}x{size[1]}, but its mask {mask.shape[0]}x{mask.shape[1]} "
-                "(height x width)"
+                f"{name}: is {size[0]}x{size[1]}, but its mask {mask.shape[0]}x{mask.shape[1]} (height x width)"
             )
-        if problems or size is None:
+        if problems or size is None or data is None:
             return _Converted(tuple(problems))
         raw = self.spec.storage == "raw"
         suffix = ".npy" if raw else ".png" if bit_depth(data) else ".jpg"
         if raw:
             pixels = decode_image(data)
             if pixels is None or pixels.shape != (*size, 3):
-                return _Converted((f"{self._relative(item.image)}: OpenCV cannot decode it",))
+                return _Converted((f"{name}: OpenCV cannot decode it",))
             data = npy_bytes(pixels)
         encoded = b"" if mask is None else npy_bytes(mask) if raw else png_bytes(mask)
-        return _Converted((), note, suffix, data, encoded, size, "" if mask is None else format_class_pixels(mask))
+        return _Converted(
+            (), source, note, suffix, data, encoded, size, "" if mask is None else format_class_pixels(mask)
+        )
 
-    def _check_image(self, path: Path, problems: list[str]) -> tuple[bytes, str | None, tuple[int, int] | None]:
-        """(bytes, note, (height, width) or None if unusable) of an image file."""
-        name = self._relative(path)
+    @staticmethod
+    def _bytes(path: Path, problems: list[str], missing: str) -> bytes | None:
+        """The bytes of a file; None, and a problem, if it cannot be read."""
         try:
-            data = path.read_bytes()
-        except FileNotFoundError:
-            problems.append(f"{name}: missing")
-            return b"", None, None
-        if not data:
-            problems.append(f"{name}: has zero bytes")
-            return data, None, None
-        try:
-            with Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as image:
-                width, height = image.size
-                mode, orientation = image.mode, image.getexif().get(_EXIF_ORIENTATION, 1)
-                image.load()
-        except Exception as error:  # Pillow raises a dozen kinds on damaged files
-            text = " ".join(str(error).split()).replace(repr(data)[:60], "")[:120] or type(error).__name__
-            problems.append(f"{name}: cannot be decoded, truncated or no JPEG or PNG ({text})")
-            return data, None, None
-        depth = bit_depth(data)
-        before = len(problems)
-        if depth is not None and depth[0] == 16:
-            problems.append(f"{name}: has 16 bits per channel; images must be 8-bit RGB")
-        elif mode != "RGB" and not (mode == "L" and self.adapter.grey_images):
-            problems.append(f"{name}: is {mode}; images must be 8-bit RGB")
-        if orientation not in {0, 1}:
-            problems.append(f"{name}: has EXIF orientation {orientation}; turn its pixels and remove the tag")
-        return data, name if mode == "L" else None, (height, width) if len(problems) == before else None
+            return path.read_bytes()
+        except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+            problems.append(missing)
+            return None
 
     def _relative(self, path: Path) -> str:
         return path.relative_to(self.scratch).as_posix() if path.is_relative_to(self.scratch) else str(path)
+
+
+def check_image(data: bytes, name: str, grey: bool, problems: list[str]) -> tuple[tuple[int, int] | None, str | None]:
+    """Decodes an image: its (height, width), None if it cannot be used, and Pillow's name of its mode.
+
+    Args:
+        data: the bytes of a file.
+        name: of it, for the problems.
+        grey: whether 8-bit greyscale is fine.
+        problems: what is wrong is added to these.
+    """
+    if not data:
+        problems.append(f"{name}: has zero bytes")
+        return None, None
+    try:
+        with Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as image:
+            width, height = image.size
+            if width * height > MAX_PIXELS:
+                problems.append(f"{name}: is {height}x{width}; allowed are {MAX_PIXELS:,} pixels")
+                return None, None
+            mode, orientation = image.mode, image.getexif().get(EXIF_ORIENTATION, 1)
+            image.load()
+    except Exception as error:  # Pillow raises a dozen kinds on damaged files
+        text = " ".join(str(error).split()).replace(repr(data)[:60], "")[:120] or type(error).__name__
+        text = text.encode("utf-8", "backslashreplace").decode()
+        problems.append(f"{name}: cannot be decoded, truncated or no JPEG or PNG ({text})")
+        return None, None
+    depth = bit_depth(data)
+    before = len(problems)
+    if depth is not None and depth[0] == 16:
+        problems.append(f"{name}: has 16 bits per channel; images must be 8-bit RGB")
+    elif mode != "RGB" and not (mode == "L" and grey):
+        problems.append(f"{name}: is {mode}; images must be 8-bit RGB")
+    if orientation not in {0, 1}:
+        problems.append(f"{name}: has EXIF orientation {orientation}; turn its pixels and remove the tag")
+    return ((height, width) if len(problems) == before else None), mode
 
 
 def _in_order(

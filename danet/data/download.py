@@ -1,8 +1,10 @@
 """Getting archives: from a folder, a mirror, their URL or the Cityscapes login; whole and verified, or not at all.
 
-A download goes into ``.<file>.part`` and is resumed by HTTP ranges if the server still has the same file (ETag,
-Last-Modified or length); the finished file is checked against its checksum before it gets its name (by pooch, or here
-where only a prefix of the digest is published). A redirect from https to http is never followed.
+A download goes into ``.<file>.part`` and is resumed by HTTP ranges if the server still has the same file (by ETag or
+Last-Modified; by its length only where a checksum will tell); the finished file is checked against its checksum before
+it gets its name (by pooch, or here where only a prefix of the digest is published). A redirect from https to http is
+never followed, at no hop and neither with the login. Without a checksum, a body of which nothing says where it ends is
+refused, since a cut one could not be told from a whole one.
 
 The sources, in order, for each archive of a dataset:
 
@@ -42,7 +44,7 @@ from filelock import FileLock, Timeout
 
 from danet import files
 from danet.data.layout import DatasetSpec
-from danet.data.progress import Progress
+from danet.data.progress import Progress, size_text
 from danet.data.registry import ADAPTERS
 from danet.errors import DataError, DownloadError
 from danet.rows import Archive, Dataset
@@ -120,6 +122,7 @@ def fetch_file(
     downloader = ResumingDownloader(
         path.with_name(f".{path.name}.part"),
         prefix=None if whole else checksum,
+        verified=checksum is not None,
         progress=progress,
         session=session,
         patience=patience,
@@ -162,12 +165,13 @@ class ResumingDownloader:
         part: Path,
         *,
         prefix: str | None = None,
+        verified: bool = True,
         progress: bool = True,
         session: requests.Session | None = None,
         patience: Patience | None = None,
     ) -> None:
         self.part, self.state = part, part.with_name(f"{part.name}.json")
-        self.prefix, self.progress = prefix, progress
+        self.prefix, self.verified, self.progress = prefix, verified, progress
         self.session = session or requests.Session()
         self.patience = patience or Patience()
         self.resumed = False
@@ -187,9 +191,10 @@ class ResumingDownloader:
         self.resumed = self.part.exists() and self.part.stat().st_size > 0
         self._transfer(url)
         with self.part.open("rb") as stream:
-            if re.match(rb"\s*<(!doctype html|html)", stream.read(512), re.IGNORECASE):
-                self.discard()
-                raise self._html(url)
+            page = is_web_page(stream.read(512))
+        if page:
+            self.discard()
+            raise self._html(url)
         if self.prefix is not None and not checksum_matches(self.part, self.prefix):
             algorithm, digits = _parse_checksum(self.prefix)
             got = _digest(self.part, algorithm)
@@ -210,9 +215,8 @@ class ResumingDownloader:
         self.state.unlink(missing_ok=True)
 
     def _transfer(self, url: str) -> None:
-        failures = 0
+        failures, most = 0, self._have()
         while True:
-            before = self._have()
             try:
                 self._attempt(url)
                 return
@@ -225,7 +229,8 @@ class ResumingDownloader:
             ) as error:
                 if isinstance(error, ValueError):  # a URL that is none
                     raise
-                failures = 0 if self._have() - before >= CHUNK else failures + 1
+                # more than ever before: a server that starts anew each time would else be asked for ever
+                failures, most = (0, self._have()) if self._have() - most >= CHUNK else (failures + 1, most)
                 if failures > self.patience.retries:
                     raise DownloadError(
                         f"{_public(url)}: {_cause(error)} ({failures} attempts, {self._have():,} bytes so far); run "
@@ -252,7 +257,7 @@ class ResumingDownloader:
                 return
             if response.status_code == 416:
                 self.discard()
-                raise _TransientError("the server refused to resume")
+                raise _TransientError(f"the server refused to resume after {have:,} bytes; begun anew")
             self._check_status(url, response)
             if "text/html" in response.headers.get("Content-Type", "") and not url.endswith((".html", ".htm")):
                 raise self._html(url)
@@ -265,6 +270,12 @@ class ResumingDownloader:
             length = now["length"]
             if length == 0:
                 raise DownloadError(f"{_public(url)}: is empty on the server; try a mirror (DANET_MIRROR)")
+            if length is None and not self.verified and not getattr(response.raw, "chunked", False):
+                raise DownloadError(
+                    f"{_public(url)}: the server does not say how long the file is and no checksum is known, so a cut "
+                    "file could not be told from a whole one; add its checksum to params.yaml or place it in "
+                    "data/archives"
+                )
             self._check_space(url, None if length is None else length - have)
             files.write_json(self.state, now)
             self._copy(response, "ab" if have else "wb", have, length)
@@ -279,7 +290,9 @@ class ResumingDownloader:
         """What the part is a part of; empty where that is unknown or could not be recognised again."""
         try:
             known = json.loads(self.state.read_text(encoding="utf-8"))
-            recognisable = any(known.get(key) for key in ("etag", "last_modified", "length"))
+            etag = str(known.get("etag") or "W/")  # a weak one may stay while bytes change
+            recognisable = not etag.startswith("W/") or known.get("last_modified")
+            recognisable = recognisable or (self.verified and (known.get("etag") or known.get("length")))
             return dict(known) if known["url"] == _public(url) and recognisable and self.part.exists() else {}
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return {}
@@ -294,17 +307,7 @@ class ResumingDownloader:
 
     def _request(self, url: str, headers: dict[str, str]) -> requests.Response:
         """GET, following redirects except from https to http."""
-        timeout = (self.patience.connect_s, self.patience.read_s)
-        first = url
-        for _ in range(10):
-            response = self.session.get(url, headers=headers, stream=True, timeout=timeout, allow_redirects=False)
-            if not response.is_redirect:
-                return response
-            target = urljoin(url, response.headers["Location"])
-            response.close()
-            check_redirect(url, target)
-            url = target
-        raise DownloadError(f"{_public(first)}: more than 10 redirects; try a mirror (DANET_MIRROR)")
+        return open_url(self.session, url, headers, self.patience)
 
     def _check_status(self, url: str, response: requests.Response) -> None:
         status = response.status_code
@@ -330,7 +333,7 @@ class ResumingDownloader:
         free = shutil.disk_usage(self.part.parent).free
         if needed is not None and needed + (16 << 20) > free:
             raise DownloadError(
-                f"{_public(url)}: needs {needed / 1e9:.2f} GB more, but {self.part.parent} has {free / 1e9:.2f} GB "
+                f"{_public(url)}: needs {size_text(needed)} more, but {self.part.parent} has {size_text(free)} "
                 "free; make room and run the same command again"
             )
 
@@ -343,13 +346,70 @@ class ResumingDownloader:
             # read1 gives what has arrived, so that a slow drip is seen; raw keeps the bytes as they lie on the server
             # even where it calls a .tgz a gzip-encoded tar.
             while chunk := response.raw.read1(CHUNK, decode_content=False):
-                stream.write(chunk)
+                try:
+                    stream.write(chunk)
+                    stream.flush()
+                except OSError as error:
+                    if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
+                        raise
+                    here = self._have()
+                    more = f"needs {length - here:,} bytes more" if length is not None else "has an unknown length"
+                    raise DownloadError(
+                        f"{self.part}: the disk is full after {here:,} bytes, and the file {more}; make room and run "
+                        "the same command again, which goes on from there"
+                    ) from error
                 bar.advance(len(chunk))
                 window += len(chunk)
                 if time.monotonic() >= window_end:
                     if window < patience.window_bytes:
                         raise _TransientError(f"stalled: {window:,} bytes in {patience.window_s:g} s")
                     window_end, window = time.monotonic() + patience.window_s, 0
+
+
+def open_url(session: requests.Session, url: str, headers: dict[str, str], patience: Patience) -> requests.Response:
+    """GET, following redirects except from https to http, without reading the body.
+
+    Raises:
+        DownloadError: for a redirect that is not followed, or the eleventh.
+        requests.RequestException: if the server cannot be reached.
+    """
+    timeout = (patience.connect_s, patience.read_s)
+    first = url
+    for _ in range(10):
+        try:
+            response = session.get(url, headers=headers, stream=True, timeout=timeout, allow_redirects=False)
+        except requests.RequestException:
+            raise
+        except ValueError as error:  # requests parses the Location even where it is not to follow it
+            raise DownloadError(
+                f"{_public(url)}: redirects to what is no address ({error}); set DANET_MIRROR"
+            ) from None
+        if not response.is_redirect:
+            return response
+        place = response.headers["Location"]
+        response.close()
+        url = redirect_target(url, place)
+    raise DownloadError(f"{_public(first)}: more than 10 redirects; try a mirror (DANET_MIRROR)")
+
+
+def redirect_target(url: str, place: str) -> str:
+    """Where a redirect leads; raises like :func:`check_redirect`, and for what is no address."""
+    try:
+        target = urljoin(url, place)
+        check_redirect(url, target)
+    except ValueError:
+        raise DownloadError(
+            f"{_public(url)}: redirects to {place[:200]!r}, which is no address; set DANET_MIRROR"
+        ) from None
+    return target
+
+
+def is_web_page(head: bytes) -> bool:
+    """Whether a file begins as HTML or XML does, or as the JSON of an error: never an archive, never weights."""
+    return (
+        re.match(rb"(\xef\xbb\xbf)?\s*(<(!doctype|!--|html|head|body|title|\?xml)|\{\s*\")", head[:512], re.I)
+        is not None
+    )
 
 
 def check_redirect(url: str, target: str) -> None:
@@ -370,11 +430,12 @@ def _identity(url: str, response: requests.Response) -> dict[str, Any]:
     headers = response.headers
     total = re.search(r"/(\d+)$", headers.get("Content-Range", "")) if response.status_code == 206 else None
     length = total[1] if total else headers.get("Content-Length") if response.status_code == 200 else None
+    plausible = length is not None and re.fullmatch(r"[0-9]{1,18}", length)
     return {
         "url": _public(url),
         "etag": headers.get("ETag"),
         "last_modified": headers.get("Last-Modified"),
-        "length": int(length) if length is not None and length.isdigit() else None,
+        "length": int(length) if length is not None and plausible else None,
     }
 
 
@@ -389,10 +450,12 @@ def _cause(error: Exception) -> str:
         return "stalled: no data came"
     if isinstance(error, requests.ConnectTimeout):
         return "the server did not answer"
+    if isinstance(error, requests.exceptions.SSLError):
+        return "no secure connection: the server's certificate does not hold"
     if isinstance(error, requests.ConnectionError):
         return "no connection to the server"
-    if isinstance(error, urllib3.exceptions.IncompleteRead):
-        return f"the connection ended after {error.args[0]} bytes"
+    if isinstance(error, urllib3.exceptions.ProtocolError):  # IncompleteRead and its kin, in words for programmers
+        return "the connection broke off"
     return " ".join(str(error).split()) or type(error).__name__
 
 
@@ -517,10 +580,11 @@ class _Job:
         tried += [f"{folder} is no folder" for folder in folders if folder.name != "archives" and not folder.is_dir()]
         for path in [folder / part / archive.file for folder in folders for part in ("", self.name)]:
             if path.is_file():
-                if archive.checksum is None or checksum_matches(path, archive.checksum):
+                problem = _not_wanted(path, archive.checksum)
+                if problem is None:
                     _link_or_copy(path.resolve(), target)
                     return self.record(archive.file, "local folder", None)
-                tried.append(f"{path} is not the expected file ({archive.checksum}); delete it or download it again")
+                tried.append(f"{path} {problem}; delete it or download it again")
         return None
 
     def remote(self, archive: Archive, mirror: str | None, target: Path, tried: list[str]) -> dict[str, Any] | None:
@@ -578,9 +642,12 @@ class _Job:
         session = requests.Session()
         form = {"username": user, "password": password, "submit": "Login"}
         try:
-            response = session.post(f"{CITYSCAPES}/login/", data=form, timeout=60)
+            # The redirect after a good login is checked and not followed: the session has its cookie then.
+            response = session.post(f"{CITYSCAPES}/login/", data=form, timeout=60, allow_redirects=False)
         except requests.RequestException as error:
             raise DownloadError(f"{CITYSCAPES}/login/: {_cause(error)}; try again later") from error
+        if response.is_redirect:
+            redirect_target(f"{CITYSCAPES}/login/", response.headers["Location"])
         if not response.ok or not session.cookies:
             raise DownloadError(
                 f"{CITYSCAPES}/login/: the login of {user!r} was refused (status {response.status_code}); check "
@@ -620,6 +687,17 @@ def swap(new: Path, out: Path) -> None:
         out.rename(old)
     new.rename(out)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _not_wanted(path: Path, checksum: str | None) -> str | None:
+    """What is wrong with a file placed by hand, if anything is."""
+    if checksum is not None:
+        return None if checksum_matches(path, checksum) else f"is not the expected file ({checksum})"
+    with path.open("rb") as stream:
+        head = stream.read(512)
+    if not head:
+        return "has zero bytes"
+    return "is a web page, not an archive" if is_web_page(head) else None
 
 
 def _link_or_copy(source: Path, target: Path) -> None:

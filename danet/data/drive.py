@@ -7,16 +7,21 @@ address and a token for one download. Any other page (quota, login, removed file
 from __future__ import annotations
 
 import re
+import time
 from html.parser import HTMLParser
 from urllib.parse import parse_qs, urlencode, urljoin, urlsplit
 
 import requests
+import urllib3
 
+from danet.data.download import Patience, check_redirect, is_web_page, open_url
 from danet.errors import DownloadError
 
 DOWNLOAD = "https://drive.usercontent.google.com/download"
 _HOSTS = (".google.com", ".googleusercontent.com")
-_ID = re.compile(r"[\w-]{10,}")
+_ID = re.compile(r"[A-Za-z0-9_-]{10,200}")
+_PAGE_BYTES = 1 << 20
+"""As much of a page is read; Drive's have some kilobytes."""
 
 
 def file_id(url: str) -> str | None:
@@ -29,14 +34,16 @@ def file_id(url: str) -> str | None:
     return value if _ID.fullmatch(value) else None
 
 
-def direct_url(url: str, remedy: str, *, session: requests.Session | None = None, timeout: float = 30.0) -> str:
+def direct_url(
+    url: str, remedy: str, *, session: requests.Session | None = None, patience: Patience | None = None
+) -> str:
     """The address that gives the file of a Drive link; any other URL as it is.
 
     Args:
         url: as its owner publishes it.
         remedy: what to do where Drive does not give the file, for the message.
         session: for the request.
-        timeout: in seconds.
+        patience: how long to wait, and how often to try again when Drive is out of order.
 
     Raises:
         DownloadError: if Drive cannot be reached or answers with a page instead of the file.
@@ -45,26 +52,55 @@ def direct_url(url: str, remedy: str, *, session: requests.Session | None = None
     if identity is None:
         return url
     address = f"{DOWNLOAD}?{urlencode({'id': identity, 'export': 'download'})}"
-    client = session or requests.Session()
-    try:
-        with client.get(address, stream=True, timeout=timeout) as response:
-            if "text/html" not in response.headers.get("Content-Type", "") and response.ok:
-                return address
-            page = response.text if response.status_code < 500 else ""
-            status = response.status_code
-    except requests.RequestException as error:
-        raise DownloadError(
-            f"{url}: Google Drive cannot be reached ({type(error).__name__}); try again later, or {remedy}"
-        ) from error
+    page, status = _ask(url, address, remedy, session or requests.Session(), patience or Patience())
+    return address if page is None else page_target(url, page, status, remedy, address)
+
+
+def _ask(url: str, address: str, remedy: str, session: requests.Session, patience: Patience) -> tuple[str | None, int]:
+    """The page that Drive answers with (None for the file itself) and its status."""
+    for attempt in range(patience.retries + 1):
+        if attempt:
+            time.sleep(min(patience.backoff_s * 2 ** (attempt - 1), 30.0))
+        try:
+            with open_url(session, address, {"Accept-Encoding": "identity"}, patience) as response:
+                status = response.status_code
+                if status == 429 or status >= 500:
+                    problem = f"status {status}"
+                    continue
+                head = response.raw.read(_PAGE_BYTES, decode_content=True)
+                html = "text/html" in response.headers.get("Content-Type", "") or is_web_page(head)
+                return head.decode("utf-8", "replace") if html or not response.ok else None, status
+        except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
+            problem = type(error).__name__
+    raise DownloadError(f"{url}: Google Drive cannot be reached ({problem}); try again later, or {remedy}")
+
+
+def page_target(url: str, page: str, status: int, remedy: str, address: str = DOWNLOAD) -> str:
+    """The address that the form on one of Drive's pages leads to.
+
+    Args:
+        url: the link, for the message.
+        page: HTML.
+        status: of the answer.
+        remedy: for the message.
+        address: of the page.
+
+    Raises:
+        DownloadError: saying what the page is if it has no such form, or the form leads elsewhere.
+    """
     form = _Form()
     form.feed(page)
-    if form.action is not None and "confirm" in form.fields:
-        target = urljoin(address, form.action)
-        host = urlsplit(target).hostname or ""
-        if host != urlsplit(address).hostname and not host.endswith(_HOSTS):
-            raise DownloadError(f"{url}: Google Drive's page leads to {host}, which is not followed; {remedy}")
-        return f"{target}?{urlencode(form.fields)}"
-    raise DownloadError(f"{url}: {_reason(page, status)}; {remedy}")
+    if form.action is None or "confirm" not in form.fields:
+        raise DownloadError(f"{url}: {_reason(page, status)}; {remedy}")
+    try:
+        target = urlsplit(urljoin(address, form.action))
+        host = target.hostname or ""
+    except ValueError:
+        raise DownloadError(f"{url}: Google Drive's page leads to no valid address; {remedy}") from None
+    if host != urlsplit(address).hostname and not host.endswith(_HOSTS):
+        raise DownloadError(f"{url}: Google Drive's page leads to {host}, which is not followed; {remedy}")
+    check_redirect(address, target.geturl())
+    return target._replace(query=urlencode(form.fields), fragment="").geturl()
 
 
 def _reason(page: str, status: int) -> str:

@@ -21,9 +21,15 @@ Mask = NDArray[np.uint8]
 Colour = tuple[int, int, int]
 """RGB."""
 
-SAFE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+SAFE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 """Ids become file names inside the prepared form and in predictions."""
 
+MAX_PIXELS = 64 << 20
+"""Of one image or mask; the largest of the official ones have 12 million. A small file may claim any size."""
+MAX_MAT_BYTES = 64 << 20
+"""Of an SBD annotation; the official ones have some kilobytes."""
+
+EXIF_ORIENTATION = 0x0112
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _SEARCH_DEPTH = 4
 
@@ -155,9 +161,12 @@ def read_index_png(path: Path) -> Mask:
             head = stream.read(26)
         if not head:
             raise DataError(f"{path}: has zero bytes")
-        with Image.open(path) as image:
+        with Image.open(path, formats=("PNG", "JPEG", "GIF", "BMP", "TIFF")) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise DataError(f"{path}: mask is {image.height}x{image.width}, allowed are {MAX_PIXELS:,} pixels")
             image.load()
             mode, pixels = image.mode, np.array(image)
+            orientation = image.getexif().get(EXIF_ORIENTATION, 1)
     except DataError:
         raise
     except Exception as error:  # Pillow raises a dozen kinds on damaged files
@@ -166,6 +175,8 @@ def read_index_png(path: Path) -> Mask:
     if depth is None or mode not in {"L", "P"} or (depth[1] == 0 and depth[0] != 8) or pixels.ndim != 2:
         kind = f"{depth[0]} bit {mode}" if depth else f"not PNG ({mode})"
         raise DataError(f"{path}: mask is {kind}; label ids come as palette or 8-bit grey PNG")
+    if orientation not in {0, 1}:
+        raise DataError(f"{path}: mask has EXIF orientation {orientation}; turn its pixels and remove the tag")
     return pixels.astype(np.uint8, copy=False)
 
 
@@ -178,7 +189,11 @@ def read_mat(path: Path) -> Mask:
     from scipy.io import loadmat
 
     try:
+        if path.stat().st_size > MAX_MAT_BYTES:
+            raise DataError(f"{path}: has {path.stat().st_size:,} bytes, allowed are {MAX_MAT_BYTES:,}")
         segmentation = loadmat(path, variable_names=["GTcls"])["GTcls"]["Segmentation"][0, 0]
+    except DataError:
+        raise
     except Exception as error:  # scipy's reader raises what the damage happens to hit
         raise DataError(f"{path}: is no SBD annotation with GTcls.Segmentation ({_reason(error)})") from error
     array = np.asarray(segmentation)
@@ -188,7 +203,8 @@ def read_mat(path: Path) -> Mask:
 
 
 def _reason(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
+    text = " ".join(str(error).split())[:200] or type(error).__name__
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def folders(root: Path, depth: int = _SEARCH_DEPTH) -> Iterator[Path]:
@@ -221,15 +237,16 @@ def read_list(path: Path, *, paths: bool = False) -> list[str]:
         DataError: if it cannot be read, or names an id twice or of unsafe form.
     """
     try:
-        names = [line.split()[0] for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        names = [words[0] for line in path.read_text(encoding="utf-8").splitlines() if (words := line.split())]
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: list cannot be read ({error}); unpack the archive again") from error
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+        raise DataError(f"{path}: list cannot be read ({reason}); unpack the archive again") from error
     seen: set[str] = set()
     for name in names:
         if name in seen:
-            raise DataError(f"{path}: names {name!r} twice; take the list from the official archive")
-        if not SAFE_ID.fullmatch(name.rpartition("/")[2] if paths else name):
-            raise DataError(f"{path}: {name!r} is no image id; take the list from the official archive")
+            raise DataError(f"{path}: names {name[:200]!r} twice; take the list from the official archive")
+        if len(name) > 1000 or not SAFE_ID.fullmatch(name.rpartition("/")[2] if paths else name):
+            raise DataError(f"{path}: {name[:200]!r} is no image id; take the list from the official archive")
         seen.add(name)
     return names
 

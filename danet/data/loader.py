@@ -12,9 +12,9 @@ import multiprocessing
 import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import cv2
 import numpy as np
@@ -22,9 +22,10 @@ import torch
 from joblib import cpu_count
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
-from danet.data.transforms import augmented
+from danet.data.prefetch import DevicePrefetcher, HostWait
+from danet.data.transforms import Box, augmented_crop, finished, padded_levels
 from danet.errors import ConfigError, DanetError, DataError, TrainingError
 from danet.rows import Augment
 
@@ -50,22 +51,39 @@ class Source(Protocol):
         ...
 
 
+@runtime_checkable
+class MappedSource(Source, Protocol):
+    """A source that can also give images without copying them, to be read only."""
+
+    def image_view(self, i: int, /) -> NDArray[np.uint8]:
+        """As :meth:`Source.image`."""
+        ...
+
+    def mask_view(self, i: int, /) -> NDArray[np.uint8] | None:
+        """As :meth:`Source.mask`."""
+        ...
+
+
 @dataclass
 class Batch:
     """One process's samples of one iteration.
 
     ``images`` float32 ``(N, 3, H, W)`` normalised RGB; ``masks`` uint8 ``(N, H, W)``; ``ids`` for error messages;
     ``positions`` the samples' global positions.
+
+    On their way to a GPU images are grey levels, uint8 ``(N, H, W, 3)`` BGR, and ``boxes`` says which part of each is
+    image; the rest is padding.
     """
 
     images: Tensor
     masks: Tensor
     ids: list[str]
     positions: list[int]
+    boxes: list[Box] | None = None
 
     def pin_memory(self) -> Batch:
         """Called by the data loader, so that copies to the GPU need not wait."""
-        return Batch(self.images.pin_memory(), self.masks.pin_memory(), self.ids, self.positions)
+        return replace(self, images=self.images.pin_memory(), masks=self.masks.pin_memory())
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -95,21 +113,32 @@ class EpochOrder:
 
 @dataclass
 class Sample:
-    """One augmented image and its labels, as :func:`danet.data.transforms.apply` returns them."""
+    """One augmented image and its labels, as :func:`danet.data.transforms.finished` returns them, or, with a box, as
+    :func:`danet.data.transforms.padded_levels` does."""
 
-    image: NDArray[np.float32]
+    image: NDArray[Any]
     mask: NDArray[np.uint8]
     id: str
     position: int
+    box: Box | None = None
 
 
 class TrainingSet(Dataset[Sample]):
-    """The samples of a run by global position (not by image): ``len`` is unbounded on purpose and not defined."""
+    """The samples of a run by global position (not by image): ``len`` is unbounded on purpose and not defined.
 
-    def __init__(self, source: Source, augment: Augment, seed: int) -> None:
+    Args:
+        source: the training split.
+        augment: the row's augmentation.
+        seed: of the run.
+        lazy: resize what a crop needs, not the whole image (:mod:`danet.data.transforms`): the same sample, sooner.
+        levels: leave images in grey levels, for a GPU to normalise.
+    """
+
+    def __init__(self, source: Source, augment: Augment, seed: int, *, lazy: bool = True, levels: bool = False) -> None:
         self.source = source
         self.augment = augment
         self.order = EpochOrder(len(source), seed)
+        self.lazy, self.levels = lazy, levels
 
     def __getitem__(self, position: int) -> Sample:
         """Reads and augments the sample at a global position.
@@ -119,14 +148,34 @@ class TrainingSet(Dataset[Sample]):
         """
         index = self.order.index(position)
         name = self.source.ids[index]
-        image, mask = self.source.image(index), self.source.mask(index)
+        if isinstance(self.source, MappedSource):
+            image, mask = self.source.image_view(index), self.source.mask_view(index)
+        else:
+            image, mask = self.source.image(index), self.source.mask(index)
         if mask is None:
             raise DataError(f"{name}: has no labels; train on a split that has")
         try:
-            pixels, labels = augmented(self.augment, image, mask, self.order.rng(position))
+            crop = augmented_crop(self.augment, image, mask, self.order.rng(position), lazy=self.lazy)
         except DataError as error:
             raise DataError(f"{name}: {error}") from None
-        return Sample(pixels, labels, name, position)
+        if self.levels:
+            levels, labels, box = padded_levels(self.augment, *crop)
+            return Sample(levels, labels, name, position, box)
+        return Sample(*finished(self.augment, *crop), name, position)
+
+
+def images_per_process(batch_size: int, world: int) -> int:
+    """Each process's share of a global batch.
+
+    Raises:
+        ConfigError: if it does not divide, naming the numbers of processes over which it does.
+    """
+    if batch_size % world:
+        allowed = ", ".join(str(n) for n in range(1, batch_size + 1) if batch_size % n == 0)
+        raise ConfigError(
+            f"schedule.batch_size {batch_size} does not divide over {world} processes; start one of {allowed}"
+        )
+    return batch_size // world
 
 
 class Positions(Sampler[list[int]]):
@@ -140,20 +189,14 @@ class Positions(Sampler[list[int]]):
     """
 
     def __init__(self, batch_size: int, start: int, stop: int, rank: int = 0, world: int = 1) -> None:
-        if batch_size % world:
-            divisors = [n for n in range(1, batch_size + 1) if batch_size % n == 0]
-            raise ConfigError(
-                f"schedule.batch_size {batch_size} does not divide over {world} processes; "
-                f"start one of {', '.join(map(str, divisors))}"
-            )
+        self.part = images_per_process(batch_size, world)
         self.batch_size, self.start, self.stop = batch_size, start, stop
-        self.rank, self.world = rank, world
+        self.rank = rank
 
     def __iter__(self) -> Iterator[list[int]]:
-        part = self.batch_size // self.world
         for iteration in range(self.start, self.stop):
-            first = iteration * self.batch_size + self.rank * part
-            yield list(range(first, first + part))
+            first = iteration * self.batch_size + self.rank * self.part
+            yield list(range(first, first + self.part))
 
     def __len__(self) -> int:
         return max(0, self.stop - self.start)
@@ -172,11 +215,13 @@ def collate(samples: Sequence[Sample]) -> Batch:
             f"samples of one batch differ in size ({listed}): set augment.pad.swap_for_portrait false or a square "
             "augment.crop_size"
         )
+    boxes = [sample.box for sample in samples if sample.box is not None]
     return Batch(
         images=torch.from_numpy(np.stack([sample.image for sample in samples])),
         masks=torch.from_numpy(np.stack([sample.mask for sample in samples])),
         ids=[sample.id for sample in samples],
         positions=[sample.position for sample in samples],
+        boxes=boxes if len(boxes) == len(samples) else None,
     )
 
 
@@ -200,9 +245,28 @@ def _collate_guarded(samples: Sequence[Sample | DanetError]) -> Batch | DanetErr
             return sample
         good.append(sample)
     try:
-        return collate(good)
+        batch = collate(good)
+        return batch if get_worker_info() is None else _shared(batch)
     except DanetError as error:
         return error
+
+
+def _shared(batch: Batch) -> Batch:
+    """Moved to shared memory here: the queue's own thread, if it fails to, drops the batch and training waits forever.
+
+    Raises:
+        DataError: if there is no room.
+    """
+    try:
+        batch.images.share_memory_()  # type: ignore[no-untyped-call]
+        batch.masks.share_memory_()  # type: ignore[no-untyped-call]
+    except (RuntimeError, OSError) as error:
+        size = (batch.images.nbytes + batch.masks.nbytes) / 2**20
+        raise DataError(
+            f"shared memory has no room for a batch of {size:.1f} MiB ({str(error).splitlines()[0]}); free /dev/shm, "
+            "give the container more of it (docker: --shm-size), or lower runtime.workers (0 needs none)"
+        ) from error
+    return batch
 
 
 def _start_worker(_: int) -> None:
@@ -239,7 +303,8 @@ class BatchStream:
         augment: the row's augmentation.
         seed: of the run.
         batch_size: over all processes.
-        pin: page-lock the batches, for copies to a GPU that need not wait.
+        device: where the batches are wanted: on a GPU they arrive by :class:`danet.data.prefetch.DevicePrefetcher`.
+        lazy: see :class:`TrainingSet`.
         prefetch: batches ahead per worker.
     """
 
@@ -255,18 +320,22 @@ class BatchStream:
         rank: int = 0,
         world: int = 1,
         workers: int = 0,
-        pin: bool = False,
+        device: torch.device | str = "cpu",
+        lazy: bool = True,
         prefetch: int = 2,
     ) -> None:
         more: dict[str, Any] = {}
         if workers:
             more = {"prefetch_factor": prefetch, "persistent_workers": True, "worker_init_fn": _start_worker}
+        device = torch.device(device)
+        on_gpu = device.type == "cuda"
+        self._arrival = DevicePrefetcher(augment, device) if on_gpu else HostWait()
         self._loader: DataLoader[Sample | DanetError] | None = DataLoader(
-            _Guarded(TrainingSet(source, augment, seed)),
+            _Guarded(TrainingSet(source, augment, seed, lazy=lazy, levels=on_gpu)),
             batch_sampler=Positions(batch_size, start, stop, rank, world),
             num_workers=workers,
             collate_fn=_collate_guarded,
-            pin_memory=pin,
+            pin_memory=on_gpu,
             generator=torch.Generator(),  # the loader's own draws must not touch the global generator
             **more,
         )
@@ -277,6 +346,14 @@ class BatchStream:
         return self
 
     def __next__(self) -> Batch:
+        return self._arrival.fetch(self._take)
+
+    @property
+    def waited(self) -> float:
+        """Seconds that training has waited for data so far; a GPU reports its own a few iterations later."""
+        return self._arrival.waited
+
+    def _take(self) -> Batch:
         if self._loader is None:
             raise ValueError("this stream is closed")
         if self._batches is None:

@@ -22,20 +22,28 @@ import hashlib
 import io
 import json
 import os
+import re
 import struct
 import zipfile
 import zlib
 from collections.abc import Iterator
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from danet.data.layout import IGNORE, Colour
+from danet.data.layout import IGNORE
 from danet.errors import DataError
+
+_Value = Annotated[int, Field(ge=0, le=255)]
+_Colour = Annotated[tuple[_Value, _Value, _Value], Field(strict=False)]
+
+MAX_SIDE = 1 << 16
+_CLASS_PIXELS = re.compile(r"(\d{1,3}:\d{1,12}( |$))*", re.ASCII)
 
 FORMAT = 1
 MANIFEST = "manifest.csv"
@@ -103,6 +111,21 @@ def decode_image(data: bytes) -> Pixels | None:
     return cv2.imdecode(np.frombuffer(data, np.uint8), flags) if data else None
 
 
+class _Description(BaseModel):
+    """``dataset.json``, as :mod:`danet.data.convert` writes it."""
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="ignore")
+
+    adapter: str
+    title: str
+    classes: Annotated[tuple[str, ...], Field(strict=False, min_length=1, max_length=IGNORE)]
+    palette: Annotated[tuple[_Colour, ...], Field(strict=False)]
+    storage: Literal["source", "raw"]
+    counts: dict[str, Annotated[int, Field(ge=0)]]
+    manifest_sha256: str
+    packs: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,199}$")], int]
+
+
 class PreparedDataset:
     """One split of a prepared dataset. Picklable and safe to use in forked workers: every process opens its own files.
 
@@ -113,17 +136,13 @@ class PreparedDataset:
     def __init__(self, folder: Path, split: str) -> None:
         self.folder, self.split = Path(folder), split
         description = self._describe()
-        try:
-            self.adapter: str = description["adapter"]
-            self.title: str = description["title"]
-            self.classes: tuple[str, ...] = tuple(description["classes"])
-            self.palette: tuple[Colour, ...] = tuple((r, g, b) for r, g, b in description["palette"])
-            self.storage: str = description["storage"]
-            self.counts: dict[str, int] = description["counts"]
-            self.manifest_hash: str = description["manifest_sha256"]
-            packs: dict[str, int] = description["packs"]
-        except (KeyError, TypeError, ValueError) as error:
-            raise self._damaged(f"{DESCRIPTION} lacks or misstates {error}") from error
+        self.adapter = description.adapter
+        self.title = description.title
+        self.classes = description.classes
+        self.palette = description.palette
+        self.storage: str = description.storage
+        self.counts = description.counts
+        self.manifest_hash = description.manifest_sha256
         self.num_classes = len(self.classes)
         self.ignore_index = IGNORE
         if split not in self.counts:
@@ -132,7 +151,7 @@ class PreparedDataset:
         if len(self._entries) != self.counts[split]:
             raise self._damaged(f"{MANIFEST} has {len(self._entries)} of {self.counts[split]} images of {split}")
         self._members: dict[str, dict[str, tuple[int, int, int]]] = {}
-        for pack, size in packs.items():
+        for pack, size in description.packs.items():
             if any(entry.pack == pack for entry in self._entries):
                 self._members[pack] = self._read_pack(pack, size)
         for entry in self._entries:
@@ -179,6 +198,16 @@ class PreparedDataset:
         entry = self._entries[index]
         return self._pixels(entry, entry.mask, region, (entry.height, entry.width)) if entry.mask else None
 
+    def image_view(self, index: int) -> Pixels:
+        """As :meth:`image`, but to be read only: with storage ``raw`` the mapped file itself, nothing copied."""
+        entry = self._entries[index]
+        return self._pixels(entry, entry.image, None, (entry.height, entry.width, 3), copy=False)
+
+    def mask_view(self, index: int) -> Pixels | None:
+        """As :meth:`mask`, but to be read only."""
+        entry = self._entries[index]
+        return self._pixels(entry, entry.mask, None, (entry.height, entry.width), copy=False) if entry.mask else None
+
     def verify(self, full: bool = False) -> None:
         """Checks the split's files; ``full`` reads all, else what opening has checked is all there is to it.
 
@@ -194,7 +223,9 @@ class PreparedDataset:
             shown = ", ".join(problems[:20]) + (", ..." if len(problems) > 20 else "")
             raise self._damaged(f"{len(problems)} members differ from the manifest: {shown}")
 
-    def _pixels(self, entry: Entry, member: str, region: Region | None, shape: tuple[int, ...]) -> Pixels:
+    def _pixels(
+        self, entry: Entry, member: str, region: Region | None, shape: tuple[int, ...], *, copy: bool = True
+    ) -> Pixels:
         if region is not None:
             top, left, height, width = region
             inside = min(top, left) >= 0 and top + height <= shape[0] and left + width <= shape[1]
@@ -213,7 +244,9 @@ class PreparedDataset:
             pixels = decoded
         if region is not None:
             pixels = pixels[top : top + height, left : left + width]
-        return pixels if pixels.base is None and pixels.flags.writeable else np.array(pixels, order="C")
+        if not copy or (pixels.base is None and pixels.flags.writeable):
+            return pixels
+        return np.array(pixels, order="C")
 
     def _bytes(self, pack: str, member: str) -> bytes:
         """A member's bytes, checked by its CRC."""
@@ -233,7 +266,7 @@ class PreparedDataset:
         try:
             np.lib.format.read_magic(head)
             stored, fortran, dtype = np.lib.format.read_array_header_1_0(head)
-        except ValueError as error:
+        except Exception as error:  # NumPy reads the header as Python source, and raises what its tokenizer does
             raise self._damaged(f"{pack}/{member} is no array ({error})") from error
         if stored != shape or fortran or dtype != np.uint8 or head.tell() + int(np.prod(shape)) != size:
             raise self._damaged(f"{pack}/{member} is {dtype} {stored}, not uint8 {shape}")
@@ -260,7 +293,7 @@ class PreparedDataset:
         *_, name, extra = _LOCAL_HEADER.unpack(head)
         return offset + _LOCAL_HEADER.size + int(name) + int(extra)
 
-    def _describe(self) -> dict[str, Any]:
+    def _describe(self) -> _Description:
         path = self.folder / DESCRIPTION
         try:
             description = json.loads(path.read_text(encoding="utf-8"))
@@ -268,11 +301,16 @@ class PreparedDataset:
             raise DataError(
                 f"{self.folder}: is no prepared dataset; run `dvc repro convert@{self.folder.name}`"
             ) from None
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise self._damaged(f"{DESCRIPTION} cannot be read ({error})") from error
         if not isinstance(description, dict) or description.get("format") != FORMAT:
             raise self._damaged(f"{DESCRIPTION} is not of format {FORMAT}")
-        return description
+        try:
+            return _Description.model_validate(description)
+        except ValidationError as error:
+            first = error.errors()[0]
+            field = ".".join(map(str, first["loc"]))
+            raise self._damaged(f"{DESCRIPTION} lacks or misstates {field[:200]!r}: {first['msg']}") from None
 
     def _read_manifest(self) -> list[Entry]:
         try:
@@ -294,10 +332,13 @@ class PreparedDataset:
                 raise self._damaged(f"{pack} has {path.stat().st_size:,} of {size:,} bytes")
             with zipfile.ZipFile(path) as archive:
                 infos = archive.infolist()
-        except (OSError, zipfile.BadZipFile, ValueError, struct.error) as error:
+        except (OSError, zipfile.BadZipFile, ValueError, LookupError, NotImplementedError, struct.error) as error:
             raise self._damaged(f"{pack} cannot be read ({error})") from error
         if any(info.compress_type != zipfile.ZIP_STORED for info in infos):
             raise self._damaged(f"{pack} is compressed, which this project never writes")
+        for info in infos:
+            if info.header_offset < 0 or info.header_offset + info.file_size > size:
+                raise self._damaged(f"{pack}: {info.filename[:200]!r} lies outside the file")
         return {info.filename: (info.header_offset, info.file_size, info.CRC) for info in infos}
 
     def _damaged(self, problem: str) -> DataError:
@@ -320,10 +361,20 @@ def parse_class_pixels(text: str) -> dict[int, int]:
 
 def _parse_manifest(text: str) -> Iterator[Entry]:
     reader = csv.reader(io.StringIO(text))
+    seen: set[str] = set()
     if tuple(next(reader, ())) != COLUMNS:
         raise ValueError("has other columns than this version writes")
     for line in reader:
         if len(line) != len(COLUMNS):
             raise ValueError(f"line {reader.line_num} has {len(line)} of {len(COLUMNS)} cells")
         key, splits, pack, image, mask, height, width, *rest = line
-        yield Entry(key, splits, pack, image, mask, int(height), int(width), *rest)
+        size = (height, width)
+        if not all(side.isascii() and side.isdigit() and len(side) < 6 and 0 < int(side) <= MAX_SIDE for side in size):
+            raise ValueError(f"line {reader.line_num}: {height[:20]!r} x {width[:20]!r} is no size of an image")
+        entry = Entry(key, splits, pack, image, mask, int(height), int(width), *rest)
+        if not _CLASS_PIXELS.fullmatch(entry.class_pixels):
+            raise ValueError(f"line {reader.line_num}: {entry.class_pixels[:40]!r} are no counts of pixels")
+        if key in seen:
+            raise ValueError(f"line {reader.line_num}: the id {key[:200]!r} comes twice")
+        seen.add(key)
+        yield entry

@@ -1,8 +1,11 @@
 """Training augmentation of every source (RECIPES, sections 1 to 5), from :class:`danet.rows.Augment`.
 
 Two halves: :func:`draw` makes every random decision and returns it as :class:`Draws`; :func:`apply` computes the
-sample from an image, its mask and the draws, and knows no randomness. So the same draws can be replayed in a peer,
-and another implementation of ``apply`` can be compared with this one, which is the reference.
+sample from an image, its mask and the draws, and knows no randomness. So the same draws can be replayed in a peer.
+
+``apply`` is the reference path: it resizes the whole image and mask, as the sources do. The fast path
+(:func:`apply_lazy`, ``lazy=True``) reads and resizes little more than the crop needs, and gives the same sample to the
+bit.
 
 Images are ``(H, W, 3)`` uint8 in BGR, as cv2 decodes them: mmsegmentation and sssegmentation augment in that order.
 Masks are ``(H, W)`` uint8 train ids. Ignored pixels are 255 everywhere here; sources with -1 or -100 map to it.
@@ -11,6 +14,7 @@ Sizes are (height, width), boxes (top, left, height, width) in pixels.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -40,6 +44,7 @@ CONTRAST = (0.5, 1.5)
 SATURATION = (0.5, 1.5)
 HUE = 18
 
+_BILINEAR = Image.Resampling.BILINEAR
 _IDENTITY: Array8 = np.arange(256, dtype=np.uint8)
 
 
@@ -49,7 +54,8 @@ def _normalisation_tables() -> tuple[Float32, Float32, Float32]:
     return red, green, blue
 
 
-_NORMALISED = _normalisation_tables()
+NORMALISED = _normalisation_tables()
+"""Normalised value of each of the 256 grey levels: red, green, blue."""
 
 
 @dataclass(frozen=True)
@@ -127,28 +133,41 @@ def apply(augment: Augment, image: Array8, mask: Array8, draws: Draws) -> tuple[
         The image as float32 ``(3, h, w)`` RGB, normalised, and the labels as uint8 ``(h, w)``; ``(h, w)`` is the crop
         size (turned for portrait crops where the row says so).
     """
-    mirror_first = augment.order == "pad-then-crop" and draws.flip
-    if mirror_first:
-        image, mask = mirror(image), mirror(mask)
-    return _finish(
-        augment,
-        crop_box(resize_image(augment, image, draws.resized), draws.crop),
-        crop_box(resize_mask(augment, mask, draws.resized), draws.crop),
-        draws,
-        flip=draws.flip and not mirror_first,
-    )
+    return finished(augment, *_reference_crop(augment, image, mask, draws))
 
 
-def augmented(augment: Augment, image: Array8, mask: Array8, rng: np.random.Generator) -> tuple[Float32, Array8]:
-    """:func:`draw` and :func:`apply` in one, resizing the mask only once.
+def apply_lazy(augment: Augment, image: Array8, mask: Array8, draws: Draws) -> tuple[Float32, Array8]:
+    """The fast path: as :func:`apply`, from the pixels that the crop needs; ``image`` may be a mapped file."""
+    return finished(augment, *_lazy_crop(augment, image, LazyLabels(augment, mask), draws))
+
+
+def augmented(
+    augment: Augment, image: Array8, mask: Array8, rng: np.random.Generator, *, lazy: bool = False
+) -> tuple[Float32, Array8]:
+    """:func:`draw` and :func:`apply` (or :func:`apply_lazy`) in one, sharing what both need of the mask.
 
     Raises:
         DataError: if image and mask differ in size.
     """
+    return finished(augment, *augmented_crop(augment, image, mask, rng, lazy=lazy))
+
+
+def augmented_crop(
+    augment: Augment, image: Array8, mask: Array8, rng: np.random.Generator, *, lazy: bool = False
+) -> tuple[Array8, Array8]:
+    """As :func:`augmented`, before padding and normalisation.
+
+    Returns:
+        The image as uint8 ``(h, w, 3)`` BGR and the labels as uint8 ``(h, w)``, at most as large as the crop size.
+    """
     if image.shape[:2] != mask.shape:
         raise DataError(f"image is {image.shape[0]}x{image.shape[1]} but its mask {mask.shape[0]}x{mask.shape[1]}")
+    if lazy:
+        lazy_labels = LazyLabels(augment, mask)
+        return _lazy_crop(augment, image, lazy_labels, draw(augment, mask.shape, lazy_labels, rng))
     if augment.order == "pad-then-crop":
-        return apply(augment, image, mask, draw(augment, mask.shape, label_crop(augment, mask), rng))
+        draws = draw(augment, mask.shape, label_crop(augment, mask), rng)
+        return _reference_crop(augment, image, mask, draws)
     kept: list[Array8] = []
 
     def labels(size: tuple[int, int], box: Box) -> Array8:
@@ -158,7 +177,35 @@ def augmented(augment: Augment, image: Array8, mask: Array8, rng: np.random.Gene
 
     draws = draw(augment, mask.shape, labels, rng)
     crop = crop_box(resize_image(augment, image, draws.resized), draws.crop)
-    return _finish(augment, crop, labels(draws.resized, draws.crop), draws, flip=draws.flip)
+    return _coloured(augment, crop, labels(draws.resized, draws.crop), draws, flip=draws.flip)
+
+
+def _reference_crop(augment: Augment, image: Array8, mask: Array8, draws: Draws) -> tuple[Array8, Array8]:
+    mirror_first = _mirrors_first(augment, draws)
+    if mirror_first:
+        image, mask = mirror(image), mirror(mask)
+    return _coloured(
+        augment,
+        crop_box(resize_image(augment, image, draws.resized), draws.crop),
+        crop_box(resize_mask(augment, mask, draws.resized), draws.crop),
+        draws,
+        flip=draws.flip and not mirror_first,
+    )
+
+
+def _lazy_crop(augment: Augment, image: Array8, labels: LazyLabels, draws: Draws) -> tuple[Array8, Array8]:
+    mirror_first = _mirrors_first(augment, draws)
+    return _coloured(
+        augment,
+        resize_region(augment, image, draws.resized, draws.crop, mirrored=mirror_first),
+        labels(draws.resized, draws.crop, mirrored=mirror_first),
+        draws,
+        flip=draws.flip and not mirror_first,
+    )
+
+
+def _mirrors_first(augment: Augment, draws: Draws) -> bool:
+    return augment.order == "pad-then-crop" and draws.flip
 
 
 def label_crop(augment: Augment, mask: Array8) -> LabelCrop:
@@ -245,6 +292,133 @@ def resize_mask(augment: Augment, mask: Array8, size: tuple[int, int]) -> Array8
     return _array8(cv2.resize(mask, (size[1], size[0]), interpolation=cv2.INTER_NEAREST))
 
 
+class LazyLabels:
+    """A :data:`LabelCrop` that looks up the crop's own pixels: nearest neighbour needs no more."""
+
+    def __init__(self, augment: Augment, mask: Array8) -> None:
+        self.augment = augment
+        self.mask = mask
+        self._size: tuple[int, int] | None = None
+        self._rows = self._columns = np.empty(0, np.int32)
+        self._last: tuple[Box, bool, Array8] | None = None
+
+    def __call__(self, size: tuple[int, int], box: Box, *, mirrored: bool = False) -> Array8:
+        """The labels within ``box`` of the mask (mirrored first, if asked) resized to ``size``."""
+        if self._size != size:
+            self._size, self._last = size, None
+            self._rows = nearest_source(self.augment, self.mask.shape[0], size[0])
+            self._columns = nearest_source(self.augment, self.mask.shape[1], size[1])
+        if self._last is None or self._last[:2] != (box, mirrored):
+            top, left, height, width = box
+            rows, columns = self._rows[top : top + height], self._columns[left : left + width]
+            if mirrored:
+                columns = self.mask.shape[1] - 1 - columns
+            first, last = int(columns.min()), int(columns.max())
+            self._last = box, mirrored, self.mask[rows, first : last + 1].take(columns - first, axis=1)
+        return self._last[2]
+
+
+def nearest_source(augment: Augment, old: int, new: int) -> NDArray[np.int32]:
+    """The pixel of ``old`` that each of ``new`` pixels is taken from, asked of the resize itself."""
+    ramp = np.arange(old, dtype=np.int32)[None]
+    if augment.interpolation == "pil":
+        taken = np.asarray(Image.fromarray(ramp).resize((new, 1), Image.Resampling.NEAREST))
+    else:
+        taken = cv2.resize(ramp, (new, 1), interpolation=cv2.INTER_NEAREST)
+    result: NDArray[np.int32] = taken[0]
+    return result
+
+
+def resize_region(
+    augment: Augment, image: Array8, size: tuple[int, int], box: Box, *, mirrored: bool = False
+) -> Array8:
+    """``box`` of the image (mirrored first, if asked) resized to ``size``, from the part of the image that it needs."""
+    if image.shape[:2] == size:
+        top, left, height, width = box
+        return _part(image, (top, top + height), (left, left + width), mirrored)
+    return (_region_pil if augment.interpolation == "pil" else _region_cv2)(image, size, box, mirrored)
+
+
+def _region_cv2(image: Array8, size: tuple[int, int], box: Box, mirrored: bool) -> Array8:
+    """Resizes from the top left corner to the crop's end, and no further.
+
+    cv2 rounds a pixel's position to float32 and its weights to 1/2048, so that a region of its own, even one in phase,
+    has other weights here and there, and one grey level becomes several in the hue that follows. Counted from the
+    same corner at the same scale, every pixel is the reference's.
+    """
+    ends = box[0] + box[2], box[1] + box[3]
+    scales = size[0] / image.shape[0], size[1] / image.shape[1]
+    rows, columns = (min(old, math.ceil(end / s) + 2) for old, end, s in zip(image.shape, ends, scales, strict=False))
+    if (round(rows * scales[0]), round(columns * scales[1])) == (rows, columns):
+        rows, columns = image.shape[:2]  # cv2 copies where a size stays the same, whatever the scale
+    part = _part(image, (0, rows), (0, columns), mirrored)
+    # without a size cv2 keeps the scale given, to the bit
+    resized = _array8(cv2.resize(part, None, fx=scales[1], fy=scales[0], interpolation=cv2.INTER_LINEAR))
+    return crop_box(resized, box)
+
+
+def _region_pil(image: Array8, size: tuple[int, int], box: Box, mirrored: bool) -> Array8:
+    """Resizes columns and then rows, as PIL does (it rounds to uint8 in between), each from the part it needs.
+
+    PIL takes a region with fractional edges, but in float32, which is up to two grey levels off. With edges at whole
+    pixels of both sizes its weights are the reference's.
+    """
+    fewer_rows, fewer_columns = image.shape[0] - size[0], image.shape[1] - size[1]
+    if fewer_rows > 0 and fewer_rows >= 2 * fewer_columns:  # Pillow 13 then resizes rows first: rare, portrait images
+        whole = mirror(image) if mirrored else image
+        return crop_box(np.asarray(Image.fromarray(whole).resize((size[1], size[0]), _BILINEAR)), box)
+    top, left, height, width = box
+    reach = max(1.0, image.shape[0] / size[0]) + 1  # the triangle filter's, and one to spare
+    scale = image.shape[0] / size[0]
+    rows = max(0, math.floor(top * scale - reach)), min(image.shape[0], math.ceil((top + height) * scale + reach))
+    wide = _aligned(image.shape[1], size[1], left, width)
+    part = Image.fromarray(np.ascontiguousarray(_part(image, rows, wide.read, mirrored)))
+    columns = np.asarray(part.resize((wide.new, part.height), _BILINEAR, box=(wide.low, 0, wide.high, part.height)))
+    high = _aligned(image.shape[0], size[0], top, height)
+    strip = np.zeros(
+        (high.read[1] - high.read[0], width, 3), np.uint8
+    )  # rows that no pixel of the crop looks at stay 0
+    shared = max(rows[0], high.read[0]), min(rows[1], high.read[1])
+    strip[shared[0] - high.read[0] : shared[1] - high.read[0]] = columns[
+        shared[0] - rows[0] : shared[1] - rows[0], wide.skip : wide.skip + width
+    ]
+    resized = Image.fromarray(strip).resize((width, high.new), _BILINEAR, box=(0, high.low, width, high.high))
+    return np.asarray(resized)[high.skip : high.skip + height]
+
+
+@dataclass(frozen=True)
+class _Aligned:
+    """A stretch of an axis that begins and ends at whole pixels, both before and after the resize."""
+
+    read: tuple[int, int]
+    """Pixels of the old axis to read: the stretch and what the filter reaches on either side."""
+    low: int
+    high: int
+    """The stretch, counted from the first pixel read."""
+    new: int
+    """Its length after the resize."""
+    skip: int
+    """What lies in it before the pixels that are wanted."""
+
+
+def _aligned(old: int, new: int, first: int, length: int) -> _Aligned:
+    shared = math.gcd(old, new)
+    step = new // shared
+    begin, end = first // step, -(-(first + length) // step)
+    low, high = begin * (old // shared), end * (old // shared)
+    reach = math.ceil(max(1.0, old / new)) + 1
+    read = max(0, low - reach), min(old, high + reach)
+    return _Aligned(read, low - read[0], high - read[0], (end - begin) * step, first - begin * step)
+
+
+def _part(image: Array8, rows: tuple[int, int], columns: tuple[int, int], mirrored: bool) -> Array8:
+    """A part of the image, or of the mirrored image."""
+    if not mirrored:
+        return image[slice(*rows), slice(*columns)]
+    width = image.shape[1]
+    return mirror(image[slice(*rows), width - columns[1] : width - columns[0]])
+
+
 def crop_box(array: Array8, box: Box) -> Array8:
     """A view of ``array`` within ``box``."""
     top, left, height, width = box
@@ -272,15 +446,19 @@ def photometric(image: Array8, draws: PhotometricDraws, kind: str) -> Array8:
     if first is not _IDENTITY:
         image = _array8(cv2.LUT(image, first))
     if draws.saturation is not None:
-        table = np.stack([_IDENTITY, _affine(_IDENTITY, factor=draws.saturation), _IDENTITY], axis=-1)[None]
-        image = _array8(cv2.cvtColor(cv2.LUT(cv2.cvtColor(image, to_hsv), table), from_hsv))
+        image = _through_hsv(image, 1, _affine(_IDENTITY, factor=draws.saturation), to_hsv, from_hsv)
     if draws.hue is not None:
         turned = ((_IDENTITY.astype(np.int64) + draws.hue) % 180).astype(np.uint8)
-        table = np.stack([turned, _IDENTITY, _IDENTITY], axis=-1)[None]
-        image = _array8(cv2.cvtColor(cv2.LUT(cv2.cvtColor(image, to_hsv), table), from_hsv))
+        image = _through_hsv(image, 0, turned, to_hsv, from_hsv)
     if not draws.contrast_first and draws.contrast is not None:
         image = _array8(cv2.LUT(image, _affine(_IDENTITY, factor=draws.contrast)))
     return image
+
+
+def _through_hsv(image: Array8, channel: int, table: Array8, to_hsv: int, from_hsv: int) -> Array8:
+    hsv = cv2.cvtColor(image, to_hsv)
+    cv2.insertChannel(cv2.LUT(cv2.extractChannel(hsv, channel), table), hsv, channel)
+    return _array8(cv2.cvtColor(hsv, from_hsv))
 
 
 def _affine(table: Array8, factor: float | None = None, offset: float | None = None) -> Array8:
@@ -294,7 +472,7 @@ def _affine(table: Array8, factor: float | None = None, offset: float | None = N
 def normalise(image: Array8, out: Float32) -> None:
     """Writes a ``(h, w, 3)`` uint8 BGR image as ``(3, h, w)`` RGB, ``(x - mean) / std``, into ``out``."""
     blue, green, red = cv2.split(image)
-    for channel, plane, table in zip(range(3), (red, green, blue), _NORMALISED, strict=True):
+    for channel, plane, table in zip(range(3), (red, green, blue), NORMALISED, strict=True):
         out[channel] = cv2.LUT(plane, table)
 
 
@@ -308,23 +486,59 @@ def target_size(augment: Augment, crop: tuple[int, int]) -> tuple[int, int]:
     return height, width
 
 
-def _finish(augment: Augment, image: Array8, mask: Array8, draws: Draws, *, flip: bool) -> tuple[Float32, Array8]:
+def place(augment: Augment, crop: tuple[int, int]) -> tuple[tuple[int, int], Box]:
+    """The size that a crop of this size is padded to, and the box that it takes there."""
+    height, width = target_size(augment, crop)
+    centred = augment.pad.position == "centre"
+    top, left = ((height - crop[0]) // 2, (width - crop[1]) // 2) if centred else (0, 0)
+    return (height, width), (top, left, *crop)
+
+
+def pad_mask(augment: Augment, mask: Array8) -> Array8:
+    """The labels, padded to the crop size."""
+    size, box = place(augment, (mask.shape[0], mask.shape[1]))
+    labels: Array8 = np.empty(size, dtype=np.uint8)
+    if mask.shape != size:
+        labels.fill(IGNORE if augment.pad.label == "ignore" else 0)
+    crop_box(labels, box)[...] = mask
+    return labels
+
+
+def pad_values(augment: Augment) -> tuple[float, float, float]:
+    """What the image is padded with, after normalisation: red, green, blue."""
+    if augment.pad.image == "mean":
+        return 0.0, 0.0, 0.0
+    red, green, blue = (float(table[0]) for table in NORMALISED)
+    return red, green, blue
+
+
+def finished(augment: Augment, image: Array8, mask: Array8) -> tuple[Float32, Array8]:
+    """A crop normalised and padded: what :func:`apply` returns of it."""
+    (height, width), (top, left, *size) = place(augment, (mask.shape[0], mask.shape[1]))
+    out = np.empty((3, height, width), dtype=np.float32)
+    if mask.shape != (height, width):
+        for plane, value in zip(out, pad_values(augment), strict=True):
+            plane.fill(value)
+    normalise(image, out[:, top : top + size[0], left : left + size[1]])
+    return out, pad_mask(augment, mask)
+
+
+def padded_levels(augment: Augment, image: Array8, mask: Array8) -> tuple[Array8, Array8, Box]:
+    """A crop padded but not normalised: uint8 ``(H, W, 3)`` BGR, labels, and the box within which it is image."""
+    size, box = place(augment, (mask.shape[0], mask.shape[1]))
+    if mask.shape == size:
+        return image, mask, box
+    levels: Array8 = np.zeros((*size, 3), dtype=np.uint8)
+    crop_box(levels, box)[...] = image
+    return levels, pad_mask(augment, mask), box
+
+
+def _coloured(augment: Augment, image: Array8, mask: Array8, draws: Draws, *, flip: bool) -> tuple[Array8, Array8]:
     if flip:
         image, mask = mirror(image), mirror(mask)
     if augment.photometric is not None and draws.photometric is not None:
         image = photometric(image, draws.photometric, augment.photometric)
-    size = mask.shape
-    height, width = target_size(augment, size)
-    top, left = ((height - size[0]) // 2, (width - size[1]) // 2) if augment.pad.position == "centre" else (0, 0)
-    out = np.empty((3, height, width), dtype=np.float32)
-    labels: Array8 = np.empty((height, width), dtype=np.uint8)
-    if size != (height, width):
-        for channel in range(3):
-            out[channel] = _NORMALISED[channel][0] if augment.pad.image == "black" else 0.0
-        labels.fill(IGNORE if augment.pad.label == "ignore" else 0)
-    normalise(image, out[:, top : top + size[0], left : left + size[1]])
-    labels[top : top + size[0], left : left + size[1]] = mask
-    return out, labels
+    return image, mask
 
 
 def _array8(array: Any) -> Array8:

@@ -24,12 +24,17 @@ def fingerprint(folder: Path) -> dict[str, str]:
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())}
 
 
+def visible(folder: Path) -> list[str]:
+    """What lies there, but for what a failed conversion keeps for the next one."""
+    return sorted(path.name for path in folder.iterdir() if not path.name.endswith((".kept.tmp", ".problems.tmp")))
+
+
 def offenders(tree: Path, work: Path, spec: Dataset | None = None) -> str:
     """The message of a conversion that must fail and leave nothing behind."""
     with pytest.raises(DataError) as error:
         prepare(tree, spec or camvid_spec(), work)
     prepared = work / "prepared"
-    assert not prepared.exists() or not list(prepared.iterdir())
+    assert not prepared.exists() or not visible(prepared)
     text = str(error.value)
     assert str(work) not in text, "paths are shown as they are in the dataset"
     return text
@@ -128,7 +133,21 @@ def page(path: Path) -> None:
     path.write_bytes(b"<html>not found</html>")
 
 
+def cut_jpeg(path: Path) -> None:
+    image_file(format="JPEG")(path)
+    path.write_bytes(path.read_bytes()[:-40])
+
+
+def folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
 IMAGE_DAMAGE: list[tuple[str, Damage, str]] = [
+    ("truncated jpeg", cut_jpeg, "cannot be decoded, truncated"),
+    ("a folder", folder, "missing"),
+    ("grey and alpha", image_file(mode="LA"), "is LA"),
+    ("one bit", image_file(mode="1"), "is 1"),
     ("empty", empty, "has zero bytes"),
     ("truncated", cut, "cannot be decoded, truncated"),
     ("page", page, "no JPEG or PNG"),
@@ -153,7 +172,7 @@ def test_bad_image_is_named(tmp_path: Path, damage: Damage, problem: str) -> Non
     damage(tree / "val" / "val_1.png")
     text = offenders(tree, tmp_path)
     assert problem in text
-    assert "1 problems" in text
+    assert "camvid: 1 problem\n" in text
     assert "CamVid/val/val_1.png: " in text
     assert "split val: 2 usable images, expected 3" in text
 
@@ -173,6 +192,11 @@ MASK_DAMAGE: list[tuple[str, Damage, str]] = [
     ("colours", save_ids(np.zeros((12, 16, 3), np.uint8)), "8 bit RGB"),
     ("16 bit", save_ids(np.zeros((12, 16), np.uint16)), "16 bit"),
     ("other size", save_ids(np.zeros((16, 12), np.uint8)), "is 12x16, but its mask 16x12"),
+    ("alpha", image_file(mode="LA"), "8 bit LA"),
+    ("one bit", image_file(mode="1"), "1 bit 1"),
+    ("jpeg", image_file(mode="L", format="JPEG"), "not PNG (L)"),
+    ("turned", image_file(mode="L", orientation=8), "EXIF orientation 8"),
+    ("page", page, "cannot be decoded"),
     ("gone", Path.unlink, "missing, for the image val_1"),
 ]
 
@@ -193,11 +217,100 @@ def test_all_offenders_are_listed_at_once(tmp_path: Path) -> None:
     for index in range(25):
         empty(tree / "train" / f"train_{index}.png")
     cut(tree / "val" / "val_3.png")
+    save_ids(np.full((12, 16), 200, np.uint8))(tree / "testannot" / "test_7.png")
     text = offenders(tree, tmp_path, camvid_spec(30))
-    assert "26 problems (the first 20)" in text
-    assert text.count("zero bytes") == 20
+    assert "27 problems\n" in text
+    for index in range(25):
+        assert f"CamVid/train/train_{index}.png: has zero bytes" in text
+    assert "CamVid/val/val_3.png: cannot be decoded" in text
+    assert "CamVid/testannot/test_7.png: label id 200 (192 pixels)" in text
     assert "split train: 5 usable images, expected 30" in text
     assert "split val: 29 usable images, expected 30" in text
+
+
+def test_very_many_offenders_are_all_in_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(convert, "LISTED", 3)
+    tree = camvid_tree(tmp_path / "tree", 5)
+    for index in range(5):
+        empty(tree / "train" / f"train_{index}.png")
+    with pytest.raises(DataError, match=r"5 problems \(the first 3 here, all of them in (.*\.camvid\.problems\.tmp)\)"):
+        prepare(tree, camvid_spec(5), tmp_path)
+    listed = (tmp_path / "prepared" / ".camvid.problems.tmp").read_text().splitlines()
+    assert [line.partition(":")[0].rpartition("/")[2] for line in listed] == [f"train_{i}.png" for i in range(5)]
+    shutil.rmtree(tree)
+    prepare(camvid_tree(tree, 5), camvid_spec(5), tmp_path)
+    assert [path.name for path in (tmp_path / "prepared").iterdir()] == ["camvid"]
+
+
+@pytest.mark.parametrize("storage", ["source", "raw"])
+def test_after_mending_only_what_was_mended_is_converted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, storage: str
+) -> None:
+    spec = camvid_spec(storage=storage)
+    tree = camvid_tree(tmp_path / "tree")
+    whole = fingerprint(prepare(tree, spec, tmp_path / "whole"))
+    good = (tree / "val" / "val_1.png").read_bytes()
+    empty(tree / "val" / "val_1.png")
+    offenders(tree, tmp_path, spec)
+    (tree / "val" / "val_1.png").write_bytes(good)
+    looked_at = []
+    check = convert.check_image
+    monkeypatch.setattr(convert, "check_image", lambda *given: (looked_at.append(given[1]), check(*given))[1])
+    assert fingerprint(prepare(tree, spec, tmp_path)) == whole, "the same bytes as a conversion in one go"
+    assert looked_at == ["tree.zip/CamVid/val/val_1.png"]
+    assert [path.name for path in (tmp_path / "prepared").iterdir()] == ["camvid"]
+
+
+@pytest.mark.parametrize("damage", ["index", "pack", "version"])
+def test_what_was_kept_is_not_trusted_blindly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str) -> None:
+    tree = camvid_tree(tmp_path / "tree")
+    whole = fingerprint(prepare(tree, camvid_spec(), tmp_path / "whole"))
+    good = (tree / "val" / "val_1.png").read_bytes()
+    empty(tree / "val" / "val_1.png")
+    offenders(tree, tmp_path)
+    kept = tmp_path / "prepared" / ".camvid.kept.tmp"
+    if damage == "index":
+        (kept / "kept.json").write_text("{")
+    elif damage == "pack":
+        data = bytearray((kept / "train.zip").read_bytes())
+        data[200:220] = bytes(20)
+        (kept / "train.zip").write_bytes(data)
+    else:
+        monkeypatch.setattr(convert, "CHECKS", convert.CHECKS + 1)
+    (tree / "val" / "val_1.png").write_bytes(good)
+    assert fingerprint(prepare(tree, camvid_spec(), tmp_path)) == whole
+
+
+def test_names_in_the_wrong_case_are_told(tmp_path: Path) -> None:
+    tree = camvid_tree(tmp_path / "CamVid")
+    (tree / "val" / "val_1.png").rename(tree / "val" / "val_1.PNG")
+    archive = tmp_path / "archives" / "archive.zip"
+    archive.parent.mkdir()
+    shutil.make_archive(str(archive.with_suffix("")), "zip", tmp_path, "CamVid")
+    download_dataset("camvid", camvid_spec(), tmp_path / "raw", archives=archive.parent, progress=False)
+    with pytest.raises(DataError, match=r"1 member differs .* case alone .*'CamVid/val/val_1\.PNG'") as error:
+        convert_dataset("camvid", camvid_spec(), tmp_path / "raw", tmp_path / "out", progress=False)
+    assert "CamVid/val/val_1.png: missing" in str(error.value)
+
+
+def test_a_picture_that_claims_to_be_huge_is_not_decoded(tmp_path: Path) -> None:
+    import struct
+    import zlib
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    for depth_and_colour, folder in ((b"\x08\x02", "val"), (b"\x08\x00", "valannot")):
+        header = struct.pack(">II", 12_000, 9_000) + depth_and_colour + bytes(3)
+        picture = (
+            b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+        )
+        tree = camvid_tree(tmp_path / folder)
+        (tree / folder / "val_1.png").write_bytes(picture)
+        text = offenders(tree, tmp_path)
+        assert f"CamVid/{folder}/val_1.png: " in text
+        assert "is 9000x12000" in text
+        assert "allowed are 67,108,864 pixels" in text
 
 
 def test_unsafe_ids_are_refused(tmp_path: Path) -> None:
@@ -284,7 +397,7 @@ def test_failure_leaves_the_old_result(tmp_path: Path, monkeypatch: pytest.Monke
     with pytest.raises(ArchiveError, match=r"tree\.zip.*dvc repro -f download@camvid"):
         convert_dataset("camvid", camvid_spec(), raw, out, progress=False)
     assert fingerprint(out) == before
-    assert [path.name for path in out.parent.iterdir()] == ["camvid"]
+    assert visible(out.parent) == ["camvid"]
 
 
 def test_left_overs_of_a_killed_run_do_not_matter(tmp_path: Path) -> None:

@@ -52,6 +52,11 @@ class Site:
     drip: float = 0.0
     hang: bool = False
     chunked: bool = False
+    forced: dict[str, str | None] = dataclasses.field(default_factory=dict)
+    """Headers that are sent whatever is right; null leaves one out."""
+    stubborn: bool = False
+    """Sends the range asked for, even of a changed file."""
+    new_each_time: bool = False
     asked: list[tuple[str, dict[str, str]]] = dataclasses.field(default_factory=list)
     posted: list[str] = dataclasses.field(default_factory=list)
     login: bool = True
@@ -100,12 +105,14 @@ class Handler(BaseHTTPRequestHandler):
             return
         self.serve(site.files[path])
 
-    def serve(self, data: bytes) -> None:
+    def serve(self, data: bytes) -> None:  # noqa: PLR0912 - every way in which a server can fail
         site = self.site
         wanted = re.match(r"bytes=(\d+)-", self.headers.get("Range", ""))
         start = int(wanted[1]) if wanted and site.ranges else 0
         condition = self.headers.get("If-Range")
-        if condition is not None and condition not in site.headers.values():
+        if site.new_each_time:
+            site.headers = {"ETag": f'"{len(site.asked)}"'}
+        if condition is not None and condition not in site.headers.values() and not site.stubborn:
             start = 0
         if start and start >= len(data):
             self.send_response(416)
@@ -114,14 +121,19 @@ class Handler(BaseHTTPRequestHandler):
             self.end_headers()
             return
         self.send_response(206 if start else 200)
+        headers: dict[str, str | None] = dict(site.headers)
         if start:
-            self.send_header("Content-Range", f"bytes {start}-{len(data) - 1}/{len(data)}")
+            headers["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
         if site.chunked:
-            self.send_header("Transfer-Encoding", "chunked")
+            headers["Transfer-Encoding"] = "chunked"
         else:
-            self.send_header("Content-Length", str(len(data) - start))
-        for key, value in site.headers.items():
-            self.send_header(key, value)
+            headers["Content-Length"] = str(len(data) - start)
+        headers |= site.forced
+        for key, value in headers.items():
+            if value is not None:
+                self.send_header(key, value)
+        if headers.get("Content-Length") is None:
+            self.close_connection = True
         self.end_headers()
         body = data[start:]
         if site.hang:
@@ -129,20 +141,22 @@ class Handler(BaseHTTPRequestHandler):
             self.close_connection = True
             return
         if site.cut:
-            self.wfile.write(body[: site.cut.pop(0)])
+            body = body[: site.cut.pop(0)]
+            self.wfile.write(f"{len(body) + 9:x}\r\n".encode() + body if site.chunked else body)
             self.close_connection = True
-            return
-        if site.chunked:
-            self.wfile.write(f"{len(body):x}\r\n".encode() + body + b"\r\n0\r\n\r\n")
             return
         if site.drip:
             try:
                 for index in range(0, len(body), 10):
-                    self.wfile.write(body[index : index + 10])
+                    piece = body[index : index + 10]
+                    self.wfile.write(b"%x\r\n%s\r\n" % (len(piece), piece) if site.chunked else piece)
                     self.wfile.flush()
                     time.sleep(site.drip)
             except OSError:
                 pass
+            return
+        if site.chunked:
+            self.wfile.write(f"{len(body):x}\r\n".encode() + body + b"\r\n0\r\n\r\n")
             return
         self.wfile.write(body)
 
@@ -375,6 +389,9 @@ def test_url_that_is_none(tmp_path: Path, url: str) -> None:
         (b"<html>please log in</html>", "text/html"),
         (b"\n <!DOCTYPE HTML>\n<p>log in", "application/zip"),
         (b"<html>", "application/octet-stream"),
+        (b"\xef\xbb\xbf<!-- a page --><html>", "application/zip"),
+        (b'<?xml version="1.0"?><Error><Code>AccessDenied</Code></Error>', "application/zip"),
+        (b'{ "error": "quota"}', "application/zip"),
     ],
 )
 def test_web_page(site: Site, tmp_path: Path, page: bytes, kind: str) -> None:
@@ -382,6 +399,99 @@ def test_web_page(site: Site, tmp_path: Path, page: bytes, kind: str) -> None:
     with pytest.raises(DownloadError, match="web page"):
         fetch(site, tmp_path / "a.zip", None)
     assert left(tmp_path) == []
+
+
+def test_file_changed_between_two_ranges_of_one_run(site: Site, tmp_path: Path) -> None:
+    """A server that sends the range asked for, of another file: its ETag tells, whether there is a checksum or not."""
+    new = DATA[::-1]
+    site.files["/a.zip"], site.stubborn, site.cut = DATA, True, [5000]
+    original = Handler.serve
+
+    def serve(self: Handler, data: bytes) -> None:
+        if len(self.site.asked) == 2:
+            self.site.headers = {"ETag": '"two"'}
+            data = self.site.files["/a.zip"] = new
+        original(self, data)
+
+    Handler.serve = serve  # type: ignore[method-assign]
+    try:
+        fetch(site, tmp_path / "a.zip", None)
+    finally:
+        Handler.serve = original  # type: ignore[method-assign]
+    assert (tmp_path / "a.zip").read_bytes() == new
+    assert site.ranges_asked() == [None, "bytes=5000-", None]
+
+
+@pytest.mark.parametrize("headers", [{}, {"ETag": 'W/"weak"'}])
+def test_without_checksum_only_a_sure_sign_is_enough_to_resume(
+    site: Site, tmp_path: Path, headers: dict[str, str]
+) -> None:
+    """Two files of one length must not be mixed where nothing would ever tell."""
+    site.files["/a.zip"], site.headers, site.cut = DATA[::-1], headers, [5000] * 3
+    with pytest.raises(DownloadError):
+        fetch(site, tmp_path / "a.zip", None)
+    site.files["/a.zip"] = DATA
+    fetch(site, tmp_path / "a.zip", None)
+    assert (tmp_path / "a.zip").read_bytes() == DATA
+    assert set(site.ranges_asked()) == {None}
+
+
+@pytest.mark.parametrize("answer", [None, "bytes 0-99/1024000", "bytes 5001-9/1024000", "bytes */*", "what"])
+def test_range_that_was_not_asked_for(site: Site, tmp_path: Path, answer: str | None) -> None:
+    site.files["/a.zip"], site.cut = DATA, [5000]
+    site.forced = {"Content-Range": answer}
+    site.stubborn = True
+    fetch(site, tmp_path / "a.zip")
+    assert (tmp_path / "a.zip").read_bytes() == DATA
+
+
+@pytest.mark.parametrize("length", ["1", "500000", "2000000", "-5", "abc", "\xb2", "9" * 30, "9" * 5000])
+@pytest.mark.parametrize("checksum", [SHA256, None])
+def test_wrong_content_length(site: Site, tmp_path: Path, length: str, checksum: str | None) -> None:
+    """A file is whole, or it is not there. Only a wrong length that nothing contradicts can pass without a checksum."""
+    site.files["/a.zip"], site.forced = DATA, {"Content-Length": length}
+    refusal = None
+    try:
+        fetch(site, tmp_path / "a.zip", checksum, patience=dataclasses.replace(FAST, read_s=0.1, retries=1))
+    except DownloadError as error:
+        refusal = str(error)
+    if refusal is not None:
+        assert f"{site.url}/a.zip" in refusal
+        assert not (tmp_path / "a.zip").exists()
+    elif checksum is not None:
+        assert (tmp_path / "a.zip").read_bytes() == DATA
+    else:
+        assert (tmp_path / "a.zip").stat().st_size == int(length)
+
+
+@pytest.mark.parametrize("checksum", [SHA256, None])
+def test_body_whose_end_nothing_tells(site: Site, tmp_path: Path, checksum: str | None) -> None:
+    """Without length and chunks a cut body looks whole: only a checksum makes such a server usable."""
+    site.files["/a.zip"], site.forced = DATA, {"Content-Length": None}
+    if checksum:
+        fetch(site, tmp_path / "a.zip", checksum)
+        assert (tmp_path / "a.zip").read_bytes() == DATA
+    else:
+        with pytest.raises(DownloadError, match="does not say how long the file is and no checksum is known"):
+            fetch(site, tmp_path / "a.zip", None)
+        assert left(tmp_path) == []
+
+
+def test_chunked_body_that_breaks_off(site: Site, tmp_path: Path) -> None:
+    site.files["/a.zip"], site.chunked, site.cut = DATA, True, [5000, 6000, 7000]
+    with pytest.raises(DownloadError, match=r"3 attempts, 18,?000 bytes so far"):
+        fetch(site, tmp_path / "a.zip", None)
+    assert not (tmp_path / "a.zip").exists()
+    fetch(site, tmp_path / "a.zip", None)
+    assert (tmp_path / "a.zip").read_bytes() == DATA
+
+
+def test_server_that_begins_anew_each_time_is_not_asked_for_ever(site: Site, tmp_path: Path) -> None:
+    site.files["/a.zip"], site.new_each_time, site.stubborn = DATA * 3, True, True
+    site.cut = [2_000_000] * 50
+    with pytest.raises(DownloadError, match="run the same command again"):
+        fetch(site, tmp_path / "a.zip", None)
+    assert len(site.asked) < 12
 
 
 def test_empty_file(site: Site, tmp_path: Path) -> None:
@@ -408,15 +518,16 @@ def test_silence_and_drip_are_given_up(site: Site, tmp_path: Path) -> None:
     with pytest.raises(DownloadError, match="stalled: no data came"):
         fetch(site, tmp_path / "a.zip", patience=patience)
     site.hang, site.drip = False, 0.01
-    with pytest.raises(DownloadError, match=r"stalled: \d+ bytes in 0\.2 s"):
-        fetch(site, tmp_path / "a.zip", patience=patience)
+    for site.chunked in (False, True):
+        with pytest.raises(DownloadError, match=r"stalled: \d+ bytes in 0\.2 s"):
+            fetch(site, tmp_path / "a.zip", patience=patience)
 
 
 def test_no_space(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     site.files["/a.zip"] = DATA
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(download.shutil, "disk_usage", lambda path: usage._replace(free=100_000))
-    with pytest.raises(DownloadError, match=r"needs 0\.00 GB more.*0\.00 GB free"):
+    with pytest.raises(DownloadError, match=r"needs 1\.02 MB more.*has 0\.10 MB free"):
         fetch(site, tmp_path / "a.zip")
     assert len(site.asked) == 1
     assert left(tmp_path) == []
@@ -434,6 +545,33 @@ def test_disk_full_while_writing(site: Site, tmp_path: Path, monkeypatch: pytest
     assert not (tmp_path / "a.zip").exists()
 
 
+def test_disk_full_in_the_middle(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What fitted stays, is never taken for the file, and the next run goes on behind it."""
+    site.files["/a.zip"] = DATA
+    original = Path.open
+
+    class Full(io.FileIO):
+        def write(self, data: Any) -> int:
+            if self.tell() + len(data) > 300_000:
+                super().write(bytes(data)[: 300_000 - self.tell()])
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return super().write(data)
+
+    def limited(self: Path, mode: str = "r", *args: Any, **kwargs: Any) -> Any:
+        return Full(self, mode) if self.name.endswith(".part") and mode in {"wb", "ab"} else original(self, mode, *args)
+
+    monkeypatch.setattr(Path, "open", limited)
+    with pytest.raises(
+        DownloadError, match=r"\.a\.zip\.part: the disk is full after 300,000 bytes.*needs 724,000 bytes more"
+    ):
+        fetch(site, tmp_path / "a.zip")
+    monkeypatch.undo()
+    assert left(tmp_path) == [".a.zip.part", ".a.zip.part.json"]
+    fetch(site, tmp_path / "a.zip")
+    assert (tmp_path / "a.zip").read_bytes() == DATA
+    assert site.ranges_asked() == [None, "bytes=300000-"]
+
+
 def test_redirects(site: Site, tmp_path: Path) -> None:
     site.files["/a.zip"] = DATA
     site.redirects = {"/old.zip": "/older.zip", "/older.zip": f"{site.url}/a.zip", "/loop.zip": "/loop.zip"}
@@ -444,6 +582,10 @@ def test_redirects(site: Site, tmp_path: Path) -> None:
     site.redirects["/file.zip"] = "file:///etc/passwd"
     with pytest.raises(DownloadError, match=r"redirects to the insecure file:///etc/passwd"):
         fetch(site, tmp_path / "b.zip", name="/file.zip")
+    site.redirects["/none.zip"] = "http://[half/an/address"
+    with pytest.raises(DownloadError, match=r"/none\.zip: redirects to what is no address"):
+        fetch(site, tmp_path / "b.zip", name="/none.zip")
+    assert left(tmp_path) == ["a.zip"]
 
 
 def test_https_never_becomes_http(tmp_path: Path) -> None:
@@ -465,6 +607,58 @@ def test_https_never_becomes_http(tmp_path: Path) -> None:
     with pytest.raises(DownloadError, match="insecure") as error:
         fetch_file("https://user:secret@host/a.zip", None, tmp_path / "a.zip", session=Session(), progress=False)
     assert "secret" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "hops",
+    [
+        ["https://a/1", "https://b/2", "http://c/3"],
+        ["http://a/1", "https://b/2", "http://c/3"],
+        ["https://a/1", "https://b/2", "https://c/3", "https://d/4", "http://e/5"],
+    ],
+)
+def test_https_never_becomes_http_at_any_hop(tmp_path: Path, hops: list[str]) -> None:
+    asked: list[str] = []
+
+    class Session(requests.Session):
+        def get(self, url: str | bytes, **kwargs: Any) -> requests.Response:  # type: ignore[override]
+            asked.append(str(url))
+            response = requests.Response()
+            response.status_code, response.url, response.raw = 302, str(url), io.BytesIO()
+            response.headers["Location"] = hops[len(asked)]
+            return response
+
+    with pytest.raises(DownloadError, match=f"insecure {hops[-1]}"):
+        fetch_file(hops[0], None, tmp_path / "a.zip", session=Session(), progress=False, patience=FAST)
+    assert asked == hops[:-1], "the insecure address was never asked"
+
+
+def test_the_login_is_not_sent_on_to_http(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def post(self: requests.Session, url: str, **kwargs: Any) -> requests.Response:
+        assert kwargs["allow_redirects"] is False
+        response = requests.Response()
+        response.status_code, response.headers["Location"] = 307, "http://www.cityscapes-dataset.com/login/"
+        return response
+
+    monkeypatch.setattr(requests.Session, "post", post)
+    monkeypatch.setenv("CITYSCAPES_USERNAME", "me")
+    monkeypatch.setenv("CITYSCAPES_PASSWORD", "secret")
+    spec = spec_of({"one.zip": b"1"}, package=1)
+    with pytest.raises(DownloadError, match="insecure http://www") as error:
+        download_dataset("camvid", spec, tmp_path / "data/raw/camvid", progress=False, patience=FAST)
+    assert "secret" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [(b"", "has zero bytes"), (b"<!DOCTYPE html>", "is a web page"), (b"\xef\xbb\xbf <html>", "is a web page")],
+)
+def test_rubbish_placed_by_hand_is_not_taken(tmp_path: Path, content: bytes, problem: str) -> None:
+    spec = camvid_spec()
+    (tmp_path / "data" / "archives").mkdir(parents=True)
+    (tmp_path / "data" / "archives" / "archive.zip").write_bytes(content)
+    with pytest.raises(DownloadError, match=rf"archive\.zip {problem}.*delete it or download it again"):
+        download_dataset("camvid", spec, tmp_path / "data/raw/camvid", progress=False, patience=FAST)
 
 
 # --- whole datasets

@@ -9,10 +9,12 @@ from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from danet.data import drive
 from danet.data.download import Patience, fetch_file
-from danet.data.drive import direct_url, file_id
+from danet.data.drive import direct_url, file_id, page_target
 from danet.errors import DownloadError
 from danet.rows import load_params
 
@@ -102,4 +104,47 @@ def test_other_pages_are_errors_that_say_what_they_are(
 def test_no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(drive, "DOWNLOAD", "http://127.0.0.1:9/download")
     with pytest.raises(DownloadError, match=r"Google Drive cannot be reached.*place it by hand"):
-        direct_url(LINK, "place it by hand")
+        direct_url(LINK, "place it by hand", patience=Patience(retries=1, backoff_s=0.01))
+
+
+def test_a_drive_out_of_order_is_asked_again(server: Callable[[Answer], str], monkeypatch: pytest.MonkeyPatch) -> None:
+    base = server((503, "text/html", "busy"))
+    pauses: list[float] = []
+    monkeypatch.setattr(drive.time, "sleep", lambda seconds: (pauses.append(seconds), server((200, "x/y", "weights"))))
+    assert direct_url(LINK, "").startswith(f"{base}?id=1Xmp")
+    assert pauses == [1.0]
+    monkeypatch.setattr(drive.time, "sleep", pauses.append)
+    server((503, "text/html", "busy"))
+    with pytest.raises(DownloadError, match=r"cannot be reached \(status 503\)"):
+        direct_url(LINK, "", patience=Patience(retries=3))
+    assert pauses == [1.0, 1.0, 2.0, 4.0]
+
+
+def test_a_page_named_as_a_file_and_an_endless_one(server: Callable[[Answer], str]) -> None:
+    server((200, "application/octet-stream", "<html>Quota exceeded</html>"))
+    with pytest.raises(DownloadError, match="daily limit"):
+        direct_url(LINK, "")
+    server((200, "text/html", "x" * (3 << 20) + WARNING.format(action="/download")))
+    with pytest.raises(DownloadError, match="answered with a web page"):
+        direct_url(LINK, "")
+
+
+@pytest.mark.parametrize("action", ["http://drive.usercontent.google.com/download", "ftp://drive.google.com/x"])
+def test_the_form_never_leads_from_https_to_http(action: str) -> None:
+    with pytest.raises(DownloadError, match="redirects to the insecure"):
+        page_target(LINK, WARNING.format(action=action), 200, "place it by hand", "https://drive.google.com/uc")
+    with pytest.raises(DownloadError, match="no valid address"):
+        page_target(
+            LINK, WARNING.format(action="https://[half"), 200, "place it by hand", "https://drive.google.com/uc"
+        )
+
+
+@given(st.text(max_size=400), st.integers(200, 599))
+def test_any_page_gives_an_address_of_drive_or_our_error(page: str, status: int) -> None:
+    for text in (page, WARNING.replace("{action}", page)):
+        try:
+            target = page_target(LINK, text, status, "place it by hand")
+        except DownloadError:
+            continue
+        assert urlsplit(target).scheme == "https"
+        assert (urlsplit(target).hostname or "").endswith((".google.com", ".googleusercontent.com"))

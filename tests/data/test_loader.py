@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import resource
 import signal
 from pathlib import Path
 
@@ -122,6 +123,31 @@ def test_positions_divide():
         Positions(8, 0, 10, rank=0, world=3)
 
 
+class Mapped(Images):
+    """Gives views that must not be written to, and nothing else."""
+
+    def image_view(self, i):
+        return self._locked(super().image(i))
+
+    def mask_view(self, i):
+        return self._locked(super().mask(i))
+
+    def image(self, i):
+        raise AssertionError("an image was copied")
+
+    mask = image
+
+    def _locked(self, array):
+        array.flags.writeable = False
+        return array
+
+
+@pytest.mark.parametrize("lazy", [True, False])
+@pytest.mark.parametrize("mapped", [True, False])
+def test_neither_views_nor_the_fast_path_matter(reference, lazy, mapped):
+    assert all(map(same, stream(source=Mapped() if mapped else Images(), lazy=lazy), reference))
+
+
 @pytest.mark.parametrize("workers", [0, 1])
 def test_missing_labels_name_the_image(workers):
     with pytest.raises(DataError, match=r"^image\d: has no labels; train on a split that has$"):
@@ -175,3 +201,16 @@ def test_a_dead_worker_is_explained():
         next(s)
         os.kill(s._workers[0].pid, signal.SIGKILL)
         list(s)
+
+
+def test_full_shared_memory_is_explained():
+    """The limit is set before the worker starts, so that it inherits it."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    settings = {"seed": 0, "batch_size": 4, "start": 0, "stop": 1000, "workers": 1}
+    with BatchStream(Images(), AUGMENT, **settings) as s:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+        try:
+            with pytest.raises(DataError, match=r"shared memory has no room for a batch of .* runtime\.workers"):
+                next(s)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)

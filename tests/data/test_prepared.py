@@ -1,18 +1,26 @@
 from __future__ import annotations
 
+import contextlib
+import csv
+import hashlib
+import io
 import json
 import multiprocessing
 import os
 import pickle
+import re
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image
 
+from benchmarks.fuzz.targets import altered
 from danet.data.prepared import (
     Entry,
     PreparedDataset,
@@ -69,6 +77,17 @@ def test_pixels_against_pillow(folder: Path) -> None:
             assert same(samples.mask(index), mask)
             values, counts = np.unique(mask, return_counts=True)
             assert samples.class_pixels(index) == dict(zip(values.tolist(), counts.tolist(), strict=True))
+
+
+def test_views(folder: Path) -> None:
+    """The same pixels, not to be written to where they are a part of the file."""
+    samples = PreparedDataset(folder, "train")
+    for index in range(4):
+        image, mask = samples.image_view(index), samples.mask_view(index)
+        assert same(image, samples.image(index))
+        assert same(mask, np.asarray(samples.mask(index)))
+        assert mask is not None
+        assert image.flags.writeable == mask.flags.writeable == (samples.storage == "source")
 
 
 @settings(max_examples=50)
@@ -200,8 +219,6 @@ def test_damage_found_on_reading(copy: Path) -> None:
 
 
 def test_manifest_of_another_version(copy: Path) -> None:
-    import hashlib
-
     text = (copy / "manifest.csv").read_text().replace("class_pixels", "pixels_of_class", 1)
     (copy / "manifest.csv").write_text(text)
     description = json.loads((copy / "dataset.json").read_text())
@@ -211,10 +228,95 @@ def test_manifest_of_another_version(copy: Path) -> None:
         PreparedDataset(copy, "train")
 
 
+def rewritten(copy: Path, change: Callable[[str], str], **description: object) -> Path:
+    """The folder with a changed manifest, whose new hash its description has."""
+    text = change((copy / "manifest.csv").read_text())
+    (copy / "manifest.csv").write_text(text)
+    facts = json.loads((copy / "dataset.json").read_text())
+    facts |= {"manifest_sha256": hashlib.sha256(text.encode()).hexdigest(), **description}
+    (copy / "dataset.json").write_text(json.dumps(facts))
+    return copy
+
+
+FIRST = re.compile(r"(?m)^train_0,train,train\.zip,([^,]*),([^,]*),(\d+),(\d+),(\w+),(\w+),(.*)$")
+
+
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        (r"train_0,train,train.zip,\1,\2,0,\4,\5,\6,\7", "'0' x '17' is no size of an image"),
+        (r"train_0,train,train.zip,\1,\2,-3,\4,\5,\6,\7", "'-3' x '17' is no size"),
+        (r"train_0,train,train.zip,\1,\2,70000,\4,\5,\6,\7", "'70000' x '17' is no size"),
+        (r"train_0,train,train.zip,\1,\2,1e2,\4,\5,\6,\7", "'1e2' x '17' is no size"),
+        (r"train_0,train,train.zip,\1,\2,\3,\4,\5,\6,0:x", "'0:x' are no counts of pixels"),
+        (r"train_0,train,train.zip,\1,\2,\3,\4,\5,\6,9999:1", "'9999:1' are no counts"),
+        (r"train_1,train,train.zip,\1,\2,\3,\4,\5,\6,\7", "the id 'train_1' comes twice"),
+        (r"train_0,train,other.zip,\1,\2,\3,\4,\5,\6,\7", r"other\.zip lacks images/train_0"),
+        (r"train_0,train,../train.zip,\1,\2,\3,\4,\5,\6,\7", r"\.\./train\.zip lacks images/train_0"),
+        (r"train_0,train,train.zip,nowhere.png,\2,\3,\4,\5,\6,\7", r"train\.zip lacks nowhere\.png"),
+        (r"train_0,train,train.zip,\1,\2,\3,\4,\5,\6", "has 9 of 10 cells"),
+        (r"train_0,val,train.zip,\1,\2,\3,\4,\5,\6,\7", "has 3 of 4 images of train"),
+    ],
+)
+def test_manifest_lines_that_say_what_cannot_be(copy: Path, line: str, problem: str) -> None:
+    assert FIRST.search((copy / "manifest.csv").read_text())
+    with pytest.raises(DataError, match=rf"{problem}.*dvc repro -f convert@camvid"):
+        PreparedDataset(rewritten(copy, lambda text: FIRST.sub(line, text)), "train")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("counts", ["train"]),
+        ("counts", {"train": "3"}),
+        ("counts", {"train": -1}),
+        ("counts", {"train": True}),
+        ("packs", ["train.zip"]),
+        ("packs", {"../../train.zip": 1}),
+        ("packs", {"/etc/passwd": 1}),
+        ("packs", {"train.zip": None}),
+        ("palette", [[0, 0]]),
+        ("palette", [[0, 0, 256]]),
+        ("classes", "abc"),
+        ("classes", []),
+        ("classes", ["x"] * 300),
+        ("storage", "tape"),
+        ("adapter", None),
+        ("manifest_sha256", 5),
+    ],
+)
+def test_descriptions_that_say_what_cannot_be(copy: Path, field: str, value: object) -> None:
+    with pytest.raises(DataError, match=rf"dataset\.json lacks or misstates '{field}.*convert@camvid"):
+        PreparedDataset(rewritten(copy, str, **{field: value}), "train")
+    (copy / "dataset.json").write_text("[" * 100_000)
+    with pytest.raises(DataError, match=r"dataset\.json cannot be read"):
+        PreparedDataset(copy, "train")
+
+
+@settings(deadline=None, max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(changes=st.binary(min_size=4, max_size=12), cell=st.integers(0, 9), text=st.text(max_size=8))
+def test_any_change_to_description_or_manifest_is_read_or_our_error(
+    tmp_path: Path, folder: Path, changes: bytes, cell: int, text: str
+) -> None:
+    home = tmp_path / "camvid"
+    if not home.exists():
+        shutil.copytree(folder, home)
+    lines = list(csv.reader(io.StringIO((folder / "manifest.csv").read_text())))
+    lines[1][cell] = text
+    stream = io.StringIO()
+    csv.writer(stream).writerows(lines)
+    (home / "manifest.csv").write_bytes(stream.getvalue().encode())
+    facts = altered(json.loads((folder / "dataset.json").read_text()), changes)
+    if "manifest_sha256" in facts:
+        facts["manifest_sha256"] = hashlib.sha256(stream.getvalue().encode()).hexdigest()
+    (home / "dataset.json").write_text(json.dumps(facts))
+    with contextlib.suppress(DataError):
+        samples = PreparedDataset(home, "train")
+        assert all(samples.class_pixels(index) is not None for index in range(len(samples)))
+
+
 @given(arrays(np.uint8, st.tuples(st.integers(1, 20), st.integers(1, 20))))
 def test_masks_survive_their_encodings(mask: np.ndarray) -> None:
-    import io
-
     assert (np.array(Image.open(io.BytesIO(png_bytes(mask)))) == mask).all()
     assert (np.load(io.BytesIO(npy_bytes(mask))) == mask).all()
     values, counts = np.unique(mask, return_counts=True)
@@ -223,8 +325,6 @@ def test_masks_survive_their_encodings(mask: np.ndarray) -> None:
 
 
 def test_image_is_decoded_as_stored_whatever_exif_says() -> None:
-    import io
-
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (6, 9, 3), np.uint8))
     exif = Image.Exif()
     exif[0x0112] = 6

@@ -1,0 +1,102 @@
+"""From batches of grey levels on the host to normalised batches on the GPU, while it computes the batch before."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from danet.data.transforms import NORMALISED, Box, pad_values
+from danet.rows import Augment
+
+if TYPE_CHECKING:
+    from danet.data.loader import Batch
+
+
+class Normaliser:
+    """What :func:`danet.data.transforms.finished` does of an image, on a device and to the same bits.
+
+    A table of 256 values a channel is looked up: the GPU's own division might round otherwise than the CPU's.
+    """
+
+    def __init__(self, augment: Augment, device: torch.device) -> None:
+        self._table = torch.from_numpy(np.stack(NORMALISED)).to(device)
+        self._fill = torch.tensor(pad_values(augment), device=device).view(3, 1, 1)
+
+    def __call__(self, levels_NHW3: Tensor, boxes: list[Box]) -> Tensor:
+        """Float32 ``(N, 3, H, W)`` RGB of uint8 ``(N, H, W, 3)`` BGR; what lies outside an image's box is padding."""
+        count, height, width, _ = levels_NHW3.shape
+        images = torch.empty((count, 3, height, width), device=levels_NHW3.device)
+        for channel, table in enumerate(self._table):
+            images[:, channel] = table[levels_NHW3[..., 2 - channel].int()]
+        for image, (top, left, tall, wide) in zip(images, boxes, strict=True):
+            if (tall, wide) != (height, width):
+                inside = image[:, top : top + tall, left : left + wide].clone()
+                image[:] = self._fill
+                image[:, top : top + tall, left : left + wide] = inside
+        return images
+
+
+class DevicePrefetcher:
+    """Copies batches to a GPU and normalises them there, on a stream beside the one that trains.
+
+    The trainer's calls return before the GPU has computed, so that the next batch is copied during the step before;
+    what is copied are grey levels, a quarter of the bytes. Copies from pinned memory do not block.
+    """
+
+    def __init__(self, augment: Augment, device: torch.device) -> None:
+        self.device = device
+        self._normalise = Normaliser(augment, device)
+        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self._stream.wait_stream(torch.cuda.current_stream(device))  # the tables' copies
+        self._idle: deque[tuple[torch.cuda.Event, torch.cuda.Event]] = deque()
+        self._waited = 0.0
+
+    @property
+    def waited(self) -> float:
+        """Seconds that the GPU has stood idle for want of data, so far as it has reported.
+
+        How long the host waited would say nothing: it runs ahead, and waits while the GPU computes.
+        """
+        while self._idle and self._idle[0][1].query():  # type: ignore[no-untyped-call]
+            before, after = self._idle.popleft()
+            self._waited += before.elapsed_time(after) / 1000
+        return self._waited
+
+    def fetch(self, take: Callable[[], Batch]) -> Batch:
+        """The batch that ``take`` gives, on the GPU: what is called next there waits for it, the host does not."""
+        training = torch.cuda.current_stream(self.device)
+        before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+        before.record(training)  # reached when all that was asked of the GPU so far is computed
+        batch = take()
+        assert batch.boxes is not None
+        with torch.cuda.stream(self._stream):
+            levels = batch.images.to(self.device, non_blocking=True)
+            masks = batch.masks.to(self.device, non_blocking=True)
+            images = self._normalise(levels, batch.boxes)
+        training.wait_stream(self._stream)
+        after.record(training)
+        for tensor in (images, masks):  # their memory was allocated for one stream and is used by another
+            tensor.record_stream(training)
+        self._idle.append((before, after))
+        return replace(batch, images=images, masks=masks, boxes=None)
+
+
+class HostWait:
+    """The same where nothing is copied: on a CPU, what the host waits for is what training waits for."""
+
+    def __init__(self) -> None:
+        self.waited = 0.0
+
+    def fetch(self, take: Callable[[], Batch]) -> Batch:
+        """The batch that ``take`` gives, as it is."""
+        began = time.perf_counter()
+        batch = take()
+        self.waited += time.perf_counter() - began
+        return batch

@@ -1,0 +1,142 @@
+"""The fast path of the augmentation against the reference path, from the same random draws."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from danet.data import transforms as T
+from danet.errors import ConfigError, DataError
+from tests.data.test_transforms import MMSEG, SOURCES, labels, picture, small
+
+# rows of one source differ in these only: augmentation knows no other rules
+PARAMETERS = st.fixed_dictionaries(
+    {
+        "source": st.sampled_from(list(SOURCES)),
+        "crop": st.tuples(st.integers(4, 60), st.integers(4, 60)),
+        "scale": st.tuples(st.integers(20, 90), st.integers(20, 120)),
+        "range": st.tuples(st.floats(0.2, 1.0), st.floats(1.0, 3.0)),
+    }
+)
+IMAGES = st.tuples(st.integers(1, 110), st.integers(1, 130), st.integers(0, 10**6), st.booleans())
+
+
+def recipe(parameters):
+    """A source's rules with other sizes."""
+    augment = small(SOURCES[parameters["source"]], parameters["crop"], min(parameters["scale"]), parameters["scale"])
+    return augment.model_copy(update={"resize": augment.resize.model_copy(update={"range": parameters["range"]})})
+
+
+def sample(height, width, seed, harsh):
+    """A smooth picture or, ``harsh``, noise: the worst case for a wrong phase. Labels change from pixel to pixel."""
+    rng = np.random.default_rng(seed)
+    image = rng.integers(0, 256, (height, width, 3), dtype=np.uint8) if harsh else picture(height, width, seed)
+    mask = rng.choice(np.array([0, 1, 7, 255], np.uint8), (height, width)) if harsh else labels(height, width, seed)
+    return image, mask
+
+
+def assert_same(fast, reference):
+    """Image and labels, to the bit: rounding apart by one grey level may be several in the hue that follows."""
+    for one, other in zip(fast, reference, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+@settings(max_examples=400, deadline=None)
+@given(PARAMETERS, IMAGES, st.integers(0, 2**31 - 1))
+def test_same_seed(parameters, image, seed):
+    """Everything: random size, redraws by the labels, mirror, colours, padding."""
+    augment = recipe(parameters)
+    fast, reference = (
+        T.augmented(augment, *sample(*image), np.random.default_rng(seed), lazy=lazy) for lazy in (True, False)
+    )
+    assert_same(fast, reference)
+
+
+@settings(max_examples=300, deadline=None)
+@given(PARAMETERS, IMAGES, st.data())
+def test_any_draws(parameters, image, data):
+    """Also sizes and boxes that no seed draws: other shapes, crops at the edges and of one pixel."""
+    augment = recipe(parameters)
+    pixels, mask = sample(*image)
+    resized = data.draw(st.tuples(st.integers(1, 160), st.integers(1, 160)))
+    if data.draw(st.booleans()):  # nearly or exactly as before: cv2 has shortcuts there
+        resized = tuple(max(1, n + data.draw(st.integers(-2, 2))) for n in mask.shape)
+    height, width = (data.draw(st.integers(1, min(a, b))) for a, b in zip(augment.crop_size, resized, strict=True))
+    top, left = (data.draw(st.integers(0, a - b)) for a, b in zip(resized, (height, width), strict=True))
+    draws = T.Draws(resized, (top, left, height, width), data.draw(st.booleans()), None)
+    before = pixels.copy(), mask.copy()
+    fast, reference = (apply(augment, pixels, mask, draws) for apply in (T.apply_lazy, T.apply))
+    assert_same(fast, reference)
+    np.testing.assert_array_equal(pixels, before[0])
+    np.testing.assert_array_equal(mask, before[1])
+
+
+@pytest.mark.parametrize("source", SOURCES)
+@pytest.mark.parametrize("ratio", [0.5, 0.75, 0.999, 1.0, 1.37, 2.0])
+def test_full_size(source, ratio):
+    """The sizes of Cityscapes, where positions need more bits than in a small image."""
+    augment = SOURCES[source]
+    image, mask = sample(1024, 2048, 3, harsh=False)
+    resized = T.fit_size((1024, 2048), (int(1024 * ratio), int(2048 * ratio)))
+    height, width = (min(a, b) for a, b in zip(augment.crop_size, resized, strict=True))
+    draws = T.Draws(resized, (resized[0] - height, (resized[1] - width) // 3, height, width), True, None)
+    assert_same(T.apply_lazy(augment, image, mask, draws), T.apply(augment, image, mask, draws))
+
+
+@pytest.mark.parametrize("lazy", [False, True])
+def test_the_same_number_of_redraws(lazy):
+    """An unbalanced mask: every redraw is taken, and the generator is left in the same state."""
+    augment = small(MMSEG)
+    image, mask = picture(64, 128), np.zeros((64, 128), np.uint8)
+    rng = np.random.default_rng(8)
+    T.augmented(augment, image, mask, rng, lazy=lazy)
+    again = np.random.default_rng(8)
+    T.draw(augment, mask.shape, lambda _, box: np.zeros(box[2:], np.uint8), again)
+    assert rng.bit_generator.state == again.bit_generator.state
+
+
+@pytest.mark.parametrize("source", ["mmsegmentation", "official"])
+def test_reads_no_more_than_it_needs(source):
+    """Pixels behind the crop are never looked at: an image that changes there gives the same sample."""
+    augment = small(SOURCES[source])
+    image, mask = sample(64, 128, 5, harsh=True)
+    draws = T.Draws((96, 192), (10, 20, 32, 48), False, None)
+    first = T.apply_lazy(augment, image, mask, draws)
+    image[40:], image[:, 60:], mask[40:], mask[:, 60:] = 0, 0, 9, 9  # the crop ends at row 28, column 45.3 of the image
+    np.testing.assert_array_equal(T.apply_lazy(augment, image, mask, draws)[0], first[0])
+    np.testing.assert_array_equal(T.apply_lazy(augment, image, mask, draws)[1], first[1])
+
+
+@pytest.mark.parametrize("lazy", [False, True])
+@pytest.mark.parametrize("source", SOURCES)
+def test_crop_and_padding_apart(source, lazy):
+    """What is padded and normalised later (on the GPU) is the same sample."""
+    augment = small(SOURCES[source], crop=(40, 30))
+    image, mask = sample(33, 47, 1, harsh=False)
+    whole = T.augmented(augment, image, mask, np.random.default_rng(4), lazy=lazy)
+    crop, cropped = T.augmented_crop(augment, image, mask, np.random.default_rng(4), lazy=lazy)
+    assert crop.dtype == np.uint8
+    assert crop.shape == (*cropped.shape, 3)
+    again = T.finished(augment, crop, cropped)
+    np.testing.assert_array_equal(again[0], whole[0])
+    np.testing.assert_array_equal(again[1], whole[1])
+
+
+def test_refusals_are_those_of_the_reference():
+    augment = SOURCES["official"].model_copy(update={"cat_max_ratio": 0.75})
+    with pytest.raises(ConfigError, match="cat_max_ratio"):
+        T.augmented(augment, *sample(9, 9, 0, harsh=True), np.random.default_rng(0), lazy=True)
+    with pytest.raises(DataError, match="20x30"):
+        T.augmented(MMSEG, picture(20, 30), labels(30, 20), np.random.default_rng(0), lazy=True)
+
+
+def test_replayed_draws():
+    augment = small(MMSEG)
+    image, mask = sample(50, 90, 2, harsh=True)
+    draws = T.draw(augment, mask.shape, T.LazyLabels(augment, mask), np.random.default_rng(6))
+    assert draws == T.draw(augment, mask.shape, T.label_crop(augment, mask), np.random.default_rng(6))
+    mirrored = dataclasses.replace(draws, flip=not draws.flip)
+    for one in (draws, mirrored):
+        assert_same(T.apply_lazy(augment, image, mask, one), T.apply(augment, image, mask, one))

@@ -1,0 +1,135 @@
+"""Masks and lists from elsewhere: any bytes are label ids, or our error that names the file."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from PIL import Image
+from scipy.io import savemat
+
+from danet.data import layout
+from danet.data.convert import check_image
+from danet.data.layout import SAFE_ID, LabelMap, read_index_png, read_list, read_mat
+from danet.errors import DataError
+
+IN_FOLDER = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+def file(folder: Path, name: str, data: bytes) -> Path:
+    path = folder / name
+    path.write_bytes(data)
+    return path
+
+
+def png(array: np.ndarray, palette: bool = False) -> bytes:
+    stream = io.BytesIO()
+    image = Image.fromarray(array)
+    if palette:
+        image = Image.new("P", image.size)
+        image.putdata(array.ravel().tolist())
+        image.putpalette([(7 * value) % 256 for value in range(768)])
+    image.save(stream, "PNG")
+    return stream.getvalue()
+
+
+def mat(array: np.ndarray, compressed: bool) -> bytes:
+    stream = io.BytesIO()
+    savemat(stream, {"GTcls": {"Segmentation": array}}, do_compression=compressed)
+    return stream.getvalue()
+
+
+SMALL = arrays(np.uint8, st.tuples(st.integers(1, 6), st.integers(1, 6)))
+
+
+@IN_FOLDER
+@given(SMALL, st.booleans())
+def test_ids_are_indices_and_never_colours(tmp_path: Path, ids: np.ndarray, palette: bool) -> None:
+    assert (read_index_png(file(tmp_path, "m.png", png(ids, palette))) == ids).all()
+
+
+@IN_FOLDER
+@given(SMALL, st.booleans())
+def test_annotations_are_read_as_written(tmp_path: Path, ids: np.ndarray, compressed: bool) -> None:
+    assert (read_mat(file(tmp_path, "m.mat", mat(ids, compressed))) == ids).all()
+
+
+@IN_FOLDER
+@given(st.data())
+def test_any_damage_is_label_ids_or_our_error(tmp_path: Path, data: st.DataObject) -> None:
+    """Cut anywhere and with any bytes changed. (A changed pixel of an uncompressed annotation is no damage to see.)"""
+    ids = np.arange(12, dtype=np.uint8).reshape(3, 4)
+    suffix, whole = data.draw(st.sampled_from([("png", png(ids)), ("mat", mat(ids, False)), ("mat", mat(ids, True))]))
+    content = bytearray(whole[: data.draw(st.integers(0, len(whole)))])
+    for _ in range(data.draw(st.integers(0, 4))):
+        if content:
+            content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    path = file(tmp_path, f"m.{suffix}", bytes(content))
+    try:
+        found = read_index_png(path) if suffix == "png" else read_mat(path)
+    except DataError as error:
+        message = str(error)
+    else:
+        assert found.dtype == np.uint8
+        assert found.ndim == 2
+        return
+    assert message.startswith(f"{path}: ")
+    assert len(message) < len(str(path)) + 400
+
+
+@IN_FOLDER
+@given(st.binary(max_size=300))
+@example(b"II*\0" + bytes(200))
+@example(b"BM" + bytes(100))
+def test_any_bytes_as_an_image_are_one_problem_in_words(tmp_path: Path, data: bytes) -> None:
+    problems: list[str] = []
+    size, _ = check_image(data, "train/a.jpg", False, problems)
+    assert size is None
+    assert len(problems) == 1
+    assert problems[0].startswith("train/a.jpg: ")
+    with pytest.raises(DataError):
+        read_index_png(file(tmp_path, "m.png", data))
+
+
+@given(
+    st.dictionaries(st.integers(0, 255), st.integers(0, 255), min_size=1),
+    arrays(np.uint8, st.tuples(st.integers(1, 5), st.integers(1, 5))),
+)
+def test_every_id_outside_the_set_is_named(mapping: dict[int, int], raw: np.ndarray) -> None:
+    unknown = sorted(set(raw.ravel().tolist()) - set(mapping))
+    if not unknown:
+        expected = [[mapping[int(value)] for value in line] for line in raw]
+        assert LabelMap(mapping).apply(raw, "m.png").tolist() == expected
+        return
+    pixels = sum(int((raw == value).sum()) for value in unknown)
+    shown = ", ".join(map(str, unknown[:8])) + (", ..." if len(unknown) > 8 else "")
+    with pytest.raises(DataError, match=rf"m\.png: label id {shown} \({pixels} pixels\)".replace("...", r"\.\.\.")):
+        LabelMap(mapping).apply(raw, "m.png")
+
+
+@IN_FOLDER
+@given(st.binary(max_size=80) | st.text(max_size=40).map(str.encode), st.booleans())
+@example(b"\x1c\n", False)
+@example(b"a\xc2\x85b\n", False)
+def test_any_list_gives_safe_names_once_each_or_our_error(tmp_path: Path, data: bytes, paths: bool) -> None:
+    path = file(tmp_path, "list.txt", data)
+    try:
+        names = read_list(path, paths=paths)
+    except DataError as error:
+        message = str(error)
+    else:
+        assert len(set(names)) == len(names)
+        assert all(SAFE_ID.fullmatch(name.rpartition("/")[2]) for name in names)
+        return
+    assert message.startswith(f"{path}: ")
+
+
+def test_an_annotation_of_gigabytes_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(layout, "MAX_MAT_BYTES", 100)
+    with pytest.raises(DataError, match=r"m\.mat: has \d+ bytes, allowed are 100"):
+        read_mat(file(tmp_path, "m.mat", mat(np.zeros((9, 9), np.uint8), False)))

@@ -1,0 +1,164 @@
+"""Normalisation on the device and what is counted as waiting; what needs a GPU has the marker ``gpu``."""
+
+import contextlib
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from danet.data.loader import Batch, BatchStream, TrainingSet, collate
+from danet.data.prefetch import DevicePrefetcher, HostWait, Normaliser
+from tests.data.test_loader import AUGMENT, Images, same
+from tests.data.test_transforms import SOURCES, small
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("crop", [(24, 24), (60, 60), (24, 80), (70, 30)])
+@pytest.mark.parametrize("source", SOURCES)
+def test_levels_normalised_later_are_the_same_batch(source, crop):
+    """Crops within the image, over its edge in one direction and in both."""
+    augment = small(SOURCES[source], crop=crop)
+    augment = augment.model_copy(update={"pad": augment.pad.model_copy(update={"swap_for_portrait": False})})
+    finished, levels = (
+        collate([TrainingSet(Images(), augment, 3, levels=levels)[p] for p in range(6)]) for levels in (False, True)
+    )
+    assert finished.boxes is None
+    assert levels.images.dtype == torch.uint8
+    assert levels.images.shape == (6, *crop, 3)
+    assert levels.boxes is not None
+    images = Normaliser(augment, CPU)(levels.images, levels.boxes)
+    assert images.dtype == torch.float32
+    assert images.is_contiguous()
+    assert torch.equal(images, finished.images)
+    assert torch.equal(levels.masks, finished.masks)
+
+
+def test_the_host_counts_what_it_waits():
+    def slow():
+        time.sleep(0.02)
+        return Batch(torch.zeros(1), torch.zeros(1), ["a"], [0])
+
+    arrival = HostWait()
+    for i in range(3):
+        assert arrival.fetch(slow).ids == ["a"]
+        assert arrival.waited >= 0.02 * (i + 1)
+    before = arrival.waited
+    time.sleep(0.02)
+    assert arrival.waited == before
+
+
+def test_a_stream_tells_how_long_was_waited():
+    with BatchStream(Images(), AUGMENT, seed=3, batch_size=4, start=0, stop=3) as stream:
+        assert stream.waited == 0
+        seen = []
+        for _ in stream:
+            seen.append(stream.waited)
+    assert all(a < b for a, b in zip([0.0, *seen], seen, strict=False))
+
+
+class Gpu:
+    """Stands in for ``torch.cuda``: notes what is asked of it, and a clock that only a step of training moves."""
+
+    def __init__(self, monkeypatch):
+        self.log = []
+        self.clock = 0.0
+        self.finished = False
+        gpu = self
+
+        class Event:
+            def __init__(self, enable_timing):
+                assert enable_timing
+
+            def record(self, stream):
+                gpu.log.append(("record", stream.name))
+                self.at = gpu.clock
+
+            def query(self):
+                return gpu.finished
+
+            def elapsed_time(self, other):
+                return 1000 * (other.at - self.at)
+
+        class Stream:
+            def __init__(self, device=None, name="side"):
+                self.name = name
+
+            def wait_stream(self, other):
+                gpu.log.append((self.name, "waits for", other.name))
+
+        training = Stream(name="training")
+        monkeypatch.setattr(torch.cuda, "Event", Event)
+        monkeypatch.setattr(torch.cuda, "Stream", Stream)
+        monkeypatch.setattr(torch.cuda, "current_stream", lambda device: training)
+        monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
+        monkeypatch.setattr(torch.Tensor, "record_stream", lambda _, stream: gpu.log.append(("used by", stream.name)))
+
+
+def test_order_of_what_is_asked_of_a_gpu(monkeypatch):
+    """The idle time begins before the batch is waited for; training waits for the copy, and the memory for training."""
+    gpu = Gpu(monkeypatch)
+    augment = small(SOURCES["sssegmentation"], crop=(60, 60))
+    samples = TrainingSet(Images(), augment, 3, levels=True)
+    prefetcher = DevicePrefetcher(augment, CPU)
+    gpu.log.clear()
+
+    def take():
+        gpu.log.append("take")
+        gpu.clock += 2.5
+        return collate([samples[p] for p in range(4)])
+
+    batch = prefetcher.fetch(take)
+    assert gpu.log == [
+        ("record", "training"),
+        "take",
+        ("training", "waits for", "side"),
+        ("record", "training"),
+        ("used by", "training"),
+        ("used by", "training"),
+    ]
+    expected = collate([TrainingSet(Images(), augment, 3)[p] for p in range(4)])
+    assert same(batch, expected)
+    assert batch.boxes is None
+    assert prefetcher.waited == 0  # the GPU has not come so far yet
+    gpu.finished = True
+    assert prefetcher.waited == 2.5
+    prefetcher.fetch(take)
+    assert prefetcher.waited == prefetcher.waited == 5.0
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("workers", [0, 2])
+def test_batches_arrive_on_the_gpu(workers):
+    settings = {"seed": 3, "batch_size": 4, "start": 0, "stop": 6, "workers": workers}
+    with BatchStream(Images(), AUGMENT, **settings) as stream:
+        expected = list(stream)
+    with BatchStream(Images(), AUGMENT, device="cuda", **settings) as stream:
+        got = []
+        for batch in stream:
+            assert batch.images.device.type == batch.masks.device.type == "cuda"
+            assert batch.boxes is None
+            got.append(Batch(batch.images.cpu(), batch.masks.cpu(), batch.ids, batch.positions))
+    assert all(map(same, got, expected))
+
+
+@pytest.mark.gpu
+def test_the_gpu_counts_only_its_own_idle_time():
+    """A batch that is late, but not later than the GPU's own work, costs nothing."""
+    device = torch.device("cuda")
+    levels = np.zeros((1, 24, 32, 3), np.uint8)
+
+    def late():
+        time.sleep(0.05)
+        return Batch(torch.from_numpy(levels), torch.zeros(1, 24, 32, dtype=torch.uint8), ["a"], [0], [(0, 0, 24, 32)])
+
+    prefetcher = DevicePrefetcher(AUGMENT, device)
+    prefetcher.fetch(late)
+    torch.cuda.synchronize()
+    idle = prefetcher.waited
+    assert idle > 0.04
+    torch.cuda._sleep(int(2e9))  # about a second of work
+    prefetcher.fetch(late)
+    torch.cuda.synchronize()
+    assert prefetcher.waited - idle < 0.02
