@@ -9,15 +9,21 @@ Under autocast, energies whose differences matter more than their size (CAM, CCA
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from danet.models.matmul import matmul
+
 Attention = Literal["fused", "reference"]
+
+BLOCK = 2**22
+"""Elements of the attention scores that the CPU holds at once: 16 MiB of float32, which a last-level cache holds."""
 
 
 class PositionAttention(nn.Module):
@@ -56,18 +62,24 @@ def reference_attention(q_BND: Tensor, k_BND: Tensor, v_BNC: Tensor) -> Tensor:
 
 
 def fused_attention(q_BND: Tensor, k_BND: Tensor, v_BNC: Tensor, heads: int | None = None) -> Tensor:
-    """``softmax(q k^T) v`` by PyTorch's fused kernels: ``(B, N, C)``, O(N) memory forward and backward.
+    """``softmax(q k^T) v``: ``(B, N, C)``, O(N) memory forward and backward.
 
-    No kernel but CUDA's memory-efficient one takes values wider than the keys, so elsewhere the values are split into
-    heads as narrow as a kernel asks for, and all heads share the queries and keys (a view, not a copy). Left whole,
-    PyTorch would silently fall back to the explicit map on CPU.
+    On CUDA by PyTorch's memory-efficient kernel, the only one that takes values wider than the keys. On the CPU, in
+    float32 and float64, by :class:`BlockAttention`, which computes the scores once where PyTorch's kernel, which needs
+    values as narrow as the keys, computes them C / D times. Half precision on the CPU takes that kernel all the
+    same: it adds up in float32. There the values are split into heads that share queries and keys (a view, not a
+    copy); left whole, PyTorch would silently fall back to the explicit map.
 
     Args:
-        heads: parts of the values; None for what suits the device (CUDA 1, else C / D). The result does not depend
-            on it but for rounding.
+        heads: parts of the values, for PyTorch's kernels; None for what suits the device. The result does not depend on
+            it but for rounding.
     """
     C, D = v_BNC.shape[-1], q_BND.shape[-1]
     if heads is None:
+        if not q_BND.is_cuda and q_BND.dtype in (torch.float32, torch.float64):
+            with _without_autocast(q_BND):
+                out_BNC: Tensor = BlockAttention.apply(q_BND, k_BND, v_BNC)
+                return out_BNC
         heads = 1 if q_BND.is_cuda or C % D else C // D
     out_BhNc = F.scaled_dot_product_attention(
         q_BND.unsqueeze(1).expand(-1, heads, -1, -1),
@@ -76,6 +88,56 @@ def fused_attention(q_BND: Tensor, k_BND: Tensor, v_BNC: Tensor, heads: int | No
         scale=1.0,
     )
     return out_BhNc.transpose(1, 2).flatten(2)
+
+
+class BlockAttention(torch.autograd.Function):
+    """``softmax(q k^T) v`` a block of queries at a time, in plain matrix products (:func:`danet.models.matmul.matmul`).
+
+    A block's scores are never more than :data:`BLOCK` elements. Backward computes them again from the logarithm of the
+    softmax's denominator, as FlashAttention does: ``p = exp(q k^T - lse)``, ``dv = p^T do``,
+    ``ds = p (do v^T - sum(do o))``, ``dq = ds k``, ``dk = ds^T q``.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, q_BND: Tensor, k_BND: Tensor, v_BNC: Tensor) -> Tensor:
+        """``(B, N, D)``, ``(B, M, D)`` and ``(B, M, C)`` to ``(B, N, C)``."""
+        out_BNC = v_BNC.new_empty((*q_BND.shape[:2], v_BNC.shape[-1]))
+        lse_BN1 = q_BND.new_empty((*q_BND.shape[:2], 1))
+        for image, rows in _blocks(q_BND, k_BND):
+            score_nM = matmul(q_BND[image, rows], k_BND[image].T)
+            top_n1 = score_nM.amax(dim=1, keepdim=True)
+            weight_nM = score_nM.sub_(top_n1).exp_()
+            sum_n1 = weight_nM.sum(dim=1, keepdim=True)
+            out_BNC[image, rows] = matmul(weight_nM, v_BNC[image]).div_(sum_n1)
+            lse_BN1[image, rows] = top_n1 + sum_n1.log()
+        ctx.save_for_backward(q_BND, k_BND, v_BNC, out_BNC, lse_BN1)
+        return out_BNC
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The gradients of q, k and v."""
+        (do_BNC,) = gradients
+        q_BND, k_BND, v_BNC, out_BNC, lse_BN1 = ctx.saved_tensors
+        dq_BND = torch.empty_like(q_BND)
+        dk_BND, dv_BNC = torch.zeros_like(k_BND), torch.zeros_like(v_BNC)
+        for image, rows in _blocks(q_BND, k_BND):
+            q_nD, k_MD, v_MC, do_nC = q_BND[image, rows], k_BND[image], v_BNC[image], do_BNC[image, rows]
+            p_nM = matmul(q_nD, k_MD.T).sub_(lse_BN1[image, rows]).exp_()
+            dv_BNC[image] += matmul(p_nM.T, do_nC)
+            delta_n1 = (do_nC * out_BNC[image, rows]).sum(dim=1, keepdim=True)
+            ds_nM = matmul(do_nC, v_MC.T).sub_(delta_n1).mul_(p_nM)
+            dq_BND[image, rows] = matmul(ds_nM, k_MD)
+            dk_BND[image] += matmul(ds_nM.T, q_nD)
+        return dq_BND, dk_BND, dv_BNC
+
+
+def _blocks(q_BND: Tensor, k_BND: Tensor) -> list[tuple[int, slice]]:
+    step = max(1, BLOCK // k_BND.shape[1])
+    return [
+        (image, slice(first, first + step))
+        for image in range(q_BND.shape[0])
+        for first in range(0, q_BND.shape[1], step)
+    ]
 
 
 class ChannelAttention(nn.Module):
@@ -194,8 +256,8 @@ class Clustering(nn.Module):
     ``n_k = sum_i m_ik``, ``c_k += n_k``, ``V_k += (n_k / c_k) (mean_k - V_k)``. The output is computed with the centres
     before the step, and no gradient flows into them.
 
-    With several processes each sees its own share of the batch; DistributedDataParallel broadcasts the first
-    process's buffers, which is what the source's DataParallel kept.
+    The source runs on one GPU. With several processes each sees its own share of the batch, unless ``total`` sums over
+    them (:func:`danet.training.distributed.synchronise_batch_norm`).
     """
 
     SHARPNESS: Final = 100.0
@@ -205,6 +267,8 @@ class Clustering(nn.Module):
 
     def __init__(self, channels: int, clusters: int) -> None:
         super().__init__()
+        self.total: Callable[[Tensor], Tensor] = _alone
+        """Sums a statistic of the batch over all processes."""
         # The source's fixed start; RandomState's stream is frozen by NumPy, so it is the same everywhere.
         start = np.random.RandomState(1).randn(clusters, channels).astype(np.float32)
         self.register_buffer("V_buffer", F.normalize(torch.tensor(start), dim=-1))
@@ -226,13 +290,17 @@ class Clustering(nn.Module):
     @torch.no_grad()
     def _update(self, u_PC: Tensor, similarity_PK: Tensor) -> None:
         assignment_PK = torch.softmax(self.SHARPNESS * similarity_PK, dim=-1)
-        count_K = assignment_PK.sum(0)
+        count_K = self.total(assignment_PK.sum(0))
         # A cluster to which nothing is assigned keeps its centre; the source would divide 0 by 0 here.
-        mean_KC = (assignment_PK.T @ u_PC) / count_K.clamp_min(torch.finfo(count_K.dtype).tiny).unsqueeze(1)
+        mean_KC = self.total(assignment_PK.T @ u_PC) / count_K.clamp_min(torch.finfo(count_K.dtype).tiny).unsqueeze(1)
         total_K = self.V_count_buffer + count_K.double()
         step_K1 = (count_K.double() / total_K).to(mean_KC.dtype).unsqueeze(1)
         self.V_buffer.copy_((1 - step_K1) * self.V_buffer + step_K1 * mean_KC)
         self.V_count_buffer.copy_(total_K)
+
+
+def _alone(x: Tensor) -> Tensor:
+    return x
 
 
 def conv_bn_relu(in_channels: int, out_channels: int, kernel: int) -> nn.Sequential:

@@ -18,6 +18,7 @@ from danet.models.attention import (
     PositionAttention,
     conv_bn_relu,
 )
+from danet.models.dropout import Dropout2d
 from danet.models.resnet import CHANNELS, Features
 
 DROPOUT: Final = 0.1
@@ -42,7 +43,7 @@ class DANetHead(nn.Module):
         self.cam_in = conv_bn_relu(CHANNELS[3], WIDTH, 3)
         self.cam = ChannelAttention()
         self.cam_out = conv_bn_relu(WIDTH, WIDTH, 3)
-        self.dropout = nn.Dropout2d(DROPOUT)
+        self.dropout = Dropout2d(DROPOUT)
         self.classifier = nn.Conv2d(WIDTH, num_classes, 1)
         self.pam_classifier = nn.Conv2d(WIDTH, num_classes, 1)
         self.cam_classifier = nn.Conv2d(WIDTH, num_classes, 1)
@@ -106,7 +107,7 @@ class DRANetHead(nn.Module):
         self.ccam_out = conv_bn_relu(WIDTH, WIDTH, 3)
         self.cat = conv_bn_relu(2 * WIDTH, WIDTH // 2, 3)
         self.gate = CrossLevelGate(CHANNELS[0], align_corners)
-        self.dropout = nn.Dropout2d(DROPOUT)
+        self.dropout = Dropout2d(DROPOUT)
         self.classifier = nn.Conv2d(CHANNELS[0], num_classes, 1)
 
     def forward(self, features: Features, all_heads: bool) -> dict[str, Tensor]:
@@ -126,7 +127,7 @@ class FCNHead(nn.Module):
     def __init__(self, channels: int, num_classes: int) -> None:
         super().__init__()
         self.conv = conv_bn_relu(CHANNELS[2], channels, 3)
-        self.dropout = nn.Dropout2d(DROPOUT)
+        self.dropout = Dropout2d(DROPOUT)
         self.classifier = nn.Conv2d(channels, num_classes, 1)
 
     def forward(self, features: Features) -> Tensor:

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from danet.models import attention as attention_module
 from danet.models.attention import (
     ChannelAttention,
     Clustering,
@@ -26,6 +27,7 @@ from danet.models.attention import (
     fused_attention,
     reference_attention,
 )
+from danet.timing import PeakMemory
 
 
 def filled(module: nn.Module, seed: int = 0, gain: float = 0.7) -> nn.Module:
@@ -164,7 +166,8 @@ class Largest(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_fused_attention_never_holds_the_map(layout: torch.memory_format) -> None:
+def test_fused_attention_never_holds_the_map(layout: torch.memory_format, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention_module, "BLOCK", 2**18)
     positions, channels = 48 * 48, 64
     largest = {}
     for attention in ("fused", "reference"):
@@ -361,3 +364,47 @@ def test_modules_compile_to_one_graph(make: Callable[[], nn.Module]) -> None:
     x = noise(2, 16, 5, 4)
     torch.testing.assert_close(compiled(x), plain(x))
     torch.testing.assert_close(compiled(x), plain(x))  # and the updated buffers agree
+
+
+def peak_extra(height: int, width: int, channels: int, keys: int, device: str = "cpu") -> float:
+    """GiB that forward and backward of a PAM take beyond its input."""
+    pam = filled(PositionAttention(channels, keys), gain=0.03).to(device)
+    x = noise(1, channels, height, width).to(device).requires_grad_()
+    upstream = noise(1, channels, height, width, seed=2).to(device)
+    pam(x[..., :8, :8]).backward(upstream[..., :8, :8])  # libraries load and parameters get their gradients
+    memory = PeakMemory(device)
+    pam(x).backward(upstream)
+    extra = memory.extra()
+    if extra is None:
+        pytest.skip("this system does not say a process's peak memory")
+    assert x.grad is not None
+    return extra
+
+
+def test_memory_of_the_attention_grows_with_the_positions() -> None:
+    positions = 96 * 128
+    explicit = positions**2 * 4 / 2**30
+    assert peak_extra(96, 128, 64, 8) < 0.6 * explicit  # blocks of scores, of which the explicit way holds several maps
+
+
+@pytest.mark.slow
+def test_whole_cityscapes_image_takes_at_most_256_mib_on_the_cpu() -> None:
+    positions = 128 * 256
+    q, k = (noise(1, positions, 64, seed=seed).mul_(0.3).requires_grad_() for seed in (1, 2))
+    v, upstream = noise(1, positions, 512, seed=3).requires_grad_(), noise(1, positions, 512, seed=4)
+    with torch.no_grad():
+        fused_attention(q[:, :64], k[:, :64], v[:, :64])  # libraries load
+    memory = PeakMemory()
+    fused_attention(q, k, v).backward(upstream)
+    extra = memory.extra()
+    if extra is None:
+        pytest.skip("this system does not say a process's peak memory")
+    output_and_gradients = positions * (64 + 64 + 2 * 512) * 4 / 2**30
+    assert extra - output_and_gradients <= 0.25  # the explicit way: at least 8
+
+
+@pytest.mark.gpu
+def test_whole_cityscapes_image_stays_below_2_gib_on_cuda() -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    assert peak_extra(128, 256, 512, 64, "cuda") < 2
