@@ -8,6 +8,7 @@ that ``params.yaml`` has today.
 from __future__ import annotations
 
 import json
+import re
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,7 +19,7 @@ from pydantic import ValidationError
 from tabulate import tabulate
 
 from danet.errors import ConfigError, DataError
-from danet.report.measured import Evaluated, Trained, explain
+from danet.report.measured import Evaluated, Trained, explain, fact_name
 from danet.report.verdict import summarise
 from danet.workspace import Workspace
 
@@ -64,7 +65,7 @@ class Run:
         return [statistics.fmean(values) if values else None for values in present]
 
     def facts(self) -> dict[str, dict[str, Any]]:
-        """Provenance by stage: ``evaluation`` and, where it is known, ``training``; seeds that differ side by side."""
+        """Provenance by stage: ``evaluation`` and, where it is known, ``training``; a list where seeds differ."""
         stages: dict[str, dict[str, Any]] = {}
         for stage, runs in (("training", self.trained), ("evaluation", self.seeds)):
             if runs:
@@ -82,9 +83,9 @@ class Run:
 
 
 def _joined(values: Iterable[Any]) -> Any:
-    """The value that all share, else all of them in one text."""
+    """The value that all share, else a list of all of them."""
     found = list(values)
-    return found[0] if all(value == found[0] for value in found) else " / ".join(str(value) for value in found)
+    return found[0] if all(value == found[0] for value in found) else found
 
 
 def load_run(name: str, workspace: Workspace) -> Run:
@@ -161,7 +162,7 @@ def _seed(run: Any) -> Any:
 def _json(path: Path) -> dict[str, Any]:
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{path}: is no JSON ({error})") from error
     missing = [key for key in ("row", "row_hash", "classes", "runs") if not isinstance(data, dict) or key not in data]
     if missing or not isinstance(data["runs"], list):
@@ -176,7 +177,7 @@ def _training(path: Path, data: Mapping[str, Any], seeds: Sequence[Evaluated]) -
         if found["row"] != data["row"] or found["train_hash"] != data.get("train_hash"):
             return ()
         trained = [Trained.model_validate(run) for run in found["runs"]]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return ()
     evaluated = {seed.seed: seed.provenance.get("weights_sha256") for seed in seeds}
     same = [run for run in trained if run.seed in evaluated and run.weights_sha256 == evaluated[run.seed]]
@@ -249,6 +250,8 @@ class Difference:
 
 UNCOMPARED = {"date", "wall_seconds", "energy_kj", "fps", "hours", "images_per_second", "peak_memory_gb"}
 """What is measured of a run, not what it was made from: two runs never share it."""
+OF_THE_ROW = {"row_hash", "train_hash"}
+"""Said of the run once, not of each stage again."""
 
 
 def compare(first: Run, second: Run) -> Difference:
@@ -264,7 +267,7 @@ def compare(first: Run, second: Run) -> Difference:
             if any(known):
                 provenance[stage] = tuple("known" if each else "not known" for each in known)  # type: ignore[assignment]
             continue
-        changed = differing(known[0] or {}, known[1] or {})
+        changed = differing(*({k: v for k, v in (each or {}).items() if k not in OF_THE_ROW} for each in known))
         provenance |= {f"{stage}: {key}": values for key, values in changed.items() if key not in UNCOMPARED}
     metrics = {}
     for mode in [mode for mode in first.modes if mode in second.modes]:
@@ -315,8 +318,12 @@ def show_text(run: Run) -> str:
         key for stage in facts.values() for key in stage if key not in {"seed", "row_hash", "train_hash"}
     )
     head = ["provenance", *facts]
-    lines = [["row hash", *[run.row_hash] * len(facts)], ["training hash", *[str(run.train_hash)] * len(facts)]]
-    lines += [[key.replace("_", " "), *(_cell(stage.get(key)) for stage in facts.values())] for key in keys]
+    lines = [["row hash", run.row_hash], ["training hash", str(run.train_hash)]]
+    lines = [[*line, *["same"] * (len(facts) - 1)] for line in lines]
+    for key in keys:
+        cells = [_cell(stage.get(key)) for stage in facts.values()]
+        same = len(cells) > 1 and len(set(cells)) == 1 and cells[0] != "-"
+        lines.append([fact_name(key), cells[0], *("same" if same else cell for cell in cells[1:])])
     blocks.append(_table(lines, head))
     if run.weights:
         blocks.append(_table([[key, _cell(value)] for key, value in run.weights.items()], ["weights", ""]))
@@ -342,14 +349,17 @@ def diff_text(first: Run, second: Run, difference: Difference) -> str:
         blocks.append("Settings: the same.")
     lines = [[key.replace("_", " "), *map(_cell, values)] for key, values in difference.provenance.items()]
     blocks.append(_table(lines, ["provenance", *names]) if lines else "Provenance: the same.")
-    lines = [[key, f"{a:.2f}", f"{b:.2f}", f"{b - a:+.2f}"] for key, (a, b) in difference.metrics.items()]
+    lines = [[key, f"{a:.2f}", f"{b:.2f}", _change(a, b)] for key, (a, b) in difference.metrics.items()]
     blocks.append(_table(lines, ["%", *names, "change"], "r"))
     lines = [
-        [name, _number(a), _number(b), "-" if a is None or b is None else f"{b - a:+.2f}"]
+        [name, _number(a), _number(b), "-" if a is None or b is None else _change(a, b)]
         for name, (a, b) in difference.iou.items()
+        if a is not None or b is not None
     ]
     if lines:
-        blocks.append(_table(lines, ["IoU by class, %", *names, "change"], "r"))
+        neither = len(difference.iou) - len(lines)
+        rest = f"\nand {neither} classes that are not in the data of either" if neither else ""
+        blocks.append(_table(lines, ["IoU by class, %", *names, "change"], "r") + rest)
     for run, only in zip((first, second), difference.only, strict=True):
         if only:
             shown = [*only[:12], f"and {len(only) - 12} more"] if len(only) > 13 else only
@@ -362,7 +372,20 @@ def _table(lines: Sequence[Sequence[str]], head: Sequence[str], align: str = "l"
     return tabulate(lines, headers=head, tablefmt="plain", colalign=sides, disable_numparse=True)
 
 
+def _change(first: float, second: float) -> str:
+    text = f"{second - first:+.2f}"
+    return "0.00" if text in {"+0.00", "-0.00"} else text
+
+
+_LONG_HASH = re.compile(r"[0-9a-f]{40,}")
+
+
 def _cell(value: Any) -> str:
+    """For a terminal: seeds below each other, the beginning of a long hash (all of it is in the JSON)."""
+    if isinstance(value, list):
+        return "\n".join(map(_cell, value))
+    if isinstance(value, str) and _LONG_HASH.fullmatch(value):
+        return value[:16]
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):

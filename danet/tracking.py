@@ -2,7 +2,8 @@
 
 Training makes the run (or, after a stop, goes on with it); evaluation finds it by its tags and adds the final
 metrics and pictures. Where MLflow cannot be reached, nothing fails: what was not sent is kept in
-``<workspace>/mlflow-unsent/<row>-seed<k>.jsonl`` and :func:`sync` sends it later.
+``<workspace>/mlflow-unsent/<row>-seed<k>.jsonl`` and sent by :func:`sync`, or by the row's next stage that reaches
+MLflow. A step of a training metric is logged once, however often it is sent.
 
 Without ``MLFLOW_TRACKING_URI`` the store is ``mlflow.db`` with artifacts in ``mlruns/``, both in the workspace,
 which is where a plain ``mlflow ui`` looks.
@@ -10,6 +11,9 @@ which is where a plain ``mlflow ui`` looks.
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
+import io
 import json
 import logging
 import os
@@ -20,7 +24,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, BinaryIO, Literal, Protocol
 from urllib.parse import urlsplit
 
 import yaml
@@ -35,12 +39,16 @@ from danet.workspace import Workspace
 
 Stage = Literal["train", "evaluate", "verify"]
 Value = float | int | None
+Steps = dict[str, set[int]]
+"""Steps that are logged already, by metric."""
 
 MAX_METRICS, MAX_PARAMS, MAX_TAGS = 1000, 100, 100
 """MLflow's limits for one ``log_batch``."""
 FLUSH_METRICS, FLUSH_SECONDS = 500, 10.0
 """Buffered metrics are sent when there are so many, or when the last sending is so long ago."""
 UNSENT = "mlflow-unsent"
+SWEEP = "DANET_SWEEP"
+"""Environment variable with the name of the sweep that a stage is part of; its run hangs under the sweep's."""
 TIMEOUT_SECONDS = 10
 
 _BAD_KEY = re.compile(r"[^\w./ -]")
@@ -105,21 +113,20 @@ class Tracker:
         )
         self._header = _header(row, stage, seed, experiment)
         self._metrics: list[tuple[str, float, int, int]] = []  # key, value, milliseconds since 1970, step
-        self._sent_steps: dict[str, int] = {}
+        self._steps: Steps = {}
         self._last_flush = time.monotonic()
-        self._header_written = False
+        self._backlog: list[dict[str, Any]] = []
+        self._headed: int | None = None  # inode of the file that has this run's header
 
     # what stages call
 
     def metrics(self, step: int, values: Mapping[str, Value]) -> None:
-        """Logs numbers at an iteration. Buffered; ``None`` is left out, as are steps a resumed run already has."""
+        """Logs numbers at an iteration. Buffered; ``None`` is left out, as are steps a training already has."""
         if not self._enabled:
             return
         now = int(time.time() * 1000)
-        for name, value in values.items():
-            key = _BAD_KEY.sub("_", name)
-            if value is not None and step > self._sent_steps.get(key, -1):
-                self._metrics.append((key, float(value), now, int(step)))
+        batch = [(_BAD_KEY.sub("_", name), float(v), now, int(step)) for name, v in values.items() if v is not None]
+        self._metrics += _new(batch, self._steps) if self._header["stage"] == "train" else batch
         if len(self._metrics) >= FLUSH_METRICS or time.monotonic() - self._last_flush > FLUSH_SECONDS:
             self.flush()
 
@@ -161,7 +168,9 @@ class Tracker:
         self._header["resume"] = resume
         try:
             self._client = connect(self._uri)
-            self.run_id, self._sent_steps = _open_run(self._client, self._header, self._workspace, self._uri)
+            if self._unsent.exists():  # of an earlier session, whose run this one goes on with
+                _send(self._client, self._unsent, self._workspace, self._uri)
+            self.run_id, self._steps = _open_run(self._client, self._header, self._workspace, self._uri)
             self._header["run_id"] = self.run_id
         except Exception as error:
             self._go_offline(error)
@@ -196,16 +205,24 @@ class Tracker:
         )
 
     def _keep(self, operation: dict[str, Any]) -> None:
-        lines = [operation] if self._header_written else [self._header, operation]
+        """Appends to the local file; while that cannot be written, holds back and tries again at the next call."""
+        told = bool(self._backlog)
+        self._backlog.append(operation)
         try:
             self._unsent.parent.mkdir(parents=True, exist_ok=True)
-            with self._unsent.open("a", encoding="utf-8") as stream:
-                stream.writelines(json.dumps(line) + "\n" for line in lines)
-            self._header_written = True
+            with _locked(self._unsent) as stream:
+                file = os.fstat(stream.fileno())
+                headed = file.st_size > 0 and file.st_ino == self._headed  # else it was sent and removed meanwhile
+                _append(stream, self._backlog if headed else [self._header, *self._backlog])
+            self._headed, self._backlog = file.st_ino, []
         except OSError as error:
-            self._enabled = False
             where = f"{escape(str(self._unsent))} cannot be written ({error.strerror}) either"
-            console.print(f"[yellow]MLflow:[/] {where}: logging stops, the results do not depend on it")
+            if not told:
+                console.print(
+                    f"[yellow]MLflow:[/] {where}: values are held back in memory, the results do not need them"
+                )
+            if operation["op"] == "end":
+                console.print(f"[yellow]MLflow:[/] {where}: what was held back is lost to it; curve.csv has the values")
 
 
 @contextmanager
@@ -278,8 +295,51 @@ def log_report(table: str, workspace: Workspace, files: Sequence[Path]) -> str |
     return None
 
 
+def sweep_runs(
+    sweep: str,
+    experiments: Sequence[str],
+    workspace: Workspace,
+    *,
+    status: Literal["RUNNING", "FINISHED", "FAILED", "KILLED"],
+) -> str | None:
+    """Makes a sweep's parent run, one in each experiment as MLflow nests no further, or sets its status.
+
+    Args:
+        sweep: its name, which stages find in ``DANET_SWEEP``.
+        experiments: names, one for each table.
+        workspace: whose store, if ``MLFLOW_TRACKING_URI`` does not name one.
+        status: of the runs.
+
+    Returns:
+        Why it could not be done, else None. A sweep never depends on MLflow.
+    """
+    try:
+        uri = tracking_uri(workspace)
+        client = connect(uri)
+        for name in experiments:
+            run_id = _sweep_run(client, _experiment(client, name, workspace, uri), sweep)
+            if status == "RUNNING":
+                client.update_run(run_id, status=status)
+            else:
+                client.set_terminated(run_id, status)
+    except Exception as error:
+        return _redacted(" ".join(str(error).split())[:300])
+    return None
+
+
+def _sweep_run(client: _Client, experiment_id: str, sweep: str) -> str:
+    query = f"tags.sweep = '{sweep}' and tags.stage = 'sweep'"
+    found = client.search_runs([experiment_id], query, order_by=["attributes.start_time ASC"], max_results=1)
+    if found:
+        return str(found[0].info.run_id)
+    tags = {"sweep": sweep, "stage": "sweep", "mlflow.source.name": "danet sweep"}
+    return str(client.create_run(experiment_id, tags=tags, run_name=f"sweep {sweep}").info.run_id)
+
+
 def sync(workspace: Workspace) -> dict[Path, int]:
     """Sends what earlier runs could not send and removes the files.
+
+    May run beside a training, and any number of times: values that MLflow has are not sent again.
 
     Returns:
         Number of operations sent, by file.
@@ -291,36 +351,109 @@ def sync(workspace: Workspace) -> dict[Path, int]:
     uri = tracking_uri(workspace)
     for path in sorted((workspace.root / UNSENT).glob("*.jsonl")):
         try:
-            operations = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        except ValueError as error:
-            raise DanetError(f"{path}: is not JSON lines ({error}); mend or remove the file") from error
-        try:
-            client = connect(uri)
-            run_id, steps, stage = "", dict[str, int](), "train"
-            for operation in operations:
-                if operation["op"] == "run":
-                    run_id, steps = _reopen(client, operation, workspace, uri)
-                    stage = operation["stage"]
-                    continue
-                if operation["op"] == "metrics":
-                    operation["values"] = [item for item in operation["values"] if item[3] > steps.get(item[0], -1)]
-                _apply(client, run_id, operation, workspace.root, stage)
+            sent[path] = _send(connect(uri), path, workspace, uri)
+        except DanetError:
+            raise
         except Exception as error:
             reason = _redacted(" ".join(str(error).split())[:300])
             raise DanetError(f"{path}: cannot be sent to MLflow at {_redacted(uri)} ({reason}); it is kept") from error
-        path.unlink()
-        sent[path] = len(operations)
     return sent
 
 
-def _reopen(client: _Client, header: Mapping[str, Any], workspace: Workspace, uri: str) -> tuple[str, dict[str, int]]:
+def _send(client: _Client, path: Path, workspace: Workspace, uri: str) -> int:
+    """Sends one file and removes it; what was appended meanwhile stays. Returns the number of operations."""
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:  # sent by somebody else meanwhile
+        return 0
+    whole = data[: data.rfind(b"\n") + 1]  # a killed run may have left half a line, which it has logged again since
+    try:
+        operations = [json.loads(line) for line in whole.decode("utf-8").splitlines()]
+    except ValueError as error:
+        raise DanetError(f"{path}: is not JSON lines ({error}); mend or remove the file") from error
+    header: dict[str, Any] = {}
+    run_id, steps = "", Steps()
+    for operation in operations:
+        if operation["op"] == "run":
+            header = operation
+            run_id, steps = _reopen(client, header, workspace, uri)
+            continue
+        if operation["op"] == "metrics" and header["stage"] == "train":
+            operation["values"] = _new(operation["values"], steps)
+        _apply(client, run_id, operation, workspace.root, header["stage"])
+    with contextlib.suppress(FileNotFoundError), _locked(path, create=False) as stream:
+        stream.seek(len(whole))
+        rest = stream.read()
+        path.unlink()
+    if b"\n" in rest:
+        with _locked(path) as stream:
+            _append(stream, [header, *map(json.loads, rest.splitlines())])
+    return len(operations)
+
+
+@contextmanager
+def _locked(path: Path, create: bool = True) -> Iterator[BinaryIO]:
+    """Opens a file of unsent values for reading and appending while nobody else has it.
+
+    Raises:
+        FileNotFoundError: if it is not there and shall not be created.
+    """
+    while True:
+        with path.open("a+b" if create else "r+b") as stream:
+            fcntl.flock(stream, fcntl.LOCK_EX)
+            try:
+                current = path.stat().st_ino == os.fstat(stream.fileno()).st_ino
+            except FileNotFoundError:
+                current = False
+            if current:  # else it was sent and removed while this waited for the lock
+                yield stream
+                return
+
+
+def _append(stream: BinaryIO, operations: Sequence[Mapping[str, Any]]) -> None:
+    """Adds lines, all or none of them; half a line that a killed run left is cut off first.
+
+    Raises:
+        OSError: if the disk is full; the file then ends as before.
+    """
+    stream.seek(0)
+    end = stream.read().rfind(b"\n") + 1
+    stream.truncate(end)
+    try:
+        stream.seek(0, io.SEEK_END)
+        stream.write(b"".join(json.dumps(operation).encode() + b"\n" for operation in operations))
+        stream.flush()
+        os.fsync(stream.fileno())
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.ftruncate(stream.fileno(), end)
+        raise
+
+
+def _new(values: Sequence[Any], steps: Steps) -> list[Any]:
+    """The values (key, value, time, step) whose step is not among those known, which they then are."""
+    fresh = [item for item in values if item[3] not in steps.get(item[0], ())]
+    for item in fresh:
+        steps.setdefault(item[0], set()).add(item[3])
+    return fresh
+
+
+def _reopen(client: _Client, header: Mapping[str, Any], workspace: Workspace, uri: str) -> tuple[str, Steps]:
     """The run that was cut off, or, if this store never had it, the one :func:`_open_run` finds or makes."""
     if header.get("run_id"):
         try:
-            return str(client.get_run(header["run_id"]).info.run_id), {}
+            run = client.get_run(header["run_id"])
         except Exception:  # noqa: S110 - another store than then; if none can be reached, the next call says so
             pass
+        else:
+            return str(run.info.run_id), _logged(client, run) if header["stage"] == "train" else {}
     return _open_run(client, header, workspace, uri)
+
+
+def _logged(client: _Client, run: Any) -> Steps:
+    """The steps that a run has of each of its metrics."""
+    history = {key: client.get_metric_history(run.info.run_id, key) for key in run.data.metrics}
+    return {key: {metric.step for metric in metrics} for key, metrics in history.items()}
 
 
 def connect(uri: str) -> _Client:
@@ -399,6 +532,8 @@ def _header(row: Row, stage: Stage, seed: int, experiment: str) -> dict[str, Any
     }
     if commit != "unknown":
         tags["mlflow.source.git.commit"] = commit
+    if sweep := re.sub(r"[^\w-]", "", os.environ.get(SWEEP, "")):
+        tags["sweep"] = sweep
     return {
         "op": "run",
         "stage": stage,
@@ -412,8 +547,8 @@ def _header(row: Row, stage: Stage, seed: int, experiment: str) -> dict[str, Any
     }
 
 
-def _open_run(client: _Client, header: Mapping[str, Any], workspace: Workspace, uri: str) -> tuple[str, dict[str, int]]:
-    """The id of the run that a stage logs to, and the last step it has of each metric (if training resumes)."""
+def _open_run(client: _Client, header: Mapping[str, Any], workspace: Workspace, uri: str) -> tuple[str, Steps]:
+    """The id of the run that a stage logs to, and the steps it has of each metric (if training resumes)."""
     experiment_id = _experiment(client, header["experiment"], workspace, uri)
     tags, stage = header["tags"], header["stage"]
     found = client.search_runs(
@@ -431,8 +566,10 @@ def _open_run(client: _Client, header: Mapping[str, Any], workspace: Workspace, 
             run = None
     else:
         run = next((item for item in found if item.data.tags["row_hash"] == tags["row_hash"]), None)
-    steps: dict[str, int] = {}
+    steps = Steps()
     extra = {f"{stage}.status": "RUNNING"}
+    if "sweep" in tags:
+        extra["mlflow.parentRunId"] = _sweep_run(client, experiment_id, tags["sweep"])
     if run is None:
         if stage == "evaluate" and found:
             extra["trained_in"] = found[0].info.run_id  # its testing settings were others, and parameters never change
@@ -441,8 +578,7 @@ def _open_run(client: _Client, header: Mapping[str, Any], workspace: Workspace, 
         )
     else:
         if stage == "train":
-            for key in run.data.metrics:
-                steps[key] = max(metric.step for metric in client.get_metric_history(run.info.run_id, key))
+            steps = _logged(client, run)
         client.update_run(run.info.run_id, status="RUNNING")
     run_id: str = run.info.run_id
     root = workspace.root

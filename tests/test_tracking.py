@@ -18,8 +18,9 @@ import yaml
 
 from danet import tracking
 from danet.errors import DanetError, Interrupted
-from danet.rows import Row, load_params
+from danet.rows import Row, load_params, write_raw
 from danet.workspace import Workspace
+from tests.parameters import raw_params
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -96,7 +97,7 @@ def unsent(workspace: Workspace) -> list[dict[str, Any]]:
 
 
 def test_a_row_is_one_run_with_everything_in_it(workspace: Workspace, row: Row, tmp_path: Path) -> None:
-    (tmp_path / "params.yaml").write_text((ROOT / "params.yaml").read_text())
+    write_raw(raw_params(), tmp_path)
     picture = tmp_path / "evaluations" / "confusion.png"
     picture.parent.mkdir()
     picture.write_bytes(b"picture")
@@ -386,3 +387,94 @@ def test_two_processes_on_a_fresh_store(tmp_path: Path) -> None:
     assert [process.returncode for process in processes] == [0, 0], outputs
     assert outputs == ["", ""]  # quiet: no migration log
     assert sorted(item.data.tags["seed"] for item in runs(Workspace(tmp_path))) == ["0", "1"]
+
+
+def lose_connection(tracker: tracking.Tracker, monkeypatch: pytest.MonkeyPatch) -> None:
+    def gone(*_: object, **__: object) -> None:
+        raise ConnectionError("server is gone")
+
+    monkeypatch.setattr(tracker._client, "log_batch", gone)
+
+
+def test_the_next_session_sends_what_the_last_could_not(
+    workspace: Workspace, row: Row, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed while MLflow was gone, and continued from an older step while it is there: one run, each step once."""
+    with tracking.run(row, "train", 0, workspace) as tracker:  # of which nothing after this block's last flush arrives
+        tracker.metrics(1, {"loss": 1.0})
+        tracker.flush()
+        lose_connection(tracker, monkeypatch)
+        for step in (2, 3, 4):
+            tracker.metrics(step, {"loss": float(step)})
+            tracker.flush()
+        monkeypatch.setattr(tracker, "end", lambda status: None)
+    monkeypatch.undo()
+    with tracking.run(row, "train", 0, workspace) as tracker:
+        for step in (3, 4, 5):
+            tracker.metrics(step, {"loss": float(step)})
+    (found,) = runs(workspace)
+    assert found.info.status == "FINISHED"
+    assert history(workspace, found.info.run_id, "loss") == [(step, float(step)) for step in range(1, 6)]
+    assert not unsent(workspace)
+
+
+def test_a_torn_last_line_is_left_out_and_mended(
+    unreachable: Workspace, row: Row, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(Interrupted):
+        train(unreachable, row, {"loss": [(1, 1.0)]}, then=Interrupted("stop"))
+    (path,) = (unreachable.root / tracking.UNSENT).glob("*.jsonl")
+    whole = path.read_bytes()
+    path.write_bytes(whole + b'{"op": "metrics", "val')
+    with tracking.run(row, "train", 0, unreachable) as tracker:
+        tracker.metrics(2, {"loss": 2.0})
+    assert path.read_bytes().startswith(whole)
+    assert [line["op"] for line in unsent(unreachable)] == ["run", "params", "metrics", "end", "run", "metrics", "end"]
+    with path.open("ab") as stream:
+        stream.write(b'{"op": "me')
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    assert list(tracking.sync(unreachable).values()) == [7]
+    (found,) = runs(unreachable)
+    assert history(unreachable, found.info.run_id, "loss") == [(1, 1.0), (2, 2.0)]
+
+
+def test_what_is_appended_while_it_is_sent_stays(
+    workspace: Workspace, row: Row, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with tracking.run(row, "train", 0, workspace) as tracker:
+        tracker.metrics(1, {"loss": 1.0})
+        tracker.flush()
+        lose_connection(tracker, monkeypatch)
+        tracker.metrics(2, {"loss": 2.0})
+        tracker.flush()
+        monkeypatch.undo()
+        apply, late = tracking._apply, iter([3])
+
+        def applying(*arguments: Any) -> None:
+            apply(*arguments)
+            for step in late:
+                tracker.metrics(step, {"loss": float(step)})
+                tracker.flush()
+
+        monkeypatch.setattr(tracking, "_apply", applying)
+        monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        assert list(tracking.sync(workspace).values()) == [2]
+        assert [line["op"] for line in unsent(workspace)] == ["run", "metrics"]
+    tracking.sync(workspace)
+    (found,) = runs(workspace)
+    assert history(workspace, found.info.run_id, "loss") == [(1, 1.0), (2, 2.0), (3, 3.0)]
+
+
+def test_values_are_held_back_while_nothing_can_be_written(
+    unreachable: Workspace, row: Row, capsys: pytest.CaptureFixture[str]
+) -> None:
+    blocked = unreachable.root / tracking.UNSENT
+    blocked.write_text("a file where the folder should be")
+    with tracking.run(row, "train", 0, unreachable) as tracker:
+        for step in (1, 2):
+            tracker.metrics(step, {"loss": float(step)})
+            tracker.flush()
+        blocked.unlink()
+        tracker.metrics(3, {"loss": 3.0})
+    assert "".join(capsys.readouterr()).count("held back in memory") == 1
+    assert [line["op"] for line in unsent(unreachable)] == ["run", "metrics", "metrics", "metrics", "end"]

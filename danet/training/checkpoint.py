@@ -7,8 +7,7 @@ is there without a fitting one is damaged. They hold tensors and plain values on
 
 from __future__ import annotations
 
-import os
-import pickle
+import contextlib
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,12 +16,13 @@ from typing import Any
 import torch
 
 from danet.errors import CheckpointError
-from danet.files import atomic_write, sha256, write_text
+from danet.files import atomic_write, sha256, space_note, write_text
 from danet.rows import Row
 
 FORMAT = 1
 KEEP = 2
 _NAME = re.compile(r"iteration_(\d{8,})\.pt")
+_FIELDS = {"iteration", "model", "optimizer", "scaler", "progress"}
 
 
 @dataclass
@@ -30,7 +30,7 @@ class Checkpoint:
     """What a run needs to go on as if it had never stopped.
 
     ``iteration`` counts the finished optimizer steps. ``progress`` holds curve, validations, unfinished interval sums
-    and totals as plain values (:class:`danet.training.loop.Progress`).
+    and totals as plain values (:class:`danet.training.progress.History`).
     """
 
     iteration: int
@@ -53,10 +53,19 @@ class CheckpointStore:
         return self.folder / f"iteration_{iteration:08d}.pt"
 
     def iterations(self) -> list[int]:
-        """Iterations of the checkpoints that lie there, good or not, newest first."""
-        if not self.folder.is_dir():
+        """Iterations of the checkpoints that lie there, good or not, newest first.
+
+        Raises:
+            CheckpointError: if the folder is there but cannot be read.
+        """
+        try:
+            found = [_NAME.fullmatch(path.name) for path in self.folder.iterdir()]
+        except FileNotFoundError:
             return []
-        found = (_NAME.fullmatch(path.name) for path in self.folder.iterdir())
+        except OSError as error:
+            raise CheckpointError(
+                f"{self.folder}: cannot be read ({error.strerror}); mend the disk or the permissions, then run again"
+            ) from error
         return sorted((int(match[1]) for match in found if match), reverse=True)
 
     def save(self, checkpoint: Checkpoint) -> Path:
@@ -77,20 +86,18 @@ class CheckpointStore:
             "scaler": checkpoint.scaler,
             "progress": checkpoint.progress,
         }
-        with atomic_write(path) as temporary:
+        needed = _tensor_bytes(payload)
+        with atomic_write(path, needed) as temporary:
             try:
                 torch.save(payload, temporary)
             except (RuntimeError, OSError) as error:
-                needed = _tensor_bytes(payload)
                 raise CheckpointError(
-                    f"{path}: cannot be written ({_first_line(error)}); it needs {needed / 1e6:.0f} MB: free space, "
-                    "then run again; the older checkpoints are untouched"
+                    f"{path}: cannot be written ({_first_line(error)}), {space_note(path, needed)}; free space or mend "
+                    "the disk, then run again; the older checkpoints are untouched"
                 ) from error
             write_text(_sidecar(path), f"{sha256(temporary)}  {path.name}\n")
-        _sync_folder(self.folder)
         for old in [n for n in self.iterations() if n < checkpoint.iteration][KEEP - 1 :]:
-            self.path(old).unlink(missing_ok=True)
-            _sidecar(self.path(old)).unlink(missing_ok=True)
+            self._remove(old)
         return path
 
     def load(self) -> tuple[Checkpoint | None, list[str]]:
@@ -100,6 +107,7 @@ class CheckpointStore:
             CheckpointError: if the newest readable one belongs to another training (other settings or seed).
         """
         notes: list[str] = []
+        self._tidy()
         for iteration in self.iterations():
             path = self.path(iteration)
             problem = _damage(path)
@@ -107,9 +115,9 @@ class CheckpointStore:
             if problem is None:
                 try:
                     payload = torch.load(path, map_location="cpu", weights_only=True)
-                except (RuntimeError, OSError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
+                except Exception as error:  # of a file that somebody made, checksum included, it can be anything
                     problem = _first_line(error)
-            if problem is None and (not isinstance(payload, dict) or payload.get("format") != FORMAT):
+            if problem is None and not _is_checkpoint(payload):
                 problem = "not a training checkpoint of this program"
             if problem is not None:
                 notes.append(f"{path}: damaged ({problem}), using the one before it")
@@ -135,9 +143,21 @@ class CheckpointStore:
 
     def clear(self) -> None:
         """Removes all checkpoints, once the run's final weights are safe."""
-        for iteration in self.iterations():
+        with contextlib.suppress(CheckpointError):
+            for iteration in self.iterations():
+                self._remove(iteration)
+
+    def _remove(self, iteration: int) -> None:
+        with contextlib.suppress(OSError):  # one too many does no harm
             self.path(iteration).unlink(missing_ok=True)
             _sidecar(self.path(iteration)).unlink(missing_ok=True)
+
+    def _tidy(self) -> None:
+        """Removes what a killed trainer left half made; the row's lock keeps others from being in the midst of it."""
+        with contextlib.suppress(OSError):
+            for path in [*self.folder.glob(".iteration_*.tmp"), *self.folder.glob("iteration_*.pt.sha256")]:
+                if path.suffix == ".tmp" or not path.with_suffix("").exists():
+                    path.unlink(missing_ok=True)
 
     def _check_origin(self, path: Path, payload: dict[str, Any]) -> None:
         for key, wanted in (("train_hash", self.row.train_hash), ("seed", self.seed)):
@@ -146,6 +166,13 @@ class CheckpointStore:
                     f"{path}: has {key} {payload.get(key)!r} (row {payload.get('row')!r}) but this training has "
                     f"{wanted!r}: it was copied from another run; remove it, then run again"
                 )
+
+
+def _is_checkpoint(payload: Any) -> bool:
+    if not isinstance(payload, dict) or payload.get("format") != FORMAT or not payload.keys() >= _FIELDS:
+        return False
+    states = (payload[key] for key in ("model", "optimizer", "scaler", "progress"))
+    return type(payload["iteration"]) is int and all(isinstance(state, dict) for state in states)
 
 
 def _sidecar(path: Path) -> Path:
@@ -172,15 +199,6 @@ def _tensor_bytes(value: Any) -> int:
     if isinstance(value, list | tuple):
         return sum(_tensor_bytes(item) for item in value)
     return 0
-
-
-def _sync_folder(folder: Path) -> None:
-    """Flushes the renames, which fsync of the files alone does not."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _first_line(error: BaseException) -> str:

@@ -1,33 +1,42 @@
-"""One process or many (torchrun): rank, sums and stops, and batch normalisation over all of them on any device."""
+"""One process or many (torchrun): rank, sums and stops, and statistics over all of them on any device."""
 
 from __future__ import annotations
 
+import gc
+import json
 import os
-from collections.abc import Iterator
+import socket
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.distributed.nn.functional as dist_nn
 from torch import Tensor, nn
+from torch.distributed.rendezvous import rendezvous
 
 from danet.errors import TrainingError
+from danet.models.attention import Clustering
+from danet.provenance import code_version
+
+ARRIVAL = timedelta(minutes=10)
+"""How long processes wait for each other at the start; nodes of a cluster do not come up at the same second."""
 
 
 @dataclass(frozen=True)
 class Process:
     """This process among ``world``; rank 0 writes, all compute.
 
-    Control messages (stop, failure) go over a gloo group of their own, so that they need no GPU synchronisation.
+    Control messages (stop, failure) are CPU tensors and go by gloo, so that they need no GPU synchronisation.
     """
 
     rank: int = 0
     world: int = 1
     local_world: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-    control: Any = None
 
     @property
     def is_main(self) -> bool:
@@ -37,14 +46,14 @@ class Process:
     def barrier(self) -> None:
         """Waits for all processes."""
         if self.world > 1:
-            dist.barrier(group=self.control)
+            self.any(False)
 
     def any(self, flag: bool) -> bool:
         """Whether any process says so; every process gets the same answer."""
         if self.world == 1:
             return flag
         value = torch.tensor([int(flag)])
-        dist.all_reduce(value, op=dist.ReduceOp.MAX, group=self.control)
+        dist.all_reduce(value, op=dist.ReduceOp.MAX)
         return bool(value.item())
 
     def sum(self, value: Tensor) -> Tensor:
@@ -59,44 +68,125 @@ class Process:
         if self.world == 1:
             return [value]
         values: list[Any] = [None] * self.world
-        dist.all_gather_object(values, value, group=self.control)
+        dist.all_gather_object(values, value)
         return values
+
+    def agree(self, facts: Mapping[str, Any], remedy: str) -> None:
+        """Refuses to go on, in every process, unless all have the same facts.
+
+        Raises:
+            TrainingError: naming the first fact that differs, and rank, host and value of two that differ in it.
+        """
+        problem = disagreement(self.gather({"host": socket.gethostname(), **facts}))
+        if problem is not None:
+            raise TrainingError(f"{problem}; {remedy}")
+
+
+def disagreement(facts: Sequence[Mapping[str, Any]]) -> str | None:
+    """What the processes do not have in common, if anything: the facts of each by rank, with its ``host``."""
+    for name in facts[0]:
+        if name == "host":
+            continue
+        for rank, other in enumerate(facts):
+            if other.get(name) != facts[0][name]:
+                return (
+                    f"processes differ in {name}: rank 0 on {facts[0]['host']} has {facts[0][name]}, "
+                    f"rank {rank} on {other['host']} has {other.get(name)}"
+                )
+    return None
 
 
 @contextmanager
 def processes(device: str | torch.device | None = None) -> Iterator[Process]:
     """Joins the processes that torchrun started (``WORLD_SIZE``), or is the only one.
 
+    Before they exchange a tensor they compare what they run: another PyTorch or another commit on one node would
+    compute something else, or hang.
+
     Args:
         device: ``cpu``, ``cuda`` or ``cuda:N``; by default the GPU of the local rank if there is one, else the CPU.
 
     Raises:
-        TrainingError: if that device is not there.
+        TrainingError: if that device is not there, a node has fewer GPUs than processes, a process does not come, or
+            they differ in software or kind of device.
     """
     world, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
-    chosen = select_device(device, local_rank)
+    local_world = int(os.environ.get("LOCAL_WORLD_SIZE", str(world)))
+    chosen = select_device(device, local_rank, local_world)
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
     if world == 1:
         yield Process(device=chosen)
         return
-    started = not dist.is_initialized()
-    if started:
-        dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo", rank=rank, world_size=world)
+    store = _meet(rank, world, chosen)
+    backend = "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo"
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world)
     try:
-        control = dist.new_group(backend="gloo") if chosen.type == "cuda" else dist.group.WORLD
-        yield Process(rank, world, int(os.environ.get("LOCAL_WORLD_SIZE", str(world))), chosen, control)
+        yield Process(rank, world, local_world, chosen)
+    except BaseException as error:
+        _release(error)
+        raise
     finally:
-        if started:
-            dist.destroy_process_group()
+        # A network that outlives its group keeps the group's threads, and one that wants Python's lock while the
+        # interpreter ends aborts the process: its exit code would be SIGABRT's.
+        gc.collect()
+        dist.destroy_process_group()
 
 
-def select_device(device: str | torch.device | None, local_rank: int = 0) -> torch.device:
-    """The device asked for, or the best there is.
+def _release(error: BaseException | None) -> None:
+    """Frees what the finished frames of an error and of what led to it hold."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
+
+
+def _meet(rank: int, world: int, device: torch.device) -> Any:
+    """The key-value store that all processes share, once all are there and have found that they run the same.
 
     Raises:
-        TrainingError: if it is not there or not a device's name.
+        TrainingError: in every process, if they differ, or if one does not come in time.
+    """
+    try:
+        store, _, _ = next(rendezvous("env://", rank, world, timeout=ARRIVAL))
+        store.set(f"facts/{rank}", json.dumps(_software(device)))
+        facts = [json.loads(store.get(f"facts/{other}")) for other in range(world)]
+        store.set(f"read/{rank}", "")
+        if rank == 0:  # it may be the one that keeps the store, so it must not leave before the others have read
+            store.wait([f"read/{other}" for other in range(world)], ARRIVAL)
+    except (dist.DistError, RuntimeError, ValueError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise TrainingError(
+            f"process {rank} of {world} on {socket.gethostname()} could not meet the others ({reason}); check that as "
+            "many as WORLD_SIZE were started, and that MASTER_ADDR and MASTER_PORT can be reached from every node"
+        ) from error
+    problem = disagreement(facts)
+    if problem is not None:
+        raise TrainingError(f"{problem}; give every node the same environment (constraints.txt), commit and GPUs")
+    return store
+
+
+def _software(device: torch.device) -> dict[str, Any]:
+    """What must be the same on every node."""
+    commit, dirty = code_version()
+    return {
+        "host": socket.gethostname(),
+        "torch": str(torch.__version__),
+        "commit": commit[:12] + (" with changes" if dirty else ""),
+        "device": device.type,
+    }
+
+
+def select_device(device: str | torch.device | None, local_rank: int = 0, local_world: int = 1) -> torch.device:
+    """The device asked for, or the best there is.
+
+    Args:
+        device: see :func:`processes`.
+        local_rank: of this process among those of its node.
+        local_world: how many those are.
+
+    Raises:
+        TrainingError: if it is not there or not a device's name, or if processes would have to share a GPU.
     """
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -106,6 +196,13 @@ def select_device(device: str | torch.device | None, local_rank: int = 0) -> tor
         raise TrainingError(f"device {device!r} is unknown; allowed: cpu, cuda, cuda:N") from error
     if chosen.type == "cuda":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if local_world > 1 and chosen.index is not None:
+            raise TrainingError(f"device {chosen}: all {local_world} processes would use one GPU; give cuda")
+        if 0 < count < local_world:
+            raise TrainingError(
+                f"{local_world} processes were started on {socket.gethostname()}, which has {count} GPUs for them; "
+                f"start at most {count} (torchrun --nproc-per-node {count}) or use device cpu"
+            )
         index = local_rank if chosen.index is None else chosen.index
         if index >= count:
             raise TrainingError(
@@ -126,7 +223,7 @@ class SyncBatchNorm(nn.BatchNorm2d):
         """Normalises ``(N, C, H, W)`` by the mean and biased variance over all processes' N, H and W."""
         if not (self.training and dist.is_initialized() and dist.get_world_size() > 1):
             return super().forward(input)
-        values = input.float()
+        values = input.to(torch.promote_types(input.dtype, torch.float32))
         count = values.new_tensor([float(values.numel() // values.shape[1])])
         total = torch.cat([count, values.sum((0, 2, 3))])
         total = _summed(total)
@@ -148,19 +245,43 @@ class SyncBatchNorm(nn.BatchNorm2d):
         return result.to(input.dtype)
 
 
-def _summed(value: Tensor) -> Tensor:
-    """Sum over processes, through which gradients flow."""
-    total: Tensor = dist_nn.all_reduce(value)  # type: ignore[no-untyped-call]
+class _Sum(torch.autograd.Function):
+    """Sum over processes; the gradient is summed too, as every process's output depends on each one's input."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor) -> Tensor:
+        return sum_over_processes(value)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        return sum_over_processes(gradients[0])
+
+
+def sum_over_processes(value: Tensor) -> Tensor:
+    """The sum of a tensor over all processes; the tensor itself stays as it is (not differentiable)."""
+    total = value.contiguous().clone()
+    dist.all_reduce(total)
     return total
 
 
+def _summed(value: Tensor) -> Tensor:
+    """Sum over processes, through which gradients flow."""
+    apply: Callable[[Tensor], Tensor] = _Sum.apply
+    return apply(value)
+
+
 def synchronise_batch_norm(model: nn.Module, device: torch.device) -> nn.Module:
-    """``model`` with every batch normalisation computed over all processes; state dict and names stay the same."""
-    if device.type == "cuda":
-        converted: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
-        return converted
+    """``model`` with every statistic of a batch taken over all processes; state dict and names stay the same.
+
+    That is batch normalisation and, in ClusterDANet, the step of the cluster centres: its source runs on one GPU, so
+    the centres must see the whole batch.
+    """
     for module in model.modules():
-        if type(module) is nn.BatchNorm2d:
+        if isinstance(module, Clustering):
+            module.total = sum_over_processes
+        elif device.type != "cuda" and type(module) is nn.BatchNorm2d:
             # no new state: the same parameters and buffers, another way to compute the statistics
             module.__class__ = SyncBatchNorm
+    if device.type == "cuda":
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
     return model

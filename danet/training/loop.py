@@ -5,19 +5,23 @@ dropout by :func:`danet.training.numerics.seed_step`, rates by :mod:`danet.train
 and continued, at any iteration and with any number of workers, ends with the same bits on a CPU, and on a GPU in
 deterministic mode.
 
-``runtime.accumulate`` splits each batch into micro-batches whose gradients add up to the whole batch's: loss averages
+``numerics.accumulate`` splits each batch into micro-batches whose gradients add up to the whole batch's: loss averages
 are taken over the whole batch. Only batch normalisation sees fewer images at a time, as it does on more GPUs without
-synchronisation.
+synchronisation; so the setting moves results, is part of the row's identity, and what was used is recorded.
 """
 
 from __future__ import annotations
 
 import contextlib
 import csv
+import io
 import itertools
 import json
+import math
+import os
 import shutil
 import signal
+import socket
 import threading
 import time
 from collections import deque
@@ -26,7 +30,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import torch
 from filelock import FileLock, Timeout
@@ -34,18 +38,19 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from danet.console import console
-from danet.data.loader import Batch, BatchStream, Source, available_cpus
+from danet.data.loader import Batch, BatchStream, Source, available_cpus, images_per_process
 from danet.data.prepared import PreparedDataset
-from danet.errors import ConfigError, DanetError, Interrupted, TrainingError
+from danet.errors import CheckpointError, ConfigError, DanetError, Interrupted, TrainingError
 from danet.evaluation.evaluate import evaluate_model
-from danet.files import atomic_write, sha256, write_json
+from danet.files import atomic_write, remove_leftovers, sha256, space_note, write_json, write_text
+from danet.models.fast import for_training
 from danet.models.segmentor import build_model
 from danet.provenance import EnergyMeter, collect
 from danet.rows import Row
 from danet.training import numerics
 from danet.training.checkpoint import Checkpoint, CheckpointStore
 from danet.training.distributed import Process, processes, synchronise_batch_norm
-from danet.training.losses import loss_denominator, segmentation_losses
+from danet.training.losses import loss_divisors, segmentation_losses
 from danet.training.optim import build_optimizer, set_learning_rates
 from danet.training.progress import CURVE_COLUMNS, LOSSES, History, Reporter, peak_memory_gb, progress_line
 from danet.weights.imagenet import load_backbone
@@ -53,8 +58,14 @@ from danet.weights.ours import save_model
 from danet.workspace import Workspace
 
 FORMAT = 1
-LOCK_WAIT = 15.0
-"""Seconds to wait for another trainer of the row: the workers of one that was killed live on for a few."""
+LOCK_WAIT = 60.0
+"""Seconds to wait for another trainer of the row: one that was told to stop saves first, and the workers of one that
+was killed live on for a few."""
+HOLDER = "trainer.json"
+"""Beside the lock: who holds it."""
+TRACKED = "tracked"
+"""Beside a finished seed's weights: its run in MLflow has been closed."""
+_SAME_FILES = "every node must see the same files: put the workspace on a shared file system, or copy it to all"
 CHECK_EVERY = 25
 """Iterations between looks at the losses on a GPU, so that it need not wait for each (always before a checkpoint)."""
 
@@ -71,19 +82,32 @@ class Tracker(Protocol):
         ...
 
 
-TrackerFactory = Callable[[Row, Literal["train"], int, Workspace], AbstractContextManager[Tracker]]
-"""``factory(row, "train", seed, workspace)``, as :func:`danet.tracking.run`."""
+TrackerFactory = Callable[..., AbstractContextManager[Tracker]]
+"""``factory(row, "train", seed, workspace)``, as :func:`danet.tracking.run`; with ``resume=True`` to complete a run."""
 
 
 class StopRequest:
-    """Turns SIGTERM and SIGINT into a flag that the loop looks at after each iteration; a second one acts at once."""
+    """Turns SIGTERM and SIGINT into a flag that the loop looks at after each iteration; a second one acts at once.
 
-    def __init__(self) -> None:
-        self.requested = False
+    Args:
+        orphaned: whether whoever started this training has died, which is a request to stop too: a successor may be
+            waiting for the row.
+    """
+
+    def __init__(self, orphaned: Callable[[], bool] | None = None) -> None:
+        self.reason = ""
+        self._orphaned = orphaned
         self._before: dict[int, Any] = {}
 
+    @property
+    def requested(self) -> bool:
+        """Whether to stop."""
+        if not self.reason and self._orphaned is not None and self._orphaned():
+            self.reason = "the DVC that started this has ended"
+        return bool(self.reason)
+
     def _note(self, number: int, frame: FrameType | None) -> None:
-        self.requested = True
+        self.reason = signal.Signals(number).name
         signal.signal(number, self._before[number])
 
     def __enter__(self) -> StopRequest:
@@ -98,6 +122,9 @@ class StopRequest:
             signal.signal(number, handler)
 
 
+GRADIENT = "gradient"
+
+
 @dataclass
 class _Step:
     """An iteration whose losses have not been looked at yet."""
@@ -105,6 +132,7 @@ class _Step:
     iteration: int
     names: list[str]
     losses: Tensor
+    """By name; the last one, :data:`GRADIENT`, is the largest absolute value of the gradients."""
     ids: list[str]
 
 
@@ -144,36 +172,45 @@ class Trainer:
         self.stop = stop or StopRequest()
         self.title = f"{row.name} seed {seed}"
         self.total = row.schedule.total_iterations(len(dataset))
-        if row.schedule.batch_size % self.process.world:
+        self.local_batch = _images_per_process(row, self.process)
+        wanted = row.numerics.accumulate
+        self.finds_accumulation = wanted == "auto" and self.process.world == 1
+        self.accumulate = 1 if wanted == "auto" else wanted
+        if self.local_batch % self.accumulate:
             raise ConfigError(
-                f"{row.name}: schedule.batch_size {row.schedule.batch_size} does not divide over "
-                f"{self.process.world} processes"
+                f"{row.name}: numerics.accumulate {self.accumulate} does not divide the {self.local_batch} "
+                f"images of a process; allowed: auto, {', '.join(map(str, _divisors(self.local_batch)))}"
             )
-        self.local_batch = row.schedule.batch_size // self.process.world
-        if self.local_batch % row.runtime.accumulate:
-            raise ConfigError(
-                f"{row.name}: runtime.accumulate {row.runtime.accumulate} does not divide the {self.local_batch} "
-                f"images of a process; allowed: {', '.join(map(str, _divisors(self.local_batch)))}"
-            )
-        self.micro_batch = self.local_batch // row.runtime.accumulate
 
         model = model.to(self.device)
         if row.numerics.channels_last:
             model = model.to(memory_format=torch.channels_last)
         if row.numerics.sync_batch_norm and self.process.world > 1:
             model = synchronise_batch_norm(model, self.device)
-        self.model = model
+        self.model = for_training(model, row.numerics, self.device)
         self.optimizer = build_optimizer(model, row.optimizer)  # type: ignore[arg-type]
         self.scaler = numerics.gradient_scaler(row.numerics, self.device)
         self.history = History()
         self.iteration = 0
+        self._updating = False  # in the optimizer's step, of which there is no going back
         self._saved: int | None = None
         self._pending: deque[_Step] = deque()
         self._meter: EnergyMeter | None = None
         self._energy_before: float | None = 0.0
         self._restore()
+        self.process.agree(
+            {"the iteration of the newest checkpoint": self.iteration},
+            f"every node must see the same {self.store.folder}: put the workspace on a shared file system",
+        )
+        if not self.history.accumulate:
+            self.history.accumulate = [[1, self.accumulate]]
         self.network = self._wrap()
         self._proven = not row.numerics.compile  # whether this network has made a step
+
+    @property
+    def micro_batch(self) -> int:
+        """Images of this process at a time."""
+        return self.local_batch // self.accumulate
 
     def _restore(self) -> None:
         checkpoint, notes = self.store.load()
@@ -181,7 +218,13 @@ class Trainer:
             self.reporter.say(f"{self.title}: {note}")
         if checkpoint is None:
             return
-        self.model.load_state_dict(checkpoint.model)
+        try:
+            self.model.load_state_dict(checkpoint.model)
+        except RuntimeError as error:
+            raise CheckpointError(
+                f"{self.store.path(checkpoint.iteration)}: is of another model ({_first_lines(error)}), so other code "
+                "wrote it; remove the folder to train anew"
+            ) from error
         # only the momentum: rates and kernel choices come from this row on this device
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": checkpoint.optimizer["state"], "param_groups": groups})
@@ -189,6 +232,8 @@ class Trainer:
             self.scaler.load_state_dict(checkpoint.scaler)
         self.history = History.restored(checkpoint.progress)
         self.history.resumed += 1
+        if self.finds_accumulation and self.history.accumulate:
+            self.accumulate = self.history.accumulate[-1][1]
         self.iteration = self._saved = checkpoint.iteration
         self._energy_before = self.history.energy_kj
         self.reporter.say(f"{self.title}: goes on after iteration {self.iteration} of {self.total}")
@@ -228,10 +273,11 @@ class Trainer:
             rank=self.process.rank,
             world=self.process.world,
             workers=self.workers,
-            pin=self.device.type == "cuda",
+            device=self.device,
+            lazy=row.runtime.lazy_crop,
         )
         session_start, session_seconds = self.iteration, history.seconds
-        lr = 0.0
+        lr = waited = 0.0
 
         def line() -> str:
             done = max(1, self.iteration - session_start)
@@ -254,11 +300,12 @@ class Trainer:
                 eta=eta,
             )
 
+        for entry in history.curve:  # what MLflow did not get before the stop; it takes no step twice
+            self._track(entry)
         with stream, self.reporter.run(self.title, self.total, self.iteration):
             while self.iteration < self.total:
                 began = time.perf_counter()
                 batch = next(stream)
-                waited = time.perf_counter() - began
                 lr = set_learning_rates(self.optimizer, row.schedule, self.iteration, self.total)
                 with self._explained(batch):
                     self._pending.append(self._step(batch))
@@ -266,7 +313,8 @@ class Trainer:
                 validating = self._validates()
                 if self._is_boundary() or validating or self.device.type != "cuda" or len(self._pending) >= CHECK_EVERY:
                     self._settle()
-                history.time(time.perf_counter() - began, waited, row.schedule.batch_size)
+                before, waited = waited, stream.waited
+                history.time(time.perf_counter() - began, waited - before, row.schedule.batch_size)
                 self.reporter.step(self.iteration, line)
                 score = self._validated() if validating else None
                 if self.iteration in (1, self.total) or self.iteration % row.runtime.log_interval == 0 or validating:
@@ -277,8 +325,9 @@ class Trainer:
                     self._save(batch.ids)
                 if stopping:
                     raise Interrupted(
-                        f"{self.title}: stopped after iteration {self.iteration} of {self.total}, saved in "
-                        f"{self.store.folder}; run the same command again to go on from there"
+                        f"{self.title}: stopped after iteration {self.iteration} of {self.total}"
+                        f"{f' ({self.stop.reason})' if self.stop.reason else ''}, saved in {self.store.folder}; "
+                        "run the same command again to go on from there"
                     )
         self._settle()
         self._check_finite([])
@@ -305,27 +354,51 @@ class Trainer:
         return interval is not None and self.validate is not None and self.iteration % interval == 0
 
     def _step(self, batch: Batch) -> _Step:
-        """One optimizer step on this process's part of a batch."""
-        if self._proven:
+        """One optimizer step on this process's part of a batch; divides it finer if memory runs out and it may."""
+        if self._proven and not self.finds_accumulation:
             return self._compute(batch)
         buffers = [(buffer, buffer.clone()) for buffer in self.model.buffers()]
-        try:
-            step = self._compute(batch)
-        except (DanetError, torch.OutOfMemoryError):
-            raise
-        except Exception as error:
-            # The first call compiles. If the fault is not the compiler's, the plain network raises it again.
-            reason = " ".join(str(error).split())[:200]
-            self.reporter.say(
-                f"{self.title}: torch.compile failed ({type(error).__name__}: {reason}); going on without it, at the "
-                "plain speed"
-            )
-            self.network = self._uncompiled()
-            for buffer, before in buffers:
-                buffer.copy_(before)
-            step = self._compute(batch)
-        self._proven = True
-        return step
+        while True:
+            try:
+                step = self._compute(batch)
+            except Exception as error:
+                if _out_of_memory(error):
+                    if self._updating or not self._divide_finer():
+                        raise
+                    del error  # its traceback holds on to what did not fit
+                    self.optimizer.zero_grad(set_to_none=True)
+                    if self.device.type == "cuda":
+                        torch.cuda.empty_cache()
+                elif isinstance(error, DanetError) or self._proven:
+                    raise
+                else:
+                    # The first call compiles. If the fault is not the compiler's, the plain network raises it again.
+                    reason = " ".join(str(error).split())[:200]
+                    self.reporter.say(
+                        f"{self.title}: torch.compile failed ({type(error).__name__}: {reason}); going on without it, "
+                        "at the plain speed"
+                    )
+                    self.network = self._uncompiled()
+                    self._proven = True
+                for buffer, before in buffers:
+                    buffer.copy_(before)
+            else:
+                self._proven = True
+                return step
+
+    def _divide_finer(self) -> bool:
+        """Raises the number of micro-batches to the next that divides the batch; False if there is none."""
+        finer = [n for n in _divisors(self.local_batch) if n > self.accumulate] if self.finds_accumulation else []
+        if not finer:
+            return False
+        self.accumulate = finer[0]
+        changes = [entry for entry in self.history.accumulate if entry[0] != self.iteration + 1]
+        self.history.accumulate = [*changes, [self.iteration + 1, self.accumulate]]
+        self.reporter.say(
+            f"{self.title}: out of memory at iteration {self.iteration + 1}; from here on {self.micro_batch} images at "
+            f"a time ({self.accumulate} to an optimizer step, recorded in train.json): the batch size stays"
+        )
+        return True
 
     def _uncompiled(self) -> nn.Module:
         inner: nn.Module = getattr(self.network, "_orig_mod", self.network)
@@ -337,27 +410,36 @@ class Trainer:
         if row.numerics.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
         labels = batch.masks.to(device, non_blocking=True)
-        denominator = loss_denominator(labels, row.loss.average)
-        if self.process.world > 1:
-            # DDP averages gradients over processes; with this divisor that is the mean over the global batch's pixels
-            denominator = self.process.sum(denominator) / self.process.world
+        places = [position % row.schedule.batch_size for position in batch.positions]
+        divisors = loss_divisors(labels, row.loss, places, row.schedule.batch_size, self.process.sum)
+        divisors /= self.process.world  # DDP averages gradients over processes; with this they add up to the batch's
         self.optimizer.zero_grad(set_to_none=True)
         total: dict[str, Tensor] = {}
         for first in range(0, self.local_batch, self.micro_batch):
             part = slice(first, first + self.micro_batch)
-            numerics.seed_step(self.seed, batch.positions[first])
+            numerics.seed_step(self.model, self.seed, batch.positions[part], device)
             with self._synchronised(last=first + self.micro_batch >= self.local_batch):
                 with numerics.autocast(row.numerics, device):
                     outputs: Mapping[str, Tensor] = self.network(images[part])
                 losses = segmentation_losses(
-                    outputs, labels[part], row.loss, align_corners=row.model.align_corners, denominator=denominator
+                    outputs, labels[part], row.loss, align_corners=row.model.align_corners, divisors=divisors[part]
                 )
                 self.scaler.scale(losses["loss"]).backward()  # type: ignore[no-untyped-call]
             for name, value in losses.items():
                 total[name] = total[name] + value.detach() if name in total else value.detach()
+        total[GRADIENT] = self._largest_gradient()
+        self._updating = True
         self.scaler.step(self.optimizer)
         self.scaler.update()
+        self._updating = False
         return _Step(self.iteration, list(total), torch.stack(list(total.values())), batch.ids)
+
+    def _largest_gradient(self) -> Tensor:
+        """NaN or infinite if any gradient is (scalar); 0 for fp16, whose scaler looks for those itself."""
+        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+        if self.scaler.is_enabled() or not gradients:
+            return torch.zeros((), device=self.device)
+        return torch.nn.utils.get_total_norm(gradients, math.inf)
 
     def _synchronised(self, last: bool) -> AbstractContextManager[None]:
         """Gradients are exchanged with the last micro-batch only."""
@@ -375,17 +457,26 @@ class Trainer:
         values = self.process.sum(torch.stack([step.losses for step in steps])) / self.process.world
         for step, losses in zip(steps, values.double().cpu().tolist(), strict=True):
             named = dict(zip(step.names, losses, strict=True))
-            if not all(torch.isfinite(torch.tensor(losses))):
-                raise self._not_finite(f"loss is {named['loss']}", step.iteration + 1, step.ids)
+            gradient = named.pop(GRADIENT)
+            if bad := [f"{name} {value}" for name, value in named.items() if not math.isfinite(value)]:
+                raise self._not_finite(f"loss is {named['loss']}", step.iteration + 1, step.ids, also=bad)
+            if not math.isfinite(gradient):
+                raise self._not_finite(f"{self._bad_gradient()} is not finite", step.iteration + 1, step.ids)
             self.history.add(named)
         self.history.peak_memory_gb = max(self.history.peak_memory_gb, peak_memory_gb(self.device))
 
-    def _not_finite(self, what: str, iteration: int, ids: Sequence[str]) -> TrainingError:
+    def _bad_gradient(self) -> str:
+        named = self.model.named_parameters()
+        bad = (name for name, p in named if p.grad is not None and not bool(torch.isfinite(p.grad).all()))
+        return f"the gradient of {next(bad, 'a weight')}"
+
+    def _not_finite(self, what: str, iteration: int, ids: Sequence[str], also: Sequence[str] = ()) -> TrainingError:
         images = list(itertools.chain.from_iterable(self.process.gather(list(ids))))
         good = self.store.last_good()
+        parts = f" ({', '.join(also)})" if also else ""
         return TrainingError(
-            f"{self.title}: {what} at iteration {iteration}, images {', '.join(images) or '-'}; nothing of it was "
-            f"saved. Last good checkpoint: {good or 'none'}. Look at these images, lower optimizer.lr, give "
+            f"{self.title}: {what} at iteration {iteration}{parts}, images {', '.join(images) or '-'}; nothing of it "
+            f"was saved. Last good checkpoint: {good or 'none'}. Look at these images, lower optimizer.lr, give "
             "schedule.warmup_iterations, or use numerics.precision fp32 or bf16"
         )
 
@@ -411,15 +502,17 @@ class Trainer:
 
     def _log(self, lr: float, score: float | None, line: Callable[[], str]) -> None:
         shown = line()
-        wait = self.history.interval_wait / self.history.interval_seconds if self.history.interval_seconds else 0.0
         entry = self.history.close(self.iteration, lr, score)
         self.reporter.interval(self.title, self.iteration, shown)
         if score is not None:
             self.reporter.say(f"{self.title}  iter {self.iteration}/{self.total}  validation mIoU {score:.2f}")
+        self._track(entry)
+
+    def _track(self, entry: Mapping[str, float | int | None]) -> None:
+        """Gives a row of the curve to the tracker."""
         if self.tracker is not None:
             values = {name: float(value) for name, value in entry.items() if value is not None and name != "iteration"}
-            values |= {"data_wait_share": wait, "peak_memory_gb": self.history.peak_memory_gb}
-            self.tracker.metrics(self.iteration, values)
+            self.tracker.metrics(int(entry["iteration"] or 0), values)
 
     def _save(self, ids: Sequence[str]) -> None:
         if self._saved == self.iteration:
@@ -446,16 +539,15 @@ class Trainer:
         """Gives failures of a step that a user can mend a message that says how."""
         try:
             yield
-        except (torch.OutOfMemoryError, MemoryError) as error:
-            raise self._out_of_memory() from error
-        except (RuntimeError, ValueError, IndexError) as error:
+        except (RuntimeError, ValueError, IndexError, MemoryError) as error:
             text = str(error)
-            if "can't allocate memory" in text or "out of memory" in text:
-                raise self._out_of_memory() from error
+            if _out_of_memory(error):
+                raise self._does_not_fit() from error
             if "more than 1 value per channel" in text:
                 raise TrainingError(
                     f"{self.title}: batch normalisation of a 1x1 map needs at least 2 images at a time, here it has "
-                    f"{self.micro_batch}; lower runtime.accumulate, use fewer processes or set numerics.sync_batch_norm"
+                    f"{self.micro_batch}; lower numerics.accumulate, use fewer processes or set "
+                    "numerics.sync_batch_norm"
                 ) from error
             if "does not have a deterministic implementation" in text:
                 raise TrainingError(
@@ -468,18 +560,42 @@ class Trainer:
                 ) from error
             raise
 
-    def _out_of_memory(self) -> TrainingError:
+    def _does_not_fit(self) -> TrainingError:
         used = f" (peak {peak_memory_gb(self.device):.1f} GB)" if self.device.type == "cuda" else ""
-        finer = [n for n in _divisors(self.local_batch) if n > self.row.runtime.accumulate]
+        finer = [n for n in _divisors(self.local_batch) if n > self.accumulate]
         choices = " or ".join(f"{n} ({self.local_batch // n} at a time)" for n in finer)
+        auto = " or, on one GPU, auto" if self.process.world == 1 and not self.finds_accumulation else ""
         remedy = (
-            f"set runtime.accumulate to {choices}: batch size and learning rate stay as they are"
+            f"set numerics.accumulate to {choices}{auto}: batch size and learning rate stay as they are, batch "
+            "normalisation sees fewer images at a time"
             if finer
             else "set numerics.precision to bf16, or use more GPUs"
         )
         return TrainingError(
-            f"{self.title}: out of memory on {self.device}{used} with {self.micro_batch} images at a time; {remedy}"
+            f"{self.title}: out of memory on {self.device}{used} with {self.micro_batch} images at a time "
+            f"(schedule.batch_size {self.row.schedule.batch_size}, world size {self.process.world}, "
+            f"numerics.accumulate {self.accumulate}); {remedy}"
         )
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    """Of a GPU or of the host; PyTorch raises the latter as a plain RuntimeError."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(
+        words in str(error) for words in ("can't allocate memory", "out of memory")
+    )
+
+
+def _first_lines(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200]
+
+
+def _images_per_process(row: Row, process: Process) -> int:
+    try:
+        return images_per_process(row.schedule.batch_size, process.world)
+    except ConfigError as error:
+        raise ConfigError(f"{row.name}: {error}") from None
 
 
 def _divisors(number: int) -> list[int]:
@@ -500,11 +616,16 @@ def capped_workers(wanted: int, local_world: int = 1) -> tuple[int, str | None]:
 
 
 @contextmanager
-def row_lock(folder: Path, process: Process) -> Iterator[None]:
-    """Holds a row's checkpoint folder against other trainers, as long as this process lives.
+def row_lock(folder: Path, process: Process, say: Callable[[str], None] = lambda _: None) -> Iterator[None]:
+    """Holds a row's checkpoint folder (its name has the row's hash) against other trainers, while this process lives.
+
+    Args:
+        folder: with the checkpoints of the row.
+        process: of several, the first holds it for all.
+        say: is told if another trainer has to be waited for.
 
     Raises:
-        TrainingError: in every process, if another trainer holds it.
+        TrainingError: in every process, if another trainer holds it for longer than :data:`LOCK_WAIT`.
     """
     lock: FileLock | None = None
     refused: str | None = None
@@ -512,10 +633,13 @@ def row_lock(folder: Path, process: Process) -> Iterator[None]:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             lock = FileLock(folder / "train.lock")
-            lock.acquire(timeout=LOCK_WAIT)
+            _acquire(lock, folder, say)
         except Timeout:
             lock = None
-            refused = f"{folder}: another process is training this row; wait for it or stop it, then run again"
+            refused = (
+                f"{folder}: another process is training this row{_holder(folder)}; wait for it or stop it, then run "
+                "again"
+            )
         except OSError as error:
             lock = None
             refused = (
@@ -528,7 +652,30 @@ def row_lock(folder: Path, process: Process) -> Iterator[None]:
         yield
     finally:
         if lock is not None:
+            with contextlib.suppress(OSError):
+                (folder / HOLDER).unlink(missing_ok=True)
             lock.release()
+
+
+def _acquire(lock: FileLock, folder: Path, say: Callable[[str], None]) -> None:
+    """Takes the lock, which the system frees when its holder dies, and leaves a note of who has it."""
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        say(f"{folder}: another process is training this row{_holder(folder)}; waiting up to {LOCK_WAIT:.0f} s for it")
+        lock.acquire(timeout=LOCK_WAIT)
+    holder = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
+    remove_leftovers(folder / HOLDER)
+    with contextlib.suppress(DanetError):  # only a help to the reader of a message
+        write_json(folder / HOLDER, holder)
+
+
+def _holder(folder: Path) -> str:
+    try:
+        holder = json.loads((folder / HOLDER).read_text(encoding="utf-8"))
+        return f" (process {holder['pid']} on {holder['host']}, since {holder['since']})"
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
 
 
 def train_row(
@@ -538,6 +685,7 @@ def train_row(
     tracker_factory: TrackerFactory | None = None,
     device: str | torch.device | None = None,
     progress: bool = True,
+    orphaned: Callable[[], bool] | None = None,
 ) -> None:
     """Trains every seed of a row that is not trained yet, and writes its weights and training metrics.
 
@@ -552,27 +700,34 @@ def train_row(
         tracker_factory: as :func:`danet.tracking.run`; called in rank 0 only.
         device: ``cpu``, ``cuda``, ``cuda:N``; by default the GPU (of this torchrun process) if there is one.
         progress: whether to print anything.
+        orphaned: see :class:`StopRequest`.
 
     Raises:
-        Interrupted: after SIGTERM or SIGINT, with the state saved.
+        Interrupted: after SIGTERM or SIGINT, or when orphaned, with the state saved.
         TrainingError: if training cannot go on, or another process trains this row.
         DataError, CheckpointError: if the data or a weights file is missing or damaged.
     """
-    with processes(device) as process, numerics.configured(row.numerics), StopRequest() as stop:
+    with processes(device) as process, numerics.configured(row.numerics), StopRequest(orphaned) as stop:
+        process.agree({"settings of the row": row.train_hash, "seeds": list(row.seeds)}, _SAME_FILES)
+        _images_per_process(row, process)
         reporter = Reporter(console, row.runtime.progress, quiet=not progress or not process.is_main)
         folders = {seed: workspace.checkpoints(row, seed) for seed in row.seeds}
-        with row_lock(folders[row.seeds[0]].parent, process):
+        with row_lock(folders[row.seeds[0]].parent, process, reporter.say):
             for seed, folder in folders.items():
                 finished = process.gather(_finished(folder, row, seed) is not None)[0]
+                factory = tracker_factory if process.is_main else None
                 if finished:
                     reporter.say(f"{row.name} seed {seed}: already trained, its weights are used again ({folder})")
+                    if factory is not None and not (folder / TRACKED).exists():
+                        _track_finished(row, seed, workspace, factory)
                     continue
-                factory = tracker_factory if process.is_main else None
-                tracking = factory(row, "train", seed, workspace) if factory else contextlib.nullcontext()
+                # finished once, and damaged since: the same training again is the same run
+                again = {"resume": True} if (folder / TRACKED).exists() else {}
+                tracking = factory(row, "train", seed, workspace, **again) if factory else contextlib.nullcontext()
                 with tracking as tracker:
                     _train_seed(row, seed, workspace, process=process, reporter=reporter, tracker=tracker, stop=stop)
-                    if tracker is not None:
-                        tracker.flush()
+                if factory is not None:
+                    _note_tracked(folder)
                 if process.any(stop.requested) and seed != row.seeds[-1]:
                     raise Interrupted(
                         f"{row.name}: stopped after seed {seed}, which is finished; "
@@ -581,6 +736,25 @@ def train_row(
             if process.is_main:
                 _write_outputs(row, workspace)
             process.barrier()
+
+
+def _track_finished(row: Row, seed: int, workspace: Workspace, factory: TrackerFactory) -> None:
+    """Completes the run in MLflow of a seed whose trainer was killed after it had saved the weights."""
+    folder = workspace.checkpoints(row, seed)
+    record = _finished(folder, row, seed)
+    if record is None:
+        return
+    with factory(row, "train", seed, workspace, resume=True) as tracker:
+        for entry in record["curve"]:
+            values = {name: float(value) for name, value in entry.items() if value is not None and name != "iteration"}
+            tracker.metrics(entry["iteration"], values)
+        tracker.flush()
+    _note_tracked(folder)
+
+
+def _note_tracked(folder: Path) -> None:
+    with contextlib.suppress(OSError):  # else the same values are offered again, and not taken
+        (folder / TRACKED).touch()
 
 
 def _train_seed(
@@ -595,6 +769,7 @@ def _train_seed(
 ) -> None:
     folder = workspace.checkpoints(row, seed)
     dataset = _open_split(row, workspace, row.train_split)
+    process.agree({"prepared data": getattr(dataset, "manifest_hash", None)}, _SAME_FILES)
     numerics.seed_initialisation(seed)
     model, imagenet_sha256 = _build_model(row, workspace, dataset.num_classes)
     workers, note = capped_workers(row.runtime.workers, process.local_world)
@@ -631,7 +806,13 @@ def _keep(trainer: Trainer, folder: Path, dataset: Any, imagenet_sha256: str | N
     """Stores a finished seed: its weights, then the record that says they are whole."""
     row, seed, history = trainer.row, trainer.seed, trainer.history
     weights = folder / "final.safetensors"
-    _save_model(weights, trainer.model, row, seed)
+    for path in (weights, folder / "result.json"):
+        remove_leftovers(path)
+    try:
+        _save_model(weights, trainer.model, row, seed)
+    except CheckpointError as error:
+        needed = sum(tensor.nbytes for tensor in trainer.model.state_dict().values())
+        raise CheckpointError(f"{error} ({space_note(weights, needed)})") from error
     digest = sha256(weights)
     final = history.curve[-1]
     run = {
@@ -643,6 +824,7 @@ def _keep(trainer: Trainer, folder: Path, dataset: Any, imagenet_sha256: str | N
         "peak_memory_gb": round(history.peak_memory_gb, 3),
         "data_wait_share": round(history.data_wait_share, 4),
         "resumed": history.resumed,
+        "accumulate": history.accumulate,
         "weights_sha256": digest,
         "provenance": _provenance(
             row,
@@ -685,14 +867,19 @@ def _write_outputs(row: Row, workspace: Workspace) -> None:
             )
         runs.append(record["run"])
         curve += [{"seed": seed, **entry} for entry in record["curve"]]
-        with atomic_write(workspace.model(row) / f"seed{seed}.safetensors") as temporary:
-            shutil.copyfile(folder / "final.safetensors", temporary)
+        final, out = folder / "final.safetensors", workspace.model(row) / f"seed{seed}.safetensors"
+        remove_leftovers(out)
+        with atomic_write(out, final.stat().st_size) as temporary:
+            shutil.copyfile(final, temporary)
     metrics = workspace.metrics(row)
-    with atomic_write(metrics / "curve.csv") as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.DictWriter(stream, CURVE_COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        for entry in curve:
-            writer.writerow({name: _cell(name, entry.get(name)) for name in CURVE_COLUMNS})
+    for name in ("curve.csv", "train.json"):
+        remove_leftovers(metrics / name)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, CURVE_COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    for entry in curve:
+        writer.writerow({name: _cell(name, entry.get(name)) for name in CURVE_COLUMNS})
+    write_text(metrics / "curve.csv", text.getvalue())
     write_json(
         metrics / "train.json",
         {

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
 import torch
+from torch import nn
 
+from danet.models.dropout import Dropout2d
 from danet.rows import Numerics
 
 _STEP = 0x73746570
@@ -40,14 +42,21 @@ def configured(numerics: Numerics) -> Iterator[None]:
         torch.backends.cudnn.deterministic = numerics.deterministic
         if numerics.deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS needs to repeat itself
-        torch.use_deterministic_algorithms(numerics.deterministic)
+        _use_deterministic(numerics.deterministic, warn_only=False)
         yield
     finally:
         torch.backends.cuda.matmul.allow_tf32 = before[0]
         torch.backends.cudnn.allow_tf32 = before[1]
         torch.backends.cudnn.benchmark = before[2]
         torch.backends.cudnn.deterministic = before[3]
-        torch.use_deterministic_algorithms(before[4], warn_only=before[5])
+        _use_deterministic(before[4], warn_only=before[5])
+
+
+def _use_deterministic(mode: bool, warn_only: bool) -> None:
+    """Changes PyTorch's mode if need be: each call imports the compiler, which takes seconds."""
+    now = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    if now != (mode, warn_only):
+        torch.use_deterministic_algorithms(mode, warn_only=warn_only)
 
 
 def autocast(numerics: Numerics, device: torch.device) -> torch.autocast:
@@ -65,12 +74,18 @@ def seed_initialisation(seed: int) -> None:
     torch.manual_seed(_mixed(seed, _INIT))
 
 
-def seed_step(seed: int, position: int) -> None:
-    """Seeds PyTorch (dropout) before a forward pass whose first sample is at global ``position``.
+def seed_step(model: nn.Module, seed: int, positions: Sequence[int], device: torch.device | None = None) -> None:
+    """Seeds a forward pass: each sample's dropout by its global position, anything else by the first one's.
 
-    So the state of no generator has to be kept, and a run continues to the bit from any iteration.
+    So the state of no generator has to be kept: a run continues to the bit from any iteration, and a sample's dropout
+    is the same whichever process and micro-batch it is in.
     """
-    torch.manual_seed(_mixed(seed, position, _STEP))
+    torch.manual_seed(_mixed(seed, positions[0], _STEP))
+    layers = [module for module in model.modules() if isinstance(module, Dropout2d)]
+    if layers:
+        keys_N = torch.tensor([_mixed(seed, position, _STEP) for position in positions], device=device)
+        for number, layer in enumerate(layers):
+            layer.draw_for(keys_N, number)
 
 
 def _mixed(*parts: int) -> int:

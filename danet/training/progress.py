@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import resource
 import sys
@@ -39,6 +40,8 @@ class History:
     interval_images: int = 0
     peak_memory_gb: float = 0.0
     resumed: int = 0
+    accumulate: list[list[int]] = field(default_factory=list)
+    """Micro-batches per optimizer step: ``[first iteration, number]``, one entry unless memory ran out in mid-run."""
     energy_kj: float | None = None
     """Drawn by the GPUs so far; ``None`` where the driver does not say, or did not in an earlier part of the run."""
 
@@ -63,6 +66,8 @@ class History:
         row: dict[str, float | int | None] = {"iteration": iteration}
         row |= {name: self.sums[name] / self.counted if name in self.sums else None for name in LOSSES}
         row |= {"lr": lr, "images_per_second": round(speed, 3), "val_miou": val_miou}
+        wait = self.interval_wait / self.interval_seconds if self.interval_seconds > 0 else 0.0
+        row |= {"data_wait_share": wait, "peak_memory_gb": self.peak_memory_gb}
         self.curve.append(row)
         self.sums, self.counted = {}, 0
         self.interval_seconds = self.interval_wait = 0.0
@@ -120,9 +125,10 @@ class Reporter:
         self._shown = 0.0
 
     def say(self, message: str) -> None:
-        """Prints a line, above the bar where there is one."""
+        """Prints a line, above the bar where there is one; a log on a full disk or a closed pipe stops no training."""
         if not self.quiet:
-            self.console.print(escape(message))
+            with contextlib.suppress(OSError):
+                self.console.print(escape(message))
 
     @contextmanager
     def run(self, title: str, total: int, start: int) -> Iterator[None]:

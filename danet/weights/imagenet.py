@@ -193,7 +193,7 @@ def load_backbone(model: Segmentor, folder: Path) -> str | None:
         raise CheckpointError(
             f"{folder / SOURCE_FILE}: does not exist; make it first (dvc repro, or danet weights)"
         ) from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{folder / SOURCE_FILE}: is damaged ({error}); {remedy}") from error
     if random:
         return None

@@ -87,10 +87,20 @@ def metadata_of(path: Path) -> dict[str, str] | None:
     try:
         with safe_open(path, framework="pt", device="cpu") as stream:
             text = (stream.metadata() or {}).get(METADATA_KEY)
-        metadata: dict[str, str] | None = None if text is None else json.loads(text)
+        return None if text is None else _parsed(text)
     except (SafetensorError, OSError, ValueError):
         return None
-    return metadata
+
+
+def _parsed(text: str) -> dict[str, str]:
+    """The JSON object of strings; raises ``ValueError`` for anything else."""
+    try:
+        value = json.loads(text)
+    except RecursionError:
+        raise ValueError("its metadata are nested too deep") from None
+    if not isinstance(value, dict) or not all(isinstance(entry, str) for entry in value.values()):
+        raise ValueError("its metadata are no texts by name")
+    return value
 
 
 def config_of(path: Path, metadata: Mapping[str, str]) -> tuple[rows.Model, int]:
@@ -103,8 +113,8 @@ def config_of(path: Path, metadata: Mapping[str, str]) -> tuple[rows.Model, int]
     settings: dict[str, Any] = {key: None if value == "none" else value for key, value in values.items()}
     if settings["multi_grid"] is not None:
         settings["multi_grid"] = settings["multi_grid"].split(",")
-    settings["output_stride"] = int(values["output_stride"]) if values["output_stride"].isdigit() else None
     try:
+        settings["output_stride"] = int(values["output_stride"])
         return rows.Model.model_validate(settings), int(metadata["num_classes"])
     except (ValidationError, KeyError, ValueError) as error:
         raise CheckpointError(f"{path}: its metadata do not describe a model; make the file again") from error
@@ -122,11 +132,12 @@ def read_model(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
         raise CheckpointError(f"{path}: is empty; delete it and train the row again")
     try:
         with safe_open(path, framework="pt", device="cpu") as stream:
-            metadata: dict[str, str] = json.loads((stream.metadata() or {}).get(METADATA_KEY, "{}"))
+            metadata = _parsed((stream.metadata() or {}).get(METADATA_KEY, "{}"))
             tensors = {key: stream.get_tensor(key) for key in stream.keys()}  # noqa: SIM118 - no mapping
-    except (SafetensorError, OSError, ValueError) as error:
+    except (SafetensorError, OSError, ValueError, LookupError, TypeError, RuntimeError, AttributeError) as error:
+        reason = str(error).encode("utf-8", "backslashreplace").decode()[:300]
         raise CheckpointError(
-            f"{path}: is not a safetensors file or is cut off ({error}); delete it and train the row again"
+            f"{path}: is not a safetensors file or is cut off ({reason}); delete it and train the row again"
         ) from error
     if metadata.get("format") != FORMAT:
         raise CheckpointError(

@@ -1,6 +1,8 @@
 """Reading weights files that come from elsewhere, and saying what is wrong with them.
 
-Nothing in a file is ever executed: PyTorch files are read with ``weights_only=True``, zips in memory.
+Nothing in a file is ever executed: PyTorch files are read with ``weights_only=True``, zips in memory. A tensor must be
+plain (dense, of ordinary numbers, on the CPU), and all together must not be much larger than the bytes that the file
+has for them: a few bytes can claim a view of terabytes, which only the first use would try to allocate.
 """
 
 from __future__ import annotations
@@ -9,6 +11,8 @@ import hashlib
 import io
 import pickle
 import re
+import struct
+import warnings
 import zipfile
 import zlib
 from collections.abc import Iterable, Mapping
@@ -24,8 +28,35 @@ from torch import Tensor
 
 from danet.errors import CheckpointError
 
+_NUMBERS: Final = {
+    torch.float64,
+    torch.float32,
+    torch.float16,
+    torch.bfloat16,
+    torch.int64,
+    torch.int32,
+    torch.int16,
+    torch.int8,
+    torch.uint8,
+    torch.bool,
+}
 MAX_MEMBER_BYTES: Final = 4 * 2**30
 """Largest file unpacked from a zip: four times the largest released checkpoint, and no zip bomb."""
+ZIP_DAMAGE: Final = (
+    zipfile.BadZipFile,
+    zlib.error,
+    EOFError,
+    NotImplementedError,
+    RuntimeError,
+    ValueError,
+    LookupError,
+    OverflowError,
+    OSError,
+    struct.error,
+)
+"""What Python's zip reader raises on damaged ones."""
+MAX_VIEW_BYTES: Final = 2**29
+"""Of all tensors of a file together, where that is more than twice their stored bytes."""
 _SHOWN: Final = 5
 _DEFAULT_REMEDY: Final = "delete it and fetch it again"
 
@@ -125,32 +156,39 @@ def _read(file: Path, remedy: str) -> bytes:
     return data
 
 
+def _entries(data: bytes) -> list[zipfile.ZipInfo] | None:
+    """The directory of a zip; None for anything else, and for a damaged one (which PyTorch's reader will refuse)."""
+    if not data.startswith(b"PK"):
+        return None
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            return archive.infolist()
+    except ZIP_DAMAGE:
+        return None
+
+
 def _is_zip_of_checkpoint(data: bytes) -> bool:
     """A zip that is not itself a PyTorch file (those hold ``<name>/data.pkl``)."""
-    if not data.startswith(b"PK"):
-        return False
-    try:
-        with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            return not any(PurePosixPath(name).name == "data.pkl" for name in archive.namelist())
-    except zipfile.BadZipFile:
-        return False  # cut off, whichever it was: PyTorch's reader will refuse it
+    entries = _entries(data)
+    return entries is not None and not any(PurePosixPath(info.filename).name == "data.pkl" for info in entries)
 
 
-def _is_torchscript(data: bytes) -> bool:
+def _is_torchscript(entries: Iterable[zipfile.ZipInfo]) -> bool:
     """A PyTorch zip with the ``<name>/code/`` of a scripted module."""
-    if not data.startswith(b"PK"):
-        return False
-    try:
-        with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            return any(PurePosixPath(name).parts[1:2] == ("code",) for name in archive.namelist())
-    except zipfile.BadZipFile:
-        return False
+    return any(PurePosixPath(info.filename).parts[1:2] == ("code",) for info in entries)
+
+
+def _is_tar(data: bytes) -> bool:
+    """PyTorch's format of before 2017."""
+    return data[257:262] == b"ustar"
 
 
 def _member(file: Path, data: bytes, remedy: str) -> bytes:
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         members = [
-            item for item in archive.infolist() if not item.is_dir() and not item.filename.startswith("__MACOSX/")
+            item
+            for item in archive.infolist()
+            if not item.filename.startswith("__MACOSX/") and item.filename[-1:] != "/"
         ]
         for item in members:
             path = PurePosixPath(item.filename)
@@ -159,6 +197,8 @@ def _member(file: Path, data: bytes, remedy: str) -> bytes:
         if len(members) != 1 or not members[0].filename.endswith((".pth", ".pt")):
             found = ", ".join(item.filename for item in members[:_SHOWN]) or "nothing"
             raise CheckpointError(f"{file}: must hold exactly one .pth file, holds {found}; {remedy}")
+        if members[0].compress_type not in {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}:
+            raise CheckpointError(f"{file}: {members[0].filename!r} is packed by an unusual method; {remedy}")
         if members[0].file_size > MAX_MEMBER_BYTES:
             raise CheckpointError(
                 f"{file}: {members[0].filename} unpacks to {members[0].file_size} bytes, allowed are "
@@ -166,7 +206,7 @@ def _member(file: Path, data: bytes, remedy: str) -> bytes:
             )
         try:
             return archive.read(members[0])
-        except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+        except ZIP_DAMAGE as error:
             raise CheckpointError(f"{file}: is a damaged zip ({_short(error)}); {remedy}") from error
 
 
@@ -174,17 +214,25 @@ def _load(file: Path, data: bytes, remedy: str) -> Any:
     if file.suffix == ".safetensors":
         try:
             return load_safetensors(data)
-        except SafetensorError as error:
+        except (SafetensorError, LookupError, ValueError, TypeError, RuntimeError, AttributeError) as error:
             raise CheckpointError(
                 f"{file}: is not a safetensors file or is cut off ({_short(error)}); {remedy}"
             ) from error
-    if _is_torchscript(data):
+    entries = _entries(data) or []
+    if _is_torchscript(entries):
         raise CheckpointError(
             f"{file}: is a TorchScript archive, which is a program, and none is run; take the checkpoint with the "
             "state dict, or re-save module.state_dict() where you trust it"
         )
+    if _is_tar(data):
+        raise CheckpointError(
+            f"{file}: is in PyTorch's tar format of before 2017, which only a reader that runs code can read; re-save "
+            "it with today's torch.save where you trust it"
+        )
+    if sum(info.file_size for info in entries) > len(data):  # a bomb at worst
+        raise CheckpointError(f"{file}: has packed records, which PyTorch never writes; {remedy}")
     try:
-        with _numpy_scalars():
+        with _numpy_scalars(), warnings.catch_warnings(action="ignore"):  # what they warn of is refused or harmless
             return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if wanted := re.search(r"GLOBAL (\S+)", str(error)):
@@ -219,12 +267,32 @@ def _named_tensors(file: Path, value: Any, remedy: str) -> dict[str, Tensor]:
     result: dict[str, Tensor] = {}
     for key, tensor in value.items():
         if not isinstance(key, str) or not isinstance(tensor, Tensor):
-            raise CheckpointError(f"{file}: entry {key!r} is a {type(tensor).__name__}, not a tensor; {remedy}")
+            shown = repr(key)[:200]
+            raise CheckpointError(f"{file}: entry {shown} is a {type(tensor).__name__}, not a tensor; {remedy}")
+        if problem := _unusual(tensor):
+            raise CheckpointError(f"{file}: {key[:200]!r} is {problem}; {remedy}")
         name = key.removeprefix("module.")
         if name in result:
             raise CheckpointError(f"{file}: tensor {name} appears twice, once as {key}; {remedy}")
         result[name] = tensor
+    stored = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in result.values()}
+    claimed = sum(tensor.numel() * tensor.element_size() for tensor in result.values())
+    if claimed > max(MAX_VIEW_BYTES, 2 * sum(stored.values())):
+        raise CheckpointError(
+            f"{file}: its tensors would have {claimed:,} bytes, of which {sum(stored.values()):,} are in it; {remedy}"
+        )
     return result
+
+
+def _unusual(tensor: Tensor) -> str | None:
+    """What makes a tensor no plain array of numbers, if anything does."""
+    if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_nested:
+        return "a sparse, quantised or nested tensor"
+    if tensor.device.type != "cpu":
+        return f"without data (on the device {tensor.device.type})"
+    if tensor.dtype not in _NUMBERS:
+        return f"of the type {tensor.dtype}"
+    return None
 
 
 def _is_optimizer(value: Mapping[Any, Any]) -> bool:
@@ -236,4 +304,5 @@ def _is_optimizer(value: Mapping[Any, Any]) -> bool:
 def _short(error: Exception) -> str:
     """The first line of a library's message."""
     text = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    text = text.encode("utf-8", "backslashreplace").decode()
     return text if len(text) <= 160 else text[:157] + "..."

@@ -21,12 +21,13 @@ from torch import nn
 from danet.data.transforms import augmented
 from danet.errors import CheckpointError, ConfigError, Interrupted, TrainingError
 from danet.files import sha256
+from danet.models.fast import MIN_CHANNELS, WinogradConv2d
 from danet.training import loop, numerics
 from danet.training.loop import StopRequest, train_row
 from danet.workspace import Workspace
 from tests.training.fakes import Images, TinyNet, identical, state, tiny_row, trainer
 
-TIMED = {"images_per_second", "seed"}
+TIMED = {"images_per_second", "data_wait_share", "peak_memory_gb", "seed"}
 
 
 def stopping(model, after):
@@ -74,7 +75,7 @@ def test_equals_a_loop_written_out(tmp_path):
             pixels.append(sample[0])
             masks.append(sample[1])
         images, target = torch.from_numpy(np.stack(pixels)), torch.from_numpy(np.stack(masks)).long()
-        numerics.seed_step(2, 4 * iteration)
+        numerics.seed_step(model, 2, range(4 * iteration, 4 * iteration + 4))
         outputs = model(images)
         loss = torch.zeros(())
         for part, weight in (("main", 1), ("pam", 1), ("cam", 1), ("aux", 0.4)):
@@ -150,7 +151,7 @@ def test_accumulation_is_the_whole_batch(tmp_path, accumulate):
     nets = []
     for parts in (1, accumulate):
         for average in ("all", "valid"):
-            row = tiny_row(iterations=4, runtime={"accumulate": parts}, loss={"average": average})
+            row = tiny_row(iterations=4, numerics={"accumulate": parts}, loss={"average": average})
             run = trainer(row, tmp_path / f"{parts}{average}", model=_seeded(TinyNet, norm=False, dropout=False))
             history = run.run()
             nets.append((run.model.state_dict(), [entry["loss"] for entry in history.curve]))
@@ -183,6 +184,29 @@ def test_low_precision_stays_near(tmp_path, precision, uninterrupted):
     history = trainer(row, tmp_path).run()
     for low, full in zip(history.curve, uninterrupted[1], strict=True):
         assert low["loss"] == pytest.approx(full["loss"], rel=0.03)
+
+
+class WideNet(TinyNet):
+    """With a convolution of the kind that Winograd's algorithm takes."""
+
+    def __init__(self):
+        super().__init__()
+        wide = MIN_CHANNELS
+        self.backbone.extend([nn.Conv2d(8, wide, 1), nn.Conv2d(wide, wide, 3, 1, 1), nn.ReLU(), nn.Conv2d(wide, 8, 1)])
+
+
+def test_faster_convolutions_train_the_same(tmp_path):
+    curves, finals = [], []
+    for winograd in (False, True):
+        numerics.seed_initialisation(0)
+        run = trainer(tiny_row(numerics={"winograd": winograd}), tmp_path / str(winograd), model=WideNet())
+        assert any(isinstance(module, WinogradConv2d) for module in run.model.modules()) == winograd
+        curves.append([point["loss"] for point in run.run().curve])
+        finals.append(state(run))
+    assert curves[1] == pytest.approx(curves[0], rel=1e-4)
+    assert finals[0].keys() == finals[1].keys()
+    for name, tensor in finals[0].items():
+        torch.testing.assert_close(finals[1][name], tensor, rtol=1e-3, atol=1e-4)
 
 
 def test_deterministic_mode_repeats_and_agrees(tmp_path, uninterrupted):
@@ -273,12 +297,13 @@ def test_out_of_memory_says_what_would_fit(tmp_path):
             return super().forward(images)
 
     with pytest.raises(
-        TrainingError, match=r"4 images at a time; set runtime.accumulate to 2 \(2 at a time\) or 4 \(1 at"
+        TrainingError,
+        match=r"4 images at a time .*batch_size 4,.* set numerics.accumulate to 2 \(2 at a time\) or 4 \(1 at",
     ):
         trainer(tiny_row(), tmp_path, model=Huge()).run()
-    trainer(tiny_row(iterations=1, runtime={"accumulate": 4}), tmp_path, model=Huge()).run()
+    trainer(tiny_row(iterations=1, numerics={"accumulate": 4}), tmp_path, model=Huge()).run()
     with pytest.raises(ConfigError, match=r"accumulate 3 does not divide the 4 images .* 1, 2, 4"):
-        trainer(tiny_row(runtime={"accumulate": 3}), tmp_path)
+        trainer(tiny_row(numerics={"accumulate": 3}), tmp_path)
 
 
 def test_one_image_in_a_1x1_batch_norm_is_explained(tmp_path):
@@ -288,9 +313,9 @@ def test_one_image_in_a_1x1_batch_norm_is_explained(tmp_path):
             self.backbone.append(nn.AdaptiveAvgPool2d(1))
             self.backbone.append(nn.BatchNorm2d(8))
 
-    with pytest.raises(TrainingError, match=r"at least 2 images at a time, here it has 1; lower runtime\.accumulate"):
-        trainer(tiny_row(runtime={"accumulate": 4}), tmp_path, model=Pooled()).run()
-    trainer(tiny_row(iterations=1, runtime={"accumulate": 2}), tmp_path, model=Pooled()).run()
+    with pytest.raises(TrainingError, match=r"at least 2 images at a time, here it has 1; lower numerics\.accumulate"):
+        trainer(tiny_row(numerics={"accumulate": 4}), tmp_path, model=Pooled()).run()
+    trainer(tiny_row(iterations=1, numerics={"accumulate": 2}), tmp_path, model=Pooled()).run()
 
 
 def test_a_label_outside_the_classes_names_the_images(tmp_path):
@@ -374,7 +399,7 @@ def test_outputs(harness):
     for run, seed in zip(metrics["runs"], (0, 7), strict=True):
         assert set(run) == {
             "seed", "iterations", "final_loss", "images_per_second", "hours", "peak_memory_gb", "data_wait_share",
-            "resumed", "weights_sha256", "provenance",
+            "resumed", "accumulate", "weights_sha256", "provenance",
         }  # fmt: skip
         assert run["seed"] == seed
         assert run["iterations"] == 8
@@ -462,7 +487,7 @@ def test_checkpoints_of_another_row_are_refused(harness):
 
 def _already():
     stop = StopRequest()
-    stop.requested = True
+    stop.reason = "SIGTERM"
     return stop
 
 

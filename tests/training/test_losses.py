@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from danet.errors import ConfigError
 from danet.rows import Loss
-from danet.training.losses import loss_denominator, segmentation_losses
+from danet.training.losses import loss_divisors, segmentation_losses
 
 ALL_PARTS = Loss(main=1.0, pam=0.5, cam=2.0, aux=0.4)
 
@@ -104,16 +104,41 @@ def test_parts_of_a_batch_add_up(average):
     whole, parts = logits.clone().requires_grad_(), logits.clone().requires_grad_()
     loss = segmentation_losses({"main": whole}, labels, config, align_corners=False)["loss"]
     loss.backward()
-    denominator = loss_denominator(labels, average)
+    divisors = loss_divisors(labels, config)
     total = 0.0
     for i in range(2):
         part = segmentation_losses(
-            {"main": parts[i : i + 1]}, labels[i : i + 1], config, align_corners=False, denominator=denominator
+            {"main": parts[i : i + 1]}, labels[i : i + 1], config, align_corners=False, divisors=divisors[i : i + 1]
         )["loss"]
         part.backward()
         total += part.item()
     assert total == pytest.approx(loss.item(), rel=1e-6)
     torch.testing.assert_close(parts.grad, whole.grad)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 1000), st.sampled_from([1, 2, 4]), st.sampled_from(["all", "valid"]), st.sampled_from([1, 2, 4]))
+def test_replicas_are_a_mean_of_means(seed, replicas, average, world):
+    """Each part of the batch takes its own mean, whatever the number of processes; a part without labels adds 0."""
+    pairs = [sample(seed + i, ignored=ignored) for i, ignored in enumerate((0.1, 0.8))]
+    logits, labels = (torch.cat(parts) for parts in zip(*pairs, strict=True))
+    labels[seed % 4] = 255
+    config = Loss(pam=0, cam=0, average=average, replicas=replicas)
+    parts = zip(logits.chunk(replicas), labels.chunk(replicas), strict=True)
+    expected = sum(brute_force(*part, average) for part in parts) / replicas
+    assert segmentation_losses({"main": logits}, labels, config, align_corners=False)["loss"].item() == pytest.approx(
+        expected, rel=1e-5
+    )
+    shares, total = 4 // world, torch.zeros(replicas, dtype=torch.int64)
+    for keep in (True, False):  # first every process's counts are summed, then each divides by the sum
+        loss = 0.0
+        for rank in range(world):
+            mine = slice(rank * shares, (rank + 1) * shares)
+            add = total.add_ if keep else lambda _: total
+            divisors = loss_divisors(labels[mine], config, range(4)[mine], 4, add)
+            outputs = {"main": logits[mine]}
+            loss += segmentation_losses(outputs, labels[mine], config, align_corners=False, divisors=divisors)["loss"]
+    assert loss.item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_impossible_weights():

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
@@ -23,6 +22,7 @@ from danet.rows import Params, load_params
 from danet.weights.exchange import classes_of, export_weights, guess_row, import_weights, load_any
 from danet.weights.ours import metadata_of, save_model
 from danet.weights.released import export_released, import_released
+from tests.parameters import raw_params
 from tests.weights.test_released import synthetic, written
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -64,7 +64,7 @@ def params() -> Params:
 @pytest.fixture(scope="module")
 def unpublished() -> Params:
     """The rows without released.yaml, where no checksum can be wrong."""
-    return Params(yaml.safe_load((ROOT / "params.yaml").read_text()), ROOT / "params.yaml")
+    return Params(raw_params(released=False), ROOT / "params.yaml")
 
 
 def of_list(file: Path) -> dict[str, Tensor]:

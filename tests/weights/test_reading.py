@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+import builtins
+import io
+import json
 import os
+import pickle
+import struct
+import subprocess
+import tarfile
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -15,7 +22,8 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from danet.errors import CheckpointError
-from danet.weights.reading import MAX_MEMBER_BYTES, read_tensors, read_tensors_and_digests
+from danet.weights.ours import metadata_of, read_model
+from danet.weights.reading import MAX_MEMBER_BYTES, check_names, read_tensors, read_tensors_and_digests
 
 STATE = {"a.weight": torch.arange(6.0).reshape(2, 3), "a.bias": torch.ones(2), "n": torch.tensor(3)}
 
@@ -79,6 +87,190 @@ def test_code_is_refused_and_not_run(tmp_path: Path, legacy: bool) -> None:
     with pytest.raises(CheckpointError, match=r"bad\.pth: would run code when loaded .*mkdir"):
         read_tensors(file)
     assert not trap.exists()
+
+
+class Calls:
+    """Unpickling this calls a function."""
+
+    def __init__(self, function: Any, *arguments: Any) -> None:
+        self.reduced = function, arguments
+
+    def __reduce__(self) -> Any:
+        return self.reduced
+
+
+def in_legacy_tar(content: bytes) -> bytes:
+    """PyTorch's format of before 2017: a tar with three pickles."""
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w") as archive:
+        for name in ("storages", "tensors", "pickle"):
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    return stream.getvalue()
+
+
+def in_legacy_file(content: bytes) -> bytes:
+    """PyTorch's format of before 1.6: magic number, version and system, then the object."""
+    head = (0x1950A86A20F9469CFC6C, 1001, {"protocol_version": 1001, "little_endian": True, "type_sizes": {}})
+    return b"".join(pickle.dumps(part, 2) for part in head) + content
+
+
+def in_new_file(content: bytes) -> bytes:
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w") as archive:
+        for name, data in (("x/data.pkl", content), ("x/byteorder", b"little"), ("x/version", b"3\n")):
+            archive.writestr(name, data)
+    return stream.getvalue()
+
+
+def in_zip(content: bytes) -> bytes:
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("inner.pth", in_new_file(content))
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize("protocol", range(6))
+@pytest.mark.parametrize("around", [bytes, in_legacy_tar, in_legacy_file, in_new_file, in_zip])
+@pytest.mark.parametrize("function", [os.system, os.mkdir, eval, subprocess.Popen, getattr, builtins.__import__])
+def test_no_function_of_any_protocol_in_any_wrapping_is_called(
+    tmp_path: Path, protocol: int, around: Any, function: Any
+) -> None:
+    trap = tmp_path / "trap"
+    argument = {os.mkdir: str(trap), eval: f"__import__('os').mkdir({str(trap)!r})"}.get(function, f"mkdir {trap}")
+    hostile = {"state_dict": {"a": Calls(function, argument, *(["x"] if function is getattr else []))}}
+    file = tmp_path / f"bad.{'zip' if around is in_zip else 'pth'}"
+    file.write_bytes(around(pickle.dumps(hostile, protocol)))
+    with pytest.raises(
+        CheckpointError, match=r"bad\.(pth|zip): (would run code|is in PyTorch's tar format|is no PyTorch)"
+    ):
+        read_tensors(file)
+    assert not trap.exists()
+
+
+def test_a_hand_written_pickle_does_not_get_round_it(tmp_path: Path) -> None:
+    """STACK_GLOBAL, INST, OBJ, BUILD on a class, extension codes and names with dots, which ``pickle`` never writes."""
+    trap = tmp_path / "trap"
+    call = f"(V{trap}\ntR.".encode()
+    for content in (
+        b"\x80\x04\x8c\x02os\x8c\x05mkdir\x93" + call,
+        f"(V{trap}\nios\nmkdir\n.".encode(),
+        b"(cos\nmkdir\n" + f"V{trap}\no.".encode(),
+        b"cposix\nmkdir\n" + call,
+        b"ctorch.serialization\nos.mkdir\n" + call,
+        b"ctorch\n_utils.os.mkdir\n" + call,
+        b"\x80\x02\x82\x01" + call,
+        b"ccollections\nOrderedDict\n)R(V__reduce__\ncos\nsystem\ndb.",
+    ):
+        for around in (bytes, in_legacy_file, in_new_file):
+            (tmp_path / "bad.pth").write_bytes(around(content))
+            with pytest.raises(CheckpointError, match=r"bad\.pth: "):
+                read_tensors(tmp_path / "bad.pth")
+    assert not trap.exists()
+
+
+def test_tensors_that_are_no_plain_numbers(tmp_path: Path) -> None:
+    quantised = torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.qint8)
+    for value, reason in (
+        (torch.ones(2).to_sparse(), "is a sparse, quantised or nested tensor"),
+        (quantised, "is a sparse, quantised or nested tensor"),
+        (torch.ones(2, device="meta"), r"is without data \(on the device meta\)"),
+        (torch.ones(2, dtype=torch.complex64), "of the type torch.complex64"),
+        (torch.ones(2).to(torch.float8_e4m3fn), "of the type torch.float8"),
+        (torch.ones(1).expand(2**40), r"would have 4,398,046,511,104 bytes, of which 4 are in it"),
+        (torch.ones(1, dtype=torch.half).expand(2**33), "would have 17,179,869,184 bytes"),
+    ):
+        with pytest.raises(CheckpointError, match=rf"odd\.pth: .*{reason}.*delete it"):
+            read_tensors(saved(tmp_path / "odd.pth", {"a.weight": value}))
+
+
+def test_storages_that_claim_more_than_is_there(tmp_path: Path) -> None:
+    """The pickle says 10^9 numbers, the record has four: nothing behind it is read, and nothing is allocated."""
+    whole = saved(tmp_path / "whole.pth", {"a": torch.arange(4.0)}).read_bytes()
+    with zipfile.ZipFile(io.BytesIO(whole)) as archive:
+        records = {name: archive.read(name) for name in archive.namelist()}
+    name = next(name for name in records if name.endswith("data.pkl"))
+    assert records[name].count(b"K\x04t") == 1
+    records[name] = records[name].replace(b"K\x04t", b"J" + (10**9).to_bytes(4, "little") + b"t")
+    with zipfile.ZipFile(tmp_path / "odd.pth", "w") as archive:
+        for record, data in records.items():
+            archive.writestr(record, data)
+    with pytest.raises(CheckpointError, match=r"odd\.pth: (is damaged|its tensors would have)"):
+        read_tensors(tmp_path / "odd.pth")
+    bomb = records | {next(name for name in records if name.endswith("data/0")): bytes(256 << 20)}
+    with zipfile.ZipFile(tmp_path / "bomb.pth", "w", zipfile.ZIP_DEFLATED) as archive:
+        for record, data in bomb.items():
+            archive.writestr(record, data)
+    with pytest.raises(CheckpointError, match=r"bomb\.pth: has packed records"):
+        read_tensors(tmp_path / "bomb.pth")
+
+
+def safetensors_of(header: Any, data: bytes = bytes(8), length: int | None = None) -> bytes:
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return struct.pack("<Q", len(text) if length is None else length) + text + data
+
+
+def entry(begin: int, end: int, shape: list[int], dtype: str = "F32") -> dict[str, Any]:
+    return {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        safetensors_of({}, b"", 2**63),
+        safetensors_of({}, b"", 2**64 - 1),
+        safetensors_of({}, b"", 200_000_000),
+        safetensors_of(b"[]"),
+        safetensors_of(b"{" * 1000),
+        safetensors_of({"a": entry(0, 8, [2]), "b": entry(4, 8, [1])}),
+        safetensors_of({"a": entry(0, 4, [1]), "b": entry(0, 8, [2])}),
+        safetensors_of({"a": entry(4, 8, [1])}),
+        safetensors_of({"a": entry(0, 800, [200])}),
+        safetensors_of({"a": entry(8, 0, [2])}),
+        safetensors_of({"a": entry(0, 8, [3])}),
+        safetensors_of({"a": entry(0, 8, [2**62, 8])}),
+        safetensors_of({"a": entry(0, 8, [2], "F31")}),
+        safetensors_of({"a": entry(0, 8, [-2])}),
+        safetensors_of({"a": {"dtype": "F32", "shape": [2]}}),
+        safetensors_of({"a": entry(0, 8, [2])}, bytes(9)),
+        safetensors_of(b'{"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}, "a": 1}'),
+        safetensors_of({"a": entry(0, 2, [1], "F8_E4M3")}, bytes(2)),
+        safetensors_of({"a": entry(0, 1, [1], "F8_E4M3")}, bytes(1)),
+        safetensors_of({"a": entry(0, 8, [1], "C64")}),
+    ],
+)
+def test_safetensors_headers_that_lie(tmp_path: Path, content: bytes) -> None:
+    file = tmp_path / "lies.safetensors"
+    file.write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"lies\.safetensors: "):
+        read_tensors(file)
+    with pytest.raises(CheckpointError, match=r"lies\.safetensors: "):
+        read_model(file)
+    assert metadata_of(file) is None
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    ["[]", "5", "null", '{"format": 1}', '{"format": "danet-1", "method": ["danet"]}', "[" * 5000, "{", "NaN"],
+)
+def test_metadata_that_are_no_texts_by_name(tmp_path: Path, metadata: str) -> None:
+    save_file(STATE, tmp_path / "w.safetensors", {"danet": metadata})
+    with pytest.raises(CheckpointError, match=r"w\.safetensors: "):
+        read_model(tmp_path / "w.safetensors")
+    assert metadata_of(tmp_path / "w.safetensors") is None
+    assert same(read_tensors(tmp_path / "w.safetensors"))
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
+def test_weights_that_are_not_finite(tmp_path: Path, bad: float, dtype: torch.dtype) -> None:
+    state = {"a.weight": torch.ones(2, 3, dtype=dtype), "a.bias": torch.tensor([1.0, bad], dtype=dtype)}
+    tensors = read_tensors(saved(tmp_path / "w.pth", state))
+    with pytest.raises(
+        CheckpointError, match=r"w\.pth: is not it: 1 tensor with NaN or infinite values \(a\.bias\); no"
+    ):
+        check_names(tmp_path / "w.pth", tensors, state, what="it", remedy="no")
 
 
 def test_each_kind_of_damage_is_named(tmp_path: Path) -> None:

@@ -1,0 +1,113 @@
+"""Timing a computation in a process of its own, driven line by line, so that competitors can take turns.
+
+A worker builds a case, warms up, then runs it once per request; the harness asks each worker in turn, so that whatever
+else the machine does falls on all alike. Only PyTorch is imported here: the peers' environment has no more.
+
+Protocol: JSON lines on standard input and output. ``{"op": "prepare", "case": {...}}``, ``{"op": "time"}`` (answers
+``seconds``), ``{"op": "finish"}`` (answers ``peak_gb``); every answer may instead hold ``error``.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import json
+import os
+import sys
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+Build = Callable[[Mapping[str, Any]], Callable[[], object]]
+"""From a case to a function that computes it once, start to end, and waits for the device."""
+
+
+class PeakMemory:
+    """Peak memory since it was made: allocated on CUDA, growth of the resident set on the CPU (Linux), in GiB."""
+
+    def __init__(self, device: str = "cpu") -> None:
+        self.cuda = device.startswith("cuda")
+        self._before: float | None
+        gc.collect()
+        if self.cuda:
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+            self._before = torch.cuda.memory_allocated() / 2**30
+            return
+        self._exact = trim()
+        self._before = _status("VmRSS")
+
+    def extra(self) -> float | None:
+        """GiB above what there was; None where the system does not say."""
+        if self.cuda:
+            return torch.cuda.max_memory_allocated() / 2**30 - (self._before or 0.0)
+        peak = _status("VmHWM") if self._exact else None
+        return None if peak is None or self._before is None else max(0.0, peak - self._before)
+
+
+def trim() -> bool:
+    """Gives freed memory back and makes the kernel forget the peak so far; False where it cannot."""
+    try:
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+        Path("/proc/self/clear_refs").write_text("5")
+    except (OSError, AttributeError):
+        return False
+    return True
+
+
+def _status(field: str) -> float | None:
+    try:
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith(field + ":"):
+                return int(line.split()[1]) / 2**20
+    except OSError:
+        pass
+    return None
+
+
+def synchronise(device: str) -> None:
+    """Waits for CUDA."""
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
+
+
+def serve(build: Build, facts: Mapping[str, Any]) -> None:
+    """Answers requests until standard input ends. ``facts`` (versions, threads) are the first line.
+
+    What the computation prints goes to standard error.
+    """
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)
+    answers.write(json.dumps({**facts, "threads": torch.get_num_threads(), "torch": torch.__version__}) + "\n")
+    run: Callable[[], object] | None = None
+    memory: PeakMemory | None = None
+    for line in sys.stdin:
+        request = json.loads(line)
+        answer: dict[str, Any] = {}
+        try:
+            if request["op"] == "prepare":
+                run = memory = None
+                memory = PeakMemory(request["case"]["device"])
+                run = build(request["case"])
+                for _ in range(request["case"]["warm_up"]):
+                    run()
+            elif request["op"] == "time":
+                assert run is not None
+                cpu, start = time.process_time(), time.perf_counter()
+                run()
+                answer = {"seconds": time.perf_counter() - start, "cpu_seconds": time.process_time() - cpu}
+            else:
+                answer = {"peak_gb": memory.extra() if memory else None}
+                run = memory = None
+                gc.collect()
+                trim()
+        except Exception as error:
+            run = None
+            traceback.print_exc()
+            answer = {"error": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"}
+            gc.collect()
+        answers.write(json.dumps(answer) + "\n")

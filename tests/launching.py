@@ -1,0 +1,41 @@
+"""Starts functions in several processes that find each other as torchrun's do."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import pickle
+import socket
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.multiprocessing as mp
+
+from danet.errors import DanetError
+
+
+def launch(world: int, function: Callable[..., Any], *arguments: Any) -> list[Any]:
+    """What a function of a module returns in each of ``world`` processes, by rank; a DanetError as such."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    # one import of torch for all: they are forked from a process that has done nothing else
+    multiprocessing.set_forkserver_preload(["torch", "danet.training.loop"])
+    with tempfile.TemporaryDirectory() as folder:
+        call = (world, port, folder, function, arguments)
+        mp.start_processes(_run, args=call, nprocs=world, start_method="forkserver")
+        return [pickle.loads((Path(folder) / str(rank)).read_bytes()) for rank in range(world)]
+
+
+def _run(rank: int, world: int, port: int, folder: str, function: Callable[..., Any], arguments: tuple) -> None:
+    torch.set_num_threads(1)
+    names = {"WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world, "RANK": rank, "LOCAL_RANK": rank, "MASTER_PORT": port}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", **{name: str(value) for name, value in names.items()}}
+    try:
+        result = function(*arguments)
+    except DanetError as error:
+        result = type(error)(str(error))
+    (Path(folder) / str(rank)).write_bytes(pickle.dumps(result))

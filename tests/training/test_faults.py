@@ -1,0 +1,389 @@
+"""Memory that runs out, values that are not finite, and disks that are full, at every write of a training."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import io
+import json
+import math
+import os
+import resource
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+from rich.console import Console
+
+from danet.errors import CheckpointError, DanetError, TrainingError
+from danet.files import atomic_write, sha256, write_json, write_text
+from danet.rows import Row
+from danet.training import loop
+from danet.training.checkpoint import CheckpointStore
+from danet.training.loop import train_row
+from danet.training.progress import Reporter
+from danet.workspace import Workspace
+from tests.training.fakes import Images, TinyNet, identical, state, tiny_row, trainer
+
+
+@pytest.fixture(autouse=True)
+def few_threads() -> None:
+    torch.set_num_threads(1)
+
+
+# memory
+
+
+class Limited(TinyNet):
+    """Fits ``most`` images from the forward pass numbered ``since``; changes its statistics before it fails."""
+
+    def __init__(self, most: int, since: int = 1, error: type[Exception] = torch.OutOfMemoryError) -> None:
+        super().__init__()
+        self.most, self.since, self.calls, self.error = most, since, 0, error
+
+    def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        self.calls += 1
+        outputs: dict[str, torch.Tensor] = super().forward(images)
+        if self.calls >= self.since and len(images) > self.most:
+            raise self.error("CUDA out of memory. Tried to allocate 20.00 GiB")
+        return outputs
+
+
+def like(model: TinyNet, folder: Path, row: Row) -> TinyNet:
+    model.load_state_dict(trainer(row, folder).model.state_dict())
+    return model
+
+
+@pytest.mark.parametrize("most", [1, 2])
+def test_automatic_accumulation_is_the_explicit_one(tmp_path: Path, most: int) -> None:
+    lines = Console(record=True, width=300, file=io.StringIO())
+    auto = tiny_row(numerics={"accumulate": "auto"})
+    model = like(Limited(most), tmp_path / "a", auto)
+    found = trainer(auto, tmp_path / "auto", model=model, reporter=Reporter(lines, "never"))
+    found.run()
+    explicit = trainer(tiny_row(numerics={"accumulate": 4 // most}), tmp_path / "explicit")
+    explicit.run()
+    assert identical(state(found), state(explicit))
+    assert found.history.accumulate == [[1, 4 // most]]
+    assert f"out of memory at iteration 1; from here on {most} images at a time" in lines.export_text()
+
+
+def test_accumulation_found_in_mid_run_survives_a_stop(tmp_path: Path) -> None:
+    row = tiny_row(numerics={"accumulate": "auto"})
+    whole = trainer(row, tmp_path / "whole", model=like(Limited(2, since=5), tmp_path / "a", row))
+    whole.run()
+    assert whole.history.accumulate == [[1, 1], [5, 2]]
+
+    stopped = trainer(row, tmp_path / "stopped", model=like(Limited(2, since=5), tmp_path / "b", row))
+    stopped.stop.reason = ""
+    stopped.model.register_forward_pre_hook(
+        lambda module, _: setattr(stopped.stop, "reason", "SIGTERM") if module.calls == 6 else None
+    )
+    with pytest.raises(DanetError, match="stopped after iteration 5"):
+        stopped.run()
+    again = trainer(row, tmp_path / "stopped", model=TinyNet())
+    assert again.accumulate == 2
+    again.run()
+    assert again.history.accumulate == whole.history.accumulate
+    assert identical(state(again), state(whole))
+
+
+def test_automatic_accumulation_ends_with_a_message(tmp_path: Path) -> None:
+    row = tiny_row(numerics={"accumulate": "auto"})
+    with pytest.raises(TrainingError, match=r"with 1 images at a time .*set numerics\.precision to bf16"):
+        trainer(row, tmp_path, model=Limited(0)).run()
+
+
+def test_memory_that_runs_out_in_the_optimizer_is_not_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half of the weights may have moved."""
+    run = trainer(tiny_row(numerics={"accumulate": "auto"}), tmp_path)
+
+    def full() -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(run.optimizer, "step", full)
+    with pytest.raises(TrainingError, match=r"out of memory .*set numerics\.accumulate to 2"):
+        run.run()
+
+
+# values
+
+
+class Spiking(TinyNet):
+    """An output of one head is infinite, or a gradient is not a number, at an iteration."""
+
+    def __init__(self, at: int, head: str = "", gradient: bool = False) -> None:
+        super().__init__()
+        self.at, self.head, self.gradient, self.calls = at, head, gradient, 0
+
+    def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        self.calls += 1
+        outputs: dict[str, torch.Tensor] = super().forward(images)
+        if self.calls == self.at and self.head:
+            outputs[self.head] = outputs[self.head] * 1e38 * 10
+        if self.calls == self.at and self.gradient:
+            outputs["main"].register_hook(lambda gradient: gradient * math.nan)
+        return outputs
+
+
+def batch_ids(iteration: int) -> list[str]:
+    from danet.data.loader import EpochOrder
+
+    order = EpochOrder(6, 0)
+    return [f"image{order.index(place)}" for place in range(4 * (iteration - 1), 4 * iteration)]
+
+
+@pytest.mark.parametrize("head", ["main", "pam", "cam", "aux"])
+def test_one_head_that_is_infinite_is_named(tmp_path: Path, head: str) -> None:
+    run = trainer(tiny_row(), tmp_path, model=Spiking(5, head))
+    with pytest.raises(TrainingError) as caught:
+        run.run()
+    message = str(caught.value)
+    assert "at iteration 5" in message
+    assert f"loss_{head} " in message
+    assert ", ".join(batch_ids(5)) in message
+    assert "iteration_00000003.pt" in message
+    assert run.store.iterations() == [3]
+
+
+@pytest.mark.parametrize("at", [1, 3, 6])
+def test_a_gradient_that_is_no_number_stops_at_once(tmp_path: Path, at: int) -> None:
+    """Its loss is finite: the iteration and the images named are its own, and its checkpoint is not written."""
+    run = trainer(tiny_row(), tmp_path, model=Spiking(at, gradient=True))
+    with pytest.raises(TrainingError) as caught:
+        run.run()
+    message = str(caught.value)
+    assert f"is not finite at iteration {at}, images {', '.join(batch_ids(at))}" in message
+    assert "the gradient of " in message
+    assert run.store.iterations() == ([3] if at == 6 else [])
+
+
+# disks
+
+
+def short_row() -> Row:
+    return tiny_row(iterations=4, runtime={"checkpoint_interval": 1})
+
+
+@pytest.fixture
+def harness(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], None]:
+    """Trains a row with the tiny network to plain files; called with a workspace's folder."""
+
+    def build(*_: Any) -> tuple[TinyNet, None]:
+        return TinyNet(), None
+
+    def save(path: Path, model: torch.nn.Module, *_: Any) -> None:
+        with atomic_write(path) as temporary:
+            try:
+                safetensors.torch.save_file(model.state_dict(), temporary)
+            except safetensors.SafetensorError as error:
+                raise CheckpointError(f"{path}: cannot be written ({error}); free space, then run again") from error
+
+    monkeypatch.setattr(loop, "_open_split", lambda *_: Images())
+    monkeypatch.setattr(loop, "_build_model", build)
+    monkeypatch.setattr(loop, "_save_model", save)
+    monkeypatch.setattr(loop, "_provenance", lambda row, seed, **extra: {"seed": seed, **extra})
+    return lambda folder: train_row(short_row(), Workspace(folder), device="cpu", progress=False)
+
+
+def check_whole(folder: Path) -> None:
+    """Whatever a reader finds under its own name is whole."""
+    row, workspace = short_row(), Workspace(folder)
+    for path in folder.rglob("*.json"):
+        json.loads(path.read_text())
+    assert not list(folder.rglob("*.tmp"))
+    store = CheckpointStore(workspace.checkpoints(row, 0), row, 0)
+    for iteration in store.iterations():
+        payload = torch.load(store.path(iteration), weights_only=True)
+        assert payload["iteration"] == iteration
+    for path in folder.rglob("*.safetensors"):
+        safetensors.torch.load_file(path)
+    for path in folder.rglob("curve.csv"):
+        assert path.read_text().count("\n") == 4
+
+
+def outcome(folder: Path) -> tuple[str, str]:
+    row, workspace = short_row(), Workspace(folder)
+    lines = (workspace.metrics(row) / "curve.csv").read_text().splitlines()
+    untimed = "\n".join(",".join(line.split(",")[:8]) for line in lines)
+    return sha256(workspace.model(row) / "seed0.safetensors"), untimed
+
+
+class Failing:
+    """The k-th call of anything that writes fails as on a full disk, writers having written half."""
+
+    def __init__(self, number: int) -> None:
+        self.number, self.calls, self.failed = number, 0, ""
+
+    def wrap(self, patch: pytest.MonkeyPatch) -> None:
+        for owner, name in (
+            (os, "fsync"), (os, "replace"), (os, "mkdir"), (os, "chmod"), (os, "open"), (os, "unlink"),
+            (Path, "write_bytes"), (torch, "save"), (safetensors.torch, "save_file"), (shutil, "copyfile"),
+        ):  # fmt: skip
+            patch.setattr(owner, name, self._failing(getattr(owner, name), name))
+
+    def _failing(self, work: Callable[..., Any], name: str) -> Callable[..., Any]:
+        def wrapped(*arguments: Any, **more: Any) -> Any:
+            if name == "open" and not arguments[1] & os.O_CREAT:
+                return work(*arguments, **more)
+            self.calls += 1
+            if self.calls != self.number:
+                return work(*arguments, **more)
+            self.failed = name
+            target = {"write_bytes": 0, "save": 1, "save_file": 1, "copyfile": 1}.get(name)
+            if target is not None:
+                with Path(arguments[target]).open("wb") as stream:
+                    stream.write(b"half")
+            if name == "save":
+                raise RuntimeError("[enforce fail at inline_container.cc:664] . unexpected pos 64 vs 0")
+            if name == "save_file":
+                raise safetensors.SafetensorError("Error while serializing: No space left on device (os error 28)")
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(arguments[0]))
+
+        return wrapped
+
+
+def test_whichever_write_fails_nothing_is_torn_and_nothing_is_lost(
+    tmp_path: Path, harness: Callable[[Path], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    harness(tmp_path / "good")
+    expected = outcome(tmp_path / "good")
+    monkeypatch.setattr(os, "fsync", lambda _: None)  # hundreds of trainings need not reach the disk
+    counter = Failing(0)
+    with pytest.MonkeyPatch.context() as patch:
+        counter.wrap(patch)
+        harness(tmp_path / "counted")
+    assert counter.calls > 40
+    seen = set()
+    for number in range(1, counter.calls + 1):
+        folder, failing = tmp_path / str(number), Failing(number)
+        with pytest.MonkeyPatch.context() as patch:
+            failing.wrap(patch)
+            message = ""
+            try:
+                harness(folder)
+            except DanetError as error:
+                message = str(error)
+        if message:
+            assert str(folder) in message, (number, failing.failed)
+            assert "cannot be written" in message, (number, failing.failed)
+            seen.add(failing.failed)
+        else:  # what is not needed may fail without a word
+            assert failing.failed not in {"save", "save_file", "copyfile"}, number
+        if folder.exists():
+            check_whole(folder)
+        harness(folder)
+        check_whole(folder)
+        assert outcome(folder) == expected, (number, failing.failed)
+        shutil.rmtree(folder)
+    assert {"fsync", "replace", "save", "save_file", "copyfile", "write_bytes", "mkdir"} <= seen
+
+
+@contextlib.contextmanager
+def largest_file(size: int) -> Iterator[None]:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("size", [0, 1, 100, 1000, 5000, 8000])
+def test_files_that_cannot_grow(tmp_path: Path, harness: Callable[[Path], None], size: int) -> None:
+    harness(tmp_path / "good")
+    folder = tmp_path / "limited"
+    with largest_file(size), pytest.raises(DanetError, match=rf"{folder}.* cannot be written .*[\d,]+ bytes needed"):
+        harness(folder)
+    check_whole(folder)
+    harness(folder)
+    assert outcome(folder) == outcome(tmp_path / "good")
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
+    """Mounts a file system of so many bytes; skips where that is not allowed."""
+    mounted: list[Path] = []
+
+    def mount(size: int) -> Path:
+        folder = tmp_path / f"disk{size}"
+        folder.mkdir()
+        options = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
+        if shutil.which("mount") is None or subprocess.run(options, capture_output=True, check=False).returncode:
+            pytest.skip("file systems can be mounted by root only")
+        mounted.append(folder)
+        return folder
+
+    yield mount
+    for folder in mounted:
+        subprocess.run(["umount", "-l", str(folder)], check=False, capture_output=True)
+
+
+@pytest.mark.parametrize("pages", [1, 3, 6, 9, 12])
+def test_a_disk_that_is_too_small(
+    tmp_path: Path, harness: Callable[[Path], None], small_disk: Callable[[int], Path], pages: int
+) -> None:
+    harness(tmp_path / "good")
+    disk = small_disk(4096 * pages)
+    with pytest.raises(DanetError, match=rf"{disk}.* cannot be written .*free"):
+        harness(disk)
+    check_whole(disk)
+    subprocess.run(["mount", "-o", "remount,size=4m", str(disk)], check=True)
+    harness(disk)
+    assert outcome(disk) == outcome(tmp_path / "good")
+
+
+def test_a_mount_that_vanishes_and_comes_back(
+    harness: Callable[[Path], None], small_disk: Callable[[int], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = small_disk(1 << 22)
+    calls = iter(range(100))
+
+    def build(*_: Any) -> tuple[TinyNet, None]:
+        model = TinyNet()
+
+        def hook(*_: Any) -> None:
+            if next(calls) == 2:
+                subprocess.run(["mount", "-t", "tmpfs", "-o", "ro", "tmpfs", str(disk)], check=True)
+
+        model.register_forward_pre_hook(hook)
+        return model, None
+
+    monkeypatch.setattr(loop, "_build_model", build)
+    with pytest.raises(DanetError, match=rf"{disk}.*0003.pt: cannot be written \(Read-only file system\)"):
+        harness(disk)
+    with pytest.raises(DanetError, match=rf"{disk}.*: cannot be written \(Read-only file system\)"):
+        harness(disk)
+    subprocess.run(["umount", str(disk)], check=True)
+    check_whole(disk)
+    harness(disk)
+    train = json.loads(next((disk / "reports").rglob("train.json")).read_text())
+    assert train["runs"][0]["resumed"] == 1
+
+
+def test_messages_of_a_full_disk_name_the_bytes(tmp_path: Path) -> None:
+    with largest_file(10):
+        with pytest.raises(
+            DanetError, match=rf"{tmp_path}/a\.txt: cannot be written \(File too large\), 20 bytes needed"
+        ):
+            write_text(tmp_path / "a.txt", "x" * 20)
+        write_text(tmp_path / "b.txt", "x" * 10)
+    with pytest.raises(ValueError, match="JSON"):
+        write_json(tmp_path / "c.json", math.nan)
+    assert [path.name for path in tmp_path.iterdir()] == ["b.txt"]
+
+
+def test_a_checkpoint_of_other_code_is_explained(tmp_path: Path) -> None:
+    first = trainer(tiny_row(), tmp_path)
+    first.stop.reason = "SIGTERM"
+    with pytest.raises(DanetError, match="stopped"):
+        first.run()
+    with pytest.raises(CheckpointError, match=r"iteration_00000001\.pt: is of another model"):
+        trainer(tiny_row(), tmp_path, model=TinyNet(norm=False))

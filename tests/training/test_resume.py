@@ -1,0 +1,170 @@
+"""A run that is stopped anywhere and continued anyhow ends with the same bits as one that was left alone."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from danet.errors import Interrupted
+from danet.rows import Row
+from danet.training.loop import StopRequest, Trainer
+from tests.training.fakes import Images, TinyNet, identical, state, tiny_row, trainer
+
+TIMED = {"images_per_second", "data_wait_share", "peak_memory_gb"}
+WORKERS = (0, 1, 4)
+ITERATIONS = 23
+ROWS = {
+    "plain": {},
+    "accumulate": {"numerics": {"accumulate": 2}},
+    "epochs end within a batch": {"schedule": {"batch_size": 5}, "loss": {"average": "valid"}},
+}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> None:
+    """Sums are divided among threads: with another number of them come other bits (docs/determinism.md)."""
+    torch.set_num_threads(1)
+
+
+class Store:
+    """Takes each step of a metric once, as the tracker does."""
+
+    def __init__(self) -> None:
+        self.values: dict[tuple[str, int], float] = {}
+
+    def metrics(self, step: int, values: dict[str, float]) -> None:
+        for name, value in values.items():
+            self.values.setdefault((name, step), value)
+
+    def flush(self) -> None:
+        pass
+
+    def computed(self) -> dict[tuple[str, int], float | None]:
+        return {key: None if key[0] in TIMED else value for key, value in self.values.items()}
+
+
+class Forgetful(Store):
+    """Loses what it has not been told to send, as a killed process does."""
+
+    def __init__(self, sent: Store) -> None:
+        super().__init__()
+        self.sent = sent
+
+    def flush(self) -> None:
+        for (name, step), value in self.values.items():
+            self.sent.metrics(step, {name: value})
+
+
+def curve(trained: Trainer) -> list[dict[str, Any]]:
+    return [{name: value for name, value in row.items() if name not in TIMED} for row in trained.history.curve]
+
+
+def row_of(kind: str) -> Row:
+    settings = {"runtime": {"log_interval": 3, "checkpoint_interval": 5}, "val_interval": 7, **ROWS[kind]}
+    settings["schedule"] = {**settings.get("schedule", {}), "iterations": ITERATIONS}
+    return tiny_row(**settings)
+
+
+def validate(model: torch.nn.Module) -> float:
+    """Depends on the weights, so that a wrong one shows."""
+    return sum(parameter.detach().double().abs().sum().item() for parameter in model.parameters())
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, one_thread: None) -> dict[str, tuple[Any, ...]]:
+    found = {}
+    for kind in ROWS:
+        store = Store()
+        whole = trainer(row_of(kind), tmp_path_factory.mktemp("whole"), tracker=store, validate=validate)
+        whole.run()
+        found[kind] = state(whole), curve(whole), store.computed()
+    return found
+
+
+class KilledError(Exception):
+    """Stands for SIGKILL: nothing is saved when it comes."""
+
+
+@pytest.mark.parametrize("case", range(9))
+def test_any_stops_with_any_workers(tmp_path: Path, undisturbed: dict[str, tuple[Any, ...]], case: int) -> None:
+    """Up to four stops and kills at random iterations, each session with another number of loader processes."""
+    chance = random.Random(case)
+    kind = list(ROWS)[case % len(ROWS)]
+    row, sent = row_of(kind), Store()
+    parts = row.numerics.accumulate
+    assert isinstance(parts, int)
+    for session in itertools.count():
+        workers = WORKERS[(case + session) % 3]
+        stop, tracker = StopRequest(), Forgetful(sent)
+        run = trainer(row, tmp_path, workers=workers, tracker=tracker, validate=validate, stop=stop)
+        began, reached = run.iteration, iter(range(1, 10**6))
+        at, kill = (chance.randint(1, 8), chance.random() < 0.5) if session < 4 else (0, False)
+
+        def hook(*_: Any, at: int = at, kill: bool = kill, stop: Any = stop, reached: Any = reached) -> None:
+            if next(reached) == at * parts:
+                if kill:
+                    raise KilledError
+                stop.reason = "SIGTERM"
+
+        run.model.register_forward_pre_hook(hook)
+        if not at or began + at > ITERATIONS or (not kill and began + at == ITERATIONS):
+            run.run()
+            tracker.flush()
+            break
+        with pytest.raises(KilledError if kill else Interrupted) as ended:
+            run.run()
+        newest = max(run.store.iterations(), default=0)
+        if kill:
+            assert newest >= began + at - 1 - row.runtime.checkpoint_interval
+        else:
+            assert newest == began + at
+            assert f"stopped after iteration {began + at} of {ITERATIONS} (SIGTERM)" in str(ended.value)
+    weights, rows, values = undisturbed[kind]
+    assert run.history.resumed > 0
+    assert identical(state(run), weights)
+    assert curve(run) == rows
+    assert sent.computed() == values
+
+
+SCRIPT = """
+import sys, pathlib, torch
+torch.set_num_threads(1)
+from danet.training import numerics
+from tests.training.fakes import tiny_row, trainer
+row = tiny_row(numerics={"deterministic": True})
+with numerics.configured(row.numerics):
+    run = trainer(row, pathlib.Path(sys.argv[1]), workers=int(sys.argv[2]))
+    run.run()
+torch.save({name: tensor for name, tensor in run.model.state_dict().items()}, sys.argv[1] + "/out.pt")
+"""
+
+
+@pytest.mark.slow
+def test_deterministic_mode_gives_the_same_weights_in_another_process(tmp_path: Path) -> None:
+    weights = []
+    for seed, workers in (("1", "0"), ("2", "2")):
+        folder = tmp_path / seed
+        folder.mkdir()
+        environment = {**os.environ, "PYTHONHASHSEED": seed}
+        subprocess.run([sys.executable, "-c", SCRIPT, str(folder), workers], check=True, env=environment)
+        weights.append(torch.load(folder / "out.pt"))
+    assert identical(*weights)
+
+
+def test_dropout_and_augmentation_are_part_of_what_is_compared(tmp_path: Path) -> None:
+    """The comparison could not fail if nothing were random: another seed must give other bits."""
+    runs = [trainer(tiny_row(iterations=2), tmp_path / str(seed), seed=seed) for seed in (0, 1)]
+    runs[1].model.load_state_dict(trainer(tiny_row(iterations=2), tmp_path / "same").model.state_dict())
+    for run in runs:
+        run.run()
+    assert not identical(*map(state, runs))
+    assert isinstance(runs[0].dataset, Images)
+    assert isinstance(runs[0].model, TinyNet)
