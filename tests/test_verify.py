@@ -26,12 +26,13 @@ from danet.models import build_model
 from danet.released import fetch_released, stored
 from danet.report import write_table
 from danet.report.verdict import agreement
-from danet.rows import Dataset, load_params, merge
+from danet.rows import Dataset, load_params, merge, read_raw, write_raw
 from danet.submission import label_ids, write_submission
 from danet.verify import exit_code, verify_all, verify_row
 from danet.weights.exchange import export_weights, import_weights
 from danet.weights.ours import load_model, save_model
 from danet.workspace import Workspace
+from tests.parameters import raw_params
 
 ROOT = Path(__file__).resolve().parents[1]
 WHOLE = {"resize": "none", "mode": "whole", "window": None, "stride": None, "multi_scale": None}
@@ -58,17 +59,17 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workspace]:
     """Generated Cityscapes images of 48x64, and a row of ResNet-50 for each source."""
     folder = tmp_path_factory.mktemp("verify")
     made = make_archives(folder / "archives", sizes=Sizes(train=2, val=2, test=2, size=(16, 16), cityscapes=(48, 64)))
-    raw = yaml.safe_load((ROOT / "params.yaml").read_text())
+    raw = raw_params(released=False)
     rows = {}
-    for name, (base, settings) in ROWS.items():
+    for name, (base, own) in ROWS.items():
         row = raw["rows"][base]
         rows[name] = row | {"dataset": "cityscapes", "backbone": "resnet50", "weights": "none", "train_split": "train"}
-        rows[name]["settings"] = merge(row["settings"], settings)
+        rows[name] |= own
     cityscapes = merge(raw["datasets"]["cityscapes"], made["cityscapes"])
     raw |= {"rows": rows, "datasets": {"cityscapes": cityscapes}}
     raw["runtime"] |= {"workers": 0, "overlays": 0, "benchmark_images": 1, "progress": "never"}
-    raw["submissions"] = []
-    (folder / "params.yaml").write_text(yaml.safe_dump(raw, sort_keys=False))
+    raw["submissions"] = {}
+    write_raw(raw, folder)
     space = Workspace(folder)
     spec = Dataset.model_validate(cityscapes)
     download_dataset("cityscapes", spec, space.raw("cityscapes"), archives=folder / "archives", progress=False)
@@ -101,7 +102,7 @@ def train(workspace: Workspace, name: str) -> Path:
 
 def add_released(workspace: Workspace, name: str, **entry: Any) -> None:
     row = yaml.safe_load((workspace.root / "params.yaml").read_text())["rows"][name]
-    item = {key: row[key] for key in ("table", "recipe", "dataset")} | {"file": f"{name}.pth", **entry}
+    item = {key: row[key] for key in ("table", "recipe", "settings", "dataset")} | {"file": f"{name}.pth", **entry}
     (workspace.root / "released.yaml").write_text(yaml.safe_dump({"released": {name: item}}))
 
 
@@ -250,12 +251,12 @@ def test_submission_is_what_the_official_script_finds_and_reads(workspace: Works
 
 
 def test_submission_wants_the_whole_split_of_cityscapes(workspace: Workspace, tmp_path: Path) -> None:
-    params = yaml.safe_load((workspace.root / "params.yaml").read_text())
+    params = read_raw(workspace.root / "params.yaml")
     params["datasets"]["cityscapes"]["counts"]["test"] = 1525
     other = tmp_path / "other"
     other.mkdir()
     (other / "data").symlink_to(workspace.root / "data")
-    (other / "params.yaml").write_text(yaml.safe_dump(params))
+    write_raw(params, other)
     row = load_params(other / "params.yaml").row("ssseg-r50")
     with pytest.raises(DataError, match="has 2 images, the test server wants 1525"):
         write_submission(row, Workspace(other), weights=tmp_path / "w.pth", out=tmp_path / "s.zip", size=(48, 64))

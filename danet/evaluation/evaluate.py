@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import functools
 import resource
 import shutil
 import sys
@@ -12,7 +13,7 @@ from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -28,9 +29,10 @@ from danet.console import console
 from danet.data.prepared import PreparedDataset
 from danet.data.progress import Progress
 from danet.errors import CheckpointError, DanetError, DataError
-from danet.evaluation import visualise
+from danet.evaluation import finished, visualise
 from danet.evaluation.inference import Inputs, Mode, Predictor, numeric_settings
 from danet.evaluation.metrics import AbsentClass, Confusion, Scores, constant_baseline
+from danet.evaluation.metrics import scores as scores_of
 from danet.files import atomic_write, sha256, write_json
 from danet.models.segmentor import build_model
 from danet.training.distributed import Process, processes
@@ -121,7 +123,9 @@ def evaluate_model(
 ) -> EvaluationResult:
     """Runs a model over a split and sums its confusion matrix. The model is left in the mode it was in.
 
-    Images are decoded and resized by ``row.runtime.workers`` threads while the network computes (0: by none).
+    Images are decoded and resized by ``row.runtime.workers`` threads while the network computes (0: by none). On a GPU
+    these threads also page-lock them, labels are copied and counted on the device, and after the timed images nothing
+    comes back to the host but what ``keep`` asks for.
 
     The frame rate is measured by the published method (mmsegmentation's tools/benchmark.py) on the way: batch 1, the
     first 5 images skipped (of fewer than 10: half of them), up to ``row.runtime.benchmark_images`` timed; network,
@@ -158,28 +162,28 @@ def evaluate_model(
     skipped = min(FPS_WARM_UP, len(mine) // 2)
     timed, timed_seconds = 0, 0.0
 
-    def load(index: int) -> tuple[int, Inputs, _Image]:
-        mask = dataset.mask(index)
-        if mask is None:
-            raise DataError(f"{dataset.ids[index]}: the split has no labels, so there is nothing to compare with")
-        image = dataset.image(index)
-        if mask.shape != image.shape[:2]:
-            raise DataError(f"{dataset.ids[index]}: image {image.shape[:2]} and mask {mask.shape} differ in size")
-        return index, predictor.prepare(image), mask
+    def load(index: int) -> tuple[int, Inputs, torch.Tensor]:
+        image, mask = _labelled_image(dataset, index)
+        inputs, target = predictor.prepare(image), torch.from_numpy(mask)
+        if device.type == "cuda":
+            inputs, target = _page_locked(inputs), target.pin_memory()
+        return index, inputs, target
 
     start = time.perf_counter()
     try:
         with numeric_settings(row.numerics, device):
             for done, (index, inputs, mask) in enumerate(_ahead(load, mine, row.runtime.workers)):
-                _synchronise(device)
+                target = mask.to(device, non_blocking=True)
+                timing = mode == "ss" and skipped <= done < skipped + row.runtime.benchmark_images
+                if timing:
+                    _synchronise(device)
                 before = time.perf_counter()
                 labels = predictor.labels(inputs)
-                host = labels.cpu()
-                elapsed = time.perf_counter() - before
-                if mode == "ss" and skipped <= done < skipped + row.runtime.benchmark_images:
-                    timed, timed_seconds = timed + 1, timed_seconds + elapsed
-                confusion.update(labels, torch.from_numpy(mask))
-                if index in keep:
+                host = labels.cpu() if timing or index in keep else None
+                if timing:
+                    timed, timed_seconds = timed + 1, timed_seconds + time.perf_counter() - before
+                confusion.update(labels, target)
+                if host is not None and index in keep:
                     predictions[index] = host.numpy()
                 if progress is not None:
                     progress(done + 1, len(mine))
@@ -218,6 +222,7 @@ def evaluate_row(
     tracker_factory: TrackerFactory | None = None,
     progress: bool = True,
     weights: Path | None = None,
+    reuse: bool = False,
 ) -> RowEvaluation:
     """Evaluates every seed of a row in every mode it defines, and writes metrics and pictures.
 
@@ -235,6 +240,8 @@ def evaluate_row(
         progress: whether to print progress (``row.runtime.progress: never`` silences it too).
         weights: evaluate this file (trained, imported or raw released) instead of the row's trained weights. Nothing of
             the row is then overwritten or tracked: everything goes to ``evaluations/<row>@<name of the file>``.
+        reuse: take over the seeds that were evaluated before with the same weights, settings, data, hardware and
+            versions (:mod:`danet.evaluation.finished`), instead of evaluating them again.
 
     Raises:
         CheckpointError: if weights are missing, of another model, or trained with other settings than the row's.
@@ -253,7 +260,7 @@ def evaluate_row(
             if not subject.path.is_file():
                 hint = "" if weights else f"; train seed {subject.seed} first (dvc repro train@{row.name})"
                 raise CheckpointError(f"{subject.path}: does not exist{hint}")
-        with _runs(row, workspace, dataset, process, files, pictures, progress) as runs:
+        with _runs(row, workspace, dataset, process, files, pictures, progress, reuse) as runs:
             result = RowEvaluation(_summary(runs), _document(row, dataset, [run for run, _, _ in runs]), metrics)
             if process.is_main:
                 _write_per_class(metrics / "per_class.csv", dataset.classes, runs)
@@ -341,13 +348,20 @@ def _runs(
     subjects: Sequence[_Subject],
     pictures: Path,
     progress: bool,
+    reuse: bool = False,
 ) -> Iterator[list[_RunRecord]]:
     """Evaluates the subjects and puts the pictures in their place; the block writes the metrics files."""
     pictures.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(dir=pictures.parent, prefix=f".{pictures.name}.", suffix=".tmp"))
     show = progress and process.is_main and row.runtime.progress != "never"
     try:
-        runs = [_Run(row, workspace, dataset, process, item, staging, pictures).evaluate(show) for item in subjects]
+        process.agree(
+            {"settings of the row": row.hash, "prepared data": dataset.manifest_hash}
+            | {f"weights {item.path.name}": sha256(item.path) for item in subjects if process.world > 1},
+            "every node must see the same files: put the workspace on a shared file system, or copy it to all",
+        )
+        every = [_Run(row, workspace, dataset, process, item, staging, pictures) for item in subjects]
+        runs = [run.evaluate_or_take(show, reuse) for run in every]
         if process.is_main:
             _publish(staging, pictures)
         yield runs
@@ -372,7 +386,48 @@ class _Run:
     staging: Path
     pictures: Path
 
+    def evaluate_or_take(self, show: bool, reuse: bool) -> _RunRecord:
+        """Evaluates and keeps the result, or with ``reuse`` takes over the kept one of the very same evaluation."""
+        seed = self.subject.seed
+        if not self.subject.own or seed is None:
+            return self.evaluate(show)
+        folder = self.workspace.finished_evaluation(self.row, seed)
+        identity = finished.identity(
+            self.row,
+            seed,
+            weights_sha256=self._weights_sha256,
+            manifest_hash=self.dataset.manifest_hash,
+            device=self.process.device.type,
+            processes=self.process.world,
+        )
+        kept = finished.load(folder, identity) if reuse and self.process.is_main else None
+        kept = self.process.gather(kept)[0]
+        if kept is None:
+            result = self.evaluate(show)
+            if self.process.is_main:
+                pictures = sorted(self.staging.glob(f"{self.subject.name}-*"))
+                finished.keep(folder, identity, result[0], pictures)
+            return result
+        if self.process.is_main:
+            finished.take(folder, self.staging)
+            if show:
+                when = str(kept["provenance"]["date"])[:10]
+                console.print(
+                    escape(f"{self.row.name} {self._text}: evaluated on {when}, its result is used again ({folder})")
+                )
+        absent = self.row.test.absent_class
+        scores = {
+            mode: scores_of(np.array([line.split() for line in result["confusion_rows"]], dtype=np.int64), absent)
+            for mode, result in kept["modes"].items()
+        }
+        return kept, scores, constant_baseline(scores["ss"].pixels, absent)
+
+    @functools.cached_property
+    def _weights_sha256(self) -> str:
+        return sha256(self.subject.path)
+
     def evaluate(self, show: bool) -> _RunRecord:
+        """Evaluates every mode of the row; pictures go to the staging folder."""
         row, dataset, device = self.row, self.dataset, self.process.device
         started, energy = time.perf_counter(), provenance.EnergyMeter()
         model = build_model(row.model, dataset.num_classes, attention=row.numerics.attention)
@@ -441,7 +496,7 @@ class _Run:
                 row,
                 self.subject.seed,
                 manifest_hash=dataset.manifest_hash,
-                weights_sha256=sha256(path),
+                weights_sha256=self._weights_sha256,
                 device=device.type,
                 processes=self.process.world,
                 wall_seconds=round(time.perf_counter() - started, 1),
@@ -628,6 +683,22 @@ def _ahead(function: Callable[[int], _T], items: Sequence[int], threads: int) ->
         finally:
             for future in waiting:
                 future.cancel()
+
+
+def _labelled_image(dataset: LabelledImages, index: int) -> tuple[_Image, _Image]:
+    mask = dataset.mask(index)
+    if mask is None:
+        raise DataError(f"{dataset.ids[index]}: the split has no labels, so there is nothing to compare with")
+    image = dataset.image(index)
+    if mask.shape != image.shape[:2]:
+        raise DataError(f"{dataset.ids[index]}: image {image.shape[:2]} and mask {mask.shape} differ in size")
+    return image, mask
+
+
+def _page_locked(inputs: Inputs) -> Inputs:
+    """The same in memory that a GPU reads by itself. One array that stands for several scales stays one."""
+    once = {id(a): torch.from_numpy(np.ascontiguousarray(a)).pin_memory().numpy() for a in inputs.pixels}
+    return replace(inputs, pixels=tuple(once[id(a)] for a in inputs.pixels))
 
 
 def _synchronise(device: torch.device) -> None:

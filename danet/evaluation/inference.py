@@ -36,6 +36,7 @@ from torch.nn import functional as F
 
 from danet import rows
 from danet.errors import CheckpointError, ConfigError
+from danet.models.fast import for_prediction
 from danet.training.numerics import autocast
 
 Size = tuple[int, int]
@@ -171,7 +172,7 @@ class Predictor:
         align_corners: of every bilinear resize of tensors.
         mode: ``ss`` or ``ms``.
         device: where the model is.
-        numerics: precision and memory format.
+        numerics: precision, memory format, folding, compilation (:mod:`danet.models.fast`).
         max_batch: windows and mirror images per forward pass; null for 8 on CUDA and 1 on the CPU, where larger
             batches are not faster. Results do not depend on it beyond rounding.
     """
@@ -187,11 +188,11 @@ class Predictor:
         numerics: rows.Numerics | None = None,
         max_batch: int | None = None,
     ) -> None:
-        self.model = model
         self.test = test
         self.align_corners = align_corners
         self.device = torch.device(device)
         self.numerics = numerics or rows.Numerics()
+        self.model = for_prediction(model, self.numerics, self.device)
         self.max_batch = max_batch or (8 if self.device.type == "cuda" else 1)
         self._plan = _plan(test, mode)
         mean, std = (torch.tensor(x, device=self.device).view(1, 3, 1, 1) for x in (MEAN_RGB, STD_RGB))

@@ -8,6 +8,7 @@ Figures are drawn by matplotlib's Agg canvas directly, without pyplot: no displa
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -32,7 +33,7 @@ Palette = Sequence[tuple[int, int, int]]
 Image8 = NDArray[np.uint8]
 
 MAX_LEGEND = 24
-_PANEL_INCHES = 4.6
+_PANEL_INCHES = 2.8  # two make phone width
 _MAX_PANEL_PIXELS = 900
 _NAME_POINTS = 6.5
 
@@ -119,19 +120,27 @@ def save_panels(
     shown_image = cv2.cvtColor(cv2.resize(image_bgr, size, interpolation=cv2.INTER_AREA), cv2.COLOR_BGR2RGB)
     valid = truth != IGNORE
     right = float((prediction == truth)[valid].mean()) if valid.any() else None
-    caption = "errors" if right is None else f"errors ({100 * right:.1f} % of labelled pixels right)"
+    caption = "errors" if right is None else f"errors ({100 * right:.1f} % right)"
 
     handles = _legend(truth, prediction, classes, palette)
     layout = (1, 4) if height > 1.2 * width else (2, 2)
-    legend_columns = max(2, layout[1] * 2)
+    legend_columns = 4
     legend_inches = 0.2 * (-(-len(handles) // legend_columns)) + 0.25
     panel_inches = _PANEL_INCHES * (0.6 if layout[0] == 1 else 1)
-    inches = layout[1] * panel_inches, layout[0] * (panel_inches * height / width + 0.28) + legend_inches + 0.35
-    figure = Figure(figsize=inches, dpi=float(np.clip(size[0] / panel_inches, 90, 190)))
+    # at the width of a telephone nine points must be readable, so the figure is narrow and its title wrapped
+    title = "\n".join(textwrap.wrap(title, round(layout[1] * panel_inches * 10)))
+    title_inches = 0.16 * title.count("\n") + 0.35
+    inches = layout[1] * panel_inches, layout[0] * (panel_inches * height / width + 0.28) + legend_inches + title_inches
+    figure = Figure(figsize=inches, dpi=float(np.clip(size[0] / panel_inches, 160, 340)))
     FigureCanvasAgg(figure)
     grid = figure.subplots(*layout, squeeze=False).flat
     figure.subplots_adjust(
-        left=0.005, right=0.995, top=1 - 0.58 / inches[1], bottom=legend_inches / inches[1], wspace=0.02, hspace=0.12
+        left=0.005,
+        right=0.995,
+        top=1 - (title_inches + 0.23) / inches[1],
+        bottom=legend_inches / inches[1],
+        wspace=0.02,
+        hspace=0.12,
     )
     figure.suptitle(title, fontsize=10, y=1 - 0.08 / inches[1], va="top", parse_math=False)
     pictures = [

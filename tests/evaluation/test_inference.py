@@ -536,3 +536,37 @@ def test_cuda_agrees_with_the_cpu(protocol, mode):
     cpu = predict_scores(model, image, PROTOCOLS[protocol], True, mode)
     gpu = predict_scores(model.cuda(), image, PROTOCOLS[protocol], True, mode, "cuda")
     torch.testing.assert_close(gpu.cpu(), cpu, atol=1e-4, rtol=1e-4)
+
+
+def test_images_of_many_sizes_are_not_compiled():
+    from torch._dynamo.utils import counters
+
+    counters.clear()
+    plain, compiling = (
+        Predictor(Sampler(), rows.Test(), False, numerics=rows.Numerics(compile=flag)) for flag in (False, True)
+    )
+    for number in range(24):
+        inputs = plain.prepare(picture(20 + number, 31, number))
+        assert torch.equal(compiling.labels(inputs), plain.labels(inputs))
+    assert not counters["stats"]
+
+
+def test_folding_is_a_parameter_of_the_prediction():
+    torch.manual_seed(0)
+    model = FoldingModel().eval()
+    image = picture(20, 30)
+    scores = [
+        predict_scores(model, image, rows.Test(), False, numerics=rows.Numerics(fold_bn=fold)) for fold in (False, True)
+    ]
+    assert 0 < (scores[0] - scores[1]).abs().max() < 1e-5
+
+
+class FoldingModel(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, CLASSES, 3, padding=1, bias=False), nn.BatchNorm2d(CLASSES))
+        nn.init.uniform_(self.body[1].running_var, 0.5, 2.0)
+        nn.init.normal_(self.body[1].running_mean)
+
+    def forward(self, x):
+        return {"main": self.body(x)}
