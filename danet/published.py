@@ -25,6 +25,16 @@ class Edition(Strict):
     miou: Percent | None = None
 
 
+class Classes(Strict):
+    """IoU of every class, as published for a row."""
+
+    of: str
+    """What was evaluated, for the head of a column: ``test set, ms+flip``."""
+    url: str = Field(pattern=r"^https?://")
+    iou: dict[str, Percent]
+    """By the class's name in the prepared data set."""
+
+
 class Published(Strict):
     """What a source publishes for one row; ``None`` where it gives nothing."""
 
@@ -45,6 +55,8 @@ class Published(Strict):
     """Address of the released training log."""
     first_edition: Edition | None = None
     """The row in the first edition of the source's table; ``None`` where there was none."""
+    classes: Classes | None = None
+    """``None`` where only means are published, as for most rows."""
 
 
 NUMBERS = ("miou", "miou_ms_flip", "aacc", "aacc_ms", "memory_gb", "fps")

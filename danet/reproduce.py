@@ -50,7 +50,7 @@ class Check:
         lines = [f"{self.row}: {self.kind} run again"]
         for name, (reported, here) in self.numbers.items():
             lines.append(
-                f"  {name:<14} reported {reported:8.4f}   here {here:8.4f}   difference {here - reported:+.4f}"
+                f"  {name:<14} reported {reported:8.4f}   here {here:8.4f}   difference {_signed(here - reported)}"
             )
         changed = [f"{key}: {a or '-'} -> {b or '-'}" for key, (a, b) in self.setup.items()]
         lines.append("  hardware and versions: " + ("; ".join(changed) if changed else "the same"))
@@ -63,6 +63,11 @@ class Check:
         return "\n".join(lines)
 
 
+def _signed(gap: float) -> str:
+    text = f"{gap:+.4f}"
+    return "0" if text in {"+0.0000", "-0.0000"} else text
+
+
 def reported_row(report: Path, name: str) -> dict[str, Any]:
     """One row of a table's JSON (``reports/tables/<table>.json``), checked for what is needed here.
 
@@ -72,7 +77,7 @@ def reported_row(report: Path, name: str) -> dict[str, Any]:
     """
     try:
         data = json.loads(report.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(
             f"{report}: cannot be read as JSON ({error}); give a table's reports/tables/NAME.json"
         ) from None

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from typer.testing import CliRunner
 
 from danet import reproduce
@@ -17,10 +16,11 @@ from danet.errors import CheckpointError, ConfigError, DanetError, DataError
 from danet.evaluation import evaluate
 from danet.evaluation.evaluate import evaluate_row
 from danet.report import write_table
-from danet.rows import Row
+from danet.rows import Row, write_raw
 from danet.training import loop
 from danet.workspace import Workspace
 from tests.evaluation.test_evaluate import Reader, Shades
+from tests.parameters import raw_params
 
 ROOT = Path(__file__).parents[1]
 NAME = "camvid-r50-d8"
@@ -29,12 +29,10 @@ NAME = "camvid-r50-d8"
 @pytest.fixture
 def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
     """One row of two seeds, evaluated and reported; the model reads the class from the grey level."""
-    raw = yaml.safe_load((ROOT / "params.yaml").read_text())
-    raw["submissions"] = []
-    raw["rows"] = {NAME: {**raw["rows"][NAME], "seeds": [3, 5]}}
-    raw.pop("released", None)
+    raw = raw_params(rows=(NAME,))
+    raw["rows"][NAME]["seeds"] = [3, 5]
     raw["runtime"] |= {"overlays": 0, "workers": 0, "progress": "never"}
-    (tmp_path / "params.yaml").write_text(yaml.safe_dump(raw))
+    write_raw(raw, tmp_path)
     space = Workspace(tmp_path)
     row = space.params().row(NAME)
     monkeypatch.setattr(evaluate, "PreparedDataset", Shades)

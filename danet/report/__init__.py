@@ -15,16 +15,18 @@ from pathlib import Path
 
 from danet.errors import ConfigError, DanetError
 from danet.files import write_json, write_text
-from danet.report import examples, figures, pages
+from danet.report import costs, examples, figures, pages
 from danet.report.measured import Measurement, Problem, read
 from danet.report.records import csv_rows, table_record
 from danet.rows import Params
 from danet.workspace import Workspace
 
-__all__ = ["Problem", "TableReport", "write_index", "write_table"]
+__all__ = ["ALL_COSTS", "Problem", "TableReport", "measured_tables", "write_index", "write_table"]
 
 RESERVED = ("metrics", "readme", "tables")
 """Names in ``reports/`` that a table cannot have."""
+ALL_COSTS = "all-costs.png"
+"""In ``reports/``: mIoU against cost for the rows of all tables; without any row it says so."""
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg")
 
 
@@ -121,15 +123,29 @@ def write_table(
 
 
 def write_index(params: Params, workspace: Workspace, *, published_path: Path | None = None) -> Path:
-    """Writes ``reports/README.md``, one line per table with rows, and returns its path."""
+    """Writes ``reports/README.md``, one line per table with rows, and ``reports/all-costs.png`` beside it.
+
+    Returns the path of the page.
+    """
     records = {}
     for table in params.tables:
         measurements = [read(row, workspace) for row in params.table_rows(table)]
         if measurements:
             records[table] = table_record(table, params, measurements, published_path)
     path = workspace.reports() / "README.md"
-    write_text(path, pages.index_page(params, records))
+    titles = {name: dataset.title for name, dataset in params.datasets.items()}
+    drawn = costs.draw_all_costs(records, titles, path.with_name(ALL_COSTS))
+    write_text(path, pages.index_page(params, records, ALL_COSTS if drawn else None))
     return path
+
+
+def measured_tables(params: Params, workspace: Workspace) -> list[str]:
+    """The tables with a measured row."""
+    return [
+        table
+        for table in params.tables
+        if any(read(row, workspace).status == "measured" for row in params.table_rows(table))
+    ]
 
 
 def _draw(
@@ -181,7 +197,8 @@ def _copy_overlays(measurement: Measurement, workspace: Workspace, folder: Path)
         target = folder / f"{measurement.row.name}-{name}"
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, target)
-        copied.append((f"{path.stem.removesuffix('-panels')}: image, truth, prediction, error", target.name))
+        seed, _, image = path.stem.removesuffix("-panels").removeprefix("seed").partition("-")
+        copied.append((f"Seed {seed}, {image}: image, truth, prediction, errors", target.name))
     return copied
 
 

@@ -1,6 +1,6 @@
 """Figures of a table: drawn from metrics files alone, the same bytes every time.
 
-Each is a white card of phone width (6 inches, text of 10 points and more), readable in light and dark pages; what
+Each is a white card of phone width (5 inches, text of 10 points and more), readable in light and dark pages; what
 colour says is said by marker, line style or number as well.
 """
 
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,12 +37,17 @@ STYLE: dict[Any, Any] = {
     "axes.axisbelow": True,
     "legend.frameon": False,
     "legend.fontsize": 10,
+    "legend.handlelength": 1.8,
+    "legend.handletextpad": 0.5,
+    "legend.columnspacing": 1.0,
     "lines.linewidth": 1.8,
     "figure.facecolor": "white",
     "axes.facecolor": "white",
     "text.parse_math": False,
+    "figure.constrained_layout.w_pad": 0.08,
+    "figure.constrained_layout.h_pad": 0.08,
 }
-WIDTH = 6.0
+WIDTH = 5.0
 MAX_POINTS = 300
 
 
@@ -53,7 +59,7 @@ def save(figure: Figure, path: Path, photographs: bool = False) -> None:
     from PIL import Image
 
     drawn = io.BytesIO()
-    figure.savefig(drawn, format="png", dpi=150, metadata={"Software": None})
+    figure.savefig(drawn, format="png", dpi=180, metadata={"Software": None})
     with Image.open(drawn) as image, atomic_write(path) as temporary:
         flat = image.convert("RGB")
         if not photographs:
@@ -187,7 +193,7 @@ def _draw_lines(axes: Axes, measurements: Sequence[Measurement], column: str) ->
 
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     axes.xaxis.set_major_formatter(
-        FuncFormatter(lambda value, _: f"{value / 1000:g}k" if value >= 10_000 else f"{value:g}")
+        FuncFormatter(lambda value, _: f"{value / 1000:g}k" if value and axes.get_xlim()[1] >= 10_000 else f"{value:g}")
     )
 
 
@@ -239,10 +245,11 @@ def draw_results(
                 _draw_result(axes, y, line)
             axes.set_yticks(range(len(lines)), [line["label"] for line in lines])
             axes.set_ylim(len(lines) - 0.4, -0.6)
+            axes.use_sticky_edges = False  # else a band ends on the frame
             axes.margins(x=0.08)
-            axes.set_xlabel("mIoU, %")
             bands = {f"band ± {line['band']:g}" for line in lines if line["band"] is not None}
-            axes.set_title(", ".join([title] * (len(panels) > 1) + sorted(bands)), loc="left")
+            axes.set_xlabel(", ".join(["mIoU, %", *sorted(bands)]))
+            axes.set_title(title if len(panels) > 1 else "", loc="left")
             handles, labels = axes.get_legend_handles_labels()
             seen.update(zip(labels, handles, strict=True))
         figure.legend(list(seen.values()), list(seen), loc="outside lower center", ncols=2)
@@ -310,29 +317,28 @@ def draw_costs(
 ) -> bool:
     """mIoU (mean over seeds, with its 95 % interval) against what one training costs in device-hours.
 
-    One panel per dataset; rows without a training time are left out. Returns whether there was anything to draw.
+    One panel per dataset and kind of hardware, since hours of two cannot be compared; rows without a training time are
+    left out. Returns whether there was anything to draw.
     """
-    panels = {}
+    panels: dict[tuple[str, str], list[Measurement]] = {}
     for title, measurements in groups.items():
-        points = [item for item in measurements if item.status == "measured" and device_hours(records[item.row.name])]
-        if points:
-            panels[title] = points
+        for item in measurements:
+            if item.status == "measured" and device_hours(records[item.row.name]):
+                panels.setdefault((title, cost_name(records[item.row.name])), []).append(item)
     if not panels:
         return False
     from matplotlib import rc_context
     from matplotlib.figure import Figure
-    from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
     heights = [2.9 + 0.22 * math.ceil(len(points) / 2) for points in panels.values()]
     with rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, sum(heights) + 0.2), layout="constrained")
         grid: Any = figure.subplots(len(panels), 1, squeeze=False, gridspec_kw={"height_ratios": heights})
-        for axes, (title, points) in zip(grid[:, 0], panels.items(), strict=True):
+        for axes, ((title, name), points) in zip(grid[:, 0], panels.items(), strict=True):
             labels = short_labels([item.row for item in points])
-            name = cost_name([records[item.row.name] for item in points])
             costs = [device_hours(records[item.row.name]) for item in points]
-            if max(costs) < 0.5:
-                costs, name = [60 * cost for cost in costs], name.replace("hours", "minutes")
+            if cost_axis(axes, costs, name):
+                costs = [60 * cost for cost in costs]
             for place, item in enumerate(points):
                 summary = summarise(item.values("miou"))
                 assert summary is not None
@@ -349,17 +355,7 @@ def draw_costs(
                     label=labels[item.row.name],
                 )
             axes.margins(y=0.15)
-            if max(costs) > 6 * min(costs):
-                axes.set_xscale("log")
-                axes.set_xlim(min(costs) / 1.4, max(costs) * 1.4)
-                axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-                axes.xaxis.set_minor_formatter(NullFormatter())
-            else:
-                axes.set_xlim(0, max(costs) * 1.1)
-                axes.xaxis.set_major_locator(MaxNLocator(6))
-            axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-            axes.set_title(title if len(panels) > 1 else "", loc="left")
-            axes.set_xlabel(name)
+            axes.set_title(title if len(groups) > 1 else "", loc="left")
             axes.set_ylabel("mIoU, %")
             columns = 2 if max(len(label) for label in labels.values()) < 28 else 1
             axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=columns)
@@ -367,22 +363,39 @@ def draw_costs(
     return True
 
 
+def cost_axis(axes: Axes, hours: Sequence[float], name: str) -> bool:
+    """Label, scale, ends and ticks of the horizontal axis for these costs.
+
+    Returns whether it is of minutes, because all are short.
+    """
+    from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
+
+    minutes = max(hours) < 0.5
+    low, high = (end(hours) * (60 if minutes else 1) for end in (min, max))
+    if high > 6 * low:
+        axes.set_xscale("log")
+        axes.set_xlim(low / 1.4, high * 1.4)
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_minor_formatter(NullFormatter())
+    else:
+        axes.set_xlim(0, high * 1.1)
+        axes.xaxis.set_major_locator(MaxNLocator(6))
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axes.set_xlabel(textwrap.fill(name.replace("hours", "minutes") if minutes else name, 48))
+    return minutes
+
+
 def device_hours(record: Mapping[str, Any]) -> float:
     """What one training of a row cost: its hours times its GPUs (on a CPU: hours); 0 if that was not measured."""
-    measured = record["measured"] or {}
-    return float(measured.get("hours") or 0.0) * max(1, int(measured.get("gpus") or 0))
+    return float((record["measured"] or {}).get("device_hours") or 0.0)
 
 
-def cost_name(records: Sequence[Mapping[str, Any]]) -> str:
-    """What :func:`device_hours` of these rows are, with the hardware if it is the same for all."""
-    made = [record["measured"] for record in records]
-    kinds = {bool(measured.get("gpus")) for measured in made}
-    devices = {
-        str(measured.get("device") or "unknown").partition(" x ")[2] or measured.get("device") for measured in made
-    }
-    unit = "GPU-hours" if kinds == {True} else "hours on a CPU" if kinds == {False} else "hours on a CPU, or GPU-hours"
-    where = f", {devices.pop()}" if len(devices) == 1 and kinds == {True} else ""
-    return f"training, {unit}{where}"
+def cost_name(record: Mapping[str, Any]) -> str:
+    """What :func:`device_hours` of a measured row are hours of: ``one training, GPU-hours, NVIDIA H200``."""
+    measured = record["measured"]
+    names = str(measured.get("device") or "unknown hardware").split("; ")  # several where the seeds had several
+    hardware = "; ".join(dict.fromkeys(name.rpartition(" x ")[2] for name in names))
+    return f"one training, {'GPU-hours' if measured.get('gpus') else 'hours'}, {hardware}"
 
 
 MATRIX_CLASSES = 30
@@ -447,8 +460,10 @@ def draw_classes(measurements: Sequence[Measurement], path: Path) -> bool:
     columns = [list(column) for column in zip(*table, strict=True)]
     crowded = len(classes) > 40
     line_height, size = (0.19, 8) if crowded else (0.3, 10)
-    # a label's words below each other where they fit over their column, else upright
-    stacked = len(measured) <= 8 and all(" " in label or len(label) < 12 for label in labels.values())
+    # a label's words below each other where they fit over their column, else upright; a character has about 0.08 inches
+    width = (WIDTH - 0.3 - 0.08 * max(len(name) for name in classes)) / len(measured)
+    words = [word for label in labels.values() for word in label.replace(" it", "_it").split()]
+    stacked = 0.08 * max(map(len, words)) <= width
     if stacked:
         labels = {
             name: label.replace(" it", "_it").replace(" ", "\n").replace("_", " ") for name, label in labels.items()

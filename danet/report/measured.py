@@ -107,6 +107,12 @@ class Trained(_File):
     weights_sha256: str | None = None
     provenance: dict[str, Any] = {}
 
+    @property
+    def devices(self) -> int:
+        """GPUs; 1 for a CPU, or where the file does not say."""
+        gpus = self.provenance.get("gpus")
+        return max(1, gpus) if isinstance(gpus, int) else 1
+
 
 class _EvaluationFile(_File):
     format: Literal[1]
@@ -179,7 +185,8 @@ class Measurement:
 
     def values(self, metric: str) -> list[float]:
         """One number per seed: ``miou``, ``miou_ms_flip``, ``aacc``, ``aacc_ms``, ``macc``, ``fps``, ``baseline_miou``,
-        ``memory_gb``, ``hours``, ``images_per_second``; seeds without it are left out.
+        ``memory_gb``, ``hours``, ``device_hours`` (hours times GPUs), ``images_per_second``; seeds without it are left
+        out.
         """
         found: list[float | None]
         if metric in {"miou", "aacc", "macc"}:
@@ -188,6 +195,8 @@ class Measurement:
             found = [getattr(run.modes["ms"], metric.partition("_")[0]) for run in self.runs if "ms" in run.modes]
         elif metric in {"fps", "baseline_miou"}:
             found = [getattr(run, metric) for run in self.runs]
+        elif metric == "device_hours":
+            found = [None if run.hours is None else run.hours * run.devices for run in self.trained]
         else:
             name = {"memory_gb": "peak_memory_gb"}.get(metric, metric)
             found = [getattr(run, name) for run in self.trained]
@@ -335,7 +344,7 @@ class _Reader:
             return kind.model_validate(json.loads(path.read_text(encoding="utf-8")))
         except ValidationError as error:
             self._problem(path, explain(error))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             self._problem(path, f"is no JSON ({error})")
         return None
 
@@ -399,7 +408,8 @@ class _Reader:
         )
 
     def _problem(self, path: Path, reason: str) -> None:
-        self.problems.append(Problem(path.relative_to(self.root).as_posix(), " ".join(reason.split())))
+        text = " ".join(reason.split()).encode("utf-8", "backslashreplace").decode()  # JSON can hold half a character
+        self.problems.append(Problem(path.relative_to(self.root).as_posix(), text))
 
 
 def explain(error: ValidationError) -> str:
@@ -410,3 +420,8 @@ def explain(error: ValidationError) -> str:
     given = first.get("input")
     shown = f" (given: {given!r})" if isinstance(given, str | int | float) and first["type"] != "missing" else ""
     return (f"{where}: " if where else "") + text[:1].lower() + text[1:] + shown
+
+
+def fact_name(key: str) -> str:
+    """A fact of the provenance in words: ``wall seconds``, ``energy, kJ``."""
+    return {"peak_memory_gb": "peak memory, GB", "energy_kj": "energy, kJ"}.get(key, key.replace("_", " "))

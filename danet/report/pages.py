@@ -10,7 +10,7 @@ import yaml
 from tabulate import tabulate
 
 from danet.report.figures import METHODS, backbone_text, short_schedule
-from danet.report.measured import Measurement
+from danet.report.measured import Measurement, fact_name
 from danet.report.verdict import ALPHA, summarise
 from danet.rows import Params, Row, Table
 
@@ -146,9 +146,13 @@ def row_page(
     page.code(_commands(row, record), "bash")
     for caption, path in figures:
         page.figure(caption, path)
-    if measurement.status == "measured":
+    published = record["published_classes"]
+    if measurement.status == "measured" or published:
         page.heading(2, "Per class")
-        page.table(*_class_table(measurement))
+        page.table(*_class_table(measurement, published))
+        if published:
+            page.text(f"Published classes: {published['of']}, <{published['url']}>. Measured here: `{row.val_split}`.")
+    if measurement.status == "measured":
         confused = _confused_lines(measurement)
         if confused:
             page.text("Most often taken for another class, in percent of the pixels of the class:")
@@ -162,18 +166,24 @@ def row_page(
 
 
 def _environment_lines(provenance: Sequence[Mapping[str, Any]]) -> list[list[str]]:
-    """One line per fact; where stages or seeds differ in it, each with its own value."""
+    """One line per fact; where stages or seeds differ in it, each with its own value, said as briefly as can be."""
     lines = []
     for key in dict.fromkeys(key for facts in provenance for key in facts if key not in {"stage", "seed"}):
-        values = {f"{facts['stage']}, seed {facts['seed']}": _cell(facts.get(key)) for facts in provenance}
-        same = len(set(values.values())) == 1
-        shown = next(iter(values.values())) if same else "<br>".join(f"{who}: {value}" for who, value in values.items())
-        lines.append([_escape(key), shown])
+        stages = {facts["stage"] for facts in provenance if facts.get(key) is not None}
+        known = [facts for facts in provenance if facts["stage"] in stages]
+        ways: list[dict[str, set[str]]] = [{}, {}, {}, {}]
+        for facts in known:
+            stage, seed = str(facts["stage"]), f"seed {facts['seed']}"
+            for found, who in zip(ways, ("", stage, seed, f"{stage}, {seed}"), strict=True):
+                found.setdefault(who, set()).add(_cell(facts.get(key)))
+        clear = next(found for found in ways if all(len(values) == 1 for values in found.values()))
+        shown = [f"{who}: {min(values)}" if who else min(values) for who, values in clear.items()]
+        lines.append([_escape(fact_name(key)), "<br>".join(shown) or "-"])
     return lines
 
 
-def index_page(params: Params, records: Mapping[str, Mapping[str, Any]]) -> str:
-    """The index: one line per table."""
+def index_page(params: Params, records: Mapping[str, Mapping[str, Any]], costs: str | None = None) -> str:
+    """The index: one line per table, and the figure ``costs`` (path relative to the page) of all of them."""
     page = _Page()
     page.comment("Made by the report stage; do not edit.")
     for banner in dict.fromkeys(table.banner for table in params.tables.values() if table.banner):
@@ -187,8 +197,12 @@ def index_page(params: Params, records: Mapping[str, Mapping[str, Any]]) -> str:
         stale = sum(row["status"] in {"stale", "left out"} for row in rows)
         datasets = ", ".join(dict.fromkeys(params.datasets[row["dataset"]].title for row in rows))
         state = f"{len(measured)} of {len(rows)}" + (f", {stale} left out" if stale else "")
-        lines.append([f"[{_escape(record['title'])}]({name}.md)", datasets, state, _in_short(record, measured)])
-    page.table(["Table", "Datasets", "Rows measured", "In short"], lines, "llll")
+        lines.append([f"[{_escape(record['title'])}]({name}.md)", state, _in_short(record, measured), datasets])
+    page.table(["Table", "Rows measured", "mIoU in short", "Datasets"], lines, "llll")
+    if costs:
+        page.figure("mIoU of every measured row against the cost of one training, by data set and hardware", costs)
+    else:
+        page.text("No row measured yet: mIoU against cost will be shown here.")
     page.text(
         "Each table also as data: "
         + ", ".join(f"{name} ([csv](tables/{name}.csv), [json](tables/{name}.json))" for name in records)
@@ -345,7 +359,9 @@ def _first_edition_lines(table: str, rows: Iterable[Mapping[str, Any]]) -> list[
 
 def _hours(measured: Mapping[str, Any]) -> str:
     hours = measured.get("hours")
-    return "-" if hours is None else f"{hours:.2f}" if hours < 10 else f"{hours:.1f}"
+    if hours is None:
+        return "-"
+    return f"{hours:.2g}" if hours < 0.1 else f"{hours:.2f}" if hours < 10 else f"{hours:.1f}"
 
 
 def _notes(
@@ -371,19 +387,21 @@ def _notes(
                 f"within ± {band:g} points of the published number."
             )
         notes.append(
-            f"Verdict: equivalence test (TOST, {ALPHA:.0%} per side) of the seeds against the published number "
-            f"± {' or '.join(bands)} points: *reproduced*, *lower* or *higher* where that is shown, else *undecided*. "
+            "Verdict: *reproduced* where an equivalence test (TOST) shows that the mean of the seeds is within "
+            f"± {' or '.join(bands)} points of the published number, *lower* or *higher* where a t-test shows that it "
+            f"is outside, else *undecided*; at most {ALPHA:.0%} of such verdicts are false. "
             "One seed has no spread: it is *consistent* (inside the band) or *inconsistent*, which shows nothing. "
             "Method, bands and error rates: `docs/verdicts.md`."
         )
         notes.append(
-            "Several seeds: mean ± standard deviation (n). Memory is that of training, per GPU (on a CPU: of the "
-            "process); fps is measured as the source does it. Neither can be compared across different hardware."
+            "Several seeds: mean ± standard deviation (n, or n of those planned). Memory is that of training, per GPU "
+            "(on a CPU: of the process); fps is measured as the source does it. Neither can be compared across "
+            "different hardware."
         )
     else:
         notes.append(
             "*Best constant* is the highest mIoU that any single class predicted everywhere reaches on this split; "
-            "several seeds are given as mean ± standard deviation (n)."
+            "several seeds are given as mean ± standard deviation (n, or n of those planned)."
         )
     notes.append("A dash: the source gives no number, or it does not apply.")
     return notes
@@ -469,25 +487,29 @@ def _result_table(
     return head, lines, "lrrl"
 
 
-def _class_table(measurement: Measurement) -> tuple[list[str], list[list[str]], str]:
+def _class_table(
+    measurement: Measurement, published: Mapping[str, Any] | None
+) -> tuple[list[str], list[list[str]], str]:
+    """IoU by class of what was measured, beside what is published."""
     modes = [mode for mode in ("ss", "ms") if any(mode in run.modes for run in measurement.runs)]
     seeds = [run.seed for run in measurement.runs]
     head = ["Class"]
     columns: list[list[float | None]] = []
     for mode in modes:
         name = "IoU" if mode == "ss" else "IoU, ms+flip"
-        head.append(name if len(seeds) == 1 else f"{name}, mean")
+        head.append(name if len(seeds) == 1 else f"{name}, mean of {len(seeds)}")
         columns.append(measurement.class_iou(mode))
     if len(seeds) > 1:
         head += [f"seed {seed}" for seed in seeds]
         columns += [list(run.modes["ss"].iou) for run in measurement.runs]
-    elif len(measurement.runs[0].modes["ss"].acc) == len(measurement.classes):
+    elif seeds and len(measurement.runs[0].modes["ss"].acc) == len(measurement.classes):
         head.append("accuracy")
         columns.append(list(measurement.runs[0].modes["ss"].acc))
-    lines = [
-        [_escape(name), *(_number(column[place]) for column in columns)]
-        for place, name in enumerate(measurement.classes)
-    ]
+    classes = measurement.classes if seeds else tuple(published["iou"] if published else ())
+    if published:
+        head.append(f"published, {published['of']}")
+        columns.append([published["iou"].get(name) for name in classes])
+    lines = [[_escape(name), *(_number(column[place]) for column in columns)] for place, name in enumerate(classes)]
     return head, lines, "l" + "r" * len(columns)
 
 
@@ -524,9 +546,11 @@ def _measured(record: Mapping[str, Any], metric: str) -> str:
     mean = record["measured"].get(metric)
     if mean is None:
         mean = sum(spread["values"]) / spread["n"]
+    planned = len(record["seeds"])
+    count = f"{spread['n']} of {planned}" if spread["n"] < planned else str(spread["n"])
     if spread["sd"] is None:
-        return f"{mean:.2f}"
-    return f"{mean:.2f} ± {spread['sd']:.2f} ({spread['n']})"
+        return f"{mean:.2f}" if planned == 1 else f"{mean:.2f} ({count})"
+    return f"{mean:.2f} ± {spread['sd']:.2f} ({count})"
 
 
 def _released(record: Mapping[str, Any], metric: str) -> str:
@@ -575,9 +599,15 @@ def _signed(value: float | None) -> str:
     return "0.00" if text in {"+0.00", "-0.00"} else text
 
 
+_LONG_HASH = re.compile(r"[0-9a-f]{40,}")
+
+
 def _cell(value: Any) -> str:
+    """A fact in a table; of a long hash the beginning, all of it is in the table's JSON."""
     if value is None:
         return "-"
+    if isinstance(value, str) and _LONG_HASH.fullmatch(value):
+        return value[:16]
     return _escape({True: "yes", False: "no"}.get(value, str(value)) if isinstance(value, bool) else str(value))
 
 

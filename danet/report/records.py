@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,9 @@ ACCURACY = ("miou", "miou_ms_flip", "aacc", "aacc_ms")
 """Metrics with a published number and a difference."""
 JUDGED = ("miou", "miou_ms_flip")
 """Metrics with a verdict: the band is declared in points of mIoU."""
-MEASURED = (*NUMBERS, "macc", "baseline_miou", "hours", "images_per_second")
+SPREAD = ("sd", "low", "high")
+"""Standard deviation over seeds, and the ends of the 95 % interval of the mean."""
+MEASURED = (*NUMBERS, "macc", "baseline_miou", "hours", "device_hours", "images_per_second")
 
 
 def table_record(
@@ -31,8 +33,9 @@ def table_record(
 
     Returns:
         ``{format, table, title, banner, published, rows, left_out}``; each row has the keys of
-        :func:`danet.published.row_record` and ``first_edition, status, measured, spread, difference, verdict, iou,
-        provenance, released`` (``None`` where there is nothing). Percentages, rounded to 4 decimals.
+        :func:`danet.published.row_record` and ``first_edition, published_classes, seeds, status, measured, spread,
+        difference, verdict, iou, provenance, released`` (``None`` where there is nothing). Percentages, rounded to 4
+        decimals.
     """
     settings = params.tables[table]
     return {
@@ -63,6 +66,8 @@ def _row(measurement: Measurement, has_published: bool, bands: Bands, path: Path
     source = published(row.name, path)
     record["published"]["device"] = source.device if has_published else None
     record["first_edition"] = source.first_edition.model_dump() if source.first_edition else None
+    record["published_classes"] = source.classes.model_dump() if source.classes and has_published else None
+    record["seeds"] = list(row.seeds)
     record["band"] = bands.of(row.dataset) if has_published else None
     record |= {"status": measurement.status, "measured": None, "spread": None}
     record |= {"difference": dict.fromkeys(ACCURACY), "verdict": dict.fromkeys(JUDGED), "iou": None}
@@ -110,8 +115,8 @@ def _fill(record: dict[str, Any], measurement: Measurement) -> None:
         if summary and metric in ACCURACY and against is not None:
             record["difference"][metric] = _round(summary.mean - against)
     trained = measurement.trained[0].provenance if measurement.trained else {}
-    measured["device"] = device(trained)
-    measured["fps_device"] = device(measurement.runs[0].provenance)
+    measured["device"] = _devices(run.provenance for run in measurement.trained)
+    measured["fps_device"] = _devices(run.provenance for run in measurement.runs)
     measured["gpus"] = trained.get("gpus")
     measured["baseline_class"] = measurement.runs[0].baseline_class
     record["measured"], record["spread"] = measured, spread
@@ -142,27 +147,36 @@ def device(provenance: Mapping[str, Any]) -> str | None:
     return f"CPU ({cpu})" if cpu else None
 
 
+def _devices(provenances: Iterable[Mapping[str, Any]]) -> str | None:
+    """What computed the seeds of a row: one name, or several if they differ."""
+    return "; ".join(dict.fromkeys(name for facts in provenances if (name := device(facts)))) or None
+
+
 def csv_rows(record: Mapping[str, Any]) -> tuple[list[str], list[list[Any]]]:
     """Header and lines of the CSV of a table: one line a row, one number a cell."""
     settings = ["row", "source", "dataset", "method", "backbone", "output_stride", "crop_size", "schedule", "status"]
-    header = [*settings, "seeds"]
+    header = [*settings, "row_hash", "planned_seeds", "seeds", "band"]
     header += [f"published_{name}" for name in (*NUMBERS, "device")]
     header += [f"measured_{name}" for name in (*MEASURED, "device")]
-    header += [f"sd_{name}" for name in ACCURACY] + [f"difference_{name}" for name in ACCURACY]
+    header += [f"{number}_{name}" for number in SPREAD for name in ACCURACY]
+    header += [f"difference_{name}" for name in ACCURACY]
     header += [f"verdict_{name}" for name in JUDGED]
     header += ["released_status", *(f"released_{name}" for name in ACCURACY)]
-    header += [f"released_difference_{name}" for name in ACCURACY]
+    header += [f"released_{what}_{name}" for what in ("difference", "agreement") for name in ACCURACY]
+    header += ["first_edition_miou"]
     lines = []
     for row in record["rows"]:
         measured, spread = row["measured"] or {}, row["spread"] or {}
-        line = [row[name] for name in settings] + [" ".join(str(seed) for seed in measured.get("seeds", []))]
+        line = [row[name] for name in (*settings, "row_hash")]
+        line += [" ".join(map(str, seeds)) for seeds in (row["seeds"], measured.get("seeds", []))] + [row["band"]]
         line += [row["published"][name] for name in (*NUMBERS, "device")]
         line += [measured.get(name) for name in (*MEASURED, "device")]
-        line += [spread.get(name, {}).get("sd") for name in ACCURACY]
+        line += [spread.get(name, {}).get(number) for number in SPREAD for name in ACCURACY]
         line += [row["difference"][name] for name in ACCURACY] + [row["verdict"][name] for name in JUDGED]
         released = row["released"] or {}
         line += [released.get("status"), *(released.get(name) for name in ACCURACY)]
-        line += [released.get("difference", {}).get(name) for name in ACCURACY]
+        line += [released.get(what, {}).get(name) for what in ("difference", "agreement") for name in ACCURACY]
+        line += [(row["first_edition"] or {}).get("miou")]
         lines.append(line)
     return header, lines
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import yaml
 from PIL import Image
 
 from danet.data.prepared import PreparedDataset
@@ -19,6 +18,7 @@ from danet.report.measured import read
 from danet.rows import Params
 from danet.workspace import Workspace
 from tests.data.samples import camvid_spec, camvid_tree, prepare
+from tests.parameters import raw_params
 from tests.report import samples
 
 ROOT = Path(__file__).parents[2]
@@ -27,10 +27,7 @@ NAMES = ("camvid-r50-d8", "camvid-r101-d8")
 
 @pytest.fixture
 def params() -> Params:
-    raw = yaml.safe_load((ROOT / "params.yaml").read_text())
-    raw["submissions"] = []
-    raw["rows"] = {name: raw["rows"][name] for name in NAMES}
-    raw.pop("released", None)
+    raw = raw_params(rows=NAMES)
     return Params(raw, Path("params.yaml"))
 
 
@@ -106,9 +103,8 @@ def test_cost_is_hours_times_gpus(workspace: Workspace, params: Params) -> None:
     assert (workspace.reports() / "camvid" / "cost.png").exists()
     rows = json.loads((workspace.reports() / "tables" / "camvid.json").read_text())["rows"]
     assert [device_hours(row) for row in rows] == [4 * 3.25, 3.25]
-    assert cost_name(rows[:1]) == "training, GPU-hours, NVIDIA H200"
-    assert cost_name(rows[1:]) == "training, hours on a CPU"
-    assert cost_name(rows) == "training, hours on a CPU, or GPU-hours"
+    assert cost_name(rows[0]) == "one training, GPU-hours, NVIDIA H200"
+    assert cost_name(rows[1]) == "one training, hours, CPU (AMD EPYC 9654 96-Core Processor)"
     assert device_hours({"measured": None}) == 0
 
 
@@ -151,11 +147,8 @@ def test_examples_stay_out_of_the_reports_unless_allowed(
 
 
 def test_a_table_may_allow_pictures_for_good(workspace: Workspace, params: Params, predicted: list[str]) -> None:
-    raw = yaml.safe_load((ROOT / "params.yaml").read_text())
-    raw.pop("released", None)
+    raw = raw_params(rows=NAMES)
     raw["tables"]["camvid"]["pictures"] = True
-    raw["submissions"] = []
-    raw["rows"] = {name: raw["rows"][name] for name in NAMES}
     write_table("camvid", Params(raw, Path("params.yaml")), workspace)
     assert len(list(workspace.reports().glob("camvid/examples*"))) == 2
     assert predicted

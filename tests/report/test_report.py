@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from PIL import Image
 
 from danet.errors import ConfigError, DanetError
@@ -22,8 +21,9 @@ from danet.published import load_published
 from danet.report import write_index, write_table
 from danet.report.figures import short_labels
 from danet.report.measured import read
-from danet.rows import Params, Row, load_params
+from danet.rows import Params, Row, load_params, write_raw
 from danet.workspace import Workspace
+from tests.parameters import raw_params
 from tests.report import samples
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -39,8 +39,7 @@ def workspace(tmp_path: Path) -> Workspace:
 @pytest.fixture(scope="session")
 def params() -> Params:
     """Of the repository, with three seeds for the official DANet row and a demo table."""
-    raw = yaml.safe_load((ROOT / "params.yaml").read_text())
-    raw |= yaml.safe_load((ROOT / "released.yaml").read_text())
+    raw = raw_params()
     raw["rows"][OFFICIAL]["seeds"] = [0, 1, 2]
     raw["tables"]["toy"] = {"title": "Toy", "published": False, "banner": "DEMO: made-up pictures, no results"}
     raw["rows"]["toy-r50"] = {**raw["rows"]["camvid-r50-d8"], "table": "toy"}
@@ -83,7 +82,7 @@ def test_published_numbers_are_the_files(workspace: Workspace, params: Params) -
     for table in ("mmsegmentation", "sssegmentation", "official", "clusterdanet"):
         write_table(table, params, workspace)
         for row in table_json(workspace, table)["rows"]:
-            source = load_published()[row["row"]].model_dump(exclude={"log", "first_edition"})
+            source = load_published()[row["row"]].model_dump(exclude={"log", "first_edition", "classes"})
             assert row["published"] == source
 
 
@@ -346,7 +345,7 @@ def test_one_bad_seed_does_not_take_the_others(workspace: Workspace, params: Par
     folder = samples.write(row, workspace, {0: 79.6, 1: 79.9, 2: 10.0}, points=0)
     spoil(lambda data: data["runs"][2]["modes"]["ss"].update(miou=float("nan")))(folder)
     report = write_table("official", params, workspace)
-    assert cells(report.page.read_text(), OFFICIAL)[0][-3] == "79.75 ± 0.21 (2)"
+    assert cells(report.page.read_text(), OFFICIAL)[0][-3] == "79.75 ± 0.21 (2 of 3)"
     assert "seed 2" in report.problems[0].reason
 
 
@@ -470,13 +469,13 @@ def test_index(workspace: Workspace, params: Params) -> None:
     samples.write(params.row("camvid-r50-d8"), workspace, {0: 55.5}, points=0)
     page = write_index(params, workspace).read_text()
     assert page == write_index(params, workspace).read_text()
-    assert "| [Official DANet and DRANet](official.md) | Cityscapes | 1 of 2 | 1 consistent |" in page
-    assert "| 0 of 16 | not run |" in page
+    assert "| [Official DANet and DRANet](official.md) | 1 of 2 | 1 consistent | Cityscapes |" in page
+    assert "| 0 of 16 | not run | Cityscapes, ADE20K" in page
     assert "mIoU 55.50" in page
 
 
 def test_names_that_are_taken(workspace: Workspace) -> None:
-    raw = yaml.safe_load((ROOT / "params.yaml").read_text())
+    raw = raw_params()
     raw["tables"]["metrics"] = {"title": "x"}
     with pytest.raises(ConfigError, match="taken"):
         write_table("metrics", Params(raw, Path("params.yaml")), workspace)
@@ -509,7 +508,7 @@ def test_class_means_skip_absent_ones(workspace: Workspace, params: Params) -> N
 
 
 def test_the_report_needs_neither_pytorch_nor_mlflow(tmp_path: Path) -> None:
-    shutil.copy(ROOT / "params.yaml", tmp_path)
+    write_raw(raw_params(), tmp_path)
     script = (
         "import sys; sys.modules['torch'] = sys.modules['mlflow'] = sys.modules['dvc'] = None\n"
         "from danet.workspace import Workspace; from danet.report import write_table, write_index\n"
@@ -519,3 +518,80 @@ def test_the_report_needs_neither_pytorch_nor_mlflow(tmp_path: Path) -> None:
     assert done.returncode == 0
     assert (tmp_path / "reports" / "official.md").exists()
     assert load_params(tmp_path / "params.yaml").rows
+
+
+def test_seeds_that_are_missing_show(workspace: Workspace, params: Params) -> None:
+    """Two of three planned seeds: a number that is not final says so, and so does the data."""
+    row = params.row(OFFICIAL)
+    samples.write(row, workspace, {0: 79.6, 2: 79.9}, points=0)
+    page = write_table("official", params, workspace).page.read_text()
+    assert cells(page, OFFICIAL)[0][-3] == "79.75 ± 0.21 (2 of 3)"
+    samples.write(row, workspace, {1: 79.6}, points=0)
+    page = write_table("official", params, workspace).page.read_text()
+    assert cells(page, OFFICIAL)[0][-3] == "79.60 (1 of 3)"
+    with (workspace.reports() / "tables" / "official.csv").open() as stream:
+        first = next(csv.DictReader(stream))
+    assert (first["planned_seeds"], first["seeds"]) == ("0 1 2", "1")
+
+
+def test_published_classes_stand_beside_the_measured(workspace: Workspace, params: Params) -> None:
+    row = params.row(OFFICIAL)
+    source = load_published()[OFFICIAL].classes
+    assert source
+    assert list(source.iou) == samples.classes(row)
+    assert round(sum(source.iou.values()) / 19, 1) == 81.5  # what the paper gives for the test set
+    own = workspace.reports() / "official" / f"{OFFICIAL}.md"
+    write_table("official", params, workspace)
+    assert "| Class | published, test set |" in own.read_text()
+    samples.write(row, workspace, {0: 79.6}, points=0)
+    write_table("official", params, workspace)
+    text = own.read_text()
+    assert "| Class | IoU | accuracy | published, test set |" in text
+    assert re.search(r"\| traffic light \| [\d.]+ \| [\d.]+ \| 77\.30 \|", text)
+    assert f"Published classes: test set, <{source.url}>. Measured here: `val`." in text
+    other = (workspace.reports() / "official" / f"{DRANET}.md").read_text()
+    assert "Published classes" not in other
+    record = table_json(workspace, "official")["rows"][0]
+    assert record["published_classes"]["iou"]["road"] == 98.6
+
+
+def test_csv_has_every_number_of_the_json(workspace: Workspace, params: Params) -> None:
+    """Every number of the CSV is the JSON's, under a name that says which."""
+    samples.write(params.row(OFFICIAL), workspace, {0: 79.6, 1: 79.9, 2: 79.75}, ms=1.5, points=0)
+    write_table("official", params, workspace)
+    with (workspace.reports() / "tables" / "official.csv").open() as stream:
+        lines = list(csv.DictReader(stream))
+    for line, row in zip(lines, table_json(workspace, "official")["rows"], strict=True):
+        assert (line["row"], line["row_hash"], line["status"]) == (row["row"], row["row_hash"], row["status"])
+        for prefix in ("published", "measured", "difference", "verdict"):
+            for name, value in (row[prefix] or {}).items():
+                key = f"{prefix}_{name}"
+                if key in line:
+                    assert line[key] == ("" if value is None else str(value))
+        for metric, numbers in (row["spread"] or {}).items():
+            for name in ("sd", "low", "high") if metric != "macc" else ():
+                assert line[f"{name}_{metric}"] == str(numbers[name])
+    assert lines[0]["measured_device_hours"] == "3.25"
+    assert lines[0]["band"] == "0.7"
+
+
+def test_environment_says_each_fact_as_briefly_as_it_can(workspace: Workspace, params: Params) -> None:
+    row = params.row(OFFICIAL)
+    folder = samples.write(row, workspace, {0: 79.6, 1: 79.9, 2: 79.75}, points=0)
+    for name, stage in (("train", 0), ("evaluation", 1)):
+        data = json.loads((folder / f"{name}.json").read_text())
+        for run in data["runs"]:
+            digest = str(run["seed"]) * 64
+            run["weights_sha256"] = digest  # the same weights are trained and evaluated
+            run["provenance"].update(weights_sha256=digest, command=f"stage {stage}", date=f"{stage}.{run['seed']}")
+        data["runs"][1]["provenance"].update(driver=None if stage else "580.95.05", device="cuda" if stage else None)
+        (folder / f"{name}.json").write_text(json.dumps(data))
+    write_table("official", params, workspace, strict=True)
+    own = (workspace.reports() / "official" / f"{OFFICIAL}.md").read_text()
+    facts = dict(line.strip("| ").split(" | ") for line in own.splitlines() if line.count("|") == 3)
+    assert facts["torch"] == "2.15.0+cu130"
+    assert facts["command"] == "train: stage 0<br>evaluate: stage 1"
+    assert facts["weights sha256"] == "<br>".join(f"seed {seed}: {str(seed) * 16}" for seed in range(3))
+    assert facts["date"].startswith("train, seed 0: 0.0<br>evaluate, seed 0: 1.0<br>train, seed 1: 0.1")
+    assert "evaluate, seed 1: -<br>train, seed 2: 580.95.05" in facts["driver"]  # what is missing is not made up
+    assert facts["device"] == "seed 0: -<br>seed 1: cuda<br>seed 2: -"

@@ -7,17 +7,17 @@ import re
 from pathlib import Path
 
 import pytest
-import yaml
 from typer.testing import CliRunner
 
 from benchmarks import verdict_simulation
 from danet.cli import app
 from danet.errors import ConfigError
 from danet.report import write_table
-from danet.rows import Params
+from danet.rows import Params, write_raw
 from danet.tracking import log_report
 from danet.workspace import Workspace
 from pipelines import report as stage
+from tests.parameters import raw_params
 from tests.report import samples
 
 ROOT = Path(__file__).parents[2]
@@ -27,9 +27,7 @@ NAME = "official-dranet-r101-d8-cityscapes"
 @pytest.fixture
 def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    (tmp_path / "params.yaml").write_text((ROOT / "params.yaml").read_text())
-    for extra in ROOT.glob("released.yaml"):
-        (tmp_path / extra.name).write_text(extra.read_text())
+    write_raw(raw_params(), tmp_path)
     return Workspace(tmp_path)
 
 
@@ -79,8 +77,7 @@ def test_an_unreachable_mlflow_costs_the_report_nothing(
 
 
 def test_bands_are_declared_by_dataset(tmp_path: Path) -> None:
-    raw = yaml.safe_load((ROOT / "params.yaml").read_text())
-    raw.pop("released", None)
+    raw = raw_params(released=False)
     declared = Params(raw, Path("params.yaml")).bands
     assert (declared.of("voc2012"), declared.of("ade20k"), declared.of("cityscapes")) == (0.5, 1.0, 0.7)
     assert declared.released == 0.05
@@ -100,8 +97,7 @@ def test_bands_are_declared_by_dataset(tmp_path: Path) -> None:
 
 
 def test_a_band_moves_no_hash() -> None:
-    raw = yaml.safe_load((ROOT / "params.yaml").read_text())
-    raw.pop("released", None)
+    raw = raw_params(released=False)
     before = Params(raw, Path("params.yaml")).row(NAME)
     raw["bands"] = {"trained": 3.0}
     after = Params(raw, Path("params.yaml")).row(NAME)
@@ -113,7 +109,7 @@ def test_simulation_page(tmp_path: Path) -> None:
     largest = re.search(r"Largest share of false verdicts: ([\d.]+)%", page)
     assert largest
     assert float(largest.group(1)) < 5 + 4 * 1.26  # four standard errors of 300 rows
-    assert len(re.findall(r"^\| [\d.]+ \|", page, re.MULTILINE)) == 5 * 3 * (4 + 2)
+    assert len(re.findall(r"^\| [\d.]+ \|", page, re.MULTILINE)) == 5 * 4 * (4 + 2)
     assert f"Random seed {verdict_simulation.SEED}; NumPy" in page
 
 

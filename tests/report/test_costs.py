@@ -1,0 +1,158 @@
+"""mIoU against cost over all tables: which rows are in it, what their hours are, what it says when there are none."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from matplotlib.figure import Figure
+from PIL import Image
+
+from danet.report import ALL_COSTS, costs, measured_tables, write_index, write_table
+from danet.report.figures import cost_name, device_hours
+from danet.rows import Params, load_params
+from danet.workspace import Workspace
+from pipelines import report as stage
+from tests.report import samples
+
+ROOT = Path(__file__).resolve().parents[2]
+CITYSCAPES = ("mmseg-r50-d8-cityscapes-512x1024-40k", "official-dranet-r101-d8-cityscapes")
+CAMVID = ("camvid-r50-d16", "camvid-r101-d8")
+
+
+@pytest.fixture
+def params() -> Params:
+    return load_params(ROOT / "params.yaml")
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Workspace:
+    return Workspace(tmp_path)
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
+    """The figures as they were before they became pixels."""
+    found: list[Figure] = []
+    save = costs.save
+
+    def kept(figure: Figure, path: Path, photographs: bool = False) -> None:
+        found.append(figure)
+        save(figure, path, photographs)
+
+    monkeypatch.setattr(costs, "save", kept)
+    return found
+
+
+def trained_in(folder: Path, hours: dict[int, float], gpus: int, gpu: str | None) -> None:
+    data = json.loads((folder / "train.json").read_text())
+    for run in data["runs"]:
+        run["hours"] = hours[run["seed"]]
+        run["provenance"].update(gpus=gpus, gpu=gpu)
+    (folder / "train.json").write_text(json.dumps(data))
+
+
+def marks(figure: Figure) -> list[tuple[str, float, float, str, str, float]]:
+    """``(panel, x, y, marker, face, size)`` of every row."""
+    return [
+        (
+            f"{axes.get_title(loc='left')}; {' '.join(axes.get_xlabel().split())}",
+            float(line.get_xdata()[0]),  # type: ignore[index, arg-type]
+            float(line.get_ydata()[0]),  # type: ignore[index, arg-type]
+            str(line.get_marker()),
+            str(line.get_markerfacecolor()),
+            float(line.get_markersize()),
+        )
+        for axes in figure.axes
+        for line in axes.lines
+        if line.get_marker() in costs.MARKERS
+    ]
+
+
+def test_every_measured_row_of_every_table_is_in_it(workspace: Workspace, params: Params, drawn: list[Figure]) -> None:
+    for name, gpus, hours in zip(CITYSCAPES, (4, 1), (3.0, 20.0), strict=True):
+        folder = samples.write(params.row(name), workspace, {0: 79.0}, points=0)
+        trained_in(folder, {0: hours}, gpus, "NVIDIA H200")
+    for name, hours in zip(CAMVID, (0.1, 0.2), strict=True):
+        folder = samples.write(params.row(name), workspace, {0: 22.0}, points=0, gpu=None)
+        trained_in(folder, {0: hours}, 0, None)
+    page = write_index(params, workspace).read_text()
+    assert f"]({ALL_COSTS})" in page
+    with Image.open(workspace.reports() / ALL_COSTS) as image:
+        assert image.width == 900
+    found = marks(drawn[0])
+    cpu = "CamVid; one training, minutes, CPU (AMD EPYC 9654 96-Core Processor)"
+    assert [point[:3] for point in found] == [
+        ("Cityscapes; one training, GPU-hours, NVIDIA H200", 12.0, 79.0),
+        ("Cityscapes; one training, GPU-hours, NVIDIA H200", 20.0, 79.0),
+        (cpu, 6.0, 22.0),
+        (cpu, 12.0, 22.0),
+    ]
+    assert len({point[3] for point in found}) == 3  # a marker for each table, not its colour alone
+    assert [point[4] == "white" for point in found] == [True, False, True, False]
+    assert [point[5] for point in found] == [costs.LARGE, costs.LARGE, costs.SMALL, costs.LARGE]
+    named = [text.get_text() for text in drawn[0].legends[0].get_texts()]
+    assert {params.tables[table].title for table in ("mmsegmentation", "official", "camvid")} <= set(named)
+    assert [text.get_text() for text in drawn[0].axes[0].texts] == ["DRANet"]
+
+
+def test_hours_of_different_hardware_are_never_on_one_axis(
+    workspace: Workspace, params: Params, drawn: list[Figure]
+) -> None:
+    for name, gpu in zip(CITYSCAPES, ("NVIDIA H200", "NVIDIA A100-SXM4-80GB"), strict=True):
+        folder = samples.write(params.row(name), workspace, {0: 79.0}, points=0, gpu=gpu)
+        trained_in(folder, {0: 3.0}, 8, gpu)
+    write_index(params, workspace)
+    assert [axes.get_xlabel() for axes in drawn[0].axes] == [
+        "one training, GPU-hours, NVIDIA H200",
+        "one training, GPU-hours, NVIDIA A100-SXM4-80GB",
+    ]
+    assert {axes.get_title(loc="left") for axes in drawn[0].axes} == {"Cityscapes"}
+    write_table("mmsegmentation", params, workspace)  # and a table's own figure is made by the same rule
+    assert (workspace.reports() / "mmsegmentation" / "cost.png").exists()
+
+
+def test_seeds_trained_on_different_machines(workspace: Workspace, params: Params) -> None:
+    """Each seed's hours times its own GPUs; both kinds of hardware are named."""
+    row = params.row(CITYSCAPES[0]).model_copy(update={"seeds": (0, 1)})
+    params.rows[row.name] = row
+    folder = samples.write(row, workspace, {0: 79.0, 1: 79.2}, points=0)
+    data = json.loads((folder / "train.json").read_text())
+    for run, hours, gpus, gpu in zip(data["runs"], (2.0, 12.0), (8, 1), ("NVIDIA H200", "NVIDIA L40S"), strict=True):
+        run["hours"] = hours
+        run["provenance"].update(gpus=gpus, gpu=gpu)
+    (folder / "train.json").write_text(json.dumps(data))
+    write_table("mmsegmentation", params, workspace)
+    records: list[dict[str, Any]] = json.loads((workspace.reports() / "tables" / "mmsegmentation.json").read_text())[
+        "rows"
+    ]
+    record = next(each for each in records if each["row"] == row.name)
+    assert device_hours(record) == (8 * 2 + 12) / 2
+    assert record["measured"]["device"] == "8 x NVIDIA H200; NVIDIA L40S"
+    assert cost_name(record) == "one training, GPU-hours, NVIDIA H200; NVIDIA L40S"
+
+
+def test_nothing_measured(workspace: Workspace, params: Params, drawn: list[Figure]) -> None:
+    page = write_index(params, workspace).read_text()
+    assert ALL_COSTS not in page
+    assert "No row measured yet" in page
+    assert [text.get_text() for text in drawn[0].texts] == [costs.EMPTY]
+    assert (workspace.reports() / ALL_COSTS).exists()  # an output of the stage, which DVC must find
+    assert measured_tables(params, workspace) == []
+
+
+def test_the_stage_sends_it_to_each_measured_table_s_run(
+    workspace: Workspace, params: Params, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    samples.write(params.row(CAMVID[0]), workspace, {0: 22.0}, points=0)
+    monkeypatch.setattr(Workspace, "params", lambda self: params)
+    sent: list[tuple[str, list[str]]] = []
+
+    def log(table: str, _: Workspace, files: list[Path]) -> None:
+        sent.append((table, [path.name for path in files]))
+
+    monkeypatch.setattr(stage, "log_report", log)
+    stage.main(workspace, "--index")
+    assert sent == [("camvid", [ALL_COSTS])]
