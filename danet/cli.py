@@ -526,6 +526,199 @@ def doctor(
         print_findings(findings)
 
 
+@app.command()
+def sweep(
+    table: Annotated[list[str] | None, typer.Option("--table", "-t", help="Rows of this table (repeatable).")] = None,
+    rows: Annotated[
+        list[str] | None, typer.Option("--rows", "-r", help="These rows, joined by commas (repeatable).")
+    ] = None,
+    gpus_per_row: Annotated[
+        int | None, typer.Option(min=0, help="GPUs that share a row (torchrun). Default: 1 if there are any.")
+    ] = None,
+    gpus: Annotated[
+        str | None, typer.Option(help="Numbers of the GPUs to use, or none. Default: those nobody else uses.")
+    ] = None,
+    jobs: Annotated[int | None, typer.Option("--jobs", "-j", min=1, help="Rows at a time on the CPU.")] = None,
+    keep_going: Annotated[
+        bool, typer.Option("--keep-going/--fail-fast", help="Go on with other rows past one that fails.")
+    ] = True,
+    verify: Annotated[bool, typer.Option("--verify", help="Also evaluate the weights released for the rows.")] = False,
+    pull: Annotated[bool, typer.Option("--pull", help="Take what another machine has made from DVC's remote.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan or Slurm's scripts, run nothing.")] = False,
+    status: Annotated[bool, typer.Option("--status", help="Say which row is where, run nothing.")] = False,
+    format: Annotated[Format, typer.Option(help="Of --status: table or json.")] = Format.table,
+    slurm: Annotated[bool, typer.Option("--slurm", help="Submit the rows to Slurm as array jobs.")] = False,
+    partition: Annotated[str | None, typer.Option(help="Slurm: partition.")] = None,
+    account: Annotated[str | None, typer.Option(help="Slurm: account.")] = None,
+    time: Annotated[str | None, typer.Option(help="Slurm: time limit; training saves and queues again.")] = None,
+    array_limit: Annotated[int | None, typer.Option(min=1, help="Slurm: rows at a time.")] = None,
+    nodes_per_row: Annotated[int | None, typer.Option(min=1, help="Slurm: nodes that share a row.")] = None,
+    cpus_per_task: Annotated[int | None, typer.Option(min=1, help="Slurm: CPU cores on each node.")] = None,
+    mem: Annotated[str | None, typer.Option(help="Slurm: memory on each node, such as 64G.")] = None,
+    constraint: Annotated[str | None, typer.Option(help="Slurm: features of the nodes.")] = None,
+    workspace: Root = Path(),
+) -> None:
+    """Train and evaluate many rows side by side: on this machine's GPUs, or with --slurm on a cluster.
+
+    DVC decides what is left to do; the same command goes on where the last one was stopped. See docs/cluster.md.
+    """
+    from pipelines.sweep.command import sweep as run_sweep
+
+    code = run_sweep(
+        Workspace(workspace),
+        tables=table or [],
+        rows=rows or [],
+        verify=verify,
+        pull=pull,
+        dry_run=dry_run,
+        status=status,
+        as_json=format is Format.json,
+        keep_going=keep_going,
+        gpus_per_row=gpus_per_row,
+        gpus=gpus,
+        jobs=jobs,
+        slurm=slurm,
+        partition=partition,
+        account=account,
+        time=time,
+        array_limit=array_limit,
+        nodes_per_row=nodes_per_row,
+        cpus_per_task=cpus_per_task,
+        mem=mem,
+        constraint=constraint,
+    )
+    raise typer.Exit(code)
+
+
+@app.command()
+def benchmark(
+    row: Annotated[str | None, typer.Argument(metavar="[ROW]", help="A row's shapes; or --all-shapes.")] = None,
+    all_shapes: Annotated[
+        bool, typer.Option("--all-shapes", help="The standing grid of networks and sizes (on a CPU a part of it).")
+    ] = False,
+    what: Annotated[str, typer.Option(help="Of infer, train, attention, confusion, loader; commas.")] = (
+        "infer,train,attention,confusion"
+    ),
+    network: Annotated[
+        list[str] | None, typer.Option(help="With --all-shapes: only this one, such as 'R-50 D8'.", show_default=False)
+    ] = None,
+    size: Annotated[
+        list[str] | None, typer.Option(help="With --all-shapes: only this one, such as 512x1024.", show_default=False)
+    ] = None,
+    repeat: Annotated[int, typer.Option(min=1, help="Rounds (a GPU predicts 200 images, as published).")] = 5,
+    batch: Annotated[int | None, typer.Option(min=1, help="Images of a training step.", show_default=False)] = None,
+    peer: Annotated[bool, typer.Option("--peer/--no-peer", help="Time mmsegmentation too.")] = True,
+    out: Annotated[Path | None, typer.Option(help="Folder (default: reports/benchmarks).", show_default=False)] = None,
+    device: Device = None,
+    workspace: Root = Path(),
+) -> None:
+    """Time training, prediction, attention and metric: our reference and fast paths and mmsegmentation, in turns.
+
+    Writes CSV files, plots and a page, and reports/cost.md from them. Give it a machine that does nothing else.
+    """
+    from danet import cost
+    from danet.benchmark import SUBJECTS, loader, row_cases, shapes
+    from danet.benchmark import benchmark as measure
+    from danet.errors import ConfigError
+    from danet.flops import size_text
+
+    space = Workspace(workspace)
+    subjects = what.split(",")
+    if unknown := set(subjects) - {*SUBJECTS, "loader"}:
+        raise ConfigError(f"--what {sorted(unknown)[0]!r} is unknown; allowed: {', '.join(SUBJECTS)}, loader")
+    if all_shapes == (row is not None):
+        raise ConfigError("give either a ROW or --all-shapes")
+    if "loader" in subjects:
+        loader()
+        subjects.remove("loader")
+    if not subjects:
+        return
+    params = space.params()
+    chosen = params.row(row) if row else None
+    cases = row_cases(chosen, params, subjects, batch) if chosen else shapes(device or "", subjects)
+    cases = [c for c in cases if (not network or c.network in network) and (not size or size_text(c.size) in size)]
+    folder = out or space.reports() / "benchmarks"
+    written = measure(
+        cases,
+        folder,
+        device=device,
+        repeat=repeat,
+        with_peer=peer,
+        own=chosen.numerics if chosen else None,
+        prefix=chosen.name if chosen else "",
+        say=typer.echo,
+    )
+    for path in [*written, folder / "README.md", *([cost.write(space)] if out is None else [])]:
+        typer.echo(path)
+
+
+@app.command("flops")
+def flops_command(
+    row: Annotated[str | None, typer.Argument(metavar="[ROW]", help="A row's name; or --all.")] = None,
+    every: Annotated[bool, typer.Option("--all", help="All rows.")] = False,
+    format: Annotated[Format, typer.Option(help="table for people, json and csv for programs.")] = Format.table,
+    workspace: Root = Path(),
+) -> None:
+    """Count parameters and the operations of a forward pass, at the crop and for a test image; computes nothing.
+
+    A multiplication and an addition are two operations; convolutions and matrix products count, with the heads that
+    only training uses; position attention as the explicit map. R-50 D8: 0.44 TFLOP at 512x512, 4.6 at 1024x2048.
+    """
+    from dataclasses import asdict
+
+    from danet.errors import ConfigError
+    from danet.flops import count_row, size_text
+
+    params = Workspace(workspace).params()
+    if every == (row is not None):
+        raise ConfigError("give either a ROW or --all")
+    counted = [count_row(each, params) for each in ([params.row(row)] if row else params.rows.values())]
+    if format is Format.json:
+        typer.echo(json.dumps([asdict(each) for each in counted], indent=2))
+        return
+    records = [
+        {
+            "row": each.row, "parameters": each.parameters, "crop": size_text(each.crop),
+            "crop_tflop": f"{each.crop_flop / 1e12:.3f}", "image": size_text(each.image),
+            "input": size_text(each.input), "passes": each.passes, "test_tflop": f"{each.test_flop / 1e12:.3f}",
+        }
+        for each in counted
+    ]  # fmt: skip
+    if format is Format.csv:
+        out = io.StringIO()
+        writer = csv.DictWriter(out, fieldnames=list(records[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(records)
+        typer.echo(out.getvalue(), nl=False)
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    shown = Table(box=None, pad_edge=False, header_style="bold")
+    for title in records[0]:
+        shown.add_column(title, justify="left" if title == "row" else "right", no_wrap=True)
+    for record in records:
+        shown.add_row(*map(str, record.values()))
+    (Console() if sys.stdout.isatty() else Console(width=140)).print(shown)
+
+
+@app.command("profile")
+def profile_command(
+    row: RowName,
+    out: Annotated[Path | None, typer.Option(help="Folder (default: build/profile/ROW).", show_default=False)] = None,
+    steps: Annotated[int, typer.Option(min=1, help="Steps that are profiled.")] = 2,
+    device: Device = None,
+    workspace: Root = Path(),
+) -> None:
+    """Profile a row's training step and prediction: traces for Perfetto, and one page on where the time goes."""
+    from danet.profiling import profile
+
+    space = Workspace(workspace)
+    params = space.params()
+    folder = out or space.root / "build" / "profile" / row
+    typer.echo(profile(params.row(row), params, folder, device=device, steps=steps))
+
+
 def main() -> None:
     """Entry point of ``danet`` and ``python -m danet``."""
     with report_errors():

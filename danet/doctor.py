@@ -8,10 +8,14 @@ import shutil
 import sys
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from danet.errors import DanetError
 from danet.rows import Dataset, Params, Weights
 from danet.workspace import Workspace
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 PACKAGES = ("torch", "torchvision", "mlflow", "dvc", "opencv-python-headless", "numpy", "pandas")
 
@@ -41,7 +45,18 @@ def examine(workspace: Workspace) -> dict[str, Any]:
         "weights": weights,
         "mlflow": os.environ.get("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db in the workspace"),
         "rows": _rows(params, datasets, weights, workspace),
+        "costs": _costs(workspace),
     }
+
+
+def _costs(workspace: Workspace) -> dict[str, str]:
+    """What each row takes on this device, where it has been benchmarked; a damaged benchmark file is no obstacle."""
+    from danet.cost import estimates
+
+    try:
+        return estimates(workspace)
+    except DanetError:
+        return {}
 
 
 def _version(package: str) -> str | None:
@@ -186,5 +201,15 @@ def print_findings(findings: dict[str, Any]) -> None:
     for state, text in meaning.items():
         if names := by_state.get(state):
             out.print(f"  [bold]{state}[/] ({len(names)}; {text}): {', '.join(names)}")
+    _print_costs(out, findings)
     for reason in sorted({reason for row in findings["rows"] for reason in row["missing"]}):
         out.print(f"  [red]missing[/] {reason}")
+
+
+def _print_costs(out: Console, findings: dict[str, Any]) -> None:
+    if costs := findings["costs"]:
+        out.print("\n[bold]Training and testing on this device[/] (reports/cost.md says how it is reckoned)")
+        for name, cost in costs.items():
+            out.print(f"  {name}: {cost} here")
+    elif findings["device"]["gpus"]:
+        out.print("\nHow long the rows take here is not known: `danet benchmark --all-shapes` measures it.")

@@ -1,0 +1,121 @@
+"""mmsegmentation 1.2.2 as a worker of :mod:`danet.timing`, with its own defaults: NCHW, float32, explicit attention
+map.
+
+The networks are the package's own DANet configs, with other strides and depth where a case asks for them, SyncBN
+replaced by BN (one process) and no pretrained weights. Inference is ``test_step``: from the 8-bit image to the label
+map.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from benchmarks.parity.peers import mmseg_peer as peer  # registers the package's modules, with stand-ins for CUDA ones
+
+import mmengine  # isort: skip
+import mmseg  # isort: skip
+import numpy as np
+import torch
+from mmengine.optim import AmpOptimWrapper, OptimWrapper
+from mmengine.structures import PixelData
+from mmseg.evaluation import IoUMetric
+from mmseg.models.decode_heads.da_head import PAM
+from mmseg.structures import SegDataSample
+
+from danet.timing import serve, synchronise
+
+CONFIG = "danet_r50-d8_4xb2-80k_cityscapes-512x1024"
+
+
+def network(case: Mapping[str, Any]) -> Any:
+    """The package's network for a case."""
+    settings = peer.config(CONFIG)
+    settings.model.backbone.depth = case["depth"]
+    if case["output_stride"] == 16:
+        settings.model.backbone.strides, settings.model.backbone.dilations = (1, 2, 2, 1), (1, 1, 1, 2)
+    for head in (settings.model.decode_head, settings.model.auxiliary_head):
+        head.num_classes, head.align_corners = case["classes"], case["align_corners"]
+    return peer.build(settings, None, dropout=True).to(case["device"])
+
+
+def sample(size: tuple[int, int], label: np.ndarray | None = None) -> Any:
+    """What the package knows of an image besides its pixels."""
+    result = SegDataSample(metainfo={"img_shape": size, "ori_shape": size, "pad_shape": size, "padding_size": [0] * 4})
+    if label is not None:
+        result.gt_sem_seg = PixelData(data=torch.from_numpy(label)[None].long())
+    return result
+
+
+def infer(case: Mapping[str, Any]) -> Callable[[], object]:
+    """From the 8-bit image to the label map on the host."""
+    model, size = network(case).eval(), (case["height"], case["width"])
+    image = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (3, *size)).astype(np.uint8))
+
+    def run() -> object:
+        with torch.no_grad():
+            result = model.test_step({"inputs": [image], "data_samples": [sample(size)]})
+            return result[0].pred_sem_seg.data.cpu().numpy()
+
+    return run
+
+
+def train(case: Mapping[str, Any]) -> Callable[[], object]:
+    """One optimizer step on a batch that lies on the device."""
+    model, size = network(case).train(), (case["height"], case["width"])
+    generator, device = torch.Generator().manual_seed(0), case["device"]
+    images = torch.randn((case["batch"], 3, *size), generator=generator).to(device)
+    labels = torch.randint(case["classes"], (case["batch"], *size), generator=generator).numpy()
+    samples = [sample(size, label).to(device) for label in labels]
+    kind = AmpOptimWrapper if case["precision"] == "fp16" else OptimWrapper
+    wrapper = kind(torch.optim.SGD(model.parameters(), lr=1e-4, momentum=0.9, weight_decay=5e-4))
+
+    def run() -> object:
+        with wrapper.optim_context(model):
+            losses = model(images, samples, mode="loss")
+        loss, _ = model.parse_losses(losses)
+        wrapper.update_params(loss)
+        synchronise(device)
+        return None
+
+    return run
+
+
+def attention(case: Mapping[str, Any]) -> Callable[[], object]:
+    """The position attention alone, forward and, with ``backward``, backward."""
+    module = PAM(512, 64).to(case["device"])
+    torch.nn.init.ones_(module.gamma.scale if hasattr(module.gamma, "scale") else module.gamma)
+    x = torch.randn((1, 512, case["height"], case["width"]), generator=torch.Generator().manual_seed(0))
+    x = (0.1 * x).to(case["device"]).requires_grad_(case["backward"])
+
+    def run() -> object:
+        with torch.set_grad_enabled(case["backward"]):
+            out = module(x)
+        if case["backward"]:
+            out.sum().backward()
+        synchronise(case["device"])
+        return None
+
+    return run
+
+
+def confusion(case: Mapping[str, Any]) -> Callable[[], object]:
+    """The per-image sums of the package's metric."""
+    rng = np.random.default_rng(0)
+    shape, classes = (case["height"], case["width"]), case["classes"]
+    prediction, target = (torch.from_numpy(rng.integers(0, classes, shape)) for _ in range(2))
+    return lambda: IoUMetric.intersect_and_union(prediction, target, classes, 255)
+
+
+BUILDERS = {"infer": infer, "train": train, "attention": attention, "confusion": confusion}
+
+
+def build(case: Mapping[str, Any]) -> Callable[[], object]:
+    """The computation of a case."""
+    torch.set_num_threads(case["threads"])
+    torch.manual_seed(0)
+    return BUILDERS[case["what"]](case)
+
+
+if __name__ == "__main__":
+    serve(build, {"name": f"mmsegmentation {mmseg.__version__}", "mmengine": mmengine.__version__})

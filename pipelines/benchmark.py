@@ -1,0 +1,26 @@
+"""Stage ``benchmark@ROW`` (``benchmarks/dvc.yaml``): a row's speed on this machine, beside mmsegmentation's."""
+
+from __future__ import annotations
+
+from danet.benchmark import SUBJECTS, benchmark, row_cases
+from danet.console import console
+from danet.workspace import Workspace
+from pipelines import stage
+
+
+def main(workspace: Workspace, name: str) -> None:
+    """Writes tables and plots to ``reports/benchmarks/rows/ROW``."""
+    params = workspace.params()
+    row = params.row(name)
+    benchmark(
+        row_cases(row, params, SUBJECTS),
+        workspace.reports() / "benchmarks" / "rows" / name,
+        repeat=3,
+        own=row.numerics,
+        prefix=name,
+        say=lambda text: console.print(text, markup=False),
+    )
+
+
+if __name__ == "__main__":
+    stage(main)
