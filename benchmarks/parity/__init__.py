@@ -20,5 +20,7 @@ metrics            also torchmetrics, and pixel-by-pixel Python
 Weights and inputs are functions of names (``common.py``), so nothing large is stored. ``tests/parity/data`` holds the
 small cases' outputs of our own runs of the peers; ``--write-fixtures`` renews them after a run.
 
+Training is compared at the recipes' own learning rates in float32 and in float64 (``training.py``).
+
 Dropout is off on both sides: masks of two torch versions cannot be shared, and its rate and places show in the code.
 """

@@ -8,12 +8,9 @@ small stored set of CI and the full run.
 from __future__ import annotations
 
 import functools
-import itertools
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Self
-from unittest import mock
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,11 +20,8 @@ from benchmarks.parity import common, names, reference
 from benchmarks.parity.results import Result
 from danet import rows
 from danet.data import transforms
-from danet.data.loader import Batch
 from danet.evaluation import inference, metrics
 from danet.models import build_model
-from danet.training import loop
-from danet.training.checkpoint import CheckpointStore
 from danet.training.losses import segmentation_losses
 from danet.training.optim import build_optimizer, set_learning_rates
 from danet.training.schedule import learning_rate
@@ -190,8 +184,9 @@ def check_model(
     heads = [head for head in ("main", "pam", "cam", "aux") if f"train_{head}" in arrays]
     worst = max(difference(outputs[head].detach(), arrays[f"train_{head}"]) for head in heads)
     yield Result(title, "logits", f"{case}, train", worst, peer, ", ".join(heads))
+    loss = row(source).loss.model_copy(update={"replicas": 1})  # the peers are one process
     losses = segmentation_losses(
-        outputs, torch.from_numpy(label.astype(np.uint8)), row(source).loss, align_corners=config.align_corners
+        outputs, torch.from_numpy(label.astype(np.uint8)), loss, align_corners=config.align_corners
     )
     losses["loss"].backward()  # type: ignore[no-untyped-call]
     yield Result(title, "loss", case, difference(losses["loss"].detach(), arrays["loss"]), peer)
@@ -280,16 +275,17 @@ def check_official_models(depth: int | None = None, only: str | None = None) -> 
         expected, outputs = network.forward(image.double()), model(image)
         worst = max(difference(outputs[head].detach(), expected[head].detach()) for head in expected)
         yield Result(title, "logits", f"{case}, train", worst, REFERENCE, ", ".join(expected))
-        losses = segmentation_losses(outputs, label, recipe.loss, align_corners=True)
+        loss = recipe.loss.model_copy(update={"replicas": 1})  # two images
+        losses = segmentation_losses(outputs, label, loss, align_corners=True)
         losses["loss"].backward()  # type: ignore[no-untyped-call]
-        total = official_loss(expected, label, recipe.loss)
+        total = official_loss(expected, label, loss)
         yield Result(title, "loss", case, difference(losses["loss"].detach(), total.detach()), REFERENCE)
         state = model.state_dict()
         worst = max(difference(state[mapping[k]].reshape(v.shape), v) for k, v in network.statistics.items())
         yield Result(title, "statistics", case, worst, REFERENCE)
         single = official_network(kind, backbone, classes, case, config, torch.float32)
         single.training = True
-        official_loss(single.forward(image), label, recipe.loss).backward()  # type: ignore[no-untyped-call]
+        official_loss(single.forward(image), label, loss).backward()  # type: ignore[no-untyped-call]
         yield gradient_result(title, case, model, single, mapping, "own float32 reference")
         if kind == "clusterdanet" or depth is not None:
             continue
@@ -300,8 +296,8 @@ def check_official_models(depth: int | None = None, only: str | None = None) -> 
         double.training = True
         mapping = give(model, double.weights)
         model.double().train()
-        official_loss(double.forward(image.double()), label, recipe.loss).backward()  # type: ignore[no-untyped-call]
-        official_loss(model(image.double()), label, recipe.loss).backward()  # type: ignore[no-untyped-call]
+        official_loss(double.forward(image.double()), label, loss).backward()  # type: ignore[no-untyped-call]
+        official_loss(model(image.double()), label, loss).backward()  # type: ignore[no-untyped-call]
         yield gradient_result(title, f"{case}, R-50, both float64", model, double, mapping, REFERENCE, 1e-9)
 
 
@@ -326,10 +322,14 @@ def gradient_result(
 
 
 def official_loss(outputs: dict[str, Tensor], label: Tensor, weights: rows.Loss) -> Tensor:
-    """Sum of the weighted mean cross-entropies over labelled pixels, align_corners True."""
+    """Sum of the weighted mean cross-entropies over labelled pixels, align_corners True.
+
+    With replicas each takes the mean over its own images, and the means are averaged.
+    """
     parts = [
-        getattr(weights, head) * reference.cross_entropy(value, label, True, "valid")
-        for head, value in outputs.items()
+        getattr(weights, head) * reference.cross_entropy(value, its_label, True, "valid") / weights.replicas
+        for head, values in outputs.items()
+        for value, its_label in zip(values.chunk(weights.replicas), label.chunk(weights.replicas), strict=True)
         if getattr(weights, head)
     ]
     return torch.stack(parts).sum()
@@ -798,197 +798,3 @@ def check_metrics(folder: Path) -> Iterator[Result]:
     )
     yield Result("official", "metrics", "absent: zero", worst, "closed form (+ 2.2e-16)")
     yield Result("clusterdanet", "metrics", "absent: zero", worst, "closed form (+ 2.2e-16)")
-
-
-# ------------------------------------------------------------------------------------------------------------- training
-
-
-class _Stream:
-    """Stands in for the loader: the batches of a case, in order."""
-
-    def __init__(self, batches: list[Batch]) -> None:
-        self._batches = iter(batches)
-
-    def __next__(self) -> Batch:
-        return next(self._batches)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
-
-class _Source:
-    """A dataset that is never asked for an image."""
-
-    ids: tuple[str, ...] = ()
-
-    def __init__(self, samples: int) -> None:
-        self._samples = samples
-
-    def __len__(self) -> int:
-        return self._samples
-
-    def image(self, i: int) -> Any:
-        raise NotImplementedError
-
-    def mask(self, i: int) -> Any:
-        raise NotImplementedError
-
-
-def train(model: nn.Module, recipe: rows.Row, case: str, meta: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
-    """Our own Trainer on the case's batches: losses and learning rates of each iteration."""
-    total, batch = meta["iterations"], meta["batch"]
-    schedule = recipe.schedule.model_copy(
-        update={"iterations": total, "epochs": None, "batch_size": batch, "replicas": 1}
-    )
-    runtime = recipe.runtime.model_copy(update={"log_interval": 1, "checkpoint_interval": 10**6})
-    recipe = recipe.model_copy(update={"schedule": schedule, "runtime": runtime, "val_interval": None})
-    batches = []
-    for iteration in range(total):
-        shape = (batch, meta["height"], meta["width"])
-        image, label = common.training_batch(case, iteration, shape)
-        places = list(range(iteration * batch, (iteration + 1) * batch))
-        labels = torch.from_numpy(label.astype(np.uint8))
-        batches.append(Batch(torch.from_numpy(image), labels, [str(p) for p in places], places))
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        mock.patch.object(loop, "BatchStream", return_value=_Stream(batches)),
-    ):
-        trainer = loop.Trainer(recipe, 0, model, _Source(batch * total), CheckpointStore(Path(folder), recipe, 0))
-        history = trainer.run()
-    losses = np.array([float(entry["loss"] or 0.0) for entry in history.curve])
-    rates = np.array([float(entry["lr"] or 0.0) for entry in history.curve])
-    return losses, rates
-
-
-def check_training(folder: Path) -> Iterator[Result]:
-    """Twenty iterations of our Trainer against the packages' own optimisers and schedulers, at two rates.
-
-    At the recipe's rate rounding errors grow along the way, whichever program runs: the loss curve and the weights as a
-    whole are compared. At a tenth of it they hardly do, and every single tensor is compared.
-    """
-    for source, rate in itertools.product(("mmseg", "ssseg"), ("recipe", "tenth")):
-        path, weights = folder / f"training-{source}-{rate}.npz", folder / f"weights-{source}-{rate}.npz"
-        if not path.exists() or not weights.exists():
-            continue
-        arrays, meta = common.load(path)
-        recipe = row(source)
-        recipe = recipe.model_copy(update={"optimizer": recipe.optimizer.model_copy(update={"lr": meta["lr"]})})
-        if source == "mmseg":  # the package is 1.x
-            schedule = recipe.schedule.model_copy(update={"denominator": "T-1"})
-            recipe = recipe.model_copy(update={"schedule": schedule})
-        case = f"{source}-training"
-        model = build_model(recipe.model, meta["classes"])
-        mapping = load_shared(model, source, case, meta["keys"])
-        start = {key: value.clone() for key, value in model.state_dict().items()}
-        losses, rates = train(model, recipe, case, meta)
-        with np.load(weights) as file:
-            final = {mapping[key]: torch.from_numpy(value) for key, value in file.items()}
-        note = f"R-50, {meta['batch']} x {meta['height']} x {meta['width']}, the package's SGD and schedule"
-        note += ", denominator T-1" if source == "mmseg" else ""
-        name = f"lr {meta['lr']}"
-        yield from training_results(
-            PEERS[source], against(source, meta), note, (losses, rates), arrays, model, start, final, name
-        )
-
-
-def check_official_training(kinds: tuple[str, ...] = ("danet", "dranet", "clusterdanet")) -> Iterator[Result]:
-    """Twenty iterations against the reference with SGD written out: two groups, poly over T; at a tenth of the rates.
-
-    At the official rates (head 0.03) twenty steps from random weights are chaotic: the reference compared with itself,
-    its initial weights changed by one part in 10^7, ends further apart than the bound of the loss curve.
-    """
-    for kind in kinds:
-        recipe = row(kind)
-        recipe = recipe.model_copy(update={"optimizer": recipe.optimizer.model_copy(update={"lr": 0.0003})})
-        config = recipe.model.model_copy(update={"backbone": "resnet50"})
-        recipe = recipe.model_copy(update={"model": config})
-        classes, case = (21 if kind == "clusterdanet" else 19), f"official-training-{kind}"
-        meta = {"iterations": 20, "batch": 2, "height": 65, "width": 97, "classes": classes}
-        network = official_network(kind, 50, classes, case, config, torch.float32)
-        network.training = True
-        model = build_model(config, classes)
-        mapping = give(model, network.weights)
-        start = {key: value.clone() for key, value in model.state_dict().items()}
-        losses, rates = train(model, recipe, case, meta)
-        arrays = reference_training(network, recipe, case, meta)
-        final = {mapping[key]: value.detach() for key, value in network.weights.items()}
-        title = "clusterdanet" if kind == "clusterdanet" else "official"
-        note = "R-50, 2 x 65 x 97, backbone 0.0003 and head 0.003, SGD written out"
-        peer = "own float32 reference"
-        yield from training_results(
-            title, peer, note, (losses, rates), arrays, model, start, final, f"{kind}, lr 0.0003/0.003"
-        )
-
-
-def reference_training(
-    network: reference.Network, recipe: rows.Row, case: str, meta: dict[str, Any]
-) -> dict[str, np.ndarray]:
-    """SGD by its formula: v = 0.9 v + g + 1e-4 w, w = w - lr v; head at ten times the rate; updates ``network``."""
-    momentum: dict[str, Tensor] = {}
-    losses, rates = [], []
-    total = meta["iterations"]
-    for iteration in range(total):
-        shape = (meta["batch"], meta["height"], meta["width"])
-        image, label = (torch.from_numpy(array) for array in common.training_batch(case, iteration, shape))
-        rate = 0.0003 * (1 - iteration / total) ** 0.9
-        for value in network.weights.values():
-            value.grad = None
-        loss = official_loss(network.forward(image), label, recipe.loss)
-        loss.backward()  # type: ignore[no-untyped-call]
-        losses.append(loss.item())
-        rates.append(rate)
-        with torch.no_grad():
-            for key, value in network.weights.items():
-                if value.grad is None:
-                    continue
-                step = value.grad + 1e-4 * value
-                momentum[key] = 0.9 * momentum[key] + step if key in momentum else step
-                value.sub_(rate * (1 if key.startswith("pretrained.") else 10) * momentum[key])
-            for key, value in network.statistics.items():
-                network.weights[key] = value
-    return {"loss": np.array(losses), "lr": np.array(rates)}
-
-
-def training_results(
-    title: str,
-    peer: str,
-    note: str,
-    ours: tuple[np.ndarray, np.ndarray],
-    theirs: dict[str, np.ndarray],
-    model: nn.Module,
-    start: dict[str, Tensor],
-    final: dict[str, Tensor],
-    case: str,
-) -> Iterator[Result]:
-    """Loss curve, learning rates and final state of both; tensor by tensor at less than the recipe's rate."""
-    single_tensors = case != "lr 0.01"
-    losses, rates = ours
-    worst = float(np.max(np.abs(losses - theirs["loss"]) / np.abs(theirs["loss"])))
-    yield Result(title, "training, loss curve", case, worst, peer, note)
-    yield Result(title, "training, learning rate", case, float(np.abs(rates - theirs["lr"]).max()), peer, note)
-    state = model.state_dict()
-    parameters = {key for key, _ in model.named_parameters()}
-    worst, where = 0.0, ""
-    squares = moved = total = 0.0
-    for key, value in final.items():
-        if key.endswith("num_batches_tracked"):
-            continue
-        mine, target = state[key].double(), value.double().reshape(state[key].shape)
-        distance, norm = float((mine - target).norm()), float(target.norm())
-        if bool((start[key] != 0).any()):
-            relative = distance / norm
-            if not relative <= worst:
-                worst, where = relative, key
-        if key in parameters:
-            squares += distance**2
-            total += norm**2
-            moved += float((target - start[key].double()).square().sum())
-    whole, update = float(np.sqrt(squares / total)), float(np.sqrt(squares / moved))
-    yield Result(title, "training, weights", case, whole, peer, f"of what was learned: {update:.1e}")
-    if single_tensors:
-        yield Result(
-            title, "training, single tensors", case, worst, peer, f"worst: {where}; those that start at 0 left out"
-        )

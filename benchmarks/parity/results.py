@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import time
+import traceback
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+
+import torch
 
 ASPECTS = {
     # aspect: (what is measured, bound)
@@ -21,7 +26,12 @@ ASPECTS = {
     "metrics": ("largest difference of IoU, accuracy and means", 1e-12),
     "training, loss curve": ("largest relative difference in 20 iterations", 1e-3),
     "training, weights": ("norm of the difference / norm of the weights, all parameters together", 1e-3),
-    "training, single tensors": ("norm of the difference / norm of the tensor, worst parameter or buffer", 1e-3),
+    "training in float64, loss curve": ("largest relative difference in 20 iterations", 1e-9),
+    "training in float64, weights": ("norm of the difference / norm of the weights, all parameters together", 1e-9),
+    "training in float64, single tensors": (
+        "norm of the difference / its norm, worst parameter or buffer",
+        1e-9,
+    ),
     "training, learning rate": ("largest difference", 1e-9),
 }
 
@@ -37,6 +47,8 @@ class Result:
     against: str
     note: str = ""
     bound: float | None = None
+    noise: float | None = None
+    """What the difference is between two runs of our own program that start one unit in the last place apart."""
 
     @property
     def limit(self) -> float:
@@ -47,3 +59,19 @@ class Result:
     def passed(self) -> bool:
         """Whether the bound holds; NaN does not."""
         return self.measured <= self.limit
+
+
+def measure(check: Callable[[], Iterator[Result]]) -> tuple[list[Result], float]:
+    """A check's results and its seconds, in one thread; if it raises, a broken bound with the error as its note.
+
+    Not in ``__main__``, from which a spawned process can import nothing.
+    """
+    torch.set_num_threads(1)  # as the peers: sums in the same order
+    start = time.monotonic()
+    try:
+        results = list(check())
+    except Exception as error:
+        traceback.print_exc()
+        message = f"{type(error).__name__}: {error}".splitlines()[0]
+        results = [Result("all", "metrics", "a check failed to run", float("inf"), "-", message)]
+    return results, time.monotonic() - start

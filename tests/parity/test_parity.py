@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.parity import common, compare, reference
+from benchmarks.parity import common, compare, reference, training
 from benchmarks.parity.results import ASPECTS, Result
 
 DATA = Path(__file__).parent / "data"
@@ -25,6 +25,7 @@ CHECKS: dict[str, Callable[[], Iterator[Result]]] = {
     "inference": lambda: compare.check_inference(DATA),
     "official inference": compare.check_official_inference,
     "metrics": lambda: compare.check_metrics(DATA),
+    "training": lambda: training.check_small_training(DATA),
 }
 
 

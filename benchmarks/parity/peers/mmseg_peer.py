@@ -382,32 +382,27 @@ def metrics(folder: Path) -> None:
     common.save(folder, "metrics-mmseg", arrays, meta)
 
 
-TRAIN = {"batch": 2, "height": 65, "width": 97, "iterations": 20}
-RATES = {"recipe": 0.01, "tenth": 0.001}
-
-
 def training(folder: Path) -> None:
-    """Twenty iterations of mmengine's optimiser wrapper and PolyLR on given batches, at two rates."""
-    for name, rate in RATES.items():
-        settings = config("danet_r50-d8_4xb2-40k_cityscapes-512x1024")
-        case = "mmseg-training"
-        model = build(settings, case).train()
+    """mmengine's optimiser wrapper and PolyLR on given batches, at the rate of the config."""
+    settings = config("danet_r50-d8_4xb2-40k_cityscapes-512x1024")
+    case = "mmseg-training"
+    for name, run in common.TRAININGS.items():
+        model = build(settings, case).to(getattr(torch, run["dtype"])).train()
         keys = {key: list(value.shape) for key, value in model.state_dict().items()}
         arguments = {key: value for key, value in settings.optim_wrapper.optimizer.items() if key != "type"}
-        optimizer = torch.optim.SGD(model.parameters(), **(arguments | {"lr": rate}))
+        optimizer = torch.optim.SGD(model.parameters(), **arguments)
         wrapper = OptimWrapper(optimizer)
-        scheduler = PolyLR(optimizer, by_epoch=False, begin=0, end=TRAIN["iterations"], power=0.9, eta_min=1e-4)
+        scheduler = PolyLR(optimizer, by_epoch=False, begin=0, end=run["iterations"], power=0.9, eta_min=1e-4)
         losses, rates = [], []
-        for iteration in range(TRAIN["iterations"]):
-            image, label = common.training_batch(case, iteration, (TRAIN["batch"], TRAIN["height"], TRAIN["width"]))
+        for iteration in range(run["iterations"]):
+            image, label = common.training_batch(case, iteration, run)
             total, log = model.parse_losses(model.loss(torch.from_numpy(image), samples(label)))
             rates.append(optimizer.param_groups[0]["lr"])
             losses.append(log["loss"].item())
             wrapper.update_params(total)
             scheduler.step()
-        np.savez(folder / f"weights-mmseg-{name}.npz", **{k: v.numpy() for k, v in model.state_dict().items()})
-        meta = TRAIN | {"keys": keys, "classes": 19, "lr": rate, "versions": VERSIONS}
-        common.save(folder, f"training-mmseg-{name}", {"loss": np.array(losses), "lr": np.array(rates)}, meta)
+        meta = run | {"keys": keys, "classes": 19, "versions": VERSIONS}
+        common.save_training(folder, f"mmseg-{name}", losses, rates, model.state_dict(), meta)
 
 
 STEPS = (models, initialisation, schedule, augmentation, inference, metrics, training)

@@ -294,36 +294,30 @@ def metrics(folder: Path) -> None:
     common.save(folder, "metrics-ssseg", arrays, {"versions": VERSIONS})
 
 
-TRAIN = {"batch": 2, "height": 65, "width": 97, "iterations": 20}
-RATES = {"recipe": 0.01, "tenth": 0.001}
-
-
 def training(folder: Path) -> None:
-    """Twenty iterations as its train.py runs them, on given batches, at two rates."""
-    for name, rate in RATES.items():
-        case = "ssseg-training"
-        config = settings(50, 8, 21)
+    """Its optimiser, scheduler and loss as its train.py drives them, on given batches, at the configs' rate."""
+    case = "ssseg-training"
+    for name, run in common.TRAININGS.items():
+        config = settings(50, 8, 19)
         config["scheduler"]["max_epochs"] = 1
-        config["scheduler"]["optimizer"]["lr"] = rate
         config["scheduler"]["min_lr"] = 1e-4
-        model = build(config, case)
+        model = build(config, case).to(getattr(torch, run["dtype"]))
         model.train()
         keys = {key: list(value.shape) for key, value in model.state_dict().items()}
         optimizer = BuildOptimizer(model, config["scheduler"]["optimizer"])
-        more = {"lr": rate, "iters_per_epoch": TRAIN["iterations"], "params_rules": {}}
+        more = {"lr": 0.01, "iters_per_epoch": run["iterations"], "params_rules": {}}
         scheduler = BuildScheduler(optimizer=optimizer, scheduler_cfg=config["scheduler"] | more)
         losses, rates = [], []
-        for iteration in range(TRAIN["iterations"]):
-            image, label = common.training_batch(case, iteration, (TRAIN["batch"], TRAIN["height"], TRAIN["width"]))
+        for iteration in range(run["iterations"]):
+            image, label = common.training_batch(case, iteration, run)
             rates.append(scheduler.updatelr())
             optimizer.zero_grad()
             output = model(structure(image, label, "TRAIN"))
             output.loss.backward()
-            losses.append(output.losses_log_dict["loss_total"])
+            losses.append(output.loss.item())
             scheduler.step()
-        np.savez(folder / f"weights-ssseg-{name}.npz", **{k: v.numpy() for k, v in model.state_dict().items()})
-        meta = TRAIN | {"keys": keys, "classes": 21, "lr": rate, "versions": VERSIONS}
-        common.save(folder, f"training-ssseg-{name}", {"loss": np.array(losses), "lr": np.array(rates)}, meta)
+        meta = run | {"keys": keys, "classes": 19, "versions": VERSIONS}
+        common.save_training(folder, f"ssseg-{name}", losses, rates, model.state_dict(), meta)
 
 
 STEPS = (models, initialisation, schedule, augmentation, inference, metrics, training)
