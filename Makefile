@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: report-diff verdicts help setup demo test test-slow lint camvid parity hooks constraints clean clean-demo
+.PHONY: benchmark faults scaling fuzz messages report-diff loading verdicts help setup demo test test-slow test-slurm lint camvid parity hooks constraints clean clean-demo
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -24,6 +24,9 @@ demo: $(READY)  ## every stage on generated data: 12 rows in minutes on a CPU
 test: $(READY)  ## the tests (fast ones; add ARGS="-m slow" for the others)
 	@$(BIN)/python -m pytest -n 2 $(ARGS)
 
+test-slurm: $(READY)  ## a sweep on real Slurm: two emulated nodes (needs root and apt-get install slurm-wlm)
+	@$(BIN)/python -m pytest tests/slurm -m slurm -s -rs
+
 test-slow: $(READY)  ## the slow tests
 	@$(BIN)/python -m pytest -m slow
 
@@ -36,11 +39,29 @@ camvid: $(READY)  ## CamVid from scratch (CAMVID=folder for local images): full 
 parity: $(READY)  ## compare with the peers, in an environment of their own; writes reports/parity.md
 	@$(BIN)/python -m benchmarks.parity
 
+loading: $(READY)  ## training images a second on one core; writes reports/benchmarks/loading.md
+	@$(BIN)/python -m benchmarks.loading
+
 report-diff: $(READY)  ## how the metrics differ from BASE (default main), as markdown for a pull request
 	@$(BIN)/python -m pipelines.report_diff $(or $(BASE),main)
 
+scaling: $(READY)  ## loss curves and speed on 1, 2 and 4 processes; writes reports/scaling.md
+	@$(BIN)/python -m benchmarks.scaling
+
+benchmark: $(READY)  ## speed beside mmsegmentation on this machine, which must be idle: 12 min on 2 cores
+	@$(BIN)/python -m danet benchmark --all-shapes --repeat $(or $(REPEAT),3)
+
 verdicts: $(READY)  ## simulate the verdicts' error rates; writes reports/verdict-simulation.md
 	@$(BIN)/python -m benchmarks.verdict_simulation
+
+fuzz: $(READY)  ## a million hostile inputs for every reader, in an environment of its own; writes reports/fuzz.md
+	@$(BIN)/python -m benchmarks.fuzz $(ARGS)
+
+messages: $(READY)  ## provoke every error and write docs/messages.md
+	@$(BIN)/python -m benchmarks.messages
+
+faults: $(READY)  ## kill, corrupt, fill and disconnect small trainings; writes reports/reliability.md
+	@$(BIN)/python -m benchmarks.faults $(ARGS)
 
 hooks: $(READY)  ## install the git hooks
 	@$(BIN)/pre-commit install

@@ -1,7 +1,7 @@
 """The demo: every stage of ``dvc.yaml`` on generated data, in minutes on a laptop.
 
-It makes a DVC workspace of its own in ``build/demo`` with the repository's ``dvc.yaml`` and a ``params.yaml`` merged
-from the repository's and ``demo/profile.yaml``. The generated archives have the official names and layouts and are
+It makes a DVC workspace of its own in ``build/demo`` with the repository's ``dvc.yaml`` and parameters merged from
+the repository's and ``demo/profile.yaml``. The generated archives have the official names and layouts and are
 served by a local web server, so that they pass through the code that fetches, verifies, unpacks and converts the
 official ones. Its tables stay in that folder; its MLflow runs go to the repository's
 store, in an experiment of their own.
@@ -27,8 +27,8 @@ import yaml
 
 from danet.console import console, report_errors
 from danet.errors import ConfigError, DanetError
-from danet.files import sha256, write_json, write_text
-from danet.rows import load_params, merge
+from danet.files import sha256, write_json
+from danet.rows import load_params, merge, read_raw, write_raw
 from pipelines import dvc_environment
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -61,7 +61,7 @@ def prepare(repository: Path, folder: Path, *, seeds: int = 1, datasets: Sequenc
     """Archives, parameters and DVC workspace; does nothing that is already done.
 
     Args:
-        repository: whose ``params.yaml``, ``demo/profile.yaml`` and ``dvc.yaml`` are used.
+        repository: whose parameters, ``demo/profile.yaml`` and ``dvc.yaml`` are used.
         folder: of the workspace.
         seeds: of every row.
         datasets: whose rows; by default all.
@@ -86,16 +86,9 @@ def prepare(repository: Path, folder: Path, *, seeds: int = 1, datasets: Sequenc
         shutil.rmtree(archives, ignore_errors=True)
         facts = {"stamp": stamp, **make_archives(archives)}
         write_json(made, facts)
-    params = merge_profile(yaml.safe_load((repository / "params.yaml").read_text(encoding="utf-8")), profile, facts)
-    text = "# Written by `make demo` from params.yaml and demo/profile.yaml.\n" + yaml.safe_dump(
-        params, sort_keys=False
-    )
-    target = folder / "params.yaml"
-    if not target.exists() or target.read_text(encoding="utf-8") != text:
-        write_text(target, text)
-    load_params(target)
-    if not (folder / "released.yaml").exists():
-        write_text(folder / "released.yaml", "released: {}\n")  # nobody released weights for generated scenes
+    params = merge_profile(read_raw(repository / "params.yaml"), profile, facts)
+    write_raw(params, folder, note="Written by `make demo` from the repository's parameters and demo/profile.yaml.")
+    load_params(folder / "params.yaml")
     pipeline = folder / "dvc.yaml"
     if not pipeline.is_symlink():
         pipeline.symlink_to(os.path.relpath(repository / "dvc.yaml", folder))
@@ -117,7 +110,7 @@ def make_archives(folder: Path) -> dict[str, Any]:
 
 
 def merge_profile(params: dict[str, Any], profile: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any]:
-    """The demo's ``params.yaml``: the repository's with the demo's rows, table, data sets and weights."""
+    """The demo's parameters: the repository's with the demo's rows, table, data sets and weights."""
     rows: dict[str, Any] = {}
     for dataset, train_split in profile["train_split"].items():
         for backbone, by_stride in profile["iterations"].items():
@@ -131,11 +124,11 @@ def merge_profile(params: dict[str, Any], profile: dict[str, Any], facts: dict[s
                     "output_stride": stride,
                     "iterations": iterations,
                     "weights": f"{backbone}_v1c",
-                    "settings": profile["settings"],
+                    "settings": "demo",
                 }
-    result = {
-        key: value for key, value in params.items() if key not in {"settings", "datasets", "weights", "tables", "rows"}
-    }
+    result = {key: params[key] for key in ("revisions", "numerics", "bands")}
+    recipe = profile["row"]["recipe"]
+    result["recipes"] = {recipe: params["recipes"][recipe] | {"settings": {"demo": profile["settings"]}}}
     result["runtime"] = merge(params["runtime"], profile["runtime"])
     result["datasets"] = {
         name: merge(params["datasets"][name], {**made, "title": f"{params['datasets'][name]['title']} (generated)"})
@@ -145,7 +138,8 @@ def merge_profile(params: dict[str, Any], profile: dict[str, Any], facts: dict[s
     result["weights"] = {name: merge(params["weights"][name], made) for name, made in facts["weights"].items()}
     result["tables"] = profile["table"]
     result["rows"] = rows
-    result["submissions"] = []  # generated scenes have no test server
+    result["submissions"] = {}  # generated scenes have no test server
+    result["released"] = {}  # and nobody released weights for them
     return result
 
 

@@ -6,12 +6,14 @@ from danet.evaluation.evaluate import evaluate_row
 from danet.tracking import run
 from danet.workspace import Workspace
 from pipelines import stage
+from pipelines.sweep.launch import launched
 
 
 def main(workspace: Workspace, name: str) -> None:
-    """Evaluates every seed in every mode the row defines."""
-    evaluate_row(workspace.params().row(name), workspace, tracker_factory=run)
+    """Evaluates every seed in every mode the row defines; seeds that are evaluated already keep their results."""
+    evaluate_row(workspace.params().row(name), workspace, tracker_factory=run, reuse=True)
 
 
 if __name__ == "__main__":
+    launched("pipelines.evaluate")
     stage(main)

@@ -57,7 +57,7 @@ def markdown(base: str, changes: dict[str, dict[str, dict[str, Any]]]) -> str:
         order = TRAINING if of_training else SHOWN
         for metric in [*(name for name in order if name in metrics), *(name for name in metrics if name not in order)]:
             values = metrics[metric]
-            if not {"old", "new"} & set(values) or metric.startswith("runs"):
+            if not {"old", "new"} & set(values) or metric.startswith("runs") or metric in {"format", "row"}:
                 continue
             old, new, change = values.get("old"), values.get("new"), values.get("diff")
             cells = [row, metric, _number(old), _number(new), _number(change, sign=True)]
@@ -77,7 +77,10 @@ def markdown(base: str, changes: dict[str, dict[str, dict[str, Any]]]) -> str:
 def _number(value: Any, sign: bool = False) -> str:
     if not isinstance(value, int | float) or isinstance(value, bool):
         return "-" if value is None else str(value)
-    text = f"{value:.2f}" if abs(value) >= 0.01 or value == 0 else f"{value:.4g}"
+    if isinstance(value, int):
+        text = str(value)
+    else:
+        text = f"{value:.2f}" if abs(value) >= 0.01 or value == 0 else f"{value:.4g}"
     return f"+{text}" if sign and value > 0 else text
 
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 from danet.tracking import run
 from danet.training.loop import train_row
 from danet.workspace import Workspace
-from pipelines import stage
+from pipelines import dvc_died, stage
+from pipelines.sweep.launch import launched
 
 
 def main(workspace: Workspace, name: str) -> None:
-    """Trains the row by its recipe."""
-    train_row(workspace.params().row(name), workspace, tracker_factory=run)
+    """Trains the row by its recipe; stops, with its state saved, if DVC dies."""
+    train_row(workspace.params().row(name), workspace, tracker_factory=run, orphaned=dvc_died())
 
 
 if __name__ == "__main__":
+    launched("pipelines.train")
     stage(main)

@@ -13,8 +13,9 @@ import pytest
 import yaml
 
 from danet.errors import ConfigError
-from danet.rows import load_params
+from danet.rows import load_params, write_raw
 from pipelines import demo
+from tests.parameters import raw_params
 
 ROWS = ("demo-r50-d16-voc2012", "demo-r50-d16-ade20k")
 
@@ -60,11 +61,11 @@ def done(workspace: Path) -> Path:
 
 def test_the_profile_is_the_grid_of_the_results_tables(tmp_path: Path) -> None:
     profile = yaml.safe_load((demo.REPOSITORY / "demo" / "profile.yaml").read_text())
-    params = yaml.safe_load((demo.REPOSITORY / "params.yaml").read_text())
+    params = raw_params()
     facts = {"datasets": {name: {} for name in profile["train_split"]}, "weights": {}}
     merged = demo.merge_profile(params, profile, facts)
     merged["weights"] = params["weights"]
-    (tmp_path / "params.yaml").write_text(yaml.safe_dump(merged))
+    write_raw(merged, tmp_path)
     rows = load_params(tmp_path / "params.yaml").rows.values()
     grid = {(row.model.backbone, row.model.output_stride, row.dataset) for row in rows}
     assert len(rows) == len(grid) == 12

@@ -21,6 +21,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("graph")
     for name in ("dvc.yaml", "params.yaml", "released.yaml"):
         shutil.copy(ROOT / name, folder)
+    shutil.copytree(ROOT / "recipes", folder / "recipes")
     subprocess.run([sys.executable, "-m", "dvc", "init", "--quiet", "--no-scm"], cwd=folder, check=True)
     return folder
 
@@ -96,3 +97,14 @@ def test_changing_one_row_changes_that_row_alone(stages: dict[str, object], work
         if any(f"rows.{changed}" == key for key in dependency.params)
     }
     assert affected == {f"train@{changed}", f"evaluate@{changed}", f"verify@{changed}"}
+
+
+def test_a_setting_of_the_test_retrains_nothing(stages: dict[str, object]) -> None:
+    for name, stage in stages.items():
+        keys = [key for dependency in stage.params for key in dependency.params]  # type: ignore[attr-defined]
+        if name.startswith("train@"):
+            assert not [key for key in keys if "test" in key.split(".") or key in {"val_split", "revisions.evaluate"}]
+            assert "train" in keys
+        if name.startswith(("evaluate@", "verify@", "submit@")):
+            assert {"test", "numerics", "revisions.evaluate"} <= set(keys)
+            assert any(key.startswith("settings.") and key.count(".") == 1 for key in keys)

@@ -1,0 +1,97 @@
+"""How long a `dvc repro` takes that has nothing to do, over all rows of params.yaml.
+
+    python -m benchmarks.noop [--runs 5]
+
+Nobody has the sweep's outputs at hand, so it is measured on stand-ins: the repository's own dvc.yaml and parameter
+files in a folder of their own, each stage's command replaced by one that writes a small file for each of its outputs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import yaml
+from dvc.repo import Repo
+from dvc.stage import PipelineStage
+
+from danet.rows import RECIPES, RELEASED
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+def main() -> None:
+    """Prints the wall time of each run and the median."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.noop", description="Times a no-op `dvc repro`.")
+    parser.add_argument("--runs", type=int, default=5, metavar="N", help="repetitions (default: %(default)s)")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        stages = stand_ins(REPOSITORY, folder)
+        times = []
+        for _ in range(options.runs):
+            started = time.perf_counter()
+            said = dvc(folder, "repro")
+            times.append(time.perf_counter() - started)
+            if "up to date" not in said:
+                raise SystemExit(f"this was no no-op: {said[-500:]}")
+    shown = ", ".join(f"{seconds:.2f}" for seconds in times)
+    sys.stdout.write(f"{stages} stages, nothing to do: {statistics.median(times):.2f} s (median of {shown})\n")
+
+
+def stand_ins(repository: Path, folder: Path) -> int:
+    """A workspace in which every stage has run, with stand-in outputs; returns the number of stages.
+
+    Args:
+        repository: whose pipeline and parameters are taken.
+        folder: empty; becomes the workspace.
+    """
+    for file in ("dvc.yaml", "params.yaml", RELEASED):
+        shutil.copy(repository / file, folder)
+    shutil.copytree(repository / RECIPES, folder / RECIPES)
+    dvc(folder, "init", "--quiet", "--no-scm")
+    write = folder / "write.py"
+    outputs: dict[str, list[str]] = {}
+    for stage in Repo(str(folder)).index.stages:
+        if isinstance(stage, PipelineStage):
+            # arguments of the real command, by which the stand-in finds its outputs
+            outputs[stage.cmd.removeprefix("python -m pipelines.")] = [str(out.def_path) for out in stage.outs]
+    write.write_text(
+        "import json, pathlib, sys\n"
+        "root = pathlib.Path(__file__).parent\n"
+        "for out in json.loads((root / 'outputs.json').read_text())[' '.join(sys.argv[1:])]:\n"
+        "    path = pathlib.Path(out)\n"
+        "    file = path if path.suffix in {'.json', '.csv', '.md', '.zip'} else path / 'stand-in'\n"
+        "    file.parent.mkdir(parents=True, exist_ok=True)\n"
+        "    file.write_text('{}' if file.suffix == '.json' else 'a,b\\n1,2\\n')\n",
+        encoding="utf-8",
+    )
+    (folder / "outputs.json").write_text(json.dumps(outputs), encoding="utf-8")
+    text = (folder / "dvc.yaml").read_text(encoding="utf-8")
+    (folder / "dvc.yaml").write_text(
+        text.replace("cmd: python -m pipelines.", f"cmd: {shlex.quote(sys.executable)} write.py "), encoding="utf-8"
+    )
+    dvc(folder, "repro", "--quiet")
+    return len(yaml.safe_load((folder / "dvc.lock").read_text(encoding="utf-8"))["stages"])
+
+
+def dvc(folder: Path, *arguments: str) -> str:
+    """Runs DVC in a folder; returns what it printed."""
+    done = subprocess.run(
+        [sys.executable, "-m", "dvc", *arguments], cwd=folder, capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise SystemExit(f"`dvc {' '.join(arguments)}` failed: {done.stderr.strip()}")
+    return done.stdout + done.stderr
+
+
+if __name__ == "__main__":
+    main()
