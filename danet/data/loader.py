@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import multiprocessing
 import signal
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import Any, Protocol, runtime_checkable
 
 import cv2
@@ -288,6 +289,32 @@ def _shielded() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
+_SIGCHLD = getattr(signal, "SIGCHLD", None)
+_fetching = False
+"""Whether the main thread waits for a batch."""
+
+
+def _hear_of_deaths_while_fetching() -> None:
+    """Lets PyTorch raise for a dead worker only while a batch is fetched; call it after the workers have started.
+
+    PyTorch raises from its handler of SIGCHLD: in the midst of anything, of writing a checkpoint or of a library that
+    takes the exception for its own. The handler is needed, as a read from a dead worker's pipe may never return. What
+    it says at other times is found out by the next fetch.
+    """
+    if _SIGCHLD is None or threading.current_thread() is not threading.main_thread():
+        return
+    theirs = signal.getsignal(_SIGCHLD)
+    if not callable(theirs) or getattr(theirs, "while_fetching", False):
+        return
+
+    def handler(number: int, frame: FrameType | None) -> None:
+        if _fetching:
+            theirs(number, frame)
+
+    handler.while_fetching = True  # type: ignore[attr-defined]
+    signal.signal(_SIGCHLD, handler)
+
+
 def available_cpus() -> int:
     """CPU cores that this process may use."""
     return int(cpu_count())  # heeds affinity and the quota of a container
@@ -354,6 +381,7 @@ class BatchStream:
         return self._arrival.waited
 
     def _take(self) -> Batch:
+        global _fetching  # noqa: PLW0603 - signal handlers are the process's too
         if self._loader is None:
             raise ValueError("this stream is closed")
         if self._batches is None:
@@ -361,7 +389,15 @@ class BatchStream:
             with _shielded():
                 self._batches = iter(self._loader)
             self._workers = [child for child in multiprocessing.active_children() if child not in before]
-        batch = next(self._batches)
+            _hear_of_deaths_while_fetching()
+        try:
+            _fetching = True
+            for worker in self._workers:
+                if not worker.is_alive():
+                    raise RuntimeError(f"DataLoader worker (pid {worker.pid}) ended with status {worker.exitcode}")
+            batch = next(self._batches)
+        finally:
+            _fetching = False
         if isinstance(batch, DanetError):
             raise batch
         return batch
@@ -385,17 +421,9 @@ class BatchStream:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Closes; raises TrainingError for whatever the death of a worker raised, wherever in the block that was."""
-        died = False
-        for _ in range(2):
-            try:
-                died = died or (error is not None and self._died(error))
-                self.close()
-                break
-            except RuntimeError as late:  # from SIGCHLD, only now
-                if "DataLoader worker" not in str(late):
-                    raise
-                error, died = late, True
+        """Closes; raises TrainingError for whatever the death of a worker raised."""
+        died = error is not None and self._died(error)
+        self.close()
         if died:
             reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
             raise TrainingError(
@@ -406,7 +434,7 @@ class BatchStream:
     def _died(self, error: BaseException) -> bool:
         if not isinstance(error, RuntimeError | EOFError | OSError):
             return False
-        if "DataLoader worker" in str(error):  # PyTorch notices by SIGCHLD, in the midst of anything
+        if "DataLoader worker" in str(error):
             return True
         if isinstance(error, EOFError | ConnectionError):
             for worker in self._workers:

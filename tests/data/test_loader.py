@@ -4,6 +4,7 @@ import itertools
 import os
 import resource
 import signal
+import time
 from pathlib import Path
 
 import numpy as np
@@ -201,6 +202,21 @@ def test_a_dead_worker_is_explained():
         next(s)
         os.kill(s._workers[0].pid, signal.SIGKILL)
         list(s)
+
+
+def test_a_death_between_two_batches_interrupts_nothing_but_the_next_fetch():
+    settings = {"seed": 0, "batch_size": 4, "start": 0, "stop": 1000, "workers": 4}
+    with pytest.raises(TrainingError, match=r"data loading process died"):  # noqa: PT012, SIM117
+        with BatchStream(Images(), AUGMENT, **settings) as s:
+            next(s)
+            for worker in s._workers[1:3]:
+                os.kill(worker.pid, signal.SIGKILL)
+            deadline = time.monotonic() + 0.5  # SIGCHLD has come by then
+            while time.monotonic() < deadline:
+                pass
+            reached = True
+            next(s)
+    assert reached
 
 
 def test_full_shared_memory_is_explained():
