@@ -106,6 +106,21 @@ MODEL_CASES = {
 }
 
 
+def trained(model: Any, image: torch.Tensor, label: np.ndarray) -> tuple[Any, Any, dict[str, Any]]:
+    """One forward and backward pass in training mode: logits of the head's outputs, of the auxiliary head, losses."""
+    model.train()
+    features = model.extract_feat(image)
+    logits = model.decode_head(features)
+    aux = model.auxiliary_head(features)
+    losses = {
+        **model.decode_head.loss_by_feat(logits, samples(label)),
+        **{f"aux_{key}": value for key, value in model.auxiliary_head.loss_by_feat(aux, samples(label)).items()},
+    }
+    parts = {key: value for key, value in losses.items() if "loss" in key}
+    sum(parts.values()).backward()
+    return logits, aux, parts
+
+
 def models(folder: Path) -> None:
     """Logits of all heads in both modes, loss, gradients and the batch-norm statistics after one step."""
     for name, (file, batch, height, width, full) in MODEL_CASES.items():
@@ -120,30 +135,23 @@ def models(folder: Path) -> None:
             features = model.extract_feat(image)
             main, pam, cam = model.decode_head(features)
             arrays |= {"eval_main": main, "eval_pam": pam, "eval_cam": cam, "eval_aux": model.auxiliary_head(features)}
-        model.train()
-        features = model.extract_feat(image)
-        logits = model.decode_head(features)
-        aux = model.auxiliary_head(features)
+        logits, aux, parts = trained(model, image, label)
         arrays |= {f"train_{head}": value.detach() for head, value in zip(("main", "pam", "cam"), logits, strict=True)}
         arrays["train_aux"] = aux.detach()
-        losses = {
-            **model.decode_head.loss_by_feat(logits, samples(label)),
-            **{f"aux_{key}": value for key, value in model.auxiliary_head.loss_by_feat(aux, samples(label)).items()},
-        }
-        parts = {key: value for key, value in losses.items() if "loss" in key}
-        total = sum(parts.values())
-        total.backward()
-        arrays["loss"] = total.detach()
+        arrays["loss"] = sum(parts.values()).detach()
         arrays |= {f"loss_{key}": value.detach() for key, value in parts.items()}
         arrays = {key: value.numpy() for key, value in arrays.items()}
-        gradients = {key: value.grad.numpy() for key, value in model.named_parameters()}
-        for key, value in gradients.items():
-            arrays[f"projection/{key}"] = common.projections(key, value)
         for key, value in model.named_buffers():
             if key.endswith(("running_mean", "running_var")):
                 arrays[f"statistic/{key}"] = common.projections(key, value.numpy())
         if full:
+            gradients = {key: value.grad.numpy() for key, value in model.named_parameters()}
             np.savez(folder / f"gradients-{case}.npz", **gradients)
+        else:  # kept for other machines, on which float32 may round an activation to the other side of a ReLU
+            model.zero_grad()
+            trained(model.double(), image.double(), label)
+            for key, value in model.named_parameters():
+                arrays[f"projection/{key}"] = common.projections(key, value.grad.numpy())
         meta = {
             "keys": keys,
             "config": file,

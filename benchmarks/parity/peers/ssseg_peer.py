@@ -128,14 +128,17 @@ def models(folder: Path) -> None:
         output.loss.backward()
         arrays |= {f"train_{head}": value.numpy() for head, value in seen.items()}
         arrays["loss"] = output.loss.detach().numpy()
-        gradients = {key: value.grad.numpy() for key, value in model.named_parameters()}
-        for key, value in gradients.items():
-            arrays[f"projection/{key}"] = common.projections(key, value)
         for key, value in model.named_buffers():
             if key.endswith(("running_mean", "running_var")):
                 arrays[f"statistic/{key}"] = common.projections(key, value.numpy())
         if full:
+            gradients = {key: value.grad.numpy() for key, value in model.named_parameters()}
             np.savez(folder / f"gradients-{case}.npz", **gradients)
+        else:  # kept for other machines, on which float32 may round an activation to the other side of a ReLU
+            model.zero_grad()
+            model.double()(structure(image.astype(np.float64), label, "TRAIN")).loss.backward()
+            for key, value in model.named_parameters():
+                arrays[f"projection/{key}"] = common.projections(key, value.grad.numpy())
         meta = {
             "keys": {key: list(value.shape) for key, value in model.state_dict().items()},
             "depth": depth,
