@@ -95,9 +95,8 @@ def page(record: dict[str, Any], rounds: Sequence[Round]) -> str:
         "An example of each message; paths are relative to the workspace.",
         _messages(rounds),
         "## Not covered here",
-        "Known and not mended: when shared memory (`/dev/shm`) cannot take a batch, a loader process drops the batch "
-        "with a traceback and its trainer waits for ever; seen when the limit on file sizes was set before the loaders "
-        "began. With loaders the limit is therefore set after they have begun, so it stands for a full disk only.\n\n"
+        "A full `/dev/shm`: with loaders the limit on file sizes is set after they have begun, so that it stands for a "
+        "full disk only; `tests/data/test_loader.py` has the other.\n\n"
         "GPUs; several processes; power loss (files and folders are flushed before and after each rename, but no power "
         "was cut); a `dvc` that is killed (`tests/pipelines/test_orphans.py` kills a real one).",
         "## Provenance",
