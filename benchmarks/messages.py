@@ -49,7 +49,7 @@ from danet.files import write_text
 from danet.models.segmentor import build_model
 from danet.published import check_published
 from danet.reproduce import reported_row
-from danet.rows import load_params
+from danet.rows import BESIDE, load_params
 from danet.runs import load_run
 from danet.training.checkpoint import CheckpointStore
 from danet.training.loop import StopRequest, train_row
@@ -73,7 +73,7 @@ EXAMPLES: dict[str, dict[str, Example]] = {}
 """By stage, then by what is wrong; in the order of the page."""
 
 STAGES = {
-    "Settings": "`params.yaml`, `recipes/*.yaml` and `released.yaml`, read by every stage and command.",
+    "Settings": "`params.yaml`, `recipes/*.yaml` and the files beside them, read by every stage and command.",
     "Download": "The stage `download@DATASET`, and what `weights@NAME` and `released@ROW` fetch.",
     "Archives": "Unpacking, in the stage `convert@DATASET`.",
     "Images and masks": "The stage `convert@DATASET`: all offenders are in one message.",
@@ -101,7 +101,7 @@ def _settings(title: str, old: str, new: str, file: str = "params.yaml") -> None
     """An example: the repository's own settings with one text replaced by another."""
 
     def provoke(folder: Path) -> object:
-        for name in ("params.yaml", "released.yaml"):
+        for name in ("params.yaml", *BESIDE):
             shutil.copy(ROOT / name, folder / name)
         shutil.copytree(ROOT / "recipes", folder / "recipes")
         text = (folder / file).read_text(encoding="utf-8")
@@ -117,26 +117,32 @@ def _(folder: Path) -> object:
     return load_params(folder / "params.yaml")
 
 
-_settings("No YAML", "numerics:\n", "numerics: [\n")
-_settings("A key twice", "  tf32: false\n", "  tf32: false\n  tf32: true\n")
-_settings("A tag", "  tf32: false\n", "  tf32: !!python/object/apply:os.system [id]\n")
-_settings("A date where text is meant", "title: CamVid\n", "title: 2008-10-01\n")
+_settings("No YAML", "numerics:\n", "numerics: [\n", "numerics.yaml")
+_settings("A key twice", "  tf32: false\n", "  tf32: false\n  tf32: true\n", "numerics.yaml")
+_settings("A tag", "  tf32: false\n", "  tf32: !!python/object/apply:os.system [id]\n", "numerics.yaml")
+_settings("A date where text is meant", "title: CamVid\n", "title: 2008-10-01\n", "datasets.yaml")
 _settings("A number that is not finite", "trained: 0.5", "trained: .nan")
 _settings("A number that is too large", "log_interval: 50", "log_interval: 99999999999999999999")
-_settings("DVC's templating in a value", "title: CamVid\n", "title: ${rows}\n")
+_settings("DVC's templating in a value", "title: CamVid\n", "title: ${rows}\n", "datasets.yaml")
 _settings(
     "Aliases that multiply",
     "revisions:",
     "a: &a [x, x, x, x, x, x, x, x, x, x]\n"
     + "".join(f"{new}: &{new} [{', '.join([f'*{old}'] * 10)}]\n" for old, new in zip("abcde", "bcdef", strict=True))
     + "revisions:",
+    "numerics.yaml",
 )
 _settings("An unknown section", "bands:\n", "hands:\n")
 _settings("A name that could reach a shell", "  camvid-r50-d8: {", '  "x; rm -rf ~": {')
 _settings("A look-alike letter in a name", "  camvid-r50-d8: {", "  \u0441amvid-r50-d8: {")
-_settings("A file outside its folder", "file: resnet50_v1c-2cccc1ad.pth", "file: ../resnet50_v1c-2cccc1ad.pth")
-_settings("A misspelt setting", "  tf32: false\n", "  tf23: false\n")
-_settings("A value that is not allowed", "  precision: fp32\n", "  precision: int8\n")
+_settings(
+    "A file outside its folder",
+    "file: resnet50_v1c-2cccc1ad.pth",
+    "file: ../resnet50_v1c-2cccc1ad.pth",
+    "datasets.yaml",
+)
+_settings("A misspelt setting", "  tf32: false\n", "  tf23: false\n", "numerics.yaml")
+_settings("A value that is not allowed", "  precision: fp32\n", "  precision: int8\n", "numerics.yaml")
 _settings("An unknown recipe", "recipe: clusterdanet", "recipe: clustredanet")
 _settings(
     "Released weights of no row",

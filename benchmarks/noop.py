@@ -23,7 +23,7 @@ import yaml
 from dvc.repo import Repo
 from dvc.stage import PipelineStage
 
-from danet.rows import RECIPES, RELEASED
+from danet.rows import BESIDE, RECIPES
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -54,7 +54,7 @@ def stand_ins(repository: Path, folder: Path) -> int:
         repository: whose pipeline and parameters are taken.
         folder: empty; becomes the workspace.
     """
-    for file in ("dvc.yaml", "params.yaml", RELEASED):
+    for file in ("dvc.yaml", "params.yaml", *BESIDE):
         shutil.copy(repository / file, folder)
     shutil.copytree(repository / RECIPES, folder / RECIPES)
     dvc(folder, "init", "--quiet", "--no-scm")

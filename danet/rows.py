@@ -1,8 +1,9 @@
 """The row: one line of a published results table, with everything needed to reproduce it.
 
-``params.yaml`` holds ``rows`` (what one line of a table adds), ``datasets``, ``weights`` and ``tables``; ``recipes/``
-holds what each source does everywhere and per dataset. This module validates them, resolves a row to the complete
-:class:`Row` that training and evaluation read, and gives it a stable hash that names its runs.
+``params.yaml`` holds ``rows`` (what one line of a table adds) and ``tables``; ``recipes/`` holds what each source does
+everywhere and per dataset; ``datasets.yaml``, ``numerics.yaml`` and ``released.yaml`` hold what their names say. This
+module validates them, resolves a row to the complete :class:`Row` that training and evaluation read, and gives it a
+stable hash that names its runs.
 
 The published numbers are not here: they are data, in ``benchmarks/published.yaml`` (:mod:`danet.published`).
 """
@@ -34,6 +35,8 @@ RECIPES = "recipes"
 """Folder beside ``params.yaml`` with one file a recipe."""
 RELEASED = "released.yaml"
 """File beside ``params.yaml`` with the released weights."""
+BESIDE = {"numerics.yaml": ("revisions", "numerics"), "datasets.yaml": ("datasets", "weights"), RELEASED: ("released",)}
+"""Files beside ``params.yaml`` and the sections that they hold, so that DVC has less to parse for each stage."""
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$", max_length=MAX_NAME)]
 _Side = Annotated[int, Field(gt=0, le=1 << 16)]
@@ -661,7 +664,7 @@ class Params:
 
 
 def load_params(path: Path | str = "params.yaml") -> Params:
-    """Reads and validates ``params.yaml``, with the recipes and ``released.yaml`` beside it.
+    """Reads and validates ``params.yaml``, with the recipes and the files beside it.
 
     Raises:
         ConfigError: naming the row, the field and the allowed values.
@@ -671,21 +674,25 @@ def load_params(path: Path | str = "params.yaml") -> Params:
 
 
 def read_raw(path: Path) -> dict[str, Any]:
-    """``params.yaml`` as it is written, with ``recipes`` (by name of file) and ``released`` from the files beside it.
+    """``params.yaml`` as it is written, with ``recipes`` (by name of file) and the sections of the files beside it.
 
     They are files of their own because DVC parses the whole file anew for each stage and parameter.
 
     Raises:
-        ConfigError: if a file cannot be read, is not valid YAML, or holds a section that has a file of its own.
+        ConfigError: if a file cannot be read, is not valid YAML, or holds a section that belongs elsewhere.
     """
     raw = load_mapping(path)
-    for section, place in (("recipes", f"{RECIPES}/*.yaml"), ("released", RELEASED)):
+    places = {section: file for file, sections in BESIDE.items() for section in sections}
+    for section, place in {"recipes": f"{RECIPES}/*.yaml", **places}.items():
         if section in raw:
             raise ConfigError(f"{path}: section {section!r} belongs in {place} beside it")
     raw["recipes"] = {file.stem: load_mapping(file) for file in sorted((path.parent / RECIPES).glob("*.yaml"))}
-    released = path.with_name(RELEASED)
-    if released.exists():
-        raw["released"] = load_mapping(released).get("released")
+    for name, sections in BESIDE.items():
+        file = path.with_name(name)
+        found = load_mapping(file) if file.exists() else {}
+        if extra := sorted(str(key) for key in set(found) - set(sections)):
+            raise ConfigError(f"{file}: section {extra[0]!r} does not belong here; it has: {', '.join(sections)}")
+        raw |= found
     return raw
 
 
@@ -694,11 +701,15 @@ def write_raw(raw: Mapping[str, Any], folder: Path, note: str = "") -> None:
 
     Args:
         raw: all sections.
-        folder: for ``params.yaml``, recipes and released weights; files that would not change are left alone.
+        folder: for ``params.yaml``, recipes and the files beside it; files that would not change are left alone.
         note: a comment for the head of each file.
     """
-    sections = {key: value for key, value in raw.items() if key not in {"recipes", "released"}}
-    files = {"params.yaml": sections, RELEASED: {"released": raw.get("released") or {}}}
+    elsewhere = {"recipes"}.union(*BESIDE.values())
+    files = {"params.yaml": {key: value for key, value in raw.items() if key not in elsewhere}}
+    files |= {
+        name: {key: raw[key] for key in sections if key in raw} or {sections[0]: {}}
+        for name, sections in BESIDE.items()
+    }
     files |= {f"{RECIPES}/{name}.yaml": recipe for name, recipe in raw["recipes"].items()}
     for name, content in files.items():
         text = (f"# {note}\n" if note else "") + yaml.safe_dump(content, sort_keys=False)
@@ -730,7 +741,13 @@ def _validate(kind: type[T], data: Any, path: Path, where: str) -> T:
             problems.append(f"{field}: {what}{shown}")
         more = [f"and {len(problems) - SHOWN} more"] if len(problems) > SHOWN else []
         text = "; ".join(problems[:SHOWN] + more).encode("utf-8", "backslashreplace").decode()
-        raise ConfigError(f"{path}: {text}") from None
+        raise ConfigError(f"{_file(path, where)}: {text}") from None
+
+
+def _file(path: Path, where: str) -> Path:
+    """The file beside ``params.yaml`` that holds the section with which ``where`` begins."""
+    section = where.split(".", 1)[0]
+    return next((path.with_name(name) for name, sections in BESIDE.items() if section in sections), path)
 
 
 def _shown(value: object) -> str:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from danet.errors import ConfigError
 from danet.plain_yaml import MAX_INTEGER, load_mapping
-from danet.rows import load_params
+from danet.rows import BESIDE, load_params
 
 ROOT = Path(__file__).parents[1]
 LAUGHS = "a0: &a0 [lol, lol]\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 12))
@@ -27,7 +27,7 @@ def load(folder: Path, text: str | bytes) -> dict[str, Any]:
     return load_mapping(path)
 
 
-@pytest.mark.parametrize("file", ["params.yaml", "released.yaml", *(p.name for p in (ROOT / "recipes").glob("*.yaml"))])
+@pytest.mark.parametrize("file", ["params.yaml", *BESIDE, *(p.name for p in (ROOT / "recipes").glob("*.yaml"))])
 def test_our_own_files_are_read_as_pyyaml_reads_them(file: str) -> None:
     path = next(path for path in (ROOT / file, ROOT / "recipes" / file) if path.exists())
     assert load_mapping(path) == yaml.safe_load(path.read_text())
@@ -100,12 +100,10 @@ def test_bombs_cost_neither_time_nor_memory(tmp_path: Path) -> None:
 
 def test_the_same_holds_for_every_file_that_params_are_read_from(tmp_path: Path) -> None:
     (tmp_path / "recipes").mkdir()
-    for broken in ("params.yaml", "released.yaml", "recipes/x.yaml"):
-        for file, text in (
-            ("params.yaml", "rows: {}\n"),
-            ("released.yaml", "released: {}\n"),
-            ("recipes/x.yaml", "a: 1\n"),
-        ):
+    whole = {"params.yaml": "rows: {}\n", "recipes/x.yaml": "a: 1\n"}
+    whole |= {file: f"{sections[0]}: {{}}\n" for file, sections in BESIDE.items()}
+    for broken in whole:
+        for file, text in whole.items():
             (tmp_path / file).write_text(text)
         (tmp_path / broken).write_text("a: !!python/object/apply:os.mkdir [ran]\n")
         with pytest.raises(ConfigError, match=rf"{broken}: .*python/object"):
@@ -145,3 +143,15 @@ def test_any_text_is_plain_data_or_our_error(tmp_path: Path, text: str) -> None:
     except ConfigError:
         return
     assert "${" not in json.dumps(value, allow_nan=False)
+
+
+@pytest.mark.parametrize(("file", "sections"), BESIDE.items())
+def test_a_section_in_the_wrong_file_is_refused(tmp_path: Path, file: str, sections: tuple[str, ...]) -> None:
+    """DVC would not see it change there."""
+    (tmp_path / "params.yaml").write_text(f"{sections[0]}: {{}}\n")
+    with pytest.raises(ConfigError, match=rf"section '{sections[0]}' belongs in {file}"):
+        load_params(tmp_path / "params.yaml")
+    (tmp_path / "params.yaml").write_text("tables: {}\n")
+    (tmp_path / file).write_text("rows: {}\n")
+    with pytest.raises(ConfigError, match=rf"{file}: section 'rows' does not belong here; it has: {sections[0]}"):
+        load_params(tmp_path / "params.yaml")

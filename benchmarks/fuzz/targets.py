@@ -244,14 +244,8 @@ def _prepared(folder: Path) -> Callable[[bytes], None]:
 
 
 _PARAMS = """\
-revisions: {convert: 1, train: 1, evaluate: 1}
-numerics: {precision: fp32, tf32: false}
 runtime: {workers: 0}
 bands: {trained: 0.5, datasets: {camvid: 1.0}}
-datasets:
-  camvid: {adapter: camvid, title: C, archives: [{file: a.zip, url: "https://h/a.zip"}], counts: {train: 2, val: 1}}
-weights:
-  none: {title: r, url: null, file: null, backbone: null, stem: null}
 tables:
   t: {title: T, published: false, notes: ["n"]}
 rows:
@@ -274,33 +268,42 @@ settings:
   s: {train: {}, test: {}}
 """
 _RELEASED = "released:\n  r: {table: t, recipe: x, settings: s, dataset: camvid, file: w.pth, url: null}\n"
+_NUMERICS = """\
+revisions: {convert: 1, train: 1, evaluate: 1}
+numerics: {precision: fp32, tf32: false}
+"""
+_DATASETS = """\
+datasets:
+  camvid: {adapter: camvid, title: C, archives: [{file: a.zip, url: "https://h/a.zip"}], counts: {train: 2, val: 1}}
+weights:
+  none: {title: r, url: null, file: null, backbone: null, stem: null}
+"""
 
 
 def _params_seeds() -> list[bytes]:
-    whole = "\0".join((_PARAMS, _RECIPE, _RELEASED))
+    whole = "\0".join((_PARAMS, _RECIPE, _NUMERICS, _DATASETS, _RELEASED))
     laughs = "a: &a [x, x]\n" + "".join(f"{b}: &{b} [*{a}, *{a}]\n" for a, b in itertools.pairwise("abcdefgh"))
     return [
         whole.encode(),
-        "\0".join((_PARAMS, _RECIPE)).encode(),
-        (laughs + _PARAMS + "\0" + _RECIPE).encode(),
-        f"{_PARAMS}\0{_RECIPE}\0!!python/object/apply:os.system [id]".encode(),
-        f"{_PARAMS.replace('0.5', '.nan')}\0{_RECIPE.replace('2.0', '.inf')}".encode(),
+        "\0".join((_PARAMS, _RECIPE, _NUMERICS, _DATASETS)).encode(),
+        (laughs + whole).encode(),
+        "\0".join((_PARAMS, _RECIPE, _NUMERICS, _DATASETS, "!!python/object/apply:os.system [id]")).encode(),
+        whole.replace("0.5", ".nan").replace("2.0", ".inf").encode(),
     ]
 
 
 def _params(folder: Path) -> Callable[[bytes], None]:
     (folder / "recipes").mkdir()
-    params, recipe, released = folder / "params.yaml", folder / "recipes" / "x.yaml", folder / "released.yaml"
+    params = folder / "params.yaml"
+    files = [params, folder / "recipes" / "x.yaml", *(folder / name for name in rows.BESIDE)]
 
     def one(data: bytes) -> None:
-        first, _, rest = data.partition(b"\0")
-        second, _, third = rest.partition(b"\0")
-        params.write_bytes(first)
-        recipe.write_bytes(second)
-        if third:
-            released.write_bytes(third)
-        elif released.exists():
-            released.unlink()
+        parts = data.split(b"\0", len(files) - 1)
+        for file, part in itertools.zip_longest(files, parts):
+            if part:
+                file.write_bytes(part)
+            else:
+                file.unlink(missing_ok=True)
         loaded = rows.load_params(params)
         for row in loaded.rows.values():
             assert rows.NAME.fullmatch(row.name)
@@ -310,7 +313,8 @@ def _params(folder: Path) -> Callable[[bytes], None]:
 
 
 def _raw() -> dict[str, Any]:
-    return yaml.safe_load(_PARAMS) | {"recipes": {"x": yaml.safe_load(_RECIPE)}} | yaml.safe_load(_RELEASED)
+    beside = yaml.safe_load(_NUMERICS) | yaml.safe_load(_DATASETS) | yaml.safe_load(_RELEASED)
+    return yaml.safe_load(_PARAMS) | {"recipes": {"x": yaml.safe_load(_RECIPE)}} | beside
 
 
 def _structure(folder: Path) -> Callable[[bytes], None]:
@@ -548,7 +552,7 @@ def _ours(folder: Path) -> Callable[[bytes], None]:
 
 
 def _tiny_row() -> rows.Row:
-    raw = yaml.safe_load(_PARAMS) | {"recipes": {"x": yaml.safe_load(_RECIPE)}}
+    raw = _raw()
     return rows.Params(raw, Path("params.yaml")).row("r")
 
 

@@ -264,7 +264,7 @@ class _Conversion:
         return counts
 
     def _splits(self) -> list[str]:
-        """Splits in the order of params.yaml, then what the tree has besides."""
+        """Splits in the order of datasets.yaml, then what the tree has besides."""
         return list(dict.fromkeys([*self.spec.counts, *(split for item in self.items for split in item.splits)]))
 
     def _check_ids(self) -> None:
@@ -298,7 +298,7 @@ class _Conversion:
                 )
             lines.append(line)
         if lines:
-            remedy = f"mend the source or params.yaml, then run `dvc repro download@{self.name} convert@{self.name}`"
+            remedy = f"mend the source or datasets.yaml, then run `dvc repro download@{self.name} convert@{self.name}`"
             raise DataError(f"{self.name}: " + "\n".join([*lines, remedy]))
 
     def _missing(self, split: str, count: int) -> list[str]:

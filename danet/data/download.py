@@ -150,7 +150,7 @@ def fetch_file(
             got = str(error).rpartition(" but got ")[2].split(".")[0]
             raise DownloadError(
                 f"{_public(url)}: {path.name} has {algorithm} {got}, expected {digits}: the file was changed or is "
-                "damaged on the way; try a mirror (DANET_MIRROR), or check the checksum in params.yaml"
+                "damaged on the way; try a mirror (DANET_MIRROR), or check the checksum in datasets.yaml"
             ) from error
 
 
@@ -203,7 +203,7 @@ class ResumingDownloader:
                 return self(url, output_file, pooch_object)
             raise DownloadError(
                 f"{_public(url)}: {algorithm} is {got}, expected {digits}...: the file was changed or is damaged on "
-                "the way; try again later, or check the checksum in params.yaml"
+                "the way; try again later, or check the checksum in datasets.yaml"
             )
         self.part.replace(output_file)
         self.state.unlink(missing_ok=True)
@@ -273,7 +273,7 @@ class ResumingDownloader:
             if length is None and not self.verified and not getattr(response.raw, "chunked", False):
                 raise DownloadError(
                     f"{_public(url)}: the server does not say how long the file is and no checksum is known, so a cut "
-                    "file could not be told from a whole one; add its checksum to params.yaml or place it in "
+                    "file could not be told from a whole one; add its checksum to datasets.yaml or place it in "
                     "data/archives"
                 )
             self._check_space(url, None if length is None else length - have)

@@ -1,4 +1,4 @@
-"""All datasets by the name of their adapter (``datasets.<name>.adapter`` in params.yaml)."""
+"""All datasets by the name of their adapter (``datasets.<name>.adapter`` in datasets.yaml)."""
 
 from __future__ import annotations
 

@@ -144,7 +144,7 @@ def make_archives(folder: Path, seed: int = 0, sizes: Sizes | None = None) -> di
     """Writes the five archives of VOC 2012 + SBD, ADE20K and Cityscapes into ``folder``.
 
     The same seed gives the same bytes (with the same Pillow and zlib). Returns for each dataset
-    ``{"archives": [{"file", "checksum"}], "counts": {split: images}}``, as ``params.yaml`` wants them.
+    ``{"archives": [{"file", "checksum"}], "counts": {split: images}}``, as ``datasets.yaml`` wants them.
     """
     sizes = sizes or Sizes()
     makers: dict[str, Callable[[np.random.Generator, Sizes], _Made]] = {

@@ -57,7 +57,7 @@ def _convert(file: Path, given: dict[str, Tensor], backbone: str, stem: str) -> 
     for kind, found, wanted in (("backbone", found_backbone, backbone), ("stem", found_stem, stem)):
         if found is not None and found != wanted:
             raise CheckpointError(
-                f"{file}: holds a {found} {kind}, wanted is {wanted}; take the file that weights.* in params.yaml "
+                f"{file}: holds a {found} {kind}, wanted is {wanted}; take the file that weights.* in datasets.yaml "
                 f"names, or correct its {kind} there"
             )
     result: dict[str, Tensor] = {}
@@ -79,7 +79,7 @@ def _convert(file: Path, given: dict[str, Tensor], backbone: str, stem: str) -> 
         result,
         expected,
         what=f"an ImageNet {backbone} with the {stem} stem",
-        remedy="take the file that weights.* in params.yaml names",
+        remedy="take the file that weights.* in datasets.yaml names",
         names=names,
     )
     return {key: result[key] for key in expected}
@@ -127,7 +127,7 @@ def prepare_weights(name: str, spec: rows.Weights, source_file: Path | None, out
     For random initialisation (``spec.file`` null) only ``source.json`` is written.
 
     Args:
-        name: the key in ``params.yaml``.
+        name: the key in ``datasets.yaml``.
         spec: its entry.
         source_file: the downloaded file; None for random initialisation.
         out: folder, made where needed.
@@ -141,7 +141,9 @@ def prepare_weights(name: str, spec: rows.Weights, source_file: Path | None, out
         write_json(out / SOURCE_FILE, {**source, "random": True, "sha256": None, "tensors": 0})
         return
     if source_file is None or spec.backbone is None or spec.stem is None:
-        raise CheckpointError(f"weights {name}: file, backbone and stem are needed in params.yaml and the file on disk")
+        raise CheckpointError(
+            f"weights {name}: file, backbone and stem are needed in datasets.yaml and the file on disk"
+        )
     algorithm, _, digest = (spec.checksum or "sha256:").partition(":")
     tensors, digests = read_tensors_and_digests(source_file, (algorithm,))
     if not any(found.startswith(digest.lower()) for found in digests[algorithm]):

@@ -18,8 +18,8 @@ def fetch_weights(workspace: Workspace, name: str) -> None:
     Taken from the folder in ``DANET_ARCHIVES``, else from the mirror in ``DANET_MIRROR``, else from its URL.
 
     Raises:
-        ConfigError: if ``params.yaml`` has no such weights.
-        DownloadError: if it cannot be had, or is not the file whose digest ``params.yaml`` gives.
+        ConfigError: if ``datasets.yaml`` has no such weights.
+        DownloadError: if it cannot be had, or is not the file whose digest ``datasets.yaml`` gives.
         CheckpointError: if it does not hold that backbone.
     """
     spec = workspace.params().imagenet(name)

@@ -19,7 +19,7 @@ def make_backbones(folder: Path, seed: int = 0) -> dict[str, dict[str, Any]]:
     """Writes ``resnet50_v1c-demo.pth`` and ``resnet101_v1c-demo.pth``.
 
     Returns:
-        For each of the two entries of ``weights`` in ``params.yaml``, what the demo replaces in it.
+        For each of the two entries of ``weights`` in ``datasets.yaml``, what the demo replaces in it.
     """
     made: dict[str, dict[str, Any]] = {}
     for backbone in ("resnet50", "resnet101"):

@@ -11,7 +11,7 @@ import pytest
 import yaml
 from dvc.repo import Repo
 
-from danet.rows import load_params
+from danet.rows import BESIDE, load_params
 
 ROOT = Path(__file__).parents[2]
 
@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("graph")
-    for name in ("dvc.yaml", "params.yaml", "released.yaml"):
+    for name in ("dvc.yaml", "params.yaml", *BESIDE):
         shutil.copy(ROOT / name, folder)
     shutil.copytree(ROOT / "recipes", folder / "recipes")
     subprocess.run([sys.executable, "-m", "dvc", "init", "--quiet", "--no-scm"], cwd=folder, check=True)
