@@ -227,7 +227,7 @@ def test_wrong_checksum(site: Site, tmp_path: Path, checksum: str, present: bool
     site.files["/a.zip"] = DATA
     if present:
         (tmp_path / "a.zip").write_bytes(b"what was there")
-    with pytest.raises(DownloadError, match=r"/a\.zip.*sha256 (is )?" + SHA256[7:] + r".*expected 0{8}.*params\.yaml"):
+    with pytest.raises(DownloadError, match=r"/a\.zip.*sha256 (is )?" + SHA256[7:] + r".*expected 0{8}.*datasets\.yam"):
         fetch(site, tmp_path / "a.zip", checksum)
     assert left(tmp_path) == (["a.zip"] if present else [])
     assert not present or (tmp_path / "a.zip").read_bytes() == b"what was there"

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
+from danet.rows import read_raw, write_raw
 from pipelines import demo
 
 ROWS = ("demo-r50-d16-voc2012", "demo-r50-d16-ade20k", "demo-r101-d16-voc2012")
@@ -30,12 +31,11 @@ def make_workspace(
         params["runtime"] |= {"overlays": 1, "benchmark_images": 2, "log_interval": 1}
         params["runtime"]["checkpoint_interval"] = checkpoint_interval
 
-    def fewer_images(recipe: dict[str, Any]) -> None:
+    params = read_raw(folder / "params.yaml")
+    cut_down(params)
+    for recipe in params["recipes"].values():
         recipe["settings"]["demo"]["train"]["schedule"]["batch_size"] = 2
-
-    edit(folder / "params.yaml", cut_down)
-    for recipe in (folder / "recipes").glob("*.yaml"):
-        edit(recipe, fewer_images)
+    write_raw(params, folder)
     return folder
 
 

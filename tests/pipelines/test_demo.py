@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from danet.errors import ConfigError
-from danet.rows import load_params, write_raw
+from danet.rows import load_params, read_raw, write_raw
 from pipelines import demo
 from tests.parameters import raw_params
 
@@ -37,10 +37,9 @@ def cut_down(params: dict[str, Any]) -> None:
 
 
 def edit(folder: Path, change: Any) -> None:
-    file = folder / "params.yaml"
-    params = yaml.safe_load(file.read_text())
+    params = read_raw(folder / "params.yaml")
     change(params)
-    file.write_text(yaml.safe_dump(params, sort_keys=False))
+    write_raw(params, folder)
 
 
 def dvc(folder: Path, *arguments: str) -> str:
