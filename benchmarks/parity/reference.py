@@ -36,6 +36,8 @@ class Network:
     kernel_norm: bool = False
     """Normalise by PyTorch's kernel instead of the formula: in float32 the two round differently, which flips the sign
     of activations next to 0 and with them whole entries of the gradient."""
+    clearance: float = math.inf
+    """Least distance from 0 of what any ReLU of the head was given, as BN leaves it (standard deviation 1)."""
     statistics: Weights = field(default_factory=dict)
 
     def norm(self, x: Tensor, name: str) -> Tensor:
@@ -66,7 +68,9 @@ class Network:
 
     def unit(self, x: Tensor, name: str) -> Tensor:
         """The official Sequential(conv, norm, relu)."""
-        return self.norm(self.conv(x, f"{name}.0"), f"{name}.1").clamp_min(0)
+        y = self.norm(self.conv(x, f"{name}.0"), f"{name}.1")
+        self.clearance = min(self.clearance, float(y.detach().abs().min()))
+        return y.clamp_min(0)
 
     def backbone(self, x: Tensor) -> list[Tensor]:
         """Features of layer1 to layer4, output stride 8."""
