@@ -167,7 +167,7 @@ def _draw(
     for title, items in groups.items():
         name = f"classes-{items[0].row.dataset}.png"
         if figures.draw_classes(items, folder / name):
-            drawn.append((f"IoU of every class on {title}, in percent (a dash: not in the data)", name))
+            drawn.append((f"IoU of every class on {title}, in percent (without classes that the data lack)", name))
     return drawn
 
 

@@ -115,7 +115,7 @@ def draw_curves(groups: Mapping[str, Sequence[Measurement]], path: Path) -> bool
         lengths = _by_length([item for item in measurements if item.curves])
         for length, items in lengths.items():
             where = [title] * (len(groups) > 1) + [length] * (len(lengths) > 1)
-            for column, name in (("loss", "loss while training"), ("val_miou", "mIoU while training, %")):
+            for column, name in (("loss", "loss"), ("val_miou", "validation mIoU, %")):
                 drawn = [item for item in items if any(_points(curve, column)[0] for curve in item.curves.values())]
                 if drawn:
                     panels.append((", ".join(where), f"{column}|{name}", drawn))
@@ -132,14 +132,22 @@ def draw_curves(groups: Mapping[str, Sequence[Measurement]], path: Path) -> bool
         for axes, (title, quantity, drawn) in zip(grid[:, 0], panels, strict=True):
             column, _, name = quantity.partition("|")
             _draw_lines(axes, drawn, column)
-            axes.set_title(f"{title}: {name}" if title else name, loc="left")
+            axes.set_title(textwrap.fill(title, 44), loc="left")
             axes.set_xlabel("iteration")
-            lines, labels = axes.get_legend_handles_labels()
-            if len(labels) > 1:
-                columns = 2 if max(len(label) for label in labels) < 28 else 1
-                axes.legend(lines, labels, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=columns)
+            axes.set_ylabel(name)
+            legend_below(axes)
         save(figure, path)
     return True
+
+
+def legend_below(axes: Axes) -> None:
+    """A legend under the axis' label, of however many lines that is; none for a single curve."""
+    handles, labels = axes.get_legend_handles_labels()
+    if len(labels) < 2:
+        return
+    space = 3.6 + 1.4 * axes.get_xlabel().count("\n")  # in units of the legend's font size
+    columns = 2 if max(len(label) for label in labels) < 28 else 1
+    axes.legend(handles, labels, loc="upper center", bbox_to_anchor=(0.5, 0), borderaxespad=space, ncols=columns)
 
 
 def _by_length(measurements: Sequence[Measurement]) -> dict[str, list[Measurement]]:
@@ -357,8 +365,7 @@ def draw_costs(
             axes.margins(y=0.15)
             axes.set_title(title if len(groups) > 1 else "", loc="left")
             axes.set_ylabel("mIoU, %")
-            columns = 2 if max(len(label) for label in labels.values()) < 28 else 1
-            axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=columns)
+            legend_below(axes)
         save(figure, path)
     return True
 
@@ -444,6 +451,8 @@ def draw_confusion(matrix: Sequence[Sequence[int]], classes: Sequence[str], path
 def draw_classes(measurements: Sequence[Measurement], path: Path) -> bool:
     """Heat map of the IoU of every class (lines) for the measured rows of one dataset (columns), with the numbers.
 
+    Classes that no row has an IoU of, because the data lack them, are left out.
+
     Returns whether there was anything to draw.
     """
     measured = [item for item in measurements if item.status == "measured"]
@@ -458,6 +467,10 @@ def draw_classes(measurements: Sequence[Measurement], path: Path) -> bool:
     labels = short_labels([item.row for item in measured])
     table = [[math.nan if value is None else value for value in item.class_iou()] for item in measured]
     columns = [list(column) for column in zip(*table, strict=True)]
+    present = [place for place, line in enumerate(columns) if not all(map(math.isnan, line))]
+    if not present:
+        return False
+    classes, columns = [classes[place] for place in present], [columns[place] for place in present]
     crowded = len(classes) > 40
     line_height, size = (0.19, 8) if crowded else (0.3, 10)
     # a label's words below each other where they fit over their column, else upright; a character has about 0.08 inches

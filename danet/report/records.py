@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -138,13 +139,13 @@ def _provenance(measurement: Measurement) -> list[dict[str, Any]]:
 
 
 def device(provenance: Mapping[str, Any]) -> str | None:
-    """What computed a result: the GPU's name (and how many), else the processor's."""
+    """What computed a result: the GPU's name (and how many), else the processor's without its trade marks."""
     gpu = provenance.get("gpu")
     if gpu:
         count = provenance.get("gpus") or 1
         return f"{count} x {gpu}" if count > 1 else str(gpu)
-    cpu = provenance.get("cpu")
-    return f"CPU ({cpu})" if cpu else None
+    cpu = re.sub(r"\((?:R|TM)\)|\b(?:\d+-Core )?Processor\b|\bCPU\b", " ", provenance.get("cpu") or "")
+    return f"CPU ({' '.join(cpu.split())})" if cpu.strip() else None
 
 
 def _devices(provenances: Iterable[Mapping[str, Any]]) -> str | None:

@@ -8,13 +8,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 from PIL import Image
 
 from danet.data.prepared import PreparedDataset
 from danet.evaluation.visualise import save_palette_png
 from danet.report import write_table
-from danet.report.figures import cost_name, device_hours
+from danet.report.figures import cost_name, device_hours, legend_below
 from danet.report.measured import read
+from danet.report.records import device
 from danet.rows import Params
 from danet.workspace import Workspace
 from tests.data.samples import camvid_spec, camvid_tree, prepare
@@ -104,7 +107,7 @@ def test_cost_is_hours_times_gpus(workspace: Workspace, params: Params) -> None:
     rows = json.loads((workspace.reports() / "tables" / "camvid.json").read_text())["rows"]
     assert [device_hours(row) for row in rows] == [4 * 3.25, 3.25]
     assert cost_name(rows[0]) == "one training, GPU-hours, NVIDIA H200"
-    assert cost_name(rows[1]) == "one training, hours, CPU (AMD EPYC 9654 96-Core Processor)"
+    assert cost_name(rows[1]) == "one training, hours, CPU (AMD EPYC 9654)"
     assert device_hours({"measured": None}) == 0
 
 
@@ -158,3 +161,32 @@ def test_examples_need_data_and_predictions(workspace: Workspace, params: Params
     samples.write(params.row(NAMES[0]), workspace, {0: 55.0}, points=0)
     write_table("camvid", params, workspace, strict=True, keep_pictures=True)
     assert not list(workspace.reports().rglob("examples*"))
+
+
+@pytest.mark.parametrize("label", ["iteration", "one training, minutes, CPU\n(Intel Xeon Platinum)"])
+def test_legend_keeps_clear_of_the_axis_label(label: str) -> None:
+    figure = Figure(figsize=(5, 3), layout="constrained")
+    axes = figure.subplots()
+    for name in ("R-50-D8 40k it", "R-101-D8 40k it", "R-101-D16 40k it"):
+        axes.plot([0, 1], [0, 1], label=name)
+    axes.set_xlabel(label)
+    legend_below(axes)
+    FigureCanvasAgg(figure).draw()
+    legend = axes.get_legend()
+    assert legend is not None
+    assert legend.get_window_extent().y1 < axes.xaxis.label.get_window_extent().y0
+    assert legend.get_window_extent().y0 >= 0
+
+
+@pytest.mark.parametrize(
+    ("cpu", "shown"),
+    [
+        ("Intel(R) Xeon(R) Processor", "CPU (Intel Xeon)"),
+        ("Intel(R) Core(TM) i9-9900K CPU @ 3.60GHz", "CPU (Intel Core i9-9900K @ 3.60GHz)"),
+        ("AMD EPYC 9654 96-Core Processor", "CPU (AMD EPYC 9654)"),
+        ("", None),
+        (None, None),
+    ],
+)
+def test_processor_without_trade_marks(cpu: str | None, shown: str | None) -> None:
+    assert device({"cpu": cpu}) == shown
