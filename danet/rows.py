@@ -502,18 +502,20 @@ class Params:
         self.tables = {
             key: _validate(Table, value, path, f"tables.{key}") for key, value in self._section("tables").items()
         }
+        for name, kind in (("numerics", Numerics), ("runtime", Runtime)):  # else the first row would be blamed
+            _validate(kind, self._defaults(name), path, name)
         self.rows = {key: self._resolve(key, value) for key, value in self._section("rows").items()}
         self.submissions = self._submissions()
         self.released = {key: self._released(key, value) for key, value in self._section("released").items()}
 
     def _section(self, name: str) -> Mapping[str, Any]:
-        section = self._raw.get(name) or {}
+        section, file = self._raw.get(name) or {}, _file(self.path, name)
         if not isinstance(section, Mapping):
-            raise ConfigError(f"{self.path}: section {name!r} must be a mapping of names")
+            raise ConfigError(f"{file}: section {name!r} must be a mapping of names")
         for key in section:
             if not isinstance(key, str) or len(key) > MAX_NAME or not NAME.fullmatch(key):
                 raise ConfigError(
-                    f"{self.path}: {name}: {_shown(key)}: names reach file paths and command lines, so only up to "
+                    f"{file}: {name}: {_shown(key)}: names reach file paths and command lines, so only up to "
                     f"{MAX_NAME} lower-case letters, digits, '-' and '_' are allowed, beginning with one of the former"
                 )
         return section
@@ -522,7 +524,8 @@ class Params:
         """A section that rows may override."""
         section = self._raw.get(name) or {}
         if not isinstance(section, Mapping):
-            raise ConfigError(f"{self.path}: section {name!r} must be a mapping of settings, not {_shown(section)}")
+            file = _file(self.path, name)
+            raise ConfigError(f"{file}: section {name!r} must be a mapping of settings, not {_shown(section)}")
         return section
 
     def _resolve(self, name: str, row: Any) -> Row:

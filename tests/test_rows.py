@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -169,6 +170,23 @@ def test_parameters_survive_being_written(raw: dict[str, Any], params: Params, t
     (tmp_path / "params.yaml").write_text("recipes: {}\nrows: {}\n")
     with pytest.raises(ConfigError, match="'recipes' belongs in recipes/"):
         load_params(tmp_path / "params.yaml")
+
+
+@pytest.mark.parametrize(
+    ("section", "value", "file"),
+    [
+        ("numerics", {"precision": "fp8"}, "numerics.yaml: numerics.precision: Input should be"),
+        ("numerics", ["fp32"], "numerics.yaml: section 'numerics' must be a mapping"),
+        ("runtime", {"workers": -1}, "params.yaml: runtime.workers"),
+        ("datasets", {"A B": {}}, "datasets.yaml: datasets: 'A B'"),
+    ],
+)
+def test_settings_shared_by_rows_are_blamed_in_their_own_file(
+    raw: dict[str, Any], section: str, value: Any, file: str
+) -> None:
+    changes = merge(raw, {section: value}) if isinstance(value, dict) else {**raw, section: value}
+    with pytest.raises(ConfigError, match=f"^{re.escape(file)}"):
+        Params(changes, Path("params.yaml"))
 
 
 def test_submissions_are_rows_on_cityscapes(raw: dict[str, Any]) -> None:
