@@ -470,7 +470,7 @@ def draw_classes(measurements: Sequence[Measurement], path: Path) -> bool:
     present = [place for place, line in enumerate(columns) if not all(map(math.isnan, line))]
     if not present:
         return False
-    classes, columns = [classes[place] for place in present], [columns[place] for place in present]
+    classes, columns = tuple(classes[place] for place in present), [columns[place] for place in present]
     crowded = len(classes) > 40
     line_height, size = (0.19, 8) if crowded else (0.3, 10)
     # a label's words below each other where they fit over their column, else upright; a character has about 0.08 inches
