@@ -13,7 +13,7 @@ from random import Random
 import pytest
 
 from benchmarks.faults import kinds
-from benchmarks.faults.rounds import Result, compare
+from benchmarks.faults.rounds import Result, compare, newly_torn, torn
 
 ROOT = Path(__file__).parents[1]
 
@@ -63,6 +63,18 @@ def test_damage_is_damage(tmp_path: Path) -> None:
         path.write_bytes(bytes(range(100)))
         damage(path, random)
         assert path.read_bytes() != bytes(range(100))
+
+
+def test_a_session_answers_for_the_files_that_it_tore_only(tmp_path: Path) -> None:
+    (tmp_path / "whole.json").write_text("{}")
+    (tmp_path / "damaged.json").write_text('{"a": ')
+    before = torn(tmp_path)
+    assert set(before) == {tmp_path / "damaged.json"}
+    assert newly_torn(before, tmp_path) == []
+    (tmp_path / "whole.json").write_text("")
+    (tmp_path / "damaged.json").write_bytes(b"\xff")
+    (tmp_path / "new.json").write_text("[")
+    assert sorted(newly_torn(before, tmp_path)) == [f"{name}.json is torn" for name in ("damaged", "new", "whole")]
 
 
 def test_every_kind_of_the_issue_is_there() -> None:

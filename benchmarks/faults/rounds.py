@@ -10,6 +10,7 @@ import shutil
 import sqlite3
 import time
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
@@ -152,6 +153,7 @@ def _session(folder: Path, row: Row, random: Random, name: str, result: Round) -
         points = Points(*plan)
         if name == "loader killed":
             workers = random.choice([1, 4])
+    before = torn(folder)
     session = train(folder, row, workers, points, after=after)
     kinds.restore(folder, row)
     kinds.bring_back(folder)
@@ -169,7 +171,7 @@ def _session(folder: Path, row: Row, random: Random, name: str, result: Round) -
             result.messages.setdefault(name, said or _last_line(session.output, folder))
     elif session.code != 0:
         result.complaints.append(f"{where}: exit status {session.code}: {_last_line(session.output, folder)}")
-    result.complaints += [f"{where}: {text}" for text in _leftovers(folder)]
+    result.complaints += [f"{where}: {text}" for text in newly_torn(before, folder)]
     damaged = [line for line in session.output.splitlines() if ": damaged (" in line]
     if damaged:
         result.messages.setdefault("checkpoint damaged", _shown(damaged[0], folder))
@@ -193,17 +195,27 @@ def _whole(folder: Path, row: Row) -> bool:
     return (workspace.model(row) / "seed0.safetensors").exists() and (workspace.metrics(row) / "train.json").exists()
 
 
-def _leftovers(folder: Path) -> list[str]:
-    """Files that a reader would take for good and are not."""
-    found = []
+def torn(folder: Path) -> dict[Path, bytes]:
+    """Files that a reader cannot make sense of, with what is in them."""
+    found = {}
     for path in folder.rglob("*.json"):
         if path.parent.name.startswith("prepared"):
             continue
+        content = path.read_bytes()
         try:
-            json.loads(path.read_text(encoding="utf-8"))
+            json.loads(content.decode("utf-8"))
         except ValueError:
-            found.append(f"{path.name} is torn")
+            found[path] = content
     return found
+
+
+def newly_torn(before: Mapping[Path, bytes], folder: Path) -> list[str]:
+    """What a session tore, as complaints.
+
+    Not what was damaged before it began, on purpose, and is as it was: a session that is killed early cannot have
+    repaired that. Whether it is repaired in the end is for :func:`compare` to say.
+    """
+    return [f"{path.name} is torn" for path, content in torn(folder).items() if before.get(path) != content]
 
 
 def _orphans_end() -> bool:
