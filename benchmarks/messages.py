@@ -52,7 +52,8 @@ from danet.reproduce import reported_row
 from danet.rows import BESIDE, load_params
 from danet.runs import load_run
 from danet.training.checkpoint import CheckpointStore
-from danet.training.loop import StopRequest, train_row
+from danet.training.stop import StopRequest
+from danet.training.train import train_row
 from danet.weights.exchange import import_weights
 from danet.weights.imagenet import load_imagenet
 from danet.weights.ours import load_model, save_model

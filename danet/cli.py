@@ -165,7 +165,7 @@ def train(
     With several GPUs: torchrun --nproc-per-node N -m danet train ROW.
     """
     from danet.tracking import run
-    from danet.training.loop import train_row
+    from danet.training.train import train_row
 
     space = Workspace(workspace)
     train_row(space.params().row(row), space, tracker_factory=None if no_mlflow else run, device=device)

@@ -223,7 +223,7 @@ def _evaluate(row: Row, workspace: Workspace, files: Mapping[int, Path], device:
 
 def _train_and_evaluate(row: Row, workspace: Workspace, device: str | None) -> list[dict[str, Any]]:
     from danet.evaluation.evaluate import evaluate_row
-    from danet.training.loop import train_row
+    from danet.training.train import train_row
 
     scratch = Workspace(workspace.root / "build" / "reproduce" / row.name)
     scratch.root.mkdir(parents=True, exist_ok=True)

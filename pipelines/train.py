@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from danet.tracking import run
-from danet.training.loop import train_row
+from danet.training.train import train_row
 from danet.workspace import Workspace
 from pipelines import dvc_died, stage
 from pipelines.sweep.launch import launched

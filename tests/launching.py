@@ -23,7 +23,7 @@ def launch(world: int, function: Callable[..., Any], *arguments: Any) -> list[An
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     # one import of torch for all: they are forked from a process that has done nothing else
-    multiprocessing.set_forkserver_preload(["torch", "danet.training.loop"])
+    multiprocessing.set_forkserver_preload(["torch", "danet.training.train"])
     with tempfile.TemporaryDirectory() as folder:
         call = (world, port, folder, function, arguments)
         mp.start_processes(_run, args=call, nprocs=world, start_method="forkserver")

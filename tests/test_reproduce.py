@@ -17,7 +17,7 @@ from danet.evaluation import evaluate
 from danet.evaluation.evaluate import evaluate_row
 from danet.report import write_table
 from danet.rows import Row, write_raw
-from danet.training import loop
+from danet.training import train as training
 from danet.workspace import Workspace
 from tests.evaluation.test_evaluate import Reader, Shades
 from tests.parameters import raw_params
@@ -122,7 +122,7 @@ def test_training_again_is_done_elsewhere_with_the_reported_seeds(
         trained.append((row, space))
         save(row, space)
 
-    monkeypatch.setattr(loop, "train_row", train)
+    monkeypatch.setattr(training, "train_row", train)
     (workspace.root / "data").mkdir()
     check = reproduce.check_row(report(workspace), NAME, workspace, train=True, device="cpu")
     ((row, space),) = trained

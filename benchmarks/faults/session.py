@@ -1,7 +1,8 @@
 """A small training in a process of its own, in which a fault strikes at a given point.
 
 Each session is a fork of the harness, which has imported everything already: starting one takes milliseconds. It runs
-:func:`danet.training.loop.train_row` with the project's own data, checkpoints and tracking; only the network is narrow.
+:func:`danet.training.train.train_row` with the project's own data, checkpoints and tracking; only the network is
+narrow.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from danet.data.convert import convert_dataset
 from danet.data.synthetic import Sizes, make_archives
 from danet.models.segmentor import Segmentor
 from danet.rows import Dataset, Row, load_params
-from danet.training import loop
+from danet.training import train as training
 from danet.training.checkpoint import CheckpointStore
 from danet.workspace import Workspace
 
@@ -197,7 +198,7 @@ def train(folder: Path, row: Row, workers: int, points: Points, *, after: float 
         set_up(points)
         points.install(folder)
         uncut = row.model_copy(update={"runtime": row.runtime.model_copy(update={"workers": workers})})
-        loop.train_row(uncut, workspace, tracker_factory=tracking.run, device="cpu")
+        training.train_row(uncut, workspace, tracker_factory=tracking.run, device="cpu")
 
     code, output = in_fork(work, points=points, after=after)
     parts = row.numerics.accumulate
@@ -209,18 +210,18 @@ def train(folder: Path, row: Row, workers: int, points: Points, *, after: float 
 def set_up(points: Points) -> None:
     """The narrow network in place of a ResNet, any number of workers on few cores, short waits for MLflow."""
     torch.set_num_threads(1)
-    keep = loop._keep
+    keep = training._keep
 
     def build(row: Row, workspace: Workspace, num_classes: int) -> tuple[nn.Module, None]:
         return Narrow(row.model, num_classes, points), None
 
-    def noting(trainer: loop.Trainer, *arguments: Any) -> None:
+    def noting(trainer: training.Trainer, *arguments: Any) -> None:
         points.momentum = digest_of(trainer.optimizer.state_dict()["state"])
         keep(trainer, *arguments)
 
-    setattr(loop, "_build_model", build)  # noqa: B010 - replaced on purpose, and only in this process
-    setattr(loop, "_keep", noting)  # noqa: B010
-    setattr(loop, "available_cpus", lambda: 8)  # noqa: B010
+    setattr(training, "_build_model", build)  # noqa: B010 - replaced on purpose, and only in this process
+    setattr(training, "_keep", noting)  # noqa: B010
+    setattr(training, "available_cpus", lambda: 8)  # noqa: B010
     tracking.TIMEOUT_SECONDS = 1
 
 
@@ -245,7 +246,7 @@ def digest_of(value: Any) -> str:
 def resumable(workspace: Workspace, row: Row) -> int:
     """Iterations that no session has to do again: of the newest undamaged checkpoint, or all."""
     folder = workspace.checkpoints(row, row.seeds[0])
-    if loop._finished(folder, row, row.seeds[0]) is not None:
+    if training._finished(folder, row, row.seeds[0]) is not None:
         return ITERATIONS
     good = CheckpointStore(folder, row, row.seeds[0]).last_good() if folder.is_dir() else None
     return int(good.stem.removeprefix("iteration_")) if good else 0

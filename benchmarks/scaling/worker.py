@@ -23,7 +23,8 @@ from danet.rows import Row, load_params
 from danet.training import distributed, numerics
 from danet.training.checkpoint import CheckpointStore
 from danet.training.distributed import Process, processes
-from danet.training.loop import StopRequest, Trainer
+from danet.training.loop import Trainer
+from danet.training.stop import StopRequest
 
 ROW = "camvid-r50-d8"
 """Its loss is the mean over labelled pixels, the one that needs weighting across processes, and its recipe is one from

@@ -29,7 +29,7 @@ sys.path.insert(0, {root!r})
 os.chdir({root!r})  # where the parameters are
 import safetensors.torch, torch
 torch.set_num_threads(1)
-from danet.training import loop
+from danet.training import train as training
 from danet.workspace import Workspace
 from pipelines import dvc_died, stage
 from tests.training.fakes import Images, TinyNet, tiny_row
@@ -42,12 +42,12 @@ def build(*_):
     model.register_forward_pre_hook(slow)
     return model, None
 
-loop._open_split = lambda *_: Images()
-loop._build_model = build
-loop._save_model = lambda path, model, *_: safetensors.torch.save_file(model.state_dict(), path)
+training._open_split = lambda *_: Images()
+training._build_model = build
+training._save_model = lambda path, model, *_: safetensors.torch.save_file(model.state_dict(), path)
 row = tiny_row(iterations=200, runtime={{"checkpoint_interval": 10**6, "log_interval": 5, "workers": 1}})
 os.chdir(here)
-stage(lambda *_: loop.train_row(row, Workspace(), device="cpu", orphaned=dvc_died()))
+stage(lambda *_: training.train_row(row, Workspace(), device="cpu", orphaned=dvc_died()))
 """
 
 

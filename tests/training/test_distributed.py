@@ -13,7 +13,7 @@ from danet.errors import ConfigError, Interrupted, TrainingError
 from danet.models.attention import Clustering
 from danet.training import distributed, numerics
 from danet.training.distributed import Process, SyncBatchNorm, processes, select_device, synchronise_batch_norm
-from danet.training.loop import StopRequest
+from danet.training.stop import StopRequest
 from tests.launching import launch
 from tests.training.fakes import Images, TinyNet, state, tiny_row, trainer
 

@@ -23,10 +23,10 @@ from rich.console import Console
 from danet.errors import CheckpointError, DanetError, TrainingError
 from danet.files import atomic_write, sha256, write_json, write_text
 from danet.rows import Row
-from danet.training import loop
+from danet.training import train as training
 from danet.training.checkpoint import CheckpointStore
-from danet.training.loop import train_row
 from danet.training.progress import Reporter
+from danet.training.train import train_row
 from danet.workspace import Workspace
 from tests.training.fakes import Images, TinyNet, identical, state, tiny_row, trainer
 
@@ -186,10 +186,10 @@ def harness(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Path],
             except safetensors.SafetensorError as error:
                 raise CheckpointError(f"{path}: cannot be written ({error}); free space, then run again") from error
 
-    monkeypatch.setattr(loop, "_open_split", lambda *_: Images())
-    monkeypatch.setattr(loop, "_build_model", build)
-    monkeypatch.setattr(loop, "_save_model", save)
-    monkeypatch.setattr(loop, "_provenance", lambda row, seed, **extra: {"seed": seed, **extra})
+    monkeypatch.setattr(training, "_open_split", lambda *_: Images())
+    monkeypatch.setattr(training, "_build_model", build)
+    monkeypatch.setattr(training, "_save_model", save)
+    monkeypatch.setattr(training, "_provenance", lambda row, seed, **extra: {"seed": seed, **extra})
     return lambda folder: train_row(short_row(), Workspace(folder), device="cpu", progress=False)
 
 
@@ -356,7 +356,7 @@ def test_a_mount_that_vanishes_and_comes_back(
         model.register_forward_pre_hook(hook)
         return model, None
 
-    monkeypatch.setattr(loop, "_build_model", build)
+    monkeypatch.setattr(training, "_build_model", build)
     with pytest.raises(DanetError, match=rf"{disk}.*0003.pt: cannot be written \(Read-only file system\)"):
         harness(disk)
     with pytest.raises(DanetError, match=rf"{disk}.*: cannot be written \(Read-only file system\)"):

@@ -22,8 +22,10 @@ from danet.data.transforms import augmented
 from danet.errors import CheckpointError, ConfigError, Interrupted, TrainingError
 from danet.files import sha256
 from danet.models.fast import MIN_CHANNELS, WinogradConv2d
-from danet.training import loop, numerics
-from danet.training.loop import StopRequest, train_row
+from danet.training import lock, loop, numerics
+from danet.training import train as training
+from danet.training.stop import StopRequest
+from danet.training.train import train_row
 from danet.workspace import Workspace
 from tests.training.fakes import Images, TinyNet, identical, state, tiny_row, trainer
 
@@ -374,11 +376,11 @@ def harness(tmp_path, monkeypatch):
         path.parent.mkdir(parents=True, exist_ok=True)
         save_file(model.state_dict(), path)
 
-    monkeypatch.setattr(loop, "_open_split", lambda *_: Images())
-    monkeypatch.setattr(loop, "_build_model", build)
-    monkeypatch.setattr(loop, "_save_model", save)
-    monkeypatch.setattr(loop, "_provenance", lambda row, seed, **extra: {"seed": seed, **extra})
-    monkeypatch.setattr(loop, "LOCK_WAIT", 0.1)
+    monkeypatch.setattr(training, "_open_split", lambda *_: Images())
+    monkeypatch.setattr(training, "_build_model", build)
+    monkeypatch.setattr(training, "_save_model", save)
+    monkeypatch.setattr(training, "_provenance", lambda row, seed, **extra: {"seed": seed, **extra})
+    monkeypatch.setattr(lock, "LOCK_WAIT", 0.1)
     return Workspace(tmp_path), built
 
 
@@ -453,12 +455,12 @@ def test_damaged_finished_weights_are_trained_again(harness):
 def test_a_stopped_row_goes_on(harness, monkeypatch):
     workspace, _ = harness
     row = tiny_row(seeds=(0, 1))
-    monkeypatch.setattr(loop, "_build_model", lambda *_: (stopping(TinyNet(), 4), None))
+    monkeypatch.setattr(training, "_build_model", lambda *_: (stopping(TinyNet(), 4), None))
     with pytest.raises(Interrupted, match="after iteration 4 of 8"):
         train_row(row, workspace, device="cpu", progress=False)
     assert not workspace.model(row).exists()
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
-    monkeypatch.setattr(loop, "_build_model", lambda *_: (TinyNet(), None))
+    monkeypatch.setattr(training, "_build_model", lambda *_: (TinyNet(), None))
     train_row(row, workspace, device="cpu", progress=False)
     metrics = json.loads((workspace.metrics(row) / "train.json").read_text())
     assert [run["resumed"] for run in metrics["runs"]] == [1, 0]

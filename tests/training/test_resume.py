@@ -15,7 +15,8 @@ import torch
 
 from danet.errors import Interrupted
 from danet.rows import Row
-from danet.training.loop import StopRequest, Trainer
+from danet.training.loop import Trainer
+from danet.training.stop import StopRequest
 from tests.training.fakes import Images, TinyNet, identical, state, tiny_row, trainer
 
 TIMED = {"images_per_second", "data_wait_share", "peak_memory_gb"}
