@@ -443,6 +443,8 @@ class Table(Strict):
     banner: str = ""
     pictures: bool = False
     """Whether pages may show the dataset's images; most datasets must not be redistributed."""
+    command: str = ""
+    """What makes the table, where that is more than its stages; by default ``dvc repro evaluate@ROW`` makes a row."""
 
 
 class Bands(Strict):

@@ -77,6 +77,7 @@ def prepare(repository: Path, folder: Path, *, seeds: int = 1, datasets: Sequenc
     if unknown:
         raise ConfigError(f"the demo has no dataset {unknown[0]!r}; it has: {', '.join(profile['train_split'])}")
     profile["row"]["seeds"] = list(range(seeds))
+    profile["table"]["demo"]["command"] = _command(seeds, datasets)
     profile["train_split"] = {k: v for k, v in profile["train_split"].items() if not datasets or k in datasets}
     generators = ("danet/data/synthetic.py", "danet/weights/synthetic.py")
     stamp = " ".join(sha256(repository / file) for file in generators)
@@ -98,6 +99,13 @@ def prepare(repository: Path, folder: Path, *, seeds: int = 1, datasets: Sequenc
         dvc(folder, "init", "--quiet", "--no-scm")
         dvc(folder, "config", "core.analytics", "false")
         dvc(folder, "config", "cache.type", "reflink,hardlink,symlink,copy")
+
+
+def _command(seeds: int, datasets: Sequence[str] | None) -> str:
+    """What the user typed, for the pages of the rows."""
+    options = [f"--seeds {seeds}"] if seeds > 1 else []
+    options += [f"--dataset {name}" for name in datasets or ()]
+    return " ".join([".venv/bin/python -m pipelines.demo", *options]) if options else "make demo"
 
 
 def make_archives(folder: Path) -> dict[str, Any]:

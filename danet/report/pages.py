@@ -143,7 +143,7 @@ def row_page(
         page.text(_released_text(record))
         page.table(*_released_table(record))
     page.heading(2, "Reproduce")
-    page.code(_commands(row, record), "bash")
+    page.code(_commands(row, record, table.command), "bash")
     for caption, path in figures:
         page.figure(caption, path)
     published = record["published_classes"]
@@ -526,12 +526,15 @@ def _confused_lines(measurement: Measurement) -> list[list[str]]:
     return [[_escape(names[truth]), _escape(names[predicted]), f"{share:.1f}"] for share, truth, predicted in largest]
 
 
-def _commands(row: Row, record: Mapping[str, Any]) -> str:
+def _commands(row: Row, record: Mapping[str, Any], table_command: str) -> str:
     lines = []
     commits = {facts.get("commit") for facts in record["provenance"]} - {None, "unknown"}
     if len(commits) == 1:
         lines.append(f"git checkout {commits.pop()}")
-    lines.append(f"dvc repro evaluate@{row.name}   # with all that it needs: download, convert, weights, train")
+    if table_command:
+        lines.append(f"{table_command}   # this row and the others of its table")
+    else:
+        lines.append(f"dvc repro evaluate@{row.name}   # with all that it needs: download, convert, weights, train")
     if record["released"]:
         lines.append(f"dvc repro verify@{row.name}     # the source's released weights, without training")
     return "\n".join(lines)

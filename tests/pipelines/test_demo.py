@@ -154,3 +154,4 @@ def test_seeds_and_datasets_can_be_chosen(tmp_path: Path) -> None:
     params = load_params(tmp_path / "params.yaml")
     assert set(params.datasets) == {"ade20k"}
     assert [row.seeds for row in params.rows.values()] == [(0, 1, 2)] * 4
+    assert params.tables["demo"].command == ".venv/bin/python -m pipelines.demo --seeds 3 --dataset ade20k"

@@ -595,3 +595,13 @@ def test_environment_says_each_fact_as_briefly_as_it_can(workspace: Workspace, p
     assert facts["date"].startswith("train, seed 0: 0.0<br>evaluate, seed 0: 1.0<br>train, seed 1: 0.1")
     assert "evaluate, seed 1: -<br>train, seed 2: 580.95.05" in facts["driver"]  # what is missing is not made up
     assert facts["device"] == "seed 0: -<br>seed 1: cuda<br>seed 2: -"
+
+
+def test_a_row_is_reproduced_by_its_stages_or_by_what_makes_its_table(workspace: Workspace, params: Params) -> None:
+    row = params.row("camvid-r50-d8")
+    samples.write(row, workspace, {0: 55.5}, points=0)
+    for command, expected in (("", f"dvc repro evaluate@{row.name} "), ("make demo", "make demo ")):
+        params.tables["camvid"] = params.tables["camvid"].model_copy(update={"command": command})
+        write_table("camvid", params, workspace)
+        commands = (workspace.reports() / "camvid" / f"{row.name}.md").read_text().split("```bash\n")[1].split("```")[0]
+        assert commands.splitlines()[-1].startswith(expected)
