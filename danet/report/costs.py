@@ -7,7 +7,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from danet.report.figures import COLOURS, MARKERS, METHODS, STYLE, WIDTH, cost_axis, cost_name, device_hours, save
+from danet.report.figures import (
+    COLOURS,
+    MARKERS,
+    METHODS,
+    STYLE,
+    WIDTH,
+    cost_axis,
+    cost_name,
+    device_hours,
+    possible,
+    save,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -115,6 +126,7 @@ def _draw_panel(axes: Axes, points: Sequence[Point], looks: Mapping[str, tuple[s
                 fontsize=10,
             )
     axes.margins(y=0.2)
+    axes.set_ylim(possible(axes.get_ylim()))
 
 
 def _legend(points: Sequence[Point], looks: Mapping[str, tuple[str, str]], titles: Mapping[str, str]) -> list[Any]:

@@ -150,6 +150,12 @@ def legend_below(axes: Axes) -> None:
     axes.legend(handles, labels, loc="upper center", bbox_to_anchor=(0.5, 0), borderaxespad=space, ncols=columns)
 
 
+def possible(limits: tuple[float, float]) -> tuple[float, float]:
+    """An axis of percentages as far as these can be: an interval by Student's t may end beyond 0 or 100."""
+    low, high = limits
+    return max(low, -2.0), min(high, 102.0)
+
+
 def _by_length(measurements: Sequence[Measurement]) -> dict[str, list[Measurement]]:
     """Measurements grouped by like length of training, so that no short one is squeezed against the axis."""
     ends = {item.row.name: max(curve["iteration"][-1] or 0 for curve in item.curves.values()) for item in measurements}
@@ -255,6 +261,7 @@ def draw_results(
             axes.set_ylim(len(lines) - 0.4, -0.6)
             axes.use_sticky_edges = False  # else a band ends on the frame
             axes.margins(x=0.08)
+            axes.set_xlim(possible(axes.get_xlim()))
             bands = {f"band ± {line['band']:g}" for line in lines if line["band"] is not None}
             axes.set_xlabel(", ".join(["mIoU, %", *sorted(bands)]))
             axes.set_title(title if len(panels) > 1 else "", loc="left")
@@ -363,6 +370,7 @@ def draw_costs(
                     label=labels[item.row.name],
                 )
             axes.margins(y=0.15)
+            axes.set_ylim(possible(axes.get_ylim()))
             axes.set_title(title if len(groups) > 1 else "", loc="left")
             axes.set_ylabel("mIoU, %")
             legend_below(axes)

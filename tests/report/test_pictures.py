@@ -15,7 +15,7 @@ from PIL import Image
 from danet.data.prepared import PreparedDataset
 from danet.evaluation.visualise import save_palette_png
 from danet.report import write_table
-from danet.report.figures import cost_name, device_hours, legend_below
+from danet.report.figures import cost_name, device_hours, legend_below, possible
 from danet.report.measured import read
 from danet.report.records import device
 from danet.rows import Params
@@ -190,3 +190,8 @@ def test_legend_keeps_clear_of_the_axis_label(label: str) -> None:
 )
 def test_processor_without_trade_marks(cpu: str | None, shown: str | None) -> None:
     assert device({"cpu": cpu}) == shown
+
+
+def test_axes_of_percentages_end_where_these_end() -> None:
+    assert possible((-20.0, 140.0)) == (-2, 102)  # of an interval by Student's t
+    assert possible((70.5, 81.25)) == (70.5, 81.25)
