@@ -85,7 +85,8 @@ def _print_plan(plan: Plan, places: Sequence[str]) -> None:
         stages = [stage for chain in plan.chains(row) for stage in chain]
         lines.append(f"{row.name}: {' -> '.join(stages) or 'up to date'}")
     if plan.remaining():
-        lines.append(f"{len(places)} rows at a time, on {'; '.join(places)}")
+        some = "1 row" if len(places) == 1 else f"{len(places)} rows"
+        lines.append(f"{some} at a time, on {'; '.join(places)}")
         lines.append(f"last: {', '.join(f'report@{table}' for table in plan.tables)}, index")
     for line in lines:
         console.print(line, markup=False)
