@@ -140,10 +140,10 @@ def draw_curves(groups: Mapping[str, Sequence[Measurement]], path: Path) -> bool
     return True
 
 
-def legend_below(axes: Axes) -> None:
-    """A legend under the axis' label, of however many lines that is; none for a single curve."""
+def legend_below(axes: Axes, least: int = 2) -> None:
+    """A legend under the axis' label, of however many lines that is; none for fewer entries than ``least``."""
     handles, labels = axes.get_legend_handles_labels()
-    if len(labels) < 2:
+    if len(labels) < least:
         return
     space = 3.6 + 1.4 * axes.get_xlabel().count("\n")  # in units of the legend's font size
     columns = 2 if max(len(label) for label in labels) < 28 else 1
@@ -373,7 +373,7 @@ def draw_costs(
             axes.set_ylim(possible(axes.get_ylim()))
             axes.set_title(title if len(groups) > 1 else "", loc="left")
             axes.set_ylabel("mIoU, %")
-            legend_below(axes)
+            legend_below(axes, least=1)
         save(figure, path)
     return True
 
