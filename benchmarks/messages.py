@@ -134,8 +134,8 @@ _settings(
     "numerics.yaml",
 )
 _settings("An unknown section", "bands:\n", "hands:\n")
-_settings("A name that could reach a shell", "  camvid-r50-d8: {", '  "x; rm -rf ~": {')
-_settings("A look-alike letter in a name", "  camvid-r50-d8: {", "  \u0441amvid-r50-d8: {")
+_settings("A name that could reach a shell", "  camvid-r50-d8: ", '  "x; rm -rf ~": ')
+_settings("A look-alike letter in a name", "  camvid-r50-d8: ", "  \u0441amvid-r50-d8: ")
 _settings(
     "A file outside its folder",
     "file: resnet50_v1c-2cccc1ad.pth",
