@@ -617,8 +617,9 @@ def benchmark(
     Writes CSV files, plots and a page, and reports/cost.md from them. Give it a machine that does nothing else.
     """
     from danet import cost
-    from danet.benchmark import SUBJECTS, loader, row_cases, shapes
     from danet.benchmark import benchmark as measure
+    from danet.benchmark import loader
+    from danet.benchmark.cases import SUBJECTS, row_cases, shapes
     from danet.errors import ConfigError
     from danet.flops import size_text
 

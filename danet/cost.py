@@ -14,7 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from danet import benchmark, flops, provenance, rows
+from danet import flops, provenance, rows
+from danet.benchmark.cases import cores
+from danet.benchmark.results import device_name, read
 from danet.files import write_text
 from danet.workspace import Workspace
 
@@ -59,7 +61,7 @@ class Cost:
 def rates(folder: Path) -> list[Rates]:
     """The devices of the benchmark files in a folder. The fastest precision counts: bf16 where it was measured."""
     devices: dict[str, dict[str, Any]] = {}
-    for document, lines in benchmark.read(folder):
+    for document, lines in read(folder):
         entry = devices.setdefault(
             document["device"],
             {
@@ -111,7 +113,7 @@ def here(workspace: Workspace) -> Rates | None:
     """The rates of the device of this process, if a benchmark file of it is in ``reports/benchmarks``."""
     facts = provenance.collect()
     device = "cpu" if not facts["gpu"] else "cuda"
-    name = benchmark.device_name(facts | {"device": device, "threads": benchmark.cores()})
+    name = device_name(facts | {"device": device, "threads": cores()})
     return next((each for each in rates(workspace.reports() / "benchmarks") if each.device == name), None)
 
 

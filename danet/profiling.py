@@ -10,7 +10,8 @@ from pathlib import Path
 
 import torch
 
-from danet import benchmark, flops, rows, worker
+from danet import flops, rows, worker
+from danet.benchmark.cases import Case, Implementation, row_cases
 from danet.files import atomic_write, write_text
 
 GROUPS = (
@@ -59,8 +60,8 @@ def profile(row: rows.Row, params: rows.Params, out: Path, *, device: str | None
     """
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     page = [f"# Where the time goes: {row.name}", "", f"`danet profile {row.name}`, device {device}", ""]
-    for case in benchmark.row_cases(row, params, ("train", "infer")):
-        implementation = benchmark.Implementation("row", row.numerics, row.numerics.precision)
+    for case in row_cases(row, params, ("train", "infer")):
+        implementation = Implementation("row", row.numerics, row.numerics.precision)
         run = worker.build(case.request(implementation, device, 1))
         run()
         start = time.perf_counter()
@@ -92,7 +93,7 @@ def shares(recorded: torch.profiler.profile, on_gpu: bool) -> list[Share]:
     return sorted(found, key=lambda share: -share.seconds)
 
 
-def summary(case: benchmark.Case, found: list[Share], plain: float, steps: int) -> list[str]:
+def summary(case: Case, found: list[Share], plain: float, steps: int) -> list[str]:
     """The part of the page about one case."""
     total = sum(share.seconds for share in found) or 1.0
     groups: defaultdict[str, float] = defaultdict(float)

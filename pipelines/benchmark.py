@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from danet.benchmark import SUBJECTS, benchmark, row_cases
+from danet.benchmark import benchmark
+from danet.benchmark.cases import SUBJECTS, row_cases
 from danet.console import console
 from danet.workspace import Workspace
 from pipelines import stage

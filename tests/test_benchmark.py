@@ -12,13 +12,14 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from danet import benchmark, cost, flops, provenance, rows
+from danet import cost, flops, provenance, rows
+from danet.benchmark import cases, page, results
 from danet.cli import app
 from danet.profiling import group_of
 from danet.rows import load_params
 
 ROOT = provenance.PACKAGE_ROOT
-R50 = benchmark.published_model("resnet50", 8)
+R50 = cases.published_model("resnet50", 8)
 
 
 @pytest.fixture(scope="module")
@@ -49,24 +50,24 @@ def test_operations_of_rows_count_windows_and_mirror_images(params: rows.Params)
     assert official.test_flop == 16 * official.crop_flop  # crop and window are 768 x 768
 
 
-def line(name: str, seconds: list[float], what: str = "infer", numerics: Any = rows.Numerics()) -> benchmark.Measured:  # noqa: B008
-    case = benchmark.Case(what, "R-50 D8", (64, 64), 2 if what == "train" else 1, R50)
-    implementation = benchmark.Implementation(name, numerics)
-    return benchmark.Measured(case, implementation, seconds, dict(enumerate(seconds)), peak_gb=1.5, torch="9.9")
+def line(name: str, seconds: list[float], what: str = "infer", numerics: Any = rows.Numerics()) -> results.Measured:  # noqa: B008
+    case = cases.Case(what, "R-50 D8", (64, 64), 2 if what == "train" else 1, R50)
+    implementation = cases.Implementation(name, numerics)
+    return results.Measured(case, implementation, seconds, dict(enumerate(seconds)), peak_gb=1.5, torch="9.9")
 
 
 def test_ratios_are_taken_round_by_round() -> None:
     # the machine is three times as slow in the second round, for both
-    lines = [line("fast", [1.0, 3.0, 1.0]), line(benchmark.PEER, [2.0, 6.0, 2.2], numerics=None)]
-    assert benchmark.against_peer(lines[0], lines) == pytest.approx(2.0)
+    lines = [line("fast", [1.0, 3.0, 1.0]), line(cases.PEER, [2.0, 6.0, 2.2], numerics=None)]
+    assert results.against_peer(lines[0], lines) == pytest.approx(2.0)
     lines[1].rounds.clear()
-    assert benchmark.against_peer(lines[0], lines) is None
+    assert results.against_peer(lines[0], lines) is None
 
 
 def test_record_of_a_measurement_is_the_roofline_s_arithmetic() -> None:
-    lines = [line("fast", [1.0, 2.0, 3.0, 4.0, 5.0], "train"), line(benchmark.PEER, [6.0] * 5, "train", None)]
-    peaks = benchmark.Peaks({"fp32": 1e10}, 1e9)
-    record = benchmark.record(lines[0], lines, peaks)
+    lines = [line("fast", [1.0, 2.0, 3.0, 4.0, 5.0], "train"), line(cases.PEER, [6.0] * 5, "train", None)]
+    peaks = results.Peaks({"fp32": 1e10}, 1e9)
+    record = results.record(lines[0], lines, peaks)
     work = flops.count(R50, 19, (64, 64), 2)
     roofline = max(3 * work.flop / 1e10, 3 * work.bytes / 1e9)
     assert float(record["median_s"]) == 3.0
@@ -77,23 +78,23 @@ def test_record_of_a_measurement_is_the_roofline_s_arithmetic() -> None:
 
 
 def test_tables_pages_and_cost_are_made_from_the_files(tmp_path: Path, params: rows.Params) -> None:
-    lines = [line("fast", [1.0]), line("fast", [2.0], "train"), line(benchmark.PEER, [4.0], numerics=None)]
+    lines = [line("fast", [1.0]), line("fast", [2.0], "train"), line(cases.PEER, [4.0], numerics=None)]
     failed = line("reference", [])
     failed.error = "RuntimeError: no | memory"
     facts = provenance.collect() | {
         "device": "cpu", "threads": 2, "repeat": 1, "cpu": "Test CPU", "torch": "9.9.0+cu1", "load": 0.0,
         "peer": {"name": "mmsegmentation 1.2.2", "torch": "8.8"},
     }  # fmt: skip
-    written = benchmark.write(tmp_path, [*lines, failed], benchmark.Peaks({"fp32": 1e12}, 1e10), facts)
+    written = results.write(tmp_path, [*lines, failed], results.Peaks({"fp32": 1e12}, 1e10), facts)
     assert {path.name for path in written} == {
         "infer-test-cpu-2-cores-torch9.9.0-mmsegmentation-1.2.2-fp32.csv",
         "train-test-cpu-2-cores-torch9.9.0-mmsegmentation-1.2.2-fp32.csv",
     }
-    benchmark.finish(tmp_path)
-    page = (tmp_path / "README.md").read_text()
-    assert "not run" in page.split("## GPU")[1]
-    assert "| 4.00 |" in page  # one second against four
-    assert "failed: RuntimeError: no / memory" in page
+    page.finish(tmp_path)
+    text = (tmp_path / "README.md").read_text()
+    assert "not run" in text.split("## GPU")[1]
+    assert "| 4.00 |" in text  # one second against four
+    assert "failed: RuntimeError: no / memory" in text
     assert len(list(tmp_path.glob("*.png"))) == 2
 
     (measured,) = cost.rates(tmp_path)
@@ -119,8 +120,8 @@ def test_hours_for_people() -> None:
 
 
 def test_worker_answers_and_reports_what_fails() -> None:
-    case = benchmark.Case("infer", "R-50 D16", (32, 32), 1, benchmark.published_model("resnet50", 16), threads=1)
-    implementation = benchmark.implementations("infer", "cpu")[1]
+    case = cases.Case("infer", "R-50 D16", (32, 32), 1, cases.published_model("resnet50", 16), threads=1)
+    implementation = cases.implementations("infer", "cpu")[1]
     requests: list[dict[str, Any]] = [
         {"op": "prepare", "case": case.request(implementation, "cpu", 1)}, {"op": "time"}, {"op": "finish"},
         {"op": "prepare", "case": {"what": "nonsense", "device": "cpu", "threads": 1}}, {"op": "time"},
@@ -138,11 +139,11 @@ def test_worker_answers_and_reports_what_fails() -> None:
 
 
 def test_cases_know_whether_mmsegmentation_has_their_network(params: rows.Params) -> None:
-    peers = {name: benchmark.Case("infer", name, (8, 8), model=row.model).has_peer for name, row in params.rows.items()}
+    peers = {name: cases.Case("infer", name, (8, 8), model=row.model).has_peer for name, row in params.rows.items()}
     assert peers["mmseg-r101-d8-ade20k-80k"]
     assert not peers["official-dranet-r101-d8-cityscapes"]
     assert not peers["ssseg-r50-d8-voc2012"]  # no biases in the attention
-    grid = benchmark.shapes("cuda", ["infer", "train"])
+    grid = cases.shapes("cuda", ["infer", "train"])
     assert len(grid) == 2 * 4 * 4
     assert {case.size for case in grid} == {(512, 512), (512, 1024), (769, 769), (1024, 2048)}
 
