@@ -7,11 +7,17 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import psutil
-from joblib import cpu_count
+try:
+    import psutil
+    from joblib import cpu_count
 
-from danet.console import report_errors
-from danet.workspace import Workspace
+    from danet.console import report_errors
+    from danet.workspace import Workspace
+except ModuleNotFoundError as missing:  # `.venv/bin/dvc repro` runs the stages with the `python` that is first in PATH
+    raise SystemExit(
+        f"error: {sys.executable} has no module {missing.name!r}: the stage was started with another Python than that "
+        "of the harness; activate its environment and run the command again: . .venv/bin/activate"
+    ) from None
 
 
 def stage(work: Callable[[Workspace, str], None]) -> None:

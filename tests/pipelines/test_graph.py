@@ -108,3 +108,14 @@ def test_a_setting_of_the_test_retrains_nothing(stages: dict[str, object]) -> No
         if name.startswith(("evaluate@", "verify@", "submit@")):
             assert {"test", "numerics", "revisions.evaluate"} <= set(keys)
             assert any(key.startswith("settings.") and key.count(".") == 1 for key in keys)
+
+
+def test_another_python_is_told_to_activate_the_environment(tmp_path: Path) -> None:
+    """`.venv/bin/dvc` runs the stages with whatever `python` is first in PATH: here one without any package."""
+    program = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import pipelines.train"
+    done = subprocess.run(
+        [sys.executable, "-I", "-S", "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert "activate its environment" in done.stderr
+    assert "Traceback" not in done.stderr
