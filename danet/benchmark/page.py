@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 from danet import flops
-from danet.benchmark.cases import shapes
+from danet.benchmark.cases import PEER, shapes
 from danet.benchmark.results import read
 from danet.files import atomic_write, write_text
 
@@ -52,6 +53,18 @@ def report(folder: Path) -> str:
         for document, lines in mine:
             out += _section(document, lines)
     return "\n".join(out).rstrip() + "\n"
+
+
+STYLES: Final = {
+    "reference": ("#9aa5b1", ""),
+    "fast": ("#1f5fa8", ""),
+    "fast bf16": ("#66a3d9", "//"),
+    "fast fp32": ("#66a3d9", "\\\\"),
+    PEER: ("#d98c2b", ".."),
+    f"{PEER} AMP": ("#e8b878", "oo"),
+    "row's numerics": ("#7a5195", "xx"),
+}
+"""Colour and hatch of an implementation, the same in all plots."""
 
 
 def _section(document: Mapping[str, Any], lines: Sequence[Mapping[str, str]]) -> list[str]:
@@ -100,24 +113,21 @@ def draw(path: Path, lines: Sequence[Mapping[str, str]], title: str) -> None:
     from matplotlib.figure import Figure
 
     good = [line for line in lines if line["images_per_second"]]
-    names = list(dict.fromkeys(line["implementation"] for line in good))
     groups = list(dict.fromkeys(_label(line) for line in good))
     figure = Figure(figsize=(7.2, 0.9 + 0.24 * len(good) + 0.2 * len(groups)), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
-    colours = ("#9aa5b1", "#1f5fa8", "#66a3d9", "#d98c2b", "#7a5195", "#2f7d4f")
-    hatches = ("", "", "//", "..", "xx", "--")
     places: list[tuple[float, str]] = []
     at = 0.0
     for group in groups:
         members = [line for line in good if _label(line) == group]
         places.append((at + (len(members) - 1) / 2, group))
         for line in members:
-            index, value = names.index(line["implementation"]), float(line["images_per_second"])
-            known = line["implementation"] in axes.get_legend_handles_labels()[1]
+            name, value = line["implementation"], float(line["images_per_second"])
+            colour, hatch = STYLES.get(name, ("#2f7d4f", "--"))
+            known = name in axes.get_legend_handles_labels()[1]
             axes.barh(
-                at, value, 0.85, color=colours[index % 6], hatch=hatches[index % 6], edgecolor="white",
-                label=None if known else line["implementation"],
+                at, value, 0.85, color=colour, hatch=hatch, edgecolor="white", label=None if known else name
             )  # fmt: skip
             axes.text(value, at, f" {value:.3g}", va="center", fontsize=7)
             at += 1
@@ -125,7 +135,11 @@ def draw(path: Path, lines: Sequence[Mapping[str, str]], title: str) -> None:
     axes.set_yticks([place for place, _ in places], labels=[name for _, name in places], fontsize=8)
     axes.invert_yaxis()
     axes.set_xscale("log")
-    axes.margins(x=0.12)
+    values = [float(line["images_per_second"]) for line in good] or [1.0]
+    # Bars on a logarithmic axis have no zero: begin a power of ten below the slowest, not just beside it.
+    axes.set_xlim(10 ** math.floor(math.log10(min(values) / 2)), 2.5 * max(values))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter("")
     axes.set_xlabel("images per second")
     axes.set_title(title, fontsize=9, parse_math=False)
     axes.legend(fontsize=7, frameon=False)
