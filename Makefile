@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: benchmark faults scaling fuzz messages report-diff loading verdicts help setup demo test test-slow test-slurm lint camvid parity hooks constraints clean clean-demo
+.PHONY: benchmark faults scaling report-diff loading verdicts help setup demo test test-slow test-slurm lint camvid parity hooks constraints clean clean-demo
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -49,16 +49,10 @@ scaling: $(READY)  ## loss curves and speed on 1, 2 and 4 processes; writes repo
 	@$(BIN)/python -m benchmarks.scaling
 
 benchmark: $(READY)  ## speed beside mmsegmentation on this machine, which must be idle: 12 min on 2 cores
-	@$(BIN)/python -m danet benchmark --all-shapes --repeat $(or $(REPEAT),3)
+	@$(BIN)/python -m benchmarks.speed time --all-shapes --repeat $(or $(REPEAT),3)
 
 verdicts: $(READY)  ## simulate the verdicts' error rates; writes reports/verdict-simulation.md
 	@$(BIN)/python -m benchmarks.verdict_simulation
-
-fuzz: $(READY)  ## a million hostile inputs for every reader, in an environment of its own; writes reports/fuzz.md
-	@$(BIN)/python -m benchmarks.fuzz $(ARGS)
-
-messages: $(READY)  ## provoke every error and write docs/messages.md
-	@$(BIN)/python -m benchmarks.messages
 
 faults: $(READY)  ## kill, corrupt, fill and disconnect small trainings; writes reports/reliability.md
 	@$(BIN)/python -m benchmarks.faults $(ARGS)

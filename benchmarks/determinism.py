@@ -20,16 +20,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from danet import provenance
-from danet.console import report_errors
-from danet.files import write_text
+from danet.config.rows import Row
+from danet.config.workspace import Workspace
+from danet.core import provenance
+from danet.core.console import report_errors
+from danet.core.files import write_text
+from danet.core.process import Process, select_device
+from danet.models import numerics
 from danet.models.segmentor import build_model
-from danet.rows import Row
-from danet.training import numerics
 from danet.training.checkpoint import CheckpointStore
-from danet.training.distributed import Process, select_device
 from danet.training.loop import Trainer
-from danet.workspace import Workspace
 
 CLASSES = 21
 
@@ -113,7 +113,7 @@ def main() -> None:
                 lines.append(f"| {'deterministic' if mode else 'default'} | {number} | `{digest}` | {taken:.3f} |")
         medians = {mode: min(values) for mode, values in seconds.items()}
         same = {mode: len(set(values)) == 1 for mode, values in digests.items()}
-        facts = provenance.collect(row)
+        facts = provenance.collect(**row.facts)
         text = "\n\n".join(
             [
                 "<!-- Made by `python -m benchmarks.determinism`; do not edit. -->",

@@ -14,14 +14,15 @@ from pathlib import Path
 
 import torch
 
-from danet import provenance, rows
-from danet.console import report_errors
+from danet.config import rows
+from danet.config.workspace import Workspace
+from danet.core import provenance
+from danet.core.console import report_errors
+from danet.core.files import sha256, write_text
 from danet.data.prepared import PreparedDataset
 from danet.evaluation.evaluate import evaluate_model
-from danet.files import sha256, write_text
 from danet.models import build_model
 from danet.weights.ours import load_model
-from danet.workspace import Workspace
 
 BOUND = 0.05
 SETTINGS = {

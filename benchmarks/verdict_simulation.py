@@ -3,7 +3,7 @@
     .venv/bin/python -m benchmarks.verdict_simulation          # under a minute; writes reports/verdict-simulation.md
 
 Each case is 10,000 rows whose true mean lies at a known distance from the published number and whose seeds scatter
-normally with a known spread; :func:`danet.report.verdict.judge` sees the seeds alone. The first part is the procedure
+normally with a known spread; :func:`danet.results.verdict.judge` sees the seeds alone. The first part is the procedure
 with a number of seeds fixed beforehand, for which the rate is claimed. The others look at the data more than once:
 three seeds and then, if undecided, as many more as the table asks for (two looks); a seed at a time (up to nine looks).
 """
@@ -20,11 +20,11 @@ from pathlib import Path
 import numpy as np
 import scipy
 
-from danet.console import report_errors
-from danet.files import write_text
-from danet.provenance import code_version
-from danet.report.verdict import ALPHA, judge
-from danet.rows import Bands
+from danet.config.rows import Bands
+from danet.core.console import report_errors
+from danet.core.files import write_text
+from danet.core.provenance import code_version
+from danet.results.verdict import ALPHA, judge
 
 SEED = 20260101
 ROWS = 10_000

@@ -11,8 +11,8 @@ try:
     import psutil
     from joblib import cpu_count
 
-    from danet.console import report_errors
-    from danet.workspace import Workspace
+    from danet.config.workspace import Workspace
+    from danet.core.console import report_errors
 except ModuleNotFoundError as missing:  # `.venv/bin/dvc repro` runs the stages with the `python` that is first in PATH
     raise SystemExit(
         f"error: {sys.executable} has no module {missing.name!r}: the stage was started with another Python than that "

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from danet.benchmark import benchmark
-from danet.benchmark.cases import SUBJECTS, row_cases
-from danet.console import console
-from danet.workspace import Workspace
+from benchmarks.speed.cases import SUBJECTS, row_cases
+from benchmarks.speed.run import benchmark
+from danet.config.workspace import Workspace
+from danet.core.console import console
 from pipelines import stage
 
 

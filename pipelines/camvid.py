@@ -13,9 +13,9 @@ from pathlib import Path
 
 import torch
 
-from danet.console import console, report_errors
-from danet.errors import DataError
-from danet.workspace import Workspace
+from danet.config.workspace import Workspace
+from danet.core.console import console, report_errors
+from danet.core.errors import DataError
 from pipelines import dvc_environment
 
 

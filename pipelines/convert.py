@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from danet.config.workspace import Workspace
 from danet.data.convert import convert_dataset
-from danet.workspace import Workspace
 from pipelines import stage
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from danet.data.download import download_dataset
-from danet.workspace import Workspace
+from danet.acquire.download import download_dataset
+from danet.config.workspace import Workspace
 from pipelines import stage
 
 

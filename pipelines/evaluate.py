@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from danet.config.workspace import Workspace
 from danet.evaluation.evaluate import evaluate_row
-from danet.tracking import run
-from danet.workspace import Workspace
+from danet.results.tracking import run
 from pipelines import stage
 from pipelines.sweep.launch import launched
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from danet.released import fetch_released
-from danet.workspace import Workspace
+from danet.acquire.released import fetch_released
+from danet.config.workspace import Workspace
 from pipelines import stage
 
 

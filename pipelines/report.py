@@ -7,10 +7,10 @@ from pathlib import Path
 
 from rich.markup import escape
 
-from danet.console import console
+from danet.config.workspace import Workspace
+from danet.core.console import console
 from danet.report import ALL_COSTS, measured_tables, write_index, write_table
-from danet.tracking import log_report
-from danet.workspace import Workspace
+from danet.results.tracking import log_report
 from pipelines import stage
 
 

@@ -11,8 +11,8 @@ import sys
 from pathlib import PurePosixPath
 from typing import Any
 
-from danet.console import report_errors
-from danet.errors import ConfigError
+from danet.core.console import report_errors
+from danet.core.errors import ConfigError
 
 SHOWN = ("miou", "miou_ms_flip", "aacc", "macc", "baseline_miou", "fps", "seeds")
 """Of an evaluation, in this order; of a training: its final loss and cost."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from danet.submission import write_submission
-from danet.workspace import Workspace
+from danet.config.workspace import Workspace
+from danet.evaluation.submission import write_submission
 from pipelines import stage
 
 

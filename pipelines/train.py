@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from danet.tracking import run
+from danet.config.workspace import Workspace
+from danet.results.tracking import run
 from danet.training.train import train_row
-from danet.workspace import Workspace
 from pipelines import dvc_died, stage
 from pipelines.sweep.launch import launched
 

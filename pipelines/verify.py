@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from danet.tracking import run
-from danet.verify import verify_row
-from danet.workspace import Workspace
+from danet.config.workspace import Workspace
+from danet.evaluation.verify import verify_row
+from danet.results.tracking import run
 from pipelines import stage
 
 

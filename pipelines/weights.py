@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from danet.weights.prepare import fetch_weights
-from danet.workspace import Workspace
+from danet.acquire.imagenet import fetch_weights
+from danet.config.workspace import Workspace
 from pipelines import stage
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 import torch.multiprocessing as mp
 
-from danet.errors import DanetError
+from danet.core.errors import DanetError
 
 
 def launch(world: int, function: Callable[..., Any], *arguments: Any) -> list[Any]:

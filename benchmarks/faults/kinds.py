@@ -16,8 +16,8 @@ import psutil
 import torch
 
 from benchmarks.faults.session import INTERVAL, ITERATIONS, Points, Session
-from danet.rows import Row
-from danet.workspace import Workspace
+from danet.config.rows import Row
+from danet.config.workspace import Workspace
 
 _HELD: list[object] = []
 """Keeps a locked database connection open as long as its process lives."""

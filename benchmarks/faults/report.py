@@ -12,8 +12,8 @@ from typing import Any
 from benchmarks.faults.kinds import BETWEEN, KINDS
 from benchmarks.faults.rounds import Round
 from benchmarks.faults.session import INTERVAL, ITERATIONS
-from danet import provenance
-from danet.files import write_json, write_text
+from danet.core import provenance
+from danet.core.files import write_json, write_text
 
 GROUPS = {
     "kill": "killed",

@@ -20,10 +20,10 @@ import psutil
 
 from benchmarks.faults import kinds
 from benchmarks.faults.session import ITERATIONS, Points, Session, in_fork, resumable, train, variant
-from danet import tracking
-from danet.files import sha256
-from danet.rows import Row
-from danet.workspace import Workspace
+from danet.config.rows import Row
+from danet.config.workspace import Workspace
+from danet.core.files import sha256
+from danet.results import tracking
 
 VARIANTS = ("plain", "accumulate", "deterministic")
 WORKERS = (0, 1, 4)

@@ -25,15 +25,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from danet import rows, tracking
-from danet.console import report_errors
+from danet.config import rows
+from danet.config.rows import Dataset, Row, load_params
+from danet.config.workspace import Workspace
+from danet.core.console import report_errors
 from danet.data.convert import convert_dataset
-from danet.data.synthetic import Sizes, make_archives
 from danet.models.segmentor import Segmentor
-from danet.rows import Dataset, Row, load_params
+from danet.results import tracking
 from danet.training import train as training
 from danet.training.checkpoint import CheckpointStore
-from danet.workspace import Workspace
+from pipelines.demo.scenes import Sizes, make_archives
 
 DATASET = "voc2012"
 SIZES = Sizes(train=10, val=4, test=1, size=(40, 56), cityscapes=(24, 64))

@@ -29,13 +29,13 @@ import PIL
 import torch
 
 from benchmarks.loading import scenes, timing
-from danet import provenance
-from danet.console import report_errors
+from danet.config.rows import Augment, load_params
+from danet.core import provenance
+from danet.core.console import report_errors
+from danet.core.errors import DanetError
+from danet.core.files import write_text
 from danet.data.loader import TrainingSet, collate
 from danet.data.prepared import PreparedDataset
-from danet.errors import DanetError
-from danet.files import write_text
-from danet.rows import Augment, load_params
 
 ROOT = Path(__file__).resolve().parents[2]
 PEER = ROOT / "build" / "parity-env" / "bin" / "python"

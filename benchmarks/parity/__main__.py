@@ -24,7 +24,7 @@ import torch
 
 from benchmarks.parity import common, compare, training
 from benchmarks.parity.results import ASPECTS, Result, measure
-from danet.files import write_text
+from danet.core.files import write_text
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]

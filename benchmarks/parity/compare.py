@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from benchmarks.parity import common, names, reference
 from benchmarks.parity.results import Result
-from danet import rows
+from danet.config import rows
 from danet.data import transforms
 from danet.evaluation import inference, metrics
 from danet.models import build_model

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from benchmarks.parity import common, compare, reference
 from benchmarks.parity.results import Result
-from danet import rows
+from danet.config import rows
 from danet.data.loader import Batch
 from danet.models import build_model
 from danet.training import loop

@@ -29,11 +29,11 @@ import torch
 from benchmarks.scaling import estimate
 from benchmarks.scaling.estimate import Link
 from benchmarks.scaling.worker import BATCH, ROW
-from danet import provenance
-from danet.console import report_errors
-from danet.errors import DanetError
-from danet.files import write_json, write_text
-from danet.rows import Params, load_params
+from danet.config.rows import Params, load_params
+from danet.core import provenance
+from danet.core.console import report_errors
+from danet.core.errors import DanetError
+from danet.core.files import write_json, write_text
 
 WORLDS = (1, 2, 4)
 TOLERANCE = 1e-4

@@ -11,10 +11,10 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from danet import rows
+from danet.config import rows
+from danet.config.rows import Params, Row
 from danet.data.registry import ADAPTERS
 from danet.models.segmentor import build_model
-from danet.rows import Params, Row
 
 BUCKET = 25 * 2**20
 """DistributedDataParallel's bucket, its first one is 1 MiB."""

@@ -16,13 +16,14 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from danet.errors import Interrupted
-from danet.files import write_json
+from danet.config.rows import Row, load_params
+from danet.core.errors import Interrupted
+from danet.core.files import write_json
+from danet.core.process import Process, processes
+from danet.models import numerics
 from danet.models.segmentor import build_model
-from danet.rows import Row, load_params
-from danet.training import distributed, numerics
+from danet.training import batch_norm
 from danet.training.checkpoint import CheckpointStore
-from danet.training.distributed import Process, processes
 from danet.training.loop import Trainer
 from danet.training.stop import StopRequest
 
@@ -90,8 +91,8 @@ class Counter:
 
     def __init__(self) -> None:
         self.collectives, self.bytes = 0, 0
-        self._plain = distributed.sum_over_processes
-        distributed.sum_over_processes = self._statistics
+        self._plain = batch_norm.sum_over_processes
+        batch_norm.sum_over_processes = self._statistics
 
     def _statistics(self, value: torch.Tensor) -> torch.Tensor:
         self.collectives += 1

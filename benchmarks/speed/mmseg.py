@@ -1,5 +1,6 @@
-"""mmsegmentation 1.2.2 as a worker of :mod:`danet.timing`, with its own defaults: NCHW, float32, explicit attention
-map.
+"""mmsegmentation 1.2.2 as a worker of :mod:`benchmarks.speed.timing`, with its own defaults.
+
+NCHW, float32, explicit attention map.
 
 The networks are the package's own DANet configs, with other strides and depth where a case asks for them, SyncBN
 replaced by BN (one process) and no pretrained weights. Inference is ``test_step``: from the 8-bit image to the label
@@ -23,7 +24,7 @@ from mmseg.evaluation import IoUMetric
 from mmseg.models.decode_heads.da_head import PAM
 from mmseg.structures import SegDataSample
 
-from danet.timing import serve, synchronise
+from benchmarks.speed.timing import serve, synchronise
 
 CONFIG = "danet_r50-d8_4xb2-80k_cityscapes-512x1024"
 

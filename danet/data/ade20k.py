@@ -6,8 +6,8 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
+from danet.core.errors import DataError
 from danet.data.layout import IGNORE, DatasetSpec, LabelMap, Layout, find, pair_folders
-from danet.errors import DataError
 
 FOLDER = "ADEChallengeData2016"
 SPLITS = {"train": "training", "val": "validation"}

@@ -10,11 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from danet.config.rows import Row
+from danet.core.errors import DataError
+from danet.core.files import atomic_write
 from danet.data.layout import IGNORE, Colour
 from danet.data.prepared import PreparedDataset
-from danet.errors import DataError
-from danet.files import atomic_write
-from danet.rows import Row
 
 Pixels = NDArray[np.uint8]
 Sample = tuple[str, Pixels, Pixels | None]

@@ -6,8 +6,8 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
+from danet.core.errors import DataError
 from danet.data.layout import IGNORE, DatasetSpec, Item, LabelMap, Layout, find, pair_folders
-from danet.errors import DataError
 
 IMAGES = "leftImg8bit"
 LABELS = "gtFine"

@@ -24,9 +24,12 @@ from pathlib import Path
 
 from PIL import Image
 
-from danet import files
-from danet.data.archives import Limits, unpack
-from danet.data.download import TREE, swap, zip_entry
+from danet.acquire.download import TREE, swap, zip_entry
+from danet.acquire.unpack import Limits, unpack
+from danet.config.rows import Dataset
+from danet.core import files
+from danet.core.errors import DataError
+from danet.core.progress import Progress
 from danet.data.layout import EXIF_ORIENTATION, MAX_PIXELS, SAFE_ID, DatasetSpec, Item, bit_depth
 from danet.data.prepared import (
     DESCRIPTION,
@@ -40,10 +43,7 @@ from danet.data.prepared import (
     npy_bytes,
     png_bytes,
 )
-from danet.data.progress import Progress
 from danet.data.registry import ADAPTERS
-from danet.errors import DataError
-from danet.rows import Dataset
 
 SHOWN = 20
 """Ids in one line of a message."""
@@ -79,7 +79,7 @@ def convert_dataset(
     workers: int | None = None,
     limits: Limits | None = None,
 ) -> dict[str, int]:
-    """Converts the archives in the folder ``raw`` (of :func:`danet.data.download.download_dataset`) into ``out``.
+    """Converts the archives in the folder ``raw`` (of :func:`danet.acquire.download.download_dataset`) into ``out``.
 
     Returns the number of images per split.
 

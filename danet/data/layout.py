@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from danet.errors import DataError
+from danet.core.errors import DataError
 
 IGNORE = 255
 """Train id of pixels that neither train nor count."""

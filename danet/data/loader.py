@@ -25,10 +25,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
+from danet.config.rows import Augment
+from danet.core.errors import ConfigError, DanetError, DataError, TrainingError
 from danet.data.prefetch import DevicePrefetcher, HostWait
 from danet.data.transforms import Box, augmented_crop, finished, padded_levels
-from danet.errors import ConfigError, DanetError, DataError, TrainingError
-from danet.rows import Augment
 
 _ORDER = 0x6F72646572  # keeps the order's random stream apart from the augmentation's
 

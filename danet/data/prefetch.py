@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from danet.config.rows import Augment
 from danet.data.transforms import NORMALISED, Box, pad_values
-from danet.rows import Augment
 
 if TYPE_CHECKING:
     from danet.data.loader import Batch

@@ -36,8 +36,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from danet.core.errors import DataError
 from danet.data.layout import IGNORE
-from danet.errors import DataError
 
 _Value = Annotated[int, Field(ge=0, le=255)]
 _Colour = Annotated[tuple[_Value, _Value, _Value], Field(strict=False)]

@@ -12,8 +12,8 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
+from danet.core.errors import DataError
 from danet.data.layout import IGNORE, Colour, DatasetSpec, Item, LabelMap, Layout, find, read_list
-from danet.errors import DataError
 
 VOC = "VOCdevkit/VOC2012"
 SBD = "benchmark_RELEASE/dataset"

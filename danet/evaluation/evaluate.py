@@ -24,21 +24,22 @@ from rich.markup import escape
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from danet import provenance, rows
-from danet.console import console
+from danet.config import rows
+from danet.config.workspace import Workspace
+from danet.core import provenance
+from danet.core.console import console
+from danet.core.errors import CheckpointError, DanetError, DataError
+from danet.core.files import atomic_write, sha256, write_json
+from danet.core.process import Process, processes
+from danet.core.progress import Progress
 from danet.data.prepared import PreparedDataset
-from danet.data.progress import Progress
-from danet.errors import CheckpointError, DanetError, DataError
 from danet.evaluation import finished, visualise
 from danet.evaluation.inference import Inputs, Mode, Predictor, numeric_settings
 from danet.evaluation.metrics import AbsentClass, Confusion, Scores, constant_baseline
 from danet.evaluation.metrics import scores as scores_of
-from danet.files import atomic_write, sha256, write_json
 from danet.models.segmentor import build_model
-from danet.training.distributed import Process, processes
 from danet.weights.exchange import load_any
 from danet.weights.ours import load_model
-from danet.workspace import Workspace
 
 FPS_WARM_UP = 5
 """Images that are not timed (mmsegmentation's tools/benchmark.py)."""
@@ -68,7 +69,7 @@ class LabelledImages(Protocol):
 
 
 class TrackerFactory(Protocol):
-    """:func:`danet.tracking.run`."""
+    """:func:`danet.results.tracking.run`."""
 
     def __call__(self, row: rows.Row, stage: Any, seed: int, workspace: Workspace) -> AbstractContextManager[Any]:
         """A tracker for one row and seed."""
@@ -236,7 +237,7 @@ def evaluate_row(
         row: what to evaluate.
         workspace: where everything is.
         device: by default the GPU if there is one.
-        tracker_factory: :func:`danet.tracking.run`, or null for no tracking.
+        tracker_factory: :func:`danet.results.tracking.run`, or null for no tracking.
         progress: whether to print progress (``row.runtime.progress: never`` silences it too).
         weights: evaluate this file (trained, imported or raw released) instead of the row's trained weights. Nothing of
             the row is then overwritten or tracked: everything goes to ``evaluations/<row>@<name of the file>``.
@@ -292,7 +293,7 @@ def evaluate_released(
         weights: an imported or raw released file.
         facts: of the weights, kept in ``verification.json`` under ``weights``.
         device: by default the GPU if there is one.
-        tracker_factory: :func:`danet.tracking.run`, or null for no tracking.
+        tracker_factory: :func:`danet.results.tracking.run`, or null for no tracking.
         progress: whether to print progress.
 
     Raises:
@@ -493,8 +494,8 @@ class _Run:
             "peak_memory_gb": None if memory is None else round(memory, 3),
             "peak_memory_kind": "cuda allocated" if device.type == "cuda" else "process resident set",
             "provenance": provenance.collect(
-                row,
-                self.subject.seed,
+                **row.facts,
+                seed=self.subject.seed,
                 manifest_hash=dataset.manifest_hash,
                 weights_sha256=self._weights_sha256,
                 device=device.type,

@@ -14,11 +14,11 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from danet import provenance
-from danet.errors import DanetError
-from danet.files import sha256, write_json
-from danet.rows import Row
-from danet.runs import SETUP
+from danet.config.rows import Row
+from danet.core import provenance
+from danet.core.errors import DanetError
+from danet.core.files import sha256, write_json
+from danet.results.runs import SETUP
 
 FORMAT = 1
 RECORD = "evaluation.json"
@@ -37,7 +37,7 @@ def identity(
         device: ``cpu`` or ``cuda``.
         processes: among which the images are divided.
     """
-    facts = provenance.collect(row, seed, device=device)
+    facts = provenance.collect(**row.facts, seed=seed, device=device)
     return {
         "format": FORMAT,
         "row": row.name,

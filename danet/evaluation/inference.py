@@ -34,10 +34,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from danet import rows
-from danet.errors import CheckpointError, ConfigError
+from danet.config import rows
+from danet.core.errors import CheckpointError, ConfigError
 from danet.models.fast import for_prediction
-from danet.training.numerics import autocast
+from danet.models.numerics import autocast
 
 Size = tuple[int, int]
 Mode = Literal["ss", "ms"]

@@ -18,8 +18,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from danet.errors import DataError
-from danet.training.distributed import Process
+from danet.core.errors import DataError
+from danet.core.process import Process
 
 IGNORE = 255
 AbsentClass = Literal["skip", "zero"]

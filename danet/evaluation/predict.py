@@ -11,15 +11,15 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from danet import rows
-from danet.data.progress import Progress
+from danet.config import rows
+from danet.core.errors import CheckpointError, ConfigError, DataError
+from danet.core.files import atomic_write
+from danet.core.process import select_device
+from danet.core.progress import Progress
 from danet.data.registry import ADAPTERS
-from danet.errors import CheckpointError, ConfigError, DataError
 from danet.evaluation.inference import Mode, Predictor, numeric_settings
 from danet.evaluation.visualise import overlay, save_palette_png, save_rgb_png
-from danet.files import atomic_write
 from danet.models.segmentor import build_model
-from danet.training.distributed import select_device
 from danet.weights.exchange import load_any
 
 

@@ -22,7 +22,7 @@ from matplotlib.patches import Patch
 from numpy.typing import NDArray
 from PIL import Image
 
-from danet.files import atomic_write
+from danet.core.files import atomic_write
 
 IGNORE = 255
 IGNORE_RGB = (255, 255, 255)

@@ -257,7 +257,7 @@ class Clustering(nn.Module):
     before the step, and no gradient flows into them.
 
     The source runs on one GPU. With several processes each sees its own share of the batch, unless ``total`` sums over
-    them (:func:`danet.training.distributed.synchronise_batch_norm`).
+    them (:func:`danet.training.batch_norm.synchronise_batch_norm`).
     """
 
     SHARPNESS: Final = 100.0

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from danet import rows
+from danet.config import rows
 from danet.models.matmul import matmul
 from danet.models.resnet import Bottleneck
 

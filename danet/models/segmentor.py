@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 from torch import Tensor, nn
 
-from danet import rows
-from danet.errors import ConfigError
+from danet.config import rows
+from danet.core.errors import ConfigError
 from danet.models.attention import Attention
 from danet.models.heads import ClusterDANetHead, DANetHead, DRANetHead, FCNHead
 from danet.models.resnet import ResNet

@@ -13,13 +13,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from danet.errors import ConfigError, DanetError
-from danet.files import write_json, write_text
+from danet.config.rows import Params
+from danet.config.workspace import Workspace
+from danet.core.errors import ConfigError, DanetError
+from danet.core.files import write_json, write_text
 from danet.report import costs, examples, figures, pages
-from danet.report.measured import Measurement, Problem, read
 from danet.report.records import csv_rows, table_record
-from danet.rows import Params
-from danet.workspace import Workspace
+from danet.results.measured import Measurement, Problem, read
 
 __all__ = ["ALL_COSTS", "Problem", "TableReport", "measured_tables", "write_index", "write_table"]
 

@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from danet.config.workspace import Workspace
+from danet.core.errors import DanetError
 from danet.data.prepared import PreparedDataset
-from danet.errors import DanetError
 from danet.report.figures import STYLE, WIDTH, save, short_labels
-from danet.report.measured import Measurement
-from danet.workspace import Workspace
+from danet.results.measured import Measurement
 
 MAX_EXAMPLES = 4
 SUFFIX = "-prediction.png"

@@ -13,10 +13,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from danet.files import atomic_write
-from danet.report.measured import Measurement
-from danet.report.verdict import summarise
-from danet.rows import Row
+from danet.config.rows import Row
+from danet.core.files import atomic_write
+from danet.results.measured import Measurement
+from danet.results.verdict import summarise
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

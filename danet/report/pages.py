@@ -9,10 +9,10 @@ from typing import Any
 import yaml
 from tabulate import tabulate
 
+from danet.config.rows import Params, Row, Table
 from danet.report.figures import METHODS, backbone_text, short_schedule
-from danet.report.measured import Measurement, fact_name
-from danet.report.verdict import ALPHA, summarise
-from danet.rows import Params, Row, Table
+from danet.results.measured import Measurement, fact_name
+from danet.results.verdict import ALPHA, summarise
 
 METRIC_NAMES = {
     "miou": "mIoU",

@@ -7,10 +7,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from danet.published import NUMBERS, published, row_record
-from danet.report.measured import Measurement
-from danet.report.verdict import agreement, judge, summarise
-from danet.rows import Bands, Params
+from danet.config.published import NUMBERS, published, row_record
+from danet.config.rows import Bands, Params
+from danet.results.measured import Measurement
+from danet.results.verdict import agreement, judge, summarise
 
 ACCURACY = ("miou", "miou_ms_flip", "aacc", "aacc_ms")
 """Metrics with a published number and a difference."""
@@ -34,7 +34,7 @@ def table_record(
 
     Returns:
         ``{format, table, title, banner, published, rows, left_out}``; each row has the keys of
-        :func:`danet.published.row_record` and ``first_edition, published_classes, seeds, status, measured, spread,
+        :func:`.row_record` and ``first_edition, published_classes, seeds, status, measured, spread,
         difference, verdict, iou, provenance, released`` (``None`` where there is nothing). Percentages, rounded to 4
         decimals.
     """

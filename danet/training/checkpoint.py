@@ -15,9 +15,9 @@ from typing import Any
 
 import torch
 
-from danet.errors import CheckpointError
-from danet.files import atomic_write, sha256, space_note, write_text
-from danet.rows import Row
+from danet.config.rows import Row
+from danet.core.errors import CheckpointError
+from danet.core.files import atomic_write, sha256, space_note, write_text
 
 FORMAT = 1
 KEEP = 2

@@ -13,9 +13,9 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from danet.errors import DanetError, TrainingError
-from danet.files import remove_leftovers, write_json
-from danet.training.distributed import Process
+from danet.core.errors import DanetError, TrainingError
+from danet.core.files import remove_leftovers, write_json
+from danet.core.process import Process
 
 LOCK_WAIT = 60.0
 """Seconds to wait for another trainer of the row: one that was told to stop saves first, and the workers of one that

@@ -1,7 +1,7 @@
 """The training loop of one seed of a row: resumable at any iteration, on one process or many.
 
 A step is a pure function of the weights, the momentum and (seed, iteration): data by :mod:`danet.data.loader`,
-dropout by :func:`danet.training.numerics.seed_step`, rates by :mod:`danet.training.schedule`. So a run that was stopped
+dropout by :func:`danet.models.numerics.seed_step`, rates by :mod:`danet.training.schedule`. So a run that was stopped
 and continued, at any iteration and with any number of workers, ends with the same bits on a CPU, and on a GPU in
 deterministic mode.
 
@@ -26,15 +26,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from danet.console import console
+from danet.config.rows import Row
+from danet.core.console import console
+from danet.core.errors import CheckpointError, ConfigError, DanetError, Interrupted, TrainingError
+from danet.core.process import Process
+from danet.core.provenance import EnergyMeter
 from danet.data.loader import Batch, BatchStream, Source, images_per_process
-from danet.errors import CheckpointError, ConfigError, DanetError, Interrupted, TrainingError
+from danet.models import numerics
 from danet.models.fast import for_training
-from danet.provenance import EnergyMeter
-from danet.rows import Row
-from danet.training import numerics
+from danet.training.batch_norm import synchronise_batch_norm
 from danet.training.checkpoint import Checkpoint, CheckpointStore
-from danet.training.distributed import Process, synchronise_batch_norm
 from danet.training.losses import loss_divisors, segmentation_losses
 from danet.training.optim import build_optimizer, set_learning_rates
 from danet.training.progress import History, Reporter, peak_memory_gb, progress_line
@@ -45,7 +46,7 @@ CHECK_EVERY = 25
 
 
 class Tracker(Protocol):
-    """Where step metrics go (:mod:`danet.tracking`)."""
+    """Where step metrics go (:mod:`danet.results.tracking`)."""
 
     def metrics(self, step: int, values: dict[str, float]) -> None:
         """Notes values of a step; may be kept back and sent in batches."""

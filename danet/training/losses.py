@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from danet import rows
+from danet.config import rows
+from danet.core.errors import ConfigError
 from danet.data.layout import IGNORE
-from danet.errors import ConfigError
 
 PARTS = ("main", "pam", "cam", "aux")
 

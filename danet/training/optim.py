@@ -8,8 +8,8 @@ from typing import Protocol
 import torch
 from torch import nn
 
-from danet import rows
-from danet.errors import TrainingError
+from danet.config import rows
+from danet.core.errors import TrainingError
 from danet.training.schedule import learning_rate
 
 

@@ -15,25 +15,25 @@ from typing import Any
 import torch
 from torch import nn
 
-from danet.console import console
+from danet.config.rows import Row
+from danet.config.workspace import Workspace
+from danet.core.console import console
+from danet.core.errors import CheckpointError, Interrupted, TrainingError
+from danet.core.files import atomic_write, remove_leftovers, sha256, space_note, write_json, write_text
+from danet.core.process import Process, processes
+from danet.core.provenance import collect
 from danet.data.loader import available_cpus
 from danet.data.prepared import PreparedDataset
-from danet.errors import CheckpointError, Interrupted, TrainingError
 from danet.evaluation.evaluate import evaluate_model
-from danet.files import atomic_write, remove_leftovers, sha256, space_note, write_json, write_text
+from danet.models import numerics
 from danet.models.segmentor import build_model
-from danet.provenance import collect
-from danet.rows import Row
-from danet.training import numerics
 from danet.training.checkpoint import CheckpointStore
-from danet.training.distributed import Process, processes
 from danet.training.lock import row_lock
 from danet.training.loop import Tracker, Trainer, local_batch_size
 from danet.training.progress import CURVE_COLUMNS, LOSSES, Reporter
 from danet.training.stop import StopRequest
 from danet.weights.imagenet import load_backbone
 from danet.weights.ours import save_model
-from danet.workspace import Workspace
 
 FORMAT = 1
 TRACKED = "tracked"
@@ -41,7 +41,7 @@ TRACKED = "tracked"
 _SAME_FILES = "every node must see the same files: put the workspace on a shared file system, or copy it to all"
 
 TrackerFactory = Callable[..., AbstractContextManager[Tracker]]
-"""``factory(row, "train", seed, workspace)``, as :func:`danet.tracking.run`; with ``resume=True`` to complete a run."""
+"""``factory(row, "train", seed, workspace)``, as :func:`.tracking.run`; with ``resume=True`` to complete a run."""
 
 
 def train_row(
@@ -63,7 +63,7 @@ def train_row(
     Args:
         row: what to train.
         workspace: where the prepared data and weights are and where outputs go.
-        tracker_factory: as :func:`danet.tracking.run`; called in rank 0 only.
+        tracker_factory: as :func:`.tracking.run`; called in rank 0 only.
         device: ``cpu``, ``cuda``, ``cuda:N``; by default the GPU (of this torchrun process) if there is one.
         progress: whether to print anything.
         orphaned: see :class:`StopRequest`.
@@ -305,4 +305,4 @@ def _validator(row: Row, workspace: Workspace, process: Process) -> Callable[[nn
 
 
 def _provenance(row: Row, seed: int, **extra: Any) -> dict[str, Any]:
-    return collect(row=row, seed=seed, **extra)
+    return collect(**row.facts, seed=seed, **extra)

@@ -12,11 +12,11 @@ import torch
 from rich.markup import escape
 from torch import Tensor, nn
 
-from danet import rows
-from danet.console import console
+from danet.config import rows
+from danet.core.console import console
+from danet.core.errors import CheckpointError, ConfigError
+from danet.core.files import atomic_write, sha256
 from danet.data.registry import ADAPTERS
-from danet.errors import CheckpointError, ConfigError
-from danet.files import atomic_write, sha256
 from danet.models.segmentor import build_model
 from danet.weights.ours import config_of, load_model, metadata_of, read_model, save_model, unwrap
 from danet.weights.reading import read_tensors

@@ -17,9 +17,9 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from danet import rows
-from danet.errors import CheckpointError
-from danet.files import atomic_write, sha256, write_json
+from danet.config import rows
+from danet.core.errors import CheckpointError
+from danet.core.files import atomic_write, sha256, write_json
 from danet.models.resnet import BLOCKS, ResNet, Stem
 from danet.models.segmentor import Segmentor
 from danet.weights.reading import check_names, read_tensors, read_tensors_and_digests
@@ -41,7 +41,7 @@ def load_imagenet(file: Path, backbone: str, stem: str) -> dict[str, Tensor]:
         file: ``.pth``, ``.safetensors``, or ``.zip`` holding one ``.pth``; a ``state_dict`` wrapping and ``module.`` or
             ``backbone.`` prefixes are fine.
         backbone: ``resnet50`` or ``resnet101``.
-        stem: as in :class:`danet.rows.Model`.
+        stem: as in :class:`danet.config.rows.Model`.
 
     Raises:
         CheckpointError: if the file is damaged or unsafe, or of another depth or stem.

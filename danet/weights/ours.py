@@ -12,9 +12,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from danet import rows
-from danet.errors import CheckpointError
-from danet.files import atomic_write
+from danet.config import rows
+from danet.core.errors import CheckpointError
+from danet.core.files import atomic_write
 from danet.models.segmentor import Segmentor
 from danet.weights.reading import check_names
 

@@ -26,7 +26,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
 from torch import Tensor
 
-from danet.errors import CheckpointError
+from danet.core.errors import CheckpointError
 
 _NUMBERS: Final = {
     torch.float64,

@@ -14,8 +14,8 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from danet import rows
-from danet.errors import CheckpointError
+from danet.config import rows
+from danet.core.errors import CheckpointError
 from danet.models.segmentor import build_model
 from danet.weights.imagenet import describe
 from danet.weights.reading import check_names, read_tensors

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from danet.console import console
-from danet.errors import ConfigError
-from danet.workspace import Workspace
+from danet.config.workspace import Workspace
+from danet.core.console import console
+from danet.core.errors import ConfigError
 from pipelines.sweep.local import choose_slots, run
 from pipelines.sweep.plan import Plan, choose_rows, make_plan
 from pipelines.sweep.slurm import Options, has_gpus, submit

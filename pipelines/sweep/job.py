@@ -17,10 +17,10 @@ import time
 from pathlib import Path
 from types import FrameType
 
-from danet import tracking
-from danet.console import console, report_errors
-from danet.errors import DanetError, DataError, Interrupted
-from danet.workspace import Workspace
+from danet.config.workspace import Workspace
+from danet.core.console import console, report_errors
+from danet.core.errors import DanetError, DataError, Interrupted
+from danet.results import tracking
 from pipelines import dvc_environment
 from pipelines.sweep import records
 from pipelines.sweep.launch import LAUNCH, check_versions, launcher, versions

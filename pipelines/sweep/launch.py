@@ -18,8 +18,8 @@ from importlib import metadata
 from pathlib import Path
 
 import danet
-from danet.console import report_errors
-from danet.errors import ConfigError
+from danet.core.console import report_errors
+from danet.core.errors import ConfigError
 
 LAUNCH = "DANET_LAUNCH"
 

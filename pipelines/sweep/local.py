@@ -23,12 +23,12 @@ from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 
-from danet import tracking
-from danet.console import console
-from danet.errors import ConfigError, Interrupted
-from danet.rows import Row
+from danet.config.rows import Row
+from danet.config.workspace import Workspace
+from danet.core.console import console
+from danet.core.errors import ConfigError, Interrupted
+from danet.results import tracking
 from danet.training.progress import duration
-from danet.workspace import Workspace
 from pipelines import dvc_environment
 from pipelines.sweep import records
 from pipelines.sweep.launch import LAUNCH, launcher

@@ -11,10 +11,10 @@ from dvc.exceptions import DvcException
 from dvc.lock import LockError
 from dvc.repo import Repo, lock_repo
 
-from danet.console import console
-from danet.errors import ConfigError, DanetError
-from danet.rows import Params, Row
-from danet.workspace import Workspace
+from danet.config.rows import Params, Row
+from danet.config.workspace import Workspace
+from danet.core.console import console
+from danet.core.errors import ConfigError, DanetError
 from pipelines.sweep.processes import free_stale_locks
 
 
@@ -64,7 +64,7 @@ class Plan:
 
     @cached_property
     def experiments(self) -> tuple[str, ...]:
-        """MLflow's experiments, one for each table (:mod:`danet.tracking`)."""
+        """MLflow's experiments, one for each table (:mod:`danet.results.tracking`)."""
         return tuple(f"danet / {self.params.tables[table].title}" for table in self.tables)
 
     @cached_property

@@ -18,10 +18,10 @@ from typing import Any, Literal
 
 from filelock import FileLock, Timeout
 
-from danet.errors import ConfigError, DanetError
-from danet.files import write_json
-from danet.rows import Row
-from danet.workspace import Workspace
+from danet.config.rows import Row
+from danet.config.workspace import Workspace
+from danet.core.errors import ConfigError, DanetError
+from danet.core.files import write_json
 from pipelines.sweep.launch import versions
 from pipelines.sweep.plan import Plan
 

@@ -20,11 +20,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from danet import tracking
-from danet.console import console
-from danet.errors import ConfigError, DanetError
-from danet.files import write_text
-from danet.workspace import Workspace
+from danet.config.workspace import Workspace
+from danet.core.console import console
+from danet.core.errors import ConfigError, DanetError
+from danet.core.files import write_text
+from danet.results import tracking
 from pipelines.sweep import records
 from pipelines.sweep.plan import Plan, check_divisible
 from pipelines.sweep.records import Record, row_locks

@@ -11,9 +11,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from danet.rows import Row
+from danet.config.rows import Row
+from danet.config.workspace import Workspace
 from danet.training.checkpoint import CheckpointStore
-from danet.workspace import Workspace
 from pipelines.sweep import records
 from pipelines.sweep.local import coloured
 from pipelines.sweep.plan import Plan

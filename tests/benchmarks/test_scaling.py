@@ -12,9 +12,9 @@ from torch import nn
 from benchmarks.scaling import __main__ as scaling
 from benchmarks.scaling import estimate
 from benchmarks.scaling.estimate import Link, Step, makespan, step_seconds
-from danet.errors import DanetError
+from danet.config.rows import load_params
+from danet.core.errors import DanetError
 from danet.models.segmentor import build_model
-from danet.rows import load_params
 
 ROOT = Path(__file__).resolve().parents[2]
 NETWORK = Step(flops=6 * 10**12, parameters=50_000_000, norms=(64, 256))

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from danet.config.rows import load_params
+from danet.core.errors import DataError
 from danet.data import browse
 from danet.data.browse import browse_dataset, browse_row, contact_sheet, overlay
 from danet.data.loader import TrainingSet
 from danet.data.prepared import PreparedDataset
 from danet.data.transforms import MEAN_RGB, STD_RGB
-from danet.errors import DataError
-from danet.rows import load_params
 from tests.data.samples import camvid_spec, camvid_tree, prepare
 
 PALETTE = ((10, 20, 30), (200, 100, 0))

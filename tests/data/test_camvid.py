@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from danet.core.errors import DataError
 from danet.data.registry import ADAPTERS
-from danet.errors import DataError
 from tests.data.samples import camvid_tree, dataset, genuine, open_split, prepare
 
 SPEC = ADAPTERS["camvid"]

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from danet.core.errors import DataError
 from danet.data.cityscapes import LABEL_TO_TRAIN, TRAIN_TO_LABEL
 from danet.data.registry import ADAPTERS
-from danet.errors import DataError
 from tests.data.samples import genuine
 
 SPEC = ADAPTERS["cityscapes"]

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from danet.acquire.download import download_dataset
+from danet.config.rows import Dataset
+from danet.core.errors import ArchiveError, DataError
 from danet.data import convert
 from danet.data.convert import convert_dataset
-from danet.data.download import download_dataset
 from danet.data.prepared import PreparedDataset
-from danet.errors import ArchiveError, DataError
-from danet.rows import Dataset
 from tests.data.samples import camvid_spec, camvid_tree, dataset, generated, prepare
 
 

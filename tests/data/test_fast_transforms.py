@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from danet.core.errors import ConfigError, DataError
 from danet.data import transforms as T
-from danet.errors import ConfigError, DataError
 from tests.data.test_transforms import MMSEG, SOURCES, labels, picture, small
 
 # rows of one source differ in these only: augmentation knows no other rules

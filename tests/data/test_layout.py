@@ -13,10 +13,10 @@ from hypothesis.extra.numpy import arrays
 from PIL import Image
 from scipy.io import savemat
 
+from danet.core.errors import DataError
 from danet.data import layout
 from danet.data.convert import check_image
 from danet.data.layout import SAFE_ID, LabelMap, read_index_png, read_list, read_mat
-from danet.errors import DataError
 
 IN_FOLDER = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 

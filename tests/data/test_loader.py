@@ -11,9 +11,9 @@ import numpy as np
 import psutil
 import pytest
 
+from danet.config.rows import load_params
+from danet.core.errors import ConfigError, DataError, TrainingError
 from danet.data.loader import BatchStream, EpochOrder, Positions, Sample, collate
-from danet.errors import ConfigError, DataError, TrainingError
-from danet.rows import load_params
 from tests.data.test_transforms import labels, picture, small
 
 AUGMENT = small(load_params().row("mmseg-r50-d8-cityscapes-512x1024-40k").augment, crop=(24, 32), scale=(32, 48))

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image
 
-from benchmarks.fuzz.targets import altered
+from danet.core.errors import DataError
 from danet.data.prepared import (
     Entry,
     PreparedDataset,
@@ -31,7 +31,7 @@ from danet.data.prepared import (
     parse_class_pixels,
     png_bytes,
 )
-from danet.errors import DataError
+from tests.altering import altered
 from tests.data.samples import camvid_spec, camvid_tree, prepare
 
 

@@ -7,10 +7,10 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image
 
+from danet.config.rows import Dataset
+from danet.core.errors import DataError
 from danet.data.layout import LabelMap, read_index_png, read_mat
 from danet.data.registry import ADAPTERS
-from danet.errors import DataError
-from danet.rows import Dataset
 
 
 @pytest.mark.parametrize(("name", "classes"), [("voc2012", 21), ("ade20k", 150), ("cityscapes", 19), ("camvid", 11)])

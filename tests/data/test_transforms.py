@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from danet.config.rows import Augment, load_params
+from danet.core.errors import ConfigError, DataError
 from danet.data import transforms as T
-from danet.errors import ConfigError, DataError
-from danet.rows import Augment, load_params
 
 PARAMS = load_params()
 MMSEG = PARAMS.row("mmseg-r50-d8-cityscapes-512x1024-40k").augment

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from danet.core.errors import DataError
 from danet.data.registry import ADAPTERS
 from danet.data.voc2012 import colour_map
-from danet.errors import DataError
 from tests.data.samples import dataset, genuine, open_split, prepare
 
 SPEC = ADAPTERS["voc2012"]

@@ -17,15 +17,15 @@ import torch.multiprocessing as mp
 from PIL import Image
 from torch import nn
 
-from danet import rows
-from danet.errors import CheckpointError, DataError
+from danet.config import rows
+from danet.config.rows import load_params
+from danet.config.workspace import Workspace
+from danet.core.errors import CheckpointError, DataError
+from danet.core.process import Process
 from danet.evaluation import evaluate
 from danet.evaluation.evaluate import evaluate_model, evaluate_row, spaced
 from danet.evaluation.inference import MEAN_RGB, STD_RGB
 from danet.evaluation.metrics import constant_baseline, scores
-from danet.rows import load_params
-from danet.training.distributed import Process
-from danet.workspace import Workspace
 
 CLASSES = 4
 GREYS = np.array([20, 90, 160, 230], np.uint8)

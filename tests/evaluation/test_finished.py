@@ -10,11 +10,12 @@ from typing import Any
 
 import pytest
 
-from danet import provenance, rows
+from danet.config import rows
+from danet.config.rows import load_params
+from danet.config.workspace import Workspace
+from danet.core import provenance
 from danet.evaluation import evaluate
 from danet.evaluation.evaluate import RowEvaluation, evaluate_row
-from danet.rows import load_params
-from danet.workspace import Workspace
 from pipelines import evaluate as stage
 from tests.evaluation.test_evaluate import Reader, Shades, tree
 

@@ -16,8 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from danet import rows
-from danet.errors import CheckpointError, ConfigError
+from danet.config import rows
+from danet.core.errors import CheckpointError, ConfigError
 from danet.evaluation import inference
 from danet.evaluation.inference import Predictor, fit, input_size, predict_labels, predict_scores, window_grid
 

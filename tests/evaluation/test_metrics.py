@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from danet.errors import DataError
+from danet.core.errors import DataError
 from danet.evaluation.metrics import Confusion, constant_baseline, scores
 
 CLASSES = 5

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from danet import rows
+from danet.config import rows
+from danet.config.rows import load_params
 from danet.evaluation.evaluate import evaluate_model
-from danet.rows import load_params
 from tests.evaluation.test_evaluate import EXPECTED, Reader, Shades
 
 WAIT = 20.0

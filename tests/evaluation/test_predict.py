@@ -9,11 +9,11 @@ import torch
 from PIL import Image
 from torch import nn
 
-from danet import rows
+from danet.config import rows
+from danet.config.rows import MultiScale, Row, load_params
+from danet.core.errors import CheckpointError, ConfigError, DataError
 from danet.data.registry import ADAPTERS
-from danet.errors import CheckpointError, ConfigError, DataError
 from danet.evaluation import predict
-from danet.rows import MultiScale, Row, load_params
 
 
 class Brightness(nn.Module):

@@ -5,9 +5,9 @@ import pytest
 import torch
 from torch import nn
 
-from danet import rows
+from danet.config import rows
+from danet.core.process import Process, processes
 from danet.evaluation.evaluate import evaluate_model
-from danet.training.distributed import Process, processes
 from tests.launching import launch
 from tests.training.fakes import tiny_row
 

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from benchmarks.speed.timing import PeakMemory
 from danet.models import attention as attention_module
 from danet.models.attention import (
     ChannelAttention,
@@ -27,7 +28,6 @@ from danet.models.attention import (
     fused_attention,
     reference_attention,
 )
-from danet.timing import PeakMemory
 
 
 def filled(module: nn.Module, seed: int = 0, gain: float = 0.7) -> nn.Module:

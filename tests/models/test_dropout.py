@@ -7,7 +7,7 @@ from scipy import stats
 from torch import nn
 
 from danet.models.dropout import Dropout2d, kept
-from danet.training.numerics import seed_step
+from danet.models.numerics import seed_step
 
 
 def keys(count, seed=0):

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from danet import rows
+from danet.config import rows
 from danet.models import build_model
 from danet.models.fast import SteadyCompiled, WinogradConv2d, folded, for_prediction, for_training, with_winograd
 from danet.models.matmul import matmul

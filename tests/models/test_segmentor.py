@@ -13,8 +13,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from danet import rows
-from danet.errors import ConfigError
+from danet.config import rows
+from danet.core.errors import ConfigError
 from danet.models import Segmentor, build_model
 from danet.models.heads import DANetHead
 

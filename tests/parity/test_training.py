@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from benchmarks.parity import __main__ as command
 from benchmarks.parity import compare, reference, training
 from benchmarks.parity.results import ASPECTS, Result
-from danet import rows
+from danet.config import rows
 from danet.training import loop
 
 RUN = {"dtype": "float64", "iterations": 6, "batch": 2, "height": 17, "width": 25}

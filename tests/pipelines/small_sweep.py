@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from danet.rows import read_raw, write_raw
+from danet.config.rows import read_raw, write_raw
 from pipelines import demo
 
 ROWS = ("demo-r50-d16-voc2012", "demo-r50-d16-ade20k", "demo-r101-d16-voc2012")

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import yaml
 
-from danet.errors import ConfigError
-from danet.rows import load_params, read_raw, write_raw
+from danet.config.rows import load_params, read_raw, write_raw
+from danet.core.errors import ConfigError
 from pipelines import demo
 from tests.parameters import raw_params
 
@@ -59,7 +59,7 @@ def done(workspace: Path) -> Path:
 
 
 def test_the_profile_is_the_grid_of_the_results_tables(tmp_path: Path) -> None:
-    profile = yaml.safe_load((demo.REPOSITORY / "demo" / "profile.yaml").read_text())
+    profile = yaml.safe_load((demo.REPOSITORY / "pipelines" / "demo" / "profile.yaml").read_text())
     params = raw_params()
     facts = {"datasets": {name: {} for name in profile["train_split"]}, "weights": {}}
     merged = demo.merge_profile(params, profile, facts)

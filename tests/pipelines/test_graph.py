@@ -11,7 +11,7 @@ import pytest
 import yaml
 from dvc.repo import Repo
 
-from danet.rows import BESIDE, load_params
+from danet.config.rows import BESIDE, load_params
 
 ROOT = Path(__file__).parents[2]
 

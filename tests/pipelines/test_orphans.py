@@ -30,7 +30,7 @@ os.chdir({root!r})  # where the parameters are
 import safetensors.torch, torch
 torch.set_num_threads(1)
 from danet.training import train as training
-from danet.workspace import Workspace
+from danet.config.workspace import Workspace
 from pipelines import dvc_died, stage
 from tests.training.fakes import Images, TinyNet, tiny_row
 

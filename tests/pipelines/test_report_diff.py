@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from danet.errors import ConfigError
+from danet.core.errors import ConfigError
 from pipelines.report_diff import markdown, metrics_diff
 
 PIPELINE = """

@@ -18,10 +18,10 @@ import psutil
 import pytest
 from filelock import FileLock
 
-from danet.errors import ConfigError, DanetError
-from danet.rows import Params, load_params
+from danet.config.rows import Params, load_params
+from danet.config.workspace import Workspace
+from danet.core.errors import ConfigError, DanetError
 from danet.training.progress import progress_line
-from danet.workspace import Workspace
 from pipelines.sweep import command, job, local, processes, records
 from pipelines.sweep.launch import LAUNCH, check_versions, launcher
 from pipelines.sweep.plan import Plan, check_divisible, choose_rows, repro_command, survey_stages
@@ -298,7 +298,7 @@ def test_a_record_is_read_as_written(params: Params, workspace: Workspace) -> No
 
 HOLD = """
 import sys, time
-from danet.workspace import Workspace
+from danet.config.workspace import Workspace
 from pathlib import Path
 from pipelines.sweep.records import row_locks
 with row_locks(sys.argv[2:], Workspace(Path(sys.argv[1])), "sweep 1"):

@@ -15,9 +15,9 @@ from typing import Any
 
 import pytest
 
-from danet import tracking
-from danet.rows import Params, load_params
-from danet.workspace import Workspace
+from danet.config.rows import Params, load_params
+from danet.config.workspace import Workspace
+from danet.results import tracking
 from pipelines.sweep import local
 from pipelines.sweep.plan import choose_rows, make_plan
 from tests.pipelines.small_sweep import ROWS, edit, environment, make_workspace, sweep_command, use

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from danet.rows import Row
-from danet.workspace import Workspace
+from danet.config.rows import Row
+from danet.config.workspace import Workspace
 
 NAMES = {
     "cityscapes": "road sidewalk building wall fence pole traffic_light traffic_sign vegetation terrain sky person "

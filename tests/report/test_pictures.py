@@ -12,14 +12,14 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
+from danet.config.rows import Params
+from danet.config.workspace import Workspace
 from danet.data.prepared import PreparedDataset
 from danet.evaluation.visualise import save_palette_png
 from danet.report import write_table
 from danet.report.figures import cost_name, device_hours, legend_below, possible
-from danet.report.measured import read
 from danet.report.records import device
-from danet.rows import Params
-from danet.workspace import Workspace
+from danet.results.measured import read
 from tests.data.samples import camvid_spec, camvid_tree, prepare
 from tests.parameters import raw_params
 from tests.report import samples

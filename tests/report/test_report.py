@@ -16,13 +16,13 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from danet.errors import ConfigError, DanetError
-from danet.published import load_published
+from danet.config.published import load_published
+from danet.config.rows import Params, Row, load_params, write_raw
+from danet.config.workspace import Workspace
+from danet.core.errors import ConfigError, DanetError
 from danet.report import write_index, write_table
 from danet.report.figures import short_labels
-from danet.report.measured import read
-from danet.rows import Params, Row, load_params, write_raw
-from danet.workspace import Workspace
+from danet.results.measured import read
 from tests.parameters import raw_params
 from tests.report import samples
 
@@ -511,7 +511,7 @@ def test_the_report_needs_neither_pytorch_nor_mlflow(tmp_path: Path) -> None:
     write_raw(raw_params(), tmp_path)
     script = (
         "import sys; sys.modules['torch'] = sys.modules['mlflow'] = sys.modules['dvc'] = None\n"
-        "from danet.workspace import Workspace; from danet.report import write_table, write_index\n"
+        "from danet.config.workspace import Workspace; from danet.report import write_table, write_index\n"
         "w = Workspace(); write_table('official', w.params(), w); write_index(w.params(), w)\n"
     )
     done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, env={"PYTHONPATH": str(ROOT)}, check=False)

@@ -10,12 +10,12 @@ import pytest
 from typer.testing import CliRunner
 
 from benchmarks import verdict_simulation
-from danet.cli import app
-from danet.errors import ConfigError
+from danet.cli.app import app
+from danet.config.rows import Params, write_raw
+from danet.config.workspace import Workspace
+from danet.core.errors import ConfigError
 from danet.report import write_table
-from danet.rows import Params, write_raw
-from danet.tracking import log_report
-from danet.workspace import Workspace
+from danet.results.tracking import log_report
 from pipelines import report as stage
 from tests.parameters import raw_params
 from tests.report import samples

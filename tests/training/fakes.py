@@ -6,11 +6,11 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from danet.config.rows import Row, load_params
 from danet.models.dropout import Dropout2d
-from danet.rows import Row, load_params
+from danet.models.numerics import seed_initialisation
 from danet.training.checkpoint import CheckpointStore
 from danet.training.loop import Trainer
-from danet.training.numerics import seed_initialisation
 from tests.data.test_transforms import labels, picture
 
 CLASSES = 5

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from danet.errors import CheckpointError
+from danet.core.errors import CheckpointError
 from danet.training.checkpoint import Checkpoint, CheckpointStore
 from tests.training.fakes import tiny_row
 
@@ -92,7 +92,7 @@ def test_code_in_a_checkpoint_is_not_run(store, tmp_path):
     path = store.save(checkpoint(1))
     with path.open("wb") as stream:
         pickle.dump({"format": 1, "model": Hostile()}, stream)
-    from danet.files import sha256
+    from danet.core.files import sha256
 
     Path(f"{path}.sha256").write_text(sha256(path))
     loaded, notes = store.load()

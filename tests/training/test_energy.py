@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from danet.errors import Interrupted
+from danet.core.errors import Interrupted
 from danet.training.stop import StopRequest
 from tests.training.fakes import TinyNet, tiny_row, trainer
 from tests.training.test_loop import stopping

@@ -20,14 +20,14 @@ import safetensors.torch
 import torch
 from rich.console import Console
 
-from danet.errors import CheckpointError, DanetError, TrainingError
-from danet.files import atomic_write, sha256, write_json, write_text
-from danet.rows import Row
+from danet.config.rows import Row
+from danet.config.workspace import Workspace
+from danet.core.errors import CheckpointError, DanetError, TrainingError
+from danet.core.files import atomic_write, sha256, write_json, write_text
 from danet.training import train as training
 from danet.training.checkpoint import CheckpointStore
 from danet.training.progress import Reporter
 from danet.training.train import train_row
-from danet.workspace import Workspace
 from tests.training.fakes import Images, TinyNet, identical, state, tiny_row, trainer
 
 

@@ -18,15 +18,16 @@ from filelock import FileLock
 from safetensors.torch import save_file
 from torch import nn
 
+from danet.config.workspace import Workspace
+from danet.core.errors import CheckpointError, ConfigError, Interrupted, TrainingError
+from danet.core.files import sha256
 from danet.data.transforms import augmented
-from danet.errors import CheckpointError, ConfigError, Interrupted, TrainingError
-from danet.files import sha256
+from danet.models import numerics
 from danet.models.fast import MIN_CHANNELS, WinogradConv2d
-from danet.training import lock, loop, numerics
+from danet.training import lock, loop
 from danet.training import train as training
 from danet.training.stop import StopRequest
 from danet.training.train import train_row
-from danet.workspace import Workspace
 from tests.training.fakes import Images, TinyNet, identical, state, tiny_row, trainer
 
 TIMED = {"images_per_second", "data_wait_share", "peak_memory_gb", "seed"}
@@ -504,7 +505,7 @@ def test_unknown_devices():
 SCRIPT = """
 import sys, torch, pathlib
 torch.set_num_threads(1)
-from danet.training.distributed import processes
+from danet.core.process import processes
 from tests.training.fakes import TinyNet, tiny_row, trainer
 with processes("cpu") as process:
     run = trainer(tiny_row(iterations=4, loss={"average": "valid"}), pathlib.Path(sys.argv[1]), process=process)

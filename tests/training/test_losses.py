@@ -5,8 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from danet.errors import ConfigError
-from danet.rows import Loss
+from danet.config.rows import Loss
+from danet.core.errors import ConfigError
 from danet.training.losses import loss_divisors, segmentation_losses
 
 ALL_PARTS = Loss(main=1.0, pam=0.5, cam=2.0, aux=0.4)

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 import torch
 
-from danet.errors import Interrupted
-from danet.rows import Row
+from danet.config.rows import Row
+from danet.core.errors import Interrupted
 from danet.training.loop import Trainer
 from danet.training.stop import StopRequest
 from tests.training.fakes import Images, TinyNet, identical, state, tiny_row, trainer
@@ -138,7 +138,7 @@ def test_any_stops_with_any_workers(tmp_path: Path, undisturbed: dict[str, tuple
 SCRIPT = """
 import sys, pathlib, torch
 torch.set_num_threads(1)
-from danet.training import numerics
+from danet.models import numerics
 from tests.training.fakes import tiny_row, trainer
 row = tiny_row(numerics={"deterministic": True})
 with numerics.configured(row.numerics):

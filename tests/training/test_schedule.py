@@ -3,9 +3,9 @@ import math
 import pytest
 import torch
 
-from danet.errors import TrainingError
-from danet.rows import Optimizer as OptimizerConfig
-from danet.rows import Schedule
+from danet.config.rows import Optimizer as OptimizerConfig
+from danet.config.rows import Schedule
+from danet.core.errors import TrainingError
 from danet.training.optim import build_optimizer, set_learning_rates
 from danet.training.schedule import learning_rate
 from tests.training.fakes import TinyNet

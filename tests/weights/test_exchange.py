@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from danet.errors import CheckpointError, ConfigError
-from danet.files import sha256
+from danet.config.rows import Params, load_params
+from danet.core.errors import CheckpointError, ConfigError
+from danet.core.files import sha256
 from danet.models import build_model
-from danet.rows import Params, load_params
 from danet.weights.exchange import classes_of, export_weights, guess_row, import_weights, load_any
 from danet.weights.ours import metadata_of, save_model
 from danet.weights.released import export_released, import_released

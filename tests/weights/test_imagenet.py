@@ -14,9 +14,9 @@ import torch
 import torchvision
 from torch import Tensor
 
-from danet import rows
-from danet.errors import CheckpointError
-from danet.files import sha256
+from danet.config import rows
+from danet.core.errors import CheckpointError
+from danet.core.files import sha256
 from danet.models import Segmentor, build_model
 from danet.models.resnet import ResNet
 from danet.weights.imagenet import load_backbone, load_imagenet, prepare_weights

@@ -11,9 +11,9 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from danet import rows
-from danet.errors import CheckpointError
-from danet.files import sha256
+from danet.config import rows
+from danet.core.errors import CheckpointError
+from danet.core.files import sha256
 from danet.models import Segmentor, build_model
 from danet.weights.ours import load_model, read_model, save_model, unwrap
 

@@ -21,7 +21,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from danet.errors import CheckpointError
+from danet.core.errors import CheckpointError
 from danet.weights.ours import metadata_of, read_model
 from danet.weights.reading import MAX_MEMBER_BYTES, check_names, read_tensors, read_tensors_and_digests
 
@@ -63,7 +63,7 @@ def test_digests_of_a_zip_are_those_of_zip_and_member(tmp_path: Path) -> None:
     plain = saved(tmp_path / "plain.pth")
     with zipfile.ZipFile(tmp_path / "zipped.zip", "w") as archive:
         archive.write(plain, "plain.pth")
-    from danet.files import sha256
+    from danet.core.files import sha256
 
     _, digests = read_tensors_and_digests(tmp_path / "zipped.zip", ("sha256", "sha1"))
     assert digests["sha256"] == {sha256(plain), sha256(tmp_path / "zipped.zip")}

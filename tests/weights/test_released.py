@@ -13,8 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from danet import rows
-from danet.errors import CheckpointError
+from danet.config import rows
+from danet.core.errors import CheckpointError
 from danet.models import build_model
 from danet.weights.released import export_released, import_released
 

@@ -1,0 +1,189 @@
+"""What is timed, and with which implementations."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import joblib
+import torch
+
+from danet.config import rows
+from danet.evaluation import flops
+
+SUBJECTS: Final = ("infer", "train", "attention", "confusion")
+PEER: Final = "mmsegmentation"
+
+
+@dataclass(frozen=True)
+class Implementation:
+    """A way to compute a case."""
+
+    name: str
+    numerics: rows.Numerics | None
+    """None for the peer."""
+    precision: str = "fp32"
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is timed."""
+
+    what: str
+    network: str
+    """As in a table: ``R-50 D8`` or a row's name."""
+    size: rows.Size
+    batch: int = 1
+    model: rows.Model | None = None
+    classes: int = 19
+    loss: rows.Loss = field(default_factory=lambda: rows.Loss(aux=0.4, average="all"))
+    backward: bool = False
+    threads: int | None = None
+    """None for all cores."""
+
+    @property
+    def has_peer(self) -> bool:
+        """Whether mmsegmentation has this network."""
+        model = self.model
+        return model is None or (
+            model.method == "danet"
+            and model.stem == "deep-32-32-64"
+            and model.multi_grid is None
+            and model.pam_bias
+            and model.aux_channels == 256
+        )
+
+    def request(self, implementation: Implementation, device: str, warm_up: int) -> dict[str, Any]:
+        """The case as a worker gets it."""
+        model = self.model
+        return {
+            "what": self.what,
+            "device": device,
+            "threads": self.threads or cores(),
+            "warm_up": warm_up,
+            "height": self.size[0],
+            "width": self.size[1],
+            "batch": self.batch,
+            "classes": self.classes,
+            "backward": self.backward,
+            "precision": implementation.precision,
+            "numerics": implementation.numerics.model_dump() if implementation.numerics else None,
+            "align_corners": model.align_corners if model else False,
+            "model": model.model_dump() if model else None,
+            "loss": self.loss.model_dump(),
+            "depth": 101 if model and model.backbone == "resnet101" else 50,
+            "output_stride": model.output_stride if model else 8,
+        }
+
+
+def cores() -> int:
+    """CPU cores that this process may use."""
+    return int(joblib.cpu_count())
+
+
+def implementations(what: str, device: str, own: rows.Numerics | None = None) -> list[Implementation]:
+    """What a subject is measured with on a device; ``own`` adds the numerics of a row, if they are neither of ours."""
+    reference = rows.Numerics(attention="reference")
+    result = [Implementation("reference", reference)]
+    if device == "cpu":
+        fast = rows.Numerics(channels_last=True, fold_bn=True, winograd=True)
+        result.append(Implementation("fast", fast))
+        if has_fast_bf16():
+            result.append(
+                Implementation("fast bf16", fast.model_copy(update={"precision": "bf16", "winograd": False}), "bf16")
+            )
+        result.append(Implementation(PEER, None))
+    else:
+        fast = rows.Numerics(precision="bf16", tf32=True, channels_last=True, compile=True, fold_bn=True)
+        plain = fast.model_copy(update={"precision": "fp32", "tf32": False})
+        result += [Implementation("fast fp32", plain), Implementation("fast", fast, "bf16"), Implementation(PEER, None)]
+        if what == "train":
+            result.append(Implementation(f"{PEER} AMP", None, "fp16"))
+    if own is not None and own not in [each.numerics for each in result]:
+        result.insert(-1, Implementation("row's numerics", own, own.precision))
+    if what == "confusion":
+        return [Implementation("fast", rows.Numerics()), Implementation(PEER, None)]
+    if what == "attention":
+        return [each for each in result if each.precision == "fp32" and each.name != "fast fp32"]
+    return result
+
+
+def has_fast_bf16() -> bool:
+    """Whether the CPU multiplies bfloat16 by itself (AVX512-BF16 or AMX), so that it is worth a column."""
+    try:
+        known = Path("/proc/cpuinfo").read_text(encoding="utf-8").split()
+    except OSError:
+        return False
+    return "avx512_bf16" in known or "amx_bf16" in known
+
+
+def shapes(device: str, what: Iterable[str]) -> list[Case]:
+    """The standing grid: R-50 and R-101, strides 8 and 16, the sources' sizes; on a CPU a part that takes minutes.
+
+    An empty ``device`` is the one found.
+    """
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    result: list[Case] = []
+    sizes = ((512, 512), (512, 1024), (769, 769), (1024, 2048))
+    for subject in what:
+        if subject == "attention":
+            result += [Case("attention", "PAM", (128, 128), backward=True), Case("attention", "PAM", (128, 256))]
+        elif subject == "confusion":
+            result.append(Case("confusion", "19 classes", (1024, 2048), threads=1))
+        else:
+            for size in sizes:
+                for backbone, stride in (("resnet50", 8), ("resnet101", 8), ("resnet50", 16), ("resnet101", 16)):
+                    case = Case(
+                        subject,
+                        f"R-{backbone.removeprefix('resnet')} D{stride}",
+                        size,
+                        batch=2 if subject == "train" else 1,
+                        model=published_model(backbone, stride, align_corners=size == (769, 769)),
+                    )
+                    if device != "cpu" or _for_cpu(case):
+                        result.append(case)
+            if subject == "train" and device == "cpu":
+                result.insert(0, Case("train", "R-50 D8", (256, 256), 2, published_model("resnet50", 8)))
+    return result
+
+
+def _for_cpu(case: Case) -> bool:
+    small, wide, whole = (case.size == size for size in ((512, 512), (512, 1024), (1024, 2048)))
+    if case.what == "train":
+        return case.network == "R-50 D8" and small
+    return small or (wide and case.network in ("R-50 D8", "R-50 D16")) or (whole and case.network == "R-50 D8")
+
+
+def published_model(backbone: str, stride: int, align_corners: bool = False) -> rows.Model:
+    """mmsegmentation's DANet."""
+    return rows.Model.model_validate(
+        {
+            "method": "danet",
+            "backbone": backbone,
+            "output_stride": stride,
+            "stem": "deep-32-32-64",
+            "aux_channels": 256,
+            "align_corners": align_corners,
+            "init": "mmsegmentation",
+        }
+    )
+
+
+def row_cases(row: rows.Row, params: rows.Params, what: Iterable[str], batch: int | None = None) -> list[Case]:
+    """A row's crop in training and its input in testing; by default a batch of 2 (CPU) or the row's whole batch."""
+    counted, classes = flops.count_row(row, params), flops.classes_of(row, params)
+    result = []
+    for subject in what:
+        if subject == "train":
+            size, images = counted.crop, batch or (row.schedule.batch_size if torch.cuda.is_available() else 2)
+            result.append(Case("train", row.name, size, images, row.model, classes, row.loss))
+        elif subject == "infer":
+            result.append(Case("infer", row.name, counted.input, 1, row.model, classes))
+        elif subject == "attention":
+            cells = tuple(-(-side // row.model.output_stride) for side in counted.input)
+            result.append(Case("attention", row.name, (cells[0], cells[1])))
+        else:
+            result.append(Case("confusion", row.name, counted.image, classes=classes, threads=1))
+    return result

@@ -1,0 +1,236 @@
+"""Runs the cases: worker processes in turns, round by round."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final
+
+from benchmarks.speed.cases import PEER, Case, Implementation, cores, has_fast_bf16, implementations
+from benchmarks.speed.results import Measured, Peaks, against_peer
+from danet.config import rows
+from danet.core import provenance
+from danet.core.errors import DanetError
+from danet.evaluation import flops
+
+FPS_SKIPPED, FPS_IMAGES = 5, 200
+"""mmsegmentation's tools/benchmark.py: images not timed, and timed. On a CPU ``repeat`` takes their place."""
+HUGE: Final = 1024 * 2048
+"""Pixels from which implementations are measured one after the other, on a CPU at most :data:`HUGE_ROUNDS` times."""
+HUGE_ROUNDS: Final = 2
+Say = Callable[[str], None]
+
+
+class Worker:
+    """A process of :mod:`benchmarks.speed.timing`; a context manager."""
+
+    def __init__(self, command: Sequence[str | Path], threads: int, device: str) -> None:
+        environment = worker_environment(threads, device)
+        self._process = subprocess.Popen(
+            [str(part) for part in command],
+            cwd=provenance.PACKAGE_ROOT,
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+        self.facts = self._answer()
+
+    def ask(self, **request: Any) -> dict[str, Any]:
+        """Sends a request and returns the answer."""
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(json.dumps(request) + "\n")
+            self._process.stdin.flush()
+        except OSError as error:
+            return {"error": f"the process ended: {error}"}
+        return self._answer()
+
+    def _answer(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            code = self._process.wait()
+            return {"error": f"the process ended with status {code}" + (" (out of memory?)" if code == -9 else "")}
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+    @property
+    def alive(self) -> bool:
+        """Whether it still answers."""
+        return self._process.poll() is None
+
+    def __enter__(self) -> Worker:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        assert self._process.stdin is not None
+        if self.alive and error is None:
+            self._process.stdin.close()
+            self._process.wait(timeout=60)
+        else:
+            self._process.kill()
+            self._process.wait()
+
+
+def worker_environment(threads: int, device: str) -> dict[str, str]:
+    """The same for all: threads, passive waiting and freed memory kept, as the stages have them."""
+    environment = dict(os.environ)
+    environment["OMP_NUM_THREADS"] = str(threads)
+    if device == "cpu":
+        environment["CUDA_VISIBLE_DEVICES"] = ""
+    for name, value in {
+        "OMP_WAIT_POLICY": "PASSIVE",
+        "MALLOC_TRIM_THRESHOLD_": str(2**32),
+        "MALLOC_MMAP_THRESHOLD_": str(2**32),
+        "MALLOC_TOP_PAD_": str(2**28),
+    }.items():
+        environment.setdefault(name, value)
+    return environment
+
+
+def run(
+    cases: Sequence[Case],
+    device: str,
+    *,
+    repeat: int = 5,
+    peer: Sequence[str | Path] | None = None,
+    own: rows.Numerics | None = None,
+    say: Say = lambda text: None,
+) -> tuple[list[Measured], Peaks, dict[str, Any]]:
+    """Measures the cases.
+
+    Args:
+        cases: what to time.
+        device: ``cpu`` or ``cuda``.
+        repeat: rounds; on CUDA, inference takes 5 untimed and 200 timed images by the published method instead.
+        peer: the command of mmsegmentation's worker; None leaves it out.
+        own: numerics of a row, measured too.
+        say: told of each result.
+
+    Returns:
+        the lines, the device's peaks, and facts of the run.
+
+    Raises:
+        DanetError: if our own worker does not start.
+    """
+    command = [sys.executable, "-m", "benchmarks.speed.worker"]
+    measured: list[Measured] = []
+    with ExitStack() as stack:
+        workers: dict[str, Worker] = {}
+
+        def worker(implementation: Implementation) -> Worker:
+            started = workers.get(implementation.name)
+            if started is None or not started.alive:
+                started = stack.enter_context(
+                    Worker(command if implementation.numerics else list(peer or ()), cores(), device)
+                )
+                if "error" in started.facts:
+                    shown = " ".join(map(str, command if implementation.numerics else peer or ()))
+                    raise DanetError(
+                        f"the worker of {implementation.name} does not start: {started.facts['error']}; run its "
+                        f"command to see why: {shown}"
+                    )
+                workers[implementation.name] = started
+            return started
+
+        peaks = _peaks(worker(Implementation("peaks", rows.Numerics())), device)
+        say(
+            "measured peaks: "
+            + ", ".join(f"{name} {value / 1e12:.2f} TFLOP/s" for name, value in peaks.flop_per_s.items())
+            + f", memory {peaks.bytes_per_s / 1e9:.1f} GB/s"
+        )
+        for case in cases:
+            chosen = [
+                each
+                for each in implementations(case.what, device, own if case.what in ("infer", "train") else None)
+                if each.numerics is not None or (peer is not None and case.has_peer)
+            ]
+            rounds, warm_up = repeat, 1
+            if device != "cpu":
+                warm_up = 12 if case.what == "infer" else 5  # also enough for SteadyCompiled to compile
+                rounds = FPS_IMAGES if case.what == "infer" else max(repeat, 20)
+            if case.what == "confusion":
+                rounds = max(repeat, 20)
+            # the explicit maps of several processes would not fit into memory side by side
+            huge = case.what == "attention" or case.size[0] * case.size[1] >= HUGE
+            if huge and device == "cpu":
+                rounds = min(rounds, HUGE_ROUNDS)
+            turns = [[each] for each in chosen] if huge else [chosen]
+            lines = [line for each in turns for line in _rounds(case, each, worker, device, rounds, warm_up)]
+            measured += lines
+            for line in lines:
+                said = line.error or f"{line.median:.3f} s, {_speedup(line, lines)}"
+                say(f"{case.what} {case.network} {flops.size_text(case.size)} {line.implementation.name}: {said}")
+        facts = provenance.collect() | {
+            "device": device,
+            "threads": cores(),
+            "repeat": repeat,
+            "peer": workers[PEER].facts if PEER in workers else None,
+        }
+    return measured, peaks, facts
+
+
+def _speedup(line: Measured, lines: Sequence[Measured]) -> str:
+    ratio = against_peer(line, lines)
+    return "" if ratio is None else f"{ratio:.2f}x mmsegmentation"
+
+
+def _rounds(
+    case: Case,
+    chosen: Sequence[Implementation],
+    worker: Callable[[Implementation], Worker],
+    device: str,
+    rounds: int,
+    warm_up: int,
+) -> list[Measured]:
+    lines = []
+    for each in chosen:
+        process = worker(each)
+        answer = process.ask(op="prepare", case=case.request(each, device, warm_up))
+        line = Measured(case, each, [], {}, error=answer.get("error", ""), torch=process.facts.get("torch", ""))
+        lines.append(line)
+    for number in range(rounds):
+        for line in lines:
+            if line.error:
+                continue
+            answer = worker(line.implementation).ask(op="time")
+            line.error = answer.get("error", "")
+            if not line.error:
+                line.seconds.append(answer["seconds"])
+                line.rounds[number] = answer["seconds"]
+    for line in lines:
+        line.peak_gb = worker(line.implementation).ask(op="finish").get("peak_gb")
+    return lines
+
+
+def _peaks(worker: Worker, device: str) -> Peaks:
+    """Best of a few, as a peak should be."""
+    on_gpu = device != "cpu"
+    best: dict[str, float] = {}
+
+    def rate(kind: str, side: int, work: float, numerics: rows.Numerics) -> float:
+        case = {"what": "peak", "kind": kind, "side": side, "device": device, "threads": cores(), "warm_up": 2}
+        if "error" in worker.ask(op="prepare", case=case | {"numerics": numerics.model_dump()}):
+            return 0.0
+        times = [worker.ask(op="time").get("seconds", float("inf")) for _ in range(20 if on_gpu else 5)]
+        worker.ask(op="finish")
+        return work / float(min(times))
+
+    for precision in ("fp32", "bf16") if on_gpu or has_fast_bf16() else ("fp32",):
+        numerics = rows.Numerics.model_validate({"precision": precision})
+        side, channels = (8192, 2048) if on_gpu else (2048, 512)
+        best[precision] = max(
+            rate("matmul", side, 2.0 * side**3, numerics), rate("conv", channels, 18.0 * channels**2 * 64**2, numerics)
+        )
+    elements = 2**28 if on_gpu else 2**26
+    return Peaks(best, rate("copy", elements, 8.0 * elements, rows.Numerics()))

@@ -1,0 +1,163 @@
+"""Our half: a worker of :mod:`benchmarks.speed.timing` that computes as a case's ``numerics`` say."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.speed.timing import serve, synchronise
+from danet.config import rows
+from danet.evaluation.inference import Predictor, numeric_settings
+from danet.evaluation.metrics import Confusion
+from danet.models import build_model
+from danet.models.attention import PositionAttention
+from danet.models.fast import for_training
+from danet.models.numerics import autocast, configured, gradient_scaler
+from danet.training.losses import segmentation_losses
+from danet.training.optim import build_optimizer
+
+Run = Callable[[], object]
+
+
+def build(case: Mapping[str, Any]) -> Run:
+    """The computation of a case.
+
+    Raises:
+        KeyError: for a case that names no builder.
+    """
+    torch.set_num_threads(case["threads"])
+    torch.manual_seed(0)
+    return BUILDERS[case["what"]](case)
+
+
+def _network(case: Mapping[str, Any]) -> tuple[torch.nn.Module, rows.Numerics, torch.device]:
+    numerics, device = rows.Numerics.model_validate(case["numerics"]), torch.device(case["device"])
+    model = build_model(rows.Model.model_validate(case["model"]), case["classes"], numerics.attention).to(device)
+    if numerics.channels_last:
+        model.to(memory_format=torch.channels_last)
+    return model, numerics, device
+
+
+def infer(case: Mapping[str, Any]) -> Run:
+    """From the 8-bit image to the label map on the host: normalised, network, resized, argmax."""
+    model, numerics, device = _network(case)
+    predictor = Predictor(
+        model.eval(), rows.Test(resize="none"), case["align_corners"], device=device, numerics=numerics
+    )
+    size = case["height"], case["width"]
+    image = np.random.default_rng(0).integers(0, 256, (*size, 3)).astype(np.uint8)
+
+    def run() -> object:
+        with numeric_settings(numerics, device):
+            return predictor.labels(predictor.prepare(image)).cpu().numpy()
+
+    return run
+
+
+def train(case: Mapping[str, Any]) -> Run:
+    """One optimizer step on a batch that lies on the device, as :class:`danet.training.loop.Trainer` makes it."""
+    model, numerics, device = _network(case)
+    generator, size = torch.Generator().manual_seed(0), (case["height"], case["width"])
+    images = torch.randn((case["batch"], 3, *size), generator=generator).to(device)
+    if numerics.channels_last:
+        images = images.contiguous(memory_format=torch.channels_last)
+    labels = torch.randint(case["classes"], (case["batch"], *size), generator=generator).to(device, torch.uint8)
+    optimizer = build_optimizer(model.train(), rows.Optimizer(lr=1e-4, weight_decay=5e-4))  # type: ignore[arg-type]
+    scaler = gradient_scaler(numerics, device)
+    weights = rows.Loss.model_validate(case["loss"])
+    model = for_training(model, numerics, device)
+    network = torch.compile(model) if numerics.compile else model
+
+    def run() -> object:
+        with configured(numerics):
+            with autocast(numerics, device):
+                outputs = network(images)
+            losses = segmentation_losses(outputs, labels, weights, align_corners=case["align_corners"])
+            torch.autograd.backward(scaler.scale(losses["loss"]))
+            scaler.step(optimizer)
+            scaler.update()
+            optimizer.zero_grad(set_to_none=True)
+            synchronise(case["device"])
+        return None
+
+    return run
+
+
+def attention(case: Mapping[str, Any]) -> Run:
+    """The position attention alone (512 channels), forward and, with ``backward``, backward."""
+    numerics, device = rows.Numerics.model_validate(case["numerics"]), torch.device(case["device"])
+    module = PositionAttention(512, 64, attention=numerics.attention).to(device)
+    torch.nn.init.ones_(module.gamma)
+    x = torch.randn((1, 512, case["height"], case["width"]), generator=torch.Generator().manual_seed(0))
+    x = (0.1 * x).to(device).requires_grad_(case["backward"])
+
+    def run() -> object:
+        with torch.set_grad_enabled(case["backward"]), autocast(numerics, device):
+            out = module(x)
+        if case["backward"]:
+            torch.autograd.backward(out.sum())
+        synchronise(case["device"])
+        return None
+
+    return run
+
+
+def confusion(case: Mapping[str, Any]) -> Run:
+    """Adds one image to the confusion matrix."""
+    generator = np.random.default_rng(0)
+    shape = case["height"], case["width"]
+    prediction, target = (
+        torch.from_numpy(generator.integers(0, case["classes"], shape).astype(np.uint8)).to(case["device"])
+        for _ in range(2)
+    )
+    matrix = Confusion(case["classes"], case["device"])
+
+    def run() -> object:
+        matrix.update(prediction, target)
+        synchronise(case["device"])
+        return None
+
+    return run
+
+
+def peak(case: Mapping[str, Any]) -> Run:
+    """What the device can do at best: a matrix product, a 3x3 convolution, or a copy."""
+    device, kind = torch.device(case["device"]), case["kind"]
+    numerics = rows.Numerics.model_validate(case["numerics"])
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[numerics.precision]
+    side = case["side"]
+    if kind == "copy":
+        source = torch.ones(side, dtype=torch.float32, device=device)
+        target = torch.empty_like(source)
+        action: Run = lambda: target.copy_(source)  # noqa: E731
+    elif kind == "matmul":
+        a, b = (torch.randn(side, side, dtype=dtype, device=device) for _ in range(2))
+        action = lambda: a @ b  # noqa: E731
+    else:
+        conv = torch.nn.Conv2d(side, side, 3, padding=1, bias=False, device=device, dtype=dtype)
+        conv.to(memory_format=torch.channels_last)
+        x = torch.randn(1, side, 64, 64, device=device, dtype=dtype).contiguous(memory_format=torch.channels_last)
+        action = lambda: conv(x)  # noqa: E731
+
+    def run() -> object:
+        with torch.inference_mode(), configured(numerics):
+            action()
+            synchronise(case["device"])
+        return None
+
+    return run
+
+
+BUILDERS: Mapping[str, Callable[[Mapping[str, Any]], Run]] = {
+    "infer": infer,
+    "train": train,
+    "attention": attention,
+    "confusion": confusion,
+    "peak": peak,
+}
+
+if __name__ == "__main__":
+    serve(build, {"name": "ours"})

@@ -1,5 +1,0 @@
-"""``python -m danet``, which torchrun needs."""
-
-from danet.cli import main
-
-main()

@@ -1,0 +1,5 @@
+"""``python -m danet.cli``, which torchrun needs."""
+
+from danet.cli.app import main
+
+main()

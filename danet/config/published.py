@@ -1,0 +1,152 @@
+"""The numbers that the sources publish (``benchmarks/published.yaml``): data, kept apart from what is measured."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from pydantic import Field, ValidationError
+
+from danet.config.rows import Params, Row, Strict
+from danet.core.errors import ConfigError
+
+DEFAULT_PATH = Path(__file__).resolve().parents[2] / "benchmarks" / "published.yaml"
+
+Percent = Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]
+PositiveNumber = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class Edition(Strict):
+    """A row's cell in another edition of its source's table."""
+
+    miou: Percent | None = None
+
+
+class Classes(Strict):
+    """IoU of every class, as published for a row."""
+
+    of: str
+    """What was evaluated, for the head of a column: ``test set, ms+flip``."""
+    url: str = Field(pattern=r"^https?://")
+    iou: dict[str, Percent]
+    """By the class's name in the prepared data set."""
+
+
+class Published(Strict):
+    """What a source publishes for one row; ``None`` where it gives nothing."""
+
+    miou: Percent | None = None
+    """mIoU in percent, by the source's "single-scale" protocol."""
+    miou_ms_flip: Percent | None = None
+    """mIoU in percent, multi-scale with flip."""
+    aacc: Percent | None = None
+    """Pixel accuracy in percent, single scale."""
+    aacc_ms: Percent | None = None
+    memory_gb: PositiveNumber | None = None
+    """Peak GPU memory of training, per GPU."""
+    fps: PositiveNumber | None = None
+    """Images per second of testing, as the source measures it."""
+    device: str | None = None
+    """What memory and fps were measured on."""
+    log: str | None = None
+    """Address of the released training log."""
+    first_edition: Edition | None = None
+    """The row in the first edition of the source's table; ``None`` where there was none."""
+    classes: Classes | None = None
+    """``None`` where only means are published, as for most rows."""
+
+
+NUMBERS = ("miou", "miou_ms_flip", "aacc", "aacc_ms", "memory_gb", "fps")
+"""The fields that are numbers, in the order of tables and records."""
+
+
+def load_published(path: Path | str | None = None) -> dict[str, Published]:
+    """All published numbers by row name, from ``benchmarks/published.yaml`` of this repository or another file.
+
+    Raises:
+        ConfigError: if the file cannot be read, naming the row and field that are wrong.
+    """
+    return dict(_load(Path(path) if path else DEFAULT_PATH))
+
+
+@functools.cache
+def _load(path: Path) -> Mapping[str, Published]:
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(
+            f"{path}: cannot be read ({error.strerror}); the published numbers come with the repository: "
+            "install it with `pip install -e .` from a clone"
+        ) from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(raw, Mapping):
+        raise ConfigError(f"{path}: must map row names to published numbers")
+    result = {}
+    for name, value in raw.items():
+        try:
+            result[str(name)] = Published.model_validate(value)
+        except ValidationError as error:
+            first = error.errors()[0]
+            field = ".".join(str(part) for part in (name, *first["loc"]))
+            raise ConfigError(f"{path}: {field}: {first['msg']} (given: {first.get('input')!r})") from None
+    return result
+
+
+def published(row_name: str, path: Path | str | None = None) -> Published:
+    """What is published for a row; all fields ``None`` if the sources give nothing for it."""
+    return _load(Path(path) if path else DEFAULT_PATH).get(row_name) or Published()
+
+
+def check_published(params: Params, path: Path | str | None = None, also: Collection[str] = ()) -> None:
+    """Checks that every published number belongs to a row, so that a misspelt or renamed row cannot lose its own.
+
+    Args:
+        params: whose rows are known.
+        path: another file than the repository's.
+        also: names known otherwise.
+
+    Raises:
+        ConfigError: naming the keys that are no row, or rows of tables with published numbers that have no entry.
+    """
+    path = Path(path) if path else DEFAULT_PATH
+    known = set(params.rows) | set(also)
+    entries = _load(path)
+    strangers = [name for name in entries if name not in known]
+    if strangers:
+        raise ConfigError(f"{path}: {', '.join(strangers)}: no such row in {params.path}; rename or remove the entry")
+    lost = [row.name for row in params.rows.values() if params.tables[row.table].published and row.name not in entries]
+    if lost:
+        raise ConfigError(
+            f"{path}: no entry for {', '.join(lost)} of {params.path}; add one (all null if the source gives nothing)"
+        )
+
+
+def crop_text(row: Row) -> str:
+    """Training crop as ``HEIGHTxWIDTH``, e.g. ``512x1024``."""
+    height, width = row.augment.crop_size
+    return f"{height}x{width}"
+
+
+def row_record(row: Row, path: Path | str | None = None) -> dict[str, Any]:
+    """One row with its published numbers, as ``danet rows --format json`` prints it."""
+    numbers = published(row.name, path)
+    return {
+        "row": row.name,
+        "source": row.source,
+        "dataset": row.dataset,
+        "method": row.model.method,
+        "backbone": row.model.backbone,
+        "output_stride": row.model.output_stride,
+        "crop_size": crop_text(row),
+        "schedule": row.schedule.text,
+        "published": {name: getattr(numbers, name) for name in NUMBERS},
+    }
+
+
+def rows_as_records(params: Params, path: Path | str | None = None) -> list[dict[str, Any]]:
+    """All rows in the order of ``params.yaml``, each as :func:`row_record` gives it."""
+    return [row_record(row, path) for row in params.rows.values()]

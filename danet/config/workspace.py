@@ -1,0 +1,75 @@
+"""Where everything lies. One place for every path, so that stages, commands and tests agree.
+
+A workspace is a folder with a ``params.yaml``: the repository root for the full sweep, or the folder that
+``danet demo`` makes. All paths are relative to it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from danet.config.rows import Params, Row, load_params
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """Paths below ``root``."""
+
+    root: Path = Path()
+
+    def params(self) -> Params:
+        """The validated ``params.yaml``; raises ``ConfigError``."""
+        return load_params(self.root / "params.yaml")
+
+    def raw(self, dataset: str) -> Path:
+        """Downloaded archives of a dataset (folder)."""
+        return self.root / "data" / "raw" / dataset
+
+    def prepared(self, dataset: str) -> Path:
+        """The prepared form of a dataset (folder; :mod:`danet.data.prepared`)."""
+        return self.root / "data" / "prepared" / dataset
+
+    def weights(self, name: str) -> Path:
+        """ImageNet weights in our names (folder with ``weights.safetensors`` and ``source.json``)."""
+        return self.root / "data" / "weights" / name
+
+    def released(self, row: Row) -> Path:
+        """Weights that the source released for a row, in our names (folder as :meth:`weights`)."""
+        return self.root / "data" / "released" / row.name
+
+    def verification(self, row: Row) -> Path:
+        """Pictures and arrays of the evaluation of the released weights, cached by DVC (folder)."""
+        return self.root / "verifications" / row.name
+
+    def model(self, row: Row) -> Path:
+        """Trained weights of a row (folder with ``seed<k>.safetensors``)."""
+        return self.root / "models" / row.name
+
+    def checkpoints(self, row: Row, seed: int) -> Path:
+        """Resume checkpoints: outside every DVC output, which DVC would delete when a stage starts."""
+        return self.root / "checkpoints" / f"{row.name}-{row.train_hash}" / f"seed{seed}"
+
+    def finished_evaluation(self, row: Row, seed: int) -> Path:
+        """A seed's evaluation, kept for when seeds are added; outside every DVC output too (folder)."""
+        return self.checkpoints(row, seed) / f"evaluation-{row.hash}"
+
+    def metrics(self, row: Row) -> Path:
+        """Metrics files of a row, kept in Git (folder)."""
+        return self.root / "reports" / "metrics" / row.table / row.name
+
+    def evaluation(self, row: Row) -> Path:
+        """Pictures and arrays of an evaluation, cached by DVC (folder)."""
+        return self.root / "evaluations" / row.name
+
+    def evaluation_examples(self, table: str) -> Path:
+        """Pictures of fixed images across a table's rows (folder); no row's name has an ``@``."""
+        return self.root / "evaluations" / f"examples@{table}"
+
+    def reports(self) -> Path:
+        """Tables and figures (folder)."""
+        return self.root / "reports"
+
+    def submission(self, row: Row) -> Path:
+        """Zip for the Cityscapes test server."""
+        return self.root / "submissions" / f"{row.name}.zip"

@@ -1,0 +1,211 @@
+"""One process or many (torchrun): rank, sums and stops, and statistics over all of them on any device."""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import socket
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.rendezvous import rendezvous
+
+from danet.core.errors import TrainingError
+from danet.core.provenance import code_version
+
+ARRIVAL = timedelta(minutes=10)
+"""How long processes wait for each other at the start; nodes of a cluster do not come up at the same second."""
+
+
+@dataclass(frozen=True)
+class Process:
+    """This process among ``world``; rank 0 writes, all compute.
+
+    Control messages (stop, failure) are CPU tensors and go by gloo, so that they need no GPU synchronisation.
+    """
+
+    rank: int = 0
+    world: int = 1
+    local_world: int = 1
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this one writes files, logs and tracks."""
+        return self.rank == 0
+
+    def barrier(self) -> None:
+        """Waits for all processes."""
+        if self.world > 1:
+            self.any(False)
+
+    def any(self, flag: bool) -> bool:
+        """Whether any process says so; every process gets the same answer."""
+        if self.world == 1:
+            return flag
+        value = torch.tensor([int(flag)])
+        dist.all_reduce(value, op=dist.ReduceOp.MAX)
+        return bool(value.item())
+
+    def sum(self, value: Tensor) -> Tensor:
+        """Sum over processes of a tensor on their devices (not differentiable)."""
+        if self.world > 1:
+            value = value.clone()
+            dist.all_reduce(value)
+        return value
+
+    def gather(self, value: Any) -> list[Any]:
+        """Every process's picklable value, in the order of ranks."""
+        if self.world == 1:
+            return [value]
+        values: list[Any] = [None] * self.world
+        dist.all_gather_object(values, value)
+        return values
+
+    def agree(self, facts: Mapping[str, Any], remedy: str) -> None:
+        """Refuses to go on, in every process, unless all have the same facts.
+
+        Raises:
+            TrainingError: naming the first fact that differs, and rank, host and value of two that differ in it.
+        """
+        problem = disagreement(self.gather({"host": socket.gethostname(), **facts}))
+        if problem is not None:
+            raise TrainingError(f"{problem}; {remedy}")
+
+
+def disagreement(facts: Sequence[Mapping[str, Any]]) -> str | None:
+    """What the processes do not have in common, if anything: the facts of each by rank, with its ``host``."""
+    for name in facts[0]:
+        if name == "host":
+            continue
+        for rank, other in enumerate(facts):
+            if other.get(name) != facts[0][name]:
+                return (
+                    f"processes differ in {name}: rank 0 on {facts[0]['host']} has {facts[0][name]}, "
+                    f"rank {rank} on {other['host']} has {other.get(name)}"
+                )
+    return None
+
+
+@contextmanager
+def processes(device: str | torch.device | None = None) -> Iterator[Process]:
+    """Joins the processes that torchrun started (``WORLD_SIZE``), or is the only one.
+
+    Before they exchange a tensor they compare what they run: another PyTorch or another commit on one node would
+    compute something else, or hang.
+
+    Args:
+        device: ``cpu``, ``cuda`` or ``cuda:N``; by default the GPU of the local rank if there is one, else the CPU.
+
+    Raises:
+        TrainingError: if that device is not there, a node has fewer GPUs than processes, a process does not come, or
+            they differ in software or kind of device.
+    """
+    world, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    local_world = int(os.environ.get("LOCAL_WORLD_SIZE", str(world)))
+    chosen = select_device(device, local_rank, local_world)
+    if chosen.type == "cuda":
+        torch.cuda.set_device(chosen)
+    if world == 1:
+        yield Process(device=chosen)
+        return
+    store = _meet(rank, world, chosen)
+    backend = "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo"
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world)
+    try:
+        yield Process(rank, world, local_world, chosen)
+    except BaseException as error:
+        _release(error)
+        raise
+    finally:
+        # A network that outlives its group keeps the group's threads, and one that wants Python's lock while the
+        # interpreter ends aborts the process: its exit code would be SIGABRT's.
+        gc.collect()
+        dist.destroy_process_group()
+
+
+def _release(error: BaseException | None) -> None:
+    """Frees what the finished frames of an error and of what led to it hold."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
+
+
+def _meet(rank: int, world: int, device: torch.device) -> Any:
+    """The key-value store that all processes share, once all are there and have found that they run the same.
+
+    Raises:
+        TrainingError: in every process, if they differ, or if one does not come in time.
+    """
+    try:
+        store, _, _ = next(rendezvous("env://", rank, world, timeout=ARRIVAL))
+        store.set(f"facts/{rank}", json.dumps(_software(device)))
+        facts = [json.loads(store.get(f"facts/{other}")) for other in range(world)]
+        store.set(f"read/{rank}", "")
+        if rank == 0:  # it may be the one that keeps the store, so it must not leave before the others have read
+            store.wait([f"read/{other}" for other in range(world)], ARRIVAL)
+    except (dist.DistError, RuntimeError, ValueError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise TrainingError(
+            f"process {rank} of {world} on {socket.gethostname()} could not meet the others ({reason}); check that as "
+            "many as WORLD_SIZE were started, and that MASTER_ADDR and MASTER_PORT can be reached from every node"
+        ) from error
+    problem = disagreement(facts)
+    if problem is not None:
+        raise TrainingError(f"{problem}; give every node the same environment (constraints.txt), commit and GPUs")
+    return store
+
+
+def _software(device: torch.device) -> dict[str, Any]:
+    """What must be the same on every node."""
+    commit, dirty = code_version()
+    return {
+        "host": socket.gethostname(),
+        "torch": str(torch.__version__),
+        "commit": commit[:12] + (" with changes" if dirty else ""),
+        "device": device.type,
+    }
+
+
+def select_device(device: str | torch.device | None, local_rank: int = 0, local_world: int = 1) -> torch.device:
+    """The device asked for, or the best there is.
+
+    Args:
+        device: see :func:`processes`.
+        local_rank: of this process among those of its node.
+        local_world: how many those are.
+
+    Raises:
+        TrainingError: if it is not there or not a device's name, or if processes would have to share a GPU.
+    """
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        chosen = torch.device(device)
+    except RuntimeError as error:
+        raise TrainingError(f"device {device!r} is unknown; allowed: cpu, cuda, cuda:N") from error
+    if chosen.type == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if local_world > 1 and chosen.index is not None:
+            raise TrainingError(f"device {chosen}: all {local_world} processes would use one GPU; give cuda")
+        if 0 < count < local_world:
+            raise TrainingError(
+                f"{local_world} processes were started on {socket.gethostname()}, which has {count} GPUs for them; "
+                f"start at most {count} (torchrun --nproc-per-node {count}) or use device cpu"
+            )
+        index = local_rank if chosen.index is None else chosen.index
+        if index >= count:
+            raise TrainingError(
+                f"device cuda:{index} is not there ({count} GPUs found); use cpu or start fewer processes"
+            )
+        return torch.device("cuda", index)
+    return chosen

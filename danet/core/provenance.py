@@ -1,0 +1,231 @@
+"""Where a number came from: code, data, weights, seed, machine and versions, as one flat dictionary.
+
+Nothing here may stop a training that is otherwise fine: what cannot be found out is ``None`` (the commit:
+``"unknown"``), never an exception. The host's name and absolute paths are left out, since the result is
+committed with the metrics files.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import datetime
+import functools
+import importlib.metadata
+import os
+import platform
+import shlex
+import subprocess
+import sys
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+PACKAGE_ROOT = Path(__file__).resolve().parents[2]
+"""The repository of the code that runs, which need not be the workspace's."""
+
+COMMIT_VARIABLE = "DANET_COMMIT"
+"""Overrides the commit where the code was copied without its ``.git`` (containers): ``<sha>`` or ``<sha>-dirty``."""
+
+
+def collect(**extra: Any) -> dict[str, Any]:
+    """What is known about this process.
+
+    Args:
+        extra: further facts, for instance of a row and seed, ``manifest_hash``, ``weights_sha256``, ``peak_memory_gb``,
+            ``energy_kj``; they replace what was found here.
+
+    Returns:
+        JSON-serialisable values under ``commit, dirty, date, command, python, torch, torchvision, cuda, cudnn,
+        driver, gpu, gpus, cpu, cpu_cores, os, precision, row_hash, train_hash, seed, manifest_hash,
+        weights_sha256``; ``None`` for what is unknown.
+    """
+    commit, dirty = code_version()
+    facts: dict[str, Any] = {
+        "commit": commit,
+        "dirty": dirty,
+        "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "command": command(),
+        "python": platform.python_version(),
+        "torch": _version("torch"),
+        "torchvision": _version("torchvision"),
+        **_cuda(),
+        "cpu": _cpu(),
+        "cpu_cores": _cores(),
+        "os": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "precision": None,
+        "row_hash": None,
+        "train_hash": None,
+        "seed": None,
+        "manifest_hash": None,
+        "weights_sha256": None,
+    }
+    return facts | extra
+
+
+def code_version(root: Path = PACKAGE_ROOT) -> tuple[str, bool | None]:
+    """Commit of the package's repository and whether tracked files differ from it.
+
+    Untracked files and what the stages write themselves (``reports/``, ``dvc.lock``) do not make it dirty.
+    ``("unknown", None)`` if the package lies in no repository of its own or git is missing.
+    """
+    given = os.environ.get(COMMIT_VARIABLE)
+    if given:
+        return given.removesuffix("-dirty"), given.endswith("-dirty")
+    top = _git(root, "rev-parse", "--show-toplevel")
+    # an installed package inside somebody else's repository must not claim that repository's commit
+    if top is None or Path(top.strip()).resolve() != root.resolve():
+        return "unknown", None
+    commit = _git(root, "rev-parse", "HEAD")
+    if commit is None:
+        return "unknown", None
+    changes = _git(root, "status", "--porcelain", "-z", "--untracked-files=no", "--no-renames")
+    if changes is None:
+        return commit.strip(), None
+    return commit.strip(), any(not _generated(entry[3:]) for entry in changes.split("\0") if entry)
+
+
+def _generated(path: str) -> bool:
+    parts = PurePosixPath(path).parts
+    return "reports" in parts or parts[-1:] == ("dvc.lock",)
+
+
+def _git(root: Path, *arguments: str) -> str | None:
+    # GIT_DIR and the like are set inside hooks and would point elsewhere. A copy of the repository may belong to
+    # another user; as its code is being run, trusting its git configuration adds nothing.
+    clean = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
+    return _output("git", "--no-optional-locks", "-c", f"safe.directory={root}", "-C", str(root), *arguments, env=clean)
+
+
+def _output(*command_line: str, env: dict[str, str] | None = None) -> str | None:
+    """Standard output, or ``None`` if the program is missing, fails or takes over 10 s."""
+    try:
+        done = subprocess.run(command_line, capture_output=True, text=True, timeout=10, check=True, env=env)
+    except (OSError, subprocess.SubprocessError, UnicodeDecodeError):
+        return None
+    return done.stdout
+
+
+def command() -> str:
+    """The command line of this process, without machine paths: ``python -m pipelines.train ROW`` or ``danet ...``."""
+    original = sys.orig_argv
+    if len(original) > 2 and original[1] == "-m":
+        head = ["python", "-m", original[2]]
+    else:
+        head = [Path(sys.argv[0]).name or "python"] if sys.argv else ["python"]
+    return shlex.join([*head, *(_without_machine_path(argument) for argument in sys.argv[1:])])
+
+
+def _without_machine_path(argument: str) -> str:
+    name, equals, value = argument.rpartition("=") if argument.startswith("--") else ("", "", argument)
+    path = Path(value)
+    if not path.is_absolute():
+        return argument
+    if path.is_relative_to(Path.cwd()):
+        return name + equals + str(path.relative_to(Path.cwd()))
+    return f"{name}{equals}.../{path.name}"
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _cuda() -> dict[str, Any]:
+    facts: dict[str, Any] = {"cuda": None, "cudnn": None, "driver": None, "gpu": None, "gpus": 0}
+    try:
+        import torch
+
+        facts["torch"] = str(torch.__version__)  # with the build (+cpu, +cu130), which the package's metadata may lack
+        facts["cuda"] = torch.version.cuda
+        cudnn: Any = torch.backends.cudnn
+        if torch.version.cuda and cudnn.is_available():
+            facts["cudnn"] = str(cudnn.version())
+        if torch.cuda.is_available():
+            facts["gpu"] = torch.cuda.get_device_name()
+            facts["gpus"] = int(os.environ.get("WORLD_SIZE", "1"))
+            facts["driver"] = _driver()
+    except Exception:  # noqa: S110 - a broken driver raises all sorts of things; the run itself will say so
+        pass
+    return facts
+
+
+@functools.cache
+def _driver() -> str | None:
+    text = _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
+    lines = [line.strip() for line in (text or "").splitlines() if line.strip()]
+    return lines[0] if lines else None
+
+
+@functools.cache
+def _cpu() -> str | None:
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return " ".join(line.partition(":")[2].split())
+    except OSError:
+        pass
+    return (
+        (_output("sysctl", "-n", "machdep.cpu.brand_string") or "").strip()
+        or platform.processor()
+        or platform.machine()
+        or None
+    )
+
+
+def _cores() -> int | None:
+    """Cores this process may use, which in a container are fewer than the machine has."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count()
+
+
+class EnergyMeter:
+    """Energy drawn by this process's GPU since the meter was made, by NVML's counter (Volta and later).
+
+    The counter is the whole board's: other processes on the same GPU are counted too.
+    """
+
+    def __init__(self) -> None:
+        self._start = gpu_energy_millijoules()
+
+    def kilojoules(self) -> float | None:
+        """kJ since the start, or ``None`` without an NVIDIA GPU that counts."""
+        now = gpu_energy_millijoules() if self._start is not None else None
+        if now is None or self._start is None or now < self._start:
+            return None
+        return round((now - self._start) / 1e6, 3)
+
+
+def gpu_energy_millijoules() -> int | None:
+    """NVML's total energy of the current CUDA device in mJ since the driver was loaded; ``None`` if there is none.
+
+    nvidia-smi does not print this counter, so its library is asked (``nvmlDeviceGetTotalEnergyConsumption``).
+    """
+    torch = sys.modules.get("torch")
+    try:
+        if torch is None or not torch.cuda.is_available():
+            return None
+        # by UUID: NVML numbers all GPUs, CUDA only those in CUDA_VISIBLE_DEVICES
+        uuid = str(torch.cuda.get_device_properties(torch.cuda.current_device()).uuid)
+        return _nvml_energy(_nvml_library(), uuid if uuid.startswith("GPU-") else f"GPU-{uuid}")
+    except Exception:
+        return None
+
+
+def _nvml_library() -> Any:
+    return ctypes.CDLL("libnvidia-ml.so.1")
+
+
+def _nvml_energy(library: Any, uuid: str) -> int | None:
+    device, energy = ctypes.c_void_p(), ctypes.c_ulonglong()
+    if library.nvmlInit_v2() != 0:
+        return None
+    try:
+        if library.nvmlDeviceGetHandleByUUID(uuid.encode(), ctypes.byref(device)) != 0:
+            return None
+        if library.nvmlDeviceGetTotalEnergyConsumption(device, ctypes.byref(energy)) != 0:
+            return None
+        return int(energy.value)
+    finally:
+        library.nvmlShutdown()

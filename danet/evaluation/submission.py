@@ -1,0 +1,121 @@
+"""The zip that the Cityscapes test server takes: one PNG of label ids per image of the test split.
+
+The server, like the official evaluation script, finds the prediction of ``<city>_<seq>_<frame>`` by the name
+``<city>_<seq>_<frame>*.png`` and reads label ids (7 = road), not train ids.
+"""
+
+from __future__ import annotations
+
+import re
+import zipfile
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from danet.acquire.download import zip_entry
+from danet.config import rows
+from danet.config.workspace import Workspace
+from danet.core.errors import CheckpointError, ConfigError, DataError
+from danet.core.files import atomic_write
+from danet.core.process import select_device
+from danet.core.progress import Progress
+from danet.data.cityscapes import TRAIN_TO_LABEL
+from danet.data.prepared import PreparedDataset, png_bytes
+from danet.data.registry import ADAPTERS
+from danet.evaluation.inference import Mode, Predictor, numeric_settings
+from danet.models.segmentor import build_model
+from danet.weights.exchange import load_any
+
+SIZE: Final = (1024, 2048)
+"""Height and width that the server takes."""
+SPLIT: Final = "test"
+_ID: Final = re.compile(r"[a-z-]+_\d{6}_\d{6}")
+
+
+def write_submission(
+    row: rows.Row,
+    workspace: Workspace,
+    *,
+    weights: Path,
+    out: Path,
+    mode: Mode | None = None,
+    device: str | torch.device | None = None,
+    size: tuple[int, int] = SIZE,
+) -> int:
+    """Predicts the test split by the row's protocol and writes the zip. The same input gives the same bytes.
+
+    Args:
+        row: of Cityscapes.
+        workspace: with the prepared data set.
+        weights: trained, imported or raw released.
+        out: the zip; appears when it is whole.
+        mode: by default multi-scale + flip where the row defines it, else single scale.
+        device: by default the GPU if there is one.
+        size: height and width that every image must have.
+
+    Returns:
+        The number of images in it.
+
+    Raises:
+        ConfigError: if the row is of another data set or has no such mode.
+        DataError: if the test split is missing, incomplete, or has images of other names or sizes.
+        CheckpointError: if the weights are damaged or of another network.
+    """
+    dataset_settings = workspace.params().dataset(row.dataset)
+    if dataset_settings.adapter != "cityscapes":
+        raise ConfigError(f"row {row.name} is of {dataset_settings.title}; the test server is for Cityscapes rows")
+    if out.suffix != ".zip":
+        raise ConfigError(f"{out}: the name must end in .zip")
+    mode = mode or ("ms" if row.test.multi_scale is not None else "ss")
+    if mode == "ms" and row.test.multi_scale is None:
+        raise ConfigError(f"row {row.name} defines no multi-scale test; use mode ss")
+    dataset = PreparedDataset(workspace.prepared(row.dataset), SPLIT)
+    _check(dataset, dataset_settings.counts.get(SPLIT, 0), size)
+
+    chosen = select_device(device)
+    model = build_model(row.model, ADAPTERS["cityscapes"].num_classes, attention=row.numerics.attention)
+    load_any(weights, model, row)
+    model.to(chosen).eval()
+    if row.numerics.channels_last:
+        model.to(memory_format=torch.channels_last)
+    predictor = Predictor(model, row.test, row.model.align_corners, mode=mode, device=chosen, numerics=row.numerics)
+    show = row.runtime.progress != "never"
+    with (
+        atomic_write(out) as temporary,
+        zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive,
+        numeric_settings(row.numerics, chosen),
+        Progress(f"predict {SPLIT} ({mode})", len(dataset), show=show) as progress,
+    ):
+        for index in sorted(range(len(dataset)), key=lambda i: dataset.ids[i]):
+            try:
+                train_ids = predictor.labels(predictor.prepare(dataset.image(index))).cpu().numpy()
+            except CheckpointError as error:
+                raise CheckpointError(f"{weights}, on {dataset.ids[index]}: {error}") from error
+            archive.writestr(zip_entry(f"{dataset.ids[index]}_pred.png"), png_bytes(label_ids(train_ids)))
+            progress.advance()
+    return len(dataset)
+
+
+def label_ids(train_ids: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """The official label ids (7 = road, ...) of train ids (0 = road, ...)."""
+    table = np.zeros(256, np.uint8)
+    for train, label in TRAIN_TO_LABEL.items():
+        table[train] = label
+    return table[train_ids]
+
+
+def _check(dataset: PreparedDataset, count: int, size: tuple[int, int]) -> None:
+    where = f"{dataset.folder}, split {SPLIT}"
+    if len(dataset) != count or count == 0:
+        raise DataError(
+            f"{where}: has {len(dataset)} images, the test server wants {count}; convert the data set again"
+        )
+    for index, name in enumerate(dataset.ids):
+        if not _ID.fullmatch(name):
+            raise DataError(f"{where}: {name!r} is no name of a Cityscapes image (city_123456_123456)")
+        if tuple(dataset.size(index)) != size:
+            found, wanted = "x".join(map(str, dataset.size(index))), "x".join(map(str, size))
+            raise DataError(f"{where}: {name} is {found}, the test server takes {wanted}; prepare the official images")

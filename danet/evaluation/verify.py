@@ -1,0 +1,223 @@
+"""Does a published number hold for the weights that were published with it? Minutes, where retraining takes days."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from danet.acquire.download import Patience
+from danet.acquire.released import fetch_released, released_of, stored
+from danet.config import rows
+from danet.config.published import published
+from danet.config.workspace import Workspace
+from danet.core.errors import CheckpointError, DanetError
+from danet.core.files import sha256
+from danet.data.prepared import PreparedDataset
+from danet.evaluation.evaluate import RowEvaluation, TrackerFactory, evaluate_released
+from danet.results.verdict import agreement
+from danet.weights.exchange import is_imported, refuse_other_file
+from danet.weights.ours import metadata_of
+
+QUICK = Patience(retries=1)
+"""For many rows at once: a server that does not answer is given up after seconds."""
+
+
+@dataclass(frozen=True)
+class Verified:
+    """One row of the summary of ``danet verify``; percent."""
+
+    row: str
+    state: Literal["measured", "kept", "skipped", "failed"]
+    """``kept``: the same weights were measured before on the same data by the same protocol."""
+    reason: str = ""
+    miou: float | None = None
+    miou_ms_flip: float | None = None
+    published_miou: float | None = None
+    published_ms_flip: float | None = None
+    band: float = 0.05
+
+    @property
+    def verdicts(self) -> tuple[str, str]:
+        """Of single scale and of multi-scale + flip, as in the tables; empty where there is nothing to compare."""
+        single = agreement(self.miou, self.published_miou, self.band)
+        return single, agreement(self.miou_ms_flip, self.published_ms_flip, self.band)
+
+
+def verify_row(
+    row: rows.Row,
+    workspace: Workspace,
+    *,
+    weights: Path | None = None,
+    device: str | torch.device | None = None,
+    tracker_factory: TrackerFactory | None = None,
+    progress: bool = True,
+    patience: Patience | None = None,
+) -> RowEvaluation:
+    """Evaluates released weights by the row's own protocol, single scale and, where it has one, multi-scale + flip.
+
+    Writes ``verify.json`` and ``verification.json`` to ``workspace.metrics(row)``, for the table's *released weights*.
+
+    Args:
+        row: whose number is doubted.
+        workspace: with the prepared data set.
+        weights: an imported or raw released file; by default ``data/released/ROW``, fetched first if it is not there.
+        device: by default the GPU if there is one.
+        tracker_factory: :func:`danet.results.tracking.run`, or null for no tracking.
+        progress: whether to print progress.
+        patience: with servers.
+
+    Raises:
+        CheckpointError: if the file is not the row's released one (its SHA-256 is another than published, or it was
+            trained here), or is damaged or of another network.
+        DownloadError: if the weights cannot be had.
+        DataError: if the data set is not prepared.
+    """
+    PreparedDataset(workspace.prepared(row.dataset), row.val_split)  # before a long download
+    if weights is None:
+        spec = released_of(workspace.params(), row.name)
+        weights = stored(workspace, row, spec)
+        if weights is None:
+            weights = fetch_released(workspace, row.name, patience=patience, progress=progress)
+    facts = facts_of(weights, row, workspace.params().released.get(row.name))
+    return evaluate_released(
+        row, workspace, weights, facts, device=device, tracker_factory=tracker_factory, progress=progress
+    )
+
+
+def facts_of(weights: Path, row: rows.Row, spec: rows.Released | None) -> dict[str, Any]:
+    """What ``verification.json`` says of the weights: ``file``, ``sha256``, ``source``, ``checksum``.
+
+    ``sha256`` is that of the file as released; ``checksum`` says ``matches`` or ``none`` (none is published).
+
+    Raises:
+        CheckpointError: if the file is not what was released for this row, as far as anything tells.
+    """
+    if not weights.is_file():
+        raise CheckpointError(
+            f"{weights}: does not exist; give the released file, or one made by `danet import-weights`"
+        )
+    metadata = metadata_of(weights)
+    if metadata is None:
+        digest = sha256(weights)
+        return {
+            "file": weights.name,
+            "sha256": digest,
+            "source": None,
+            "checksum": refuse_other_file(weights, digest, spec),
+        }
+    if not is_imported(metadata):
+        raise CheckpointError(
+            f"{weights}: was trained here (row {metadata.get('row')}), not released; "
+            f"use `danet evaluate {row.name} --weights {weights}`"
+        )
+    if "incomplete" in metadata:
+        raise CheckpointError(
+            f"{weights}: was imported although it is not exactly the row's network, so its result would say nothing; "
+            f"use `danet evaluate {row.name} --weights {weights}`"
+        )
+    digest = metadata["source_sha256"]
+    return {
+        "file": metadata.get("source_file"),
+        "sha256": digest,
+        "source": metadata.get("source"),
+        "checksum": refuse_other_file(weights, digest, spec),
+    }
+
+
+def verify_all(
+    workspace: Workspace,
+    *,
+    device: str | torch.device | None = None,
+    tracker_factory: TrackerFactory | None = None,
+    again: bool = False,
+    report: Callable[[Verified, int, int], None] | None = None,
+) -> list[Verified]:
+    """:func:`verify_row` for every row of the tables with published numbers; a row that cannot be is skipped.
+
+    Args:
+        workspace: where everything is.
+        device: by default the GPU if there is one.
+        tracker_factory: as in :func:`verify_row`.
+        again: measure also what was measured before with the same weights, data and protocol.
+        report: called after each row with its result, the rows done and all rows.
+
+    Returns:
+        One entry per row; ``skipped`` and ``failed`` ones with the reason.
+    """
+    params = workspace.params()
+    chosen = [row for row in params.rows.values() if params.tables[row.table].published or row.name in params.released]
+    results: list[Verified] = []
+    for row in chosen:
+        result = _verify_one(row, workspace, params, device, tracker_factory, again)
+        results.append(result)
+        if report is not None:
+            report(result, len(results), len(chosen))
+    return results
+
+
+def _verify_one(
+    row: rows.Row,
+    workspace: Workspace,
+    params: rows.Params,
+    device: str | torch.device | None,
+    tracker_factory: TrackerFactory | None,
+    again: bool,
+) -> Verified:
+    spec = params.released.get(row.name)
+    if spec is None:
+        return Verified(row.name, "skipped", "its source released no weights")
+    try:
+        dataset = PreparedDataset(workspace.prepared(row.dataset), row.val_split)
+        weights = stored(workspace, row, spec) or fetch_released(workspace, row.name, patience=QUICK)
+    except DanetError as error:
+        return Verified(row.name, "skipped", str(error))
+    earlier = None if again else _earlier(row, workspace, weights, dataset.manifest_hash)
+    if earlier is not None:
+        return summary_of(row, earlier, "kept", params.bands.released)
+    try:
+        result = verify_row(row, workspace, weights=weights, device=device, tracker_factory=tracker_factory)
+    except DanetError as error:
+        return Verified(row.name, "failed", str(error))
+    return summary_of(row, result.metrics, "measured", params.bands.released)
+
+
+def summary_of(row: rows.Row, metrics: dict[str, Any], state: Literal["measured", "kept"], band: float) -> Verified:
+    """The summary of a ``verify.json``."""
+    source = published(row.name)
+    return Verified(
+        row.name,
+        state,
+        miou=metrics["miou"],
+        miou_ms_flip=metrics["miou_ms_flip"],
+        published_miou=source.miou,
+        published_ms_flip=source.miou_ms_flip,
+        band=band,
+    )
+
+
+def _earlier(row: rows.Row, workspace: Workspace, weights: Path, manifest_hash: str) -> dict[str, Any] | None:
+    """``verify.json``, if it is of these weights, data and settings."""
+    folder = workspace.metrics(row)
+    try:
+        document = json.loads((folder / "verification.json").read_text(encoding="utf-8"))
+        metrics: dict[str, Any] = json.loads((folder / "verify.json").read_text(encoding="utf-8"))
+        facts = document["runs"][0]["provenance"]
+        same = (
+            document["row_hash"] == row.hash
+            and facts["weights_sha256"] == sha256(weights)
+            and facts["manifest_hash"] == manifest_hash
+            and {"miou", "miou_ms_flip"} <= metrics.keys()
+        )
+    except (OSError, ValueError, KeyError, TypeError, IndexError):
+        return None
+    return metrics if same else None
+
+
+def exit_code(results: Iterable[Verified]) -> int:
+    """Of ``danet verify --all``: 2 if a row failed that had weights and data, else 0."""
+    return 2 if any(result.state == "failed" for result in results) else 0

@@ -1,0 +1,92 @@
+"""How a step is computed: precision, layout, determinism, compilation, and the seed of every step."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch import nn
+
+from danet.config.rows import Numerics
+from danet.models.dropout import Dropout2d
+
+_STEP = 0x73746570
+_INIT = 0x696E6974
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@contextmanager
+def configured(numerics: Numerics) -> Iterator[None]:
+    """Sets PyTorch's global switches as the row says, and puts them back.
+
+    Crops have one size, so cuDNN may search for the fastest kernels, except in deterministic mode, in which every
+    operation is one that gives the same bits each time (or raises). Without it, on CUDA, the resize and the loss add
+    up in varying order, and cuDNN may choose other kernels in each run; on the CPU runs repeat either way.
+    """
+    before = (
+        torch.backends.cuda.matmul.allow_tf32,
+        torch.backends.cudnn.allow_tf32,
+        torch.backends.cudnn.benchmark,
+        torch.backends.cudnn.deterministic,
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+    )
+    try:
+        torch.backends.cuda.matmul.allow_tf32 = numerics.tf32
+        torch.backends.cudnn.allow_tf32 = numerics.tf32
+        torch.backends.cudnn.benchmark = not numerics.deterministic
+        torch.backends.cudnn.deterministic = numerics.deterministic
+        if numerics.deterministic:
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS needs to repeat itself
+        _use_deterministic(numerics.deterministic, warn_only=False)
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before[0]
+        torch.backends.cudnn.allow_tf32 = before[1]
+        torch.backends.cudnn.benchmark = before[2]
+        torch.backends.cudnn.deterministic = before[3]
+        _use_deterministic(before[4], warn_only=before[5])
+
+
+def _use_deterministic(mode: bool, warn_only: bool) -> None:
+    """Changes PyTorch's mode if need be: each call imports the compiler, which takes seconds."""
+    now = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    if now != (mode, warn_only):
+        torch.use_deterministic_algorithms(mode, warn_only=warn_only)
+
+
+def autocast(numerics: Numerics, device: torch.device) -> torch.autocast:
+    """Autocast to the row's precision; does nothing for fp32."""
+    return torch.autocast(device.type, dtype=DTYPES[numerics.precision], enabled=numerics.precision != "fp32")
+
+
+def gradient_scaler(numerics: Numerics, device: torch.device) -> torch.amp.GradScaler:
+    """Loss scaling for fp16, whose gradients would underflow; does nothing for fp32 and bf16."""
+    return torch.amp.GradScaler(device.type, enabled=numerics.precision == "fp16")
+
+
+def seed_initialisation(seed: int) -> None:
+    """Seeds PyTorch before a model is built: the same weights in every process."""
+    torch.manual_seed(_mixed(seed, _INIT))
+
+
+def seed_step(model: nn.Module, seed: int, positions: Sequence[int], device: torch.device | None = None) -> None:
+    """Seeds a forward pass: each sample's dropout by its global position, anything else by the first one's.
+
+    So the state of no generator has to be kept: a run continues to the bit from any iteration, and a sample's dropout
+    is the same whichever process and micro-batch it is in.
+    """
+    torch.manual_seed(_mixed(seed, positions[0], _STEP))
+    layers = [module for module in model.modules() if isinstance(module, Dropout2d)]
+    if layers:
+        keys_N = torch.tensor([_mixed(seed, position, _STEP) for position in positions], device=device)
+        for number, layer in enumerate(layers):
+            layer.draw_for(keys_N, number)
+
+
+def _mixed(*parts: int) -> int:
+    return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> np.uint64(1))

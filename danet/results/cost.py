@@ -1,0 +1,207 @@
+"""What a row costs on a device whose throughput was measured: hours of training and of testing.
+
+``hours = FLOP of the row / measured FLOP/s / 3600``. A row's training is ``3 x forward FLOP at its crop x images
+seen``, its test ``FLOP of an image x images`` (single scale). The rate is that of our fast path at shapes like the
+row's: linear between benchmarked numbers of FLOP per image, the nearest beyond them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from danet.config import rows
+from danet.config.workspace import Workspace
+from danet.core import provenance
+from danet.core.files import write_text
+from danet.evaluation import flops
+from danet.results.speed import device_name, read
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Measured throughput of a device: FLOP of a forward pass over one image, and FLOP/s, in ascending order."""
+
+    device: str
+    train: tuple[tuple[float, float], ...]
+    infer: tuple[tuple[float, float], ...]
+    threads: int
+    date: str
+    precision: str
+
+    def at(self, subject: str, flop: float) -> float | None:
+        """FLOP/s at a number of FLOP per image; None if this was not measured."""
+        points = self.train if subject == "train" else self.infer
+        if not points:
+            return None
+        return float(np.interp(flop, [x for x, _ in points], [y for _, y in points]))
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of one row with all its seeds."""
+
+    row: str
+    train_flop: float
+    test_flop: float
+    train_hours: float | None
+    test_hours: float | None
+
+    @property
+    def hours(self) -> float | None:
+        """Both; None where a rate is missing."""
+        if self.train_hours is None or self.test_hours is None:
+            return None
+        return self.train_hours + self.test_hours
+
+
+def rates(folder: Path) -> list[Rates]:
+    """The devices of the benchmark files in a folder. The fastest precision counts: bf16 where it was measured."""
+    devices: dict[str, dict[str, Any]] = {}
+    for document, lines in read(folder):
+        entry = devices.setdefault(
+            document["device"],
+            {
+                "train": {},
+                "infer": {},
+                "threads": document["facts"]["threads"],
+                "date": str(document["facts"]["date"])[:10],
+            },
+        )
+        for line in lines:
+            subject = line["what"]
+            if subject in ("train", "infer") and line["tflop_per_s"] and line["implementation"] == "fast":
+                entry["precision"] = line["precision"]
+                passes = flops.TRAINING_PASSES if subject == "train" else 1
+                per_image = float(line["tflop"]) * 1e12 / passes / int(line["batch"])
+                rate = float(line["tflop_per_s"]) * 1e12
+                entry[subject][per_image] = max(rate, entry[subject].get(per_image, 0.0))
+    return [
+        Rates(
+            device=name,
+            train=tuple(sorted(entry["train"].items())),
+            infer=tuple(sorted(entry["infer"].items())),
+            threads=entry["threads"],
+            date=entry["date"],
+            precision=entry.get("precision", "fp32"),
+        )
+        for name, entry in devices.items()
+        if entry["train"] or entry["infer"]
+    ]
+
+
+def row_cost(row: rows.Row, params: rows.Params, measured: Rates | None) -> Cost:
+    """The cost of a row on a device; without one, its operations alone."""
+    counted = flops.count_row(row, params)
+    counts = params.dataset(row.dataset).counts
+    seen = row.schedule.total_iterations(counts[row.train_split]) * row.schedule.batch_size * len(row.seeds)
+    train = float(flops.TRAINING_PASSES * counted.crop_flop * seen)
+    test = float(counted.test_flop * counts[row.val_split] * len(row.seeds))
+
+    def hours(subject: str, work: float, per_image: float) -> float | None:
+        rate = measured.at(subject, per_image) if measured else None
+        return work / rate / 3600 if rate else None
+
+    per_pass = counted.test_flop / counted.passes
+    return Cost(row.name, train, test, hours("train", train, counted.crop_flop), hours("infer", test, per_pass))
+
+
+def here(workspace: Workspace) -> Rates | None:
+    """The rates of the device of this process, if a benchmark file of it is in ``reports/benchmarks``."""
+    facts = provenance.collect()
+    device = "cpu" if not facts["gpu"] else "cuda"
+    name = device_name(facts | {"device": device, "threads": facts["cpu_cores"]})
+    return next((each for each in rates(workspace.reports() / "benchmarks") if each.device == name), None)
+
+
+def duration(hours: float) -> str:
+    """``about 1 h 10 min``, for people."""
+    minutes = max(1, round(hours * 60))
+    if minutes < 60:
+        return f"about {minutes} min"
+    if hours < 48:
+        return f"about {minutes // 60} h {minutes % 60:02d} min" if hours < 10 else f"about {hours:.0f} h"
+    return f"about {hours / 24:,.0f} days"
+
+
+def estimates(workspace: Workspace) -> dict[str, str]:
+    """``{row: "about 1 h 10 min"}`` on the device found here; empty if it was never benchmarked."""
+    measured = here(workspace)
+    if measured is None:
+        return {}
+    params = workspace.params()
+    costs = [row_cost(row, params, measured) for row in params.rows.values()]
+    return {cost.row: duration(cost.hours) for cost in costs if cost.hours is not None}
+
+
+def report(params: rows.Params, devices: Sequence[Rates]) -> str:
+    """``reports/cost.md``."""
+    lines = [
+        "# Cost",
+        "",
+        "Written by `make benchmark`; do not edit. Hours on one device, all seeds of `params.yaml`, from measured",
+        "throughput ([benchmarks/](benchmarks/README.md)) and counted operations (`danet flops --all`):",
+        "",
+        "    training = 3 x forward FLOP at the crop x images seen / measured FLOP/s of our fast training step",
+        "    testing  = FLOP of a validation image (windows, mirror images) x images / measured FLOP/s of prediction",
+        "",
+        "The rate is taken at the row's FLOP per image, linearly between the benchmarked shapes, that of the nearest",
+        "shape beyond them. Loading is not in it: it runs beside. Multi-scale tests are not in it.",
+        "",
+    ]
+    if not any("cores" not in each.device for each in devices):
+        lines += [
+            "No GPU has been measured: its column says not run (`make benchmark` on one fills it).",
+            "",
+        ]
+    shown: list[Rates | None] = [*devices]
+    titles = [each.device for each in devices]
+    if not any("cores" not in title for title in titles):
+        shown.append(None)
+        titles.append("GPU")
+    published = [row for row in params.rows.values() if params.tables[row.table].published]
+    others = [row for row in params.rows.values() if row not in published]
+    for title, chosen in (("Published tables", published), ("Others", others)):
+        lines += [f"## {title}", "", "| row | training PFLOP | testing PFLOP | " + " | ".join(titles) + " |"]
+        lines.append("|-|-:|-:|" + "-:|" * len(titles))
+        totals = [0.0] * len(titles)
+        work = [0.0, 0.0]
+        for row in chosen:
+            costs = [row_cost(row, params, each) for each in shown]
+            work = [work[0] + costs[0].train_flop, work[1] + costs[0].test_flop]
+            cells = []
+            for index, cost in enumerate(costs):
+                cells.append("not run" if cost.hours is None else f"{cost.hours:,.1f} h")
+                totals[index] += cost.hours or 0.0
+            lines.append(
+                f"| {row.name} | {costs[0].train_flop / 1e15:,.0f} | {costs[0].test_flop / 1e15:,.1f} | "
+                + " | ".join(cells)
+                + " |"
+            )
+        sums = ["not run" if each is None else f"**{total:,.0f} h**" for each, total in zip(shown, totals, strict=True)]
+        total_work = f"{work[0] / 1e15:,.0f} | {work[1] / 1e15:,.1f}"
+        lines += [f"| **all {len(chosen)}** | {total_work} | " + " | ".join(sums) + " |", ""]
+    for each in devices:
+        lines.append(
+            f"{each.device}: {each.precision}, {each.threads} threads, measured {each.date}: "
+            f"training {_span(each.train)}, prediction {_span(each.infer)}."
+        )
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _span(points: Sequence[tuple[float, float]]) -> str:
+    if not points:
+        return "not measured"
+    values = [rate / 1e12 for _, rate in points]
+    return f"{min(values):.2f} to {max(values):.2f} TFLOP/s over {len(points)} shapes"
+
+
+def write(workspace: Workspace) -> Path:
+    """Writes ``reports/cost.md`` from the benchmark files at hand."""
+    path = workspace.reports() / "cost.md"
+    write_text(path, report(workspace.params(), rates(workspace.reports() / "benchmarks")))
+    return path

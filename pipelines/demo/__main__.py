@@ -1,0 +1,5 @@
+"""``python -m pipelines.demo``."""
+
+from pipelines.demo import main
+
+main()

@@ -1,0 +1,173 @@
+"""The speed harness on tiny cases, its arithmetic on made-up times, and operations and cost against closed forms."""
+
+from __future__ import annotations
+
+import copy
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from benchmarks.speed.profile import group_of
+from benchmarks.speed import cases, page, results
+from danet.cli.app import app
+from danet.config import rows
+from danet.config.rows import load_params
+from danet.core import provenance
+from danet.evaluation import flops
+from danet.results import cost, speed
+
+ROOT = provenance.PACKAGE_ROOT
+R50 = cases.published_model("resnet50", 8)
+
+
+@pytest.fixture(scope="module")
+def params() -> rows.Params:
+    return load_params(ROOT / "params.yaml")
+
+
+@pytest.mark.parametrize(("size", "tflop"), [((512, 512), 0.44), ((512, 1024), 0.92), ((1024, 2048), 4.6)])
+def test_operations_of_mmsegmentation_s_network(size: Any, tflop: float) -> None:
+    assert flops.count(R50, 19, size).flop / 1e12 == pytest.approx(tflop, rel=0.01)
+
+
+def test_operations_of_the_heads_follow_from_their_shapes() -> None:
+    main, every = flops.count(R50, 19, (64, 64), all_heads=False), flops.count(R50, 19, (64, 64))
+    positions = 8 * 8
+    auxiliary = 2 * positions * 256 * (1024 * 9 + 19)
+    assert every.flop - main.flop == auxiliary + 2 * (2 * positions * 512 * 19)  # pam and cam classifiers
+    assert flops.count(R50, 19, (64, 64), batch=3).flop == 3 * every.flop
+    assert flops.parameters(R50, 19) == 49_846_574
+    assert every.bytes > 4 * 49_846_574  # every weight is read
+
+
+def test_operations_of_rows_count_windows_and_mirror_images(params: rows.Params) -> None:
+    sliding = flops.count_row(params.row("mmseg-r50-d8-cityscapes-769x769-40k"), params)
+    assert (sliding.passes, sliding.input) == (8, (769, 769))
+    official = flops.count_row(params.row("official-danet-r101-d8-cityscapes"), params)
+    assert official.passes == 16  # 2 x 4 windows and their mirror images
+    assert official.test_flop == 16 * official.crop_flop  # crop and window are 768 x 768
+
+
+def line(name: str, seconds: list[float], what: str = "infer", numerics: Any = rows.Numerics()) -> results.Measured:  # noqa: B008
+    case = cases.Case(what, "R-50 D8", (64, 64), 2 if what == "train" else 1, R50)
+    implementation = cases.Implementation(name, numerics)
+    return results.Measured(case, implementation, seconds, dict(enumerate(seconds)), peak_gb=1.5, torch="9.9")
+
+
+def test_ratios_are_taken_round_by_round() -> None:
+    # the machine is three times as slow in the second round, for both
+    lines = [line("fast", [1.0, 3.0, 1.0]), line(cases.PEER, [2.0, 6.0, 2.2], numerics=None)]
+    assert results.against_peer(lines[0], lines) == pytest.approx(2.0)
+    lines[1].rounds.clear()
+    assert results.against_peer(lines[0], lines) is None
+
+
+def test_record_of_a_measurement_is_the_roofline_s_arithmetic() -> None:
+    lines = [line("fast", [1.0, 2.0, 3.0, 4.0, 5.0], "train"), line(cases.PEER, [6.0] * 5, "train", None)]
+    peaks = results.Peaks({"fp32": 1e10}, 1e9)
+    record = results.record(lines[0], lines, peaks)
+    work = flops.count(R50, 19, (64, 64), 2)
+    roofline = max(3 * work.flop / 1e10, 3 * work.bytes / 1e9)
+    assert float(record["median_s"]) == 3.0
+    assert float(record["iqr_s"]) == 2.0
+    assert float(record["images_per_second"]) == pytest.approx(2 / 3, rel=1e-3)
+    assert float(record["roofline_share"]) == pytest.approx(roofline / 3.0, abs=2e-3)
+    assert float(record["tflop_per_s"]) == pytest.approx(3 * work.flop / 3.0 / 1e12, rel=1e-3)
+
+
+def test_tables_pages_and_cost_are_made_from_the_files(tmp_path: Path, params: rows.Params) -> None:
+    lines = [line("fast", [1.0]), line("fast", [2.0], "train"), line(cases.PEER, [4.0], numerics=None)]
+    failed = line("reference", [])
+    failed.error = "RuntimeError: no | memory"
+    facts = provenance.collect() | {
+        "device": "cpu", "threads": 2, "repeat": 1, "cpu": "Test CPU", "torch": "9.9.0+cu1", "load": 0.0,
+        "peer": {"name": "mmsegmentation 1.2.2", "torch": "8.8"},
+    }  # fmt: skip
+    written = results.write(tmp_path, [*lines, failed], results.Peaks({"fp32": 1e12}, 1e10), facts)
+    assert {path.name for path in written} == {
+        "infer-test-cpu-2-cores-torch9.9.0-mmsegmentation-1.2.2-fp32.csv",
+        "train-test-cpu-2-cores-torch9.9.0-mmsegmentation-1.2.2-fp32.csv",
+    }
+    page.finish(tmp_path)
+    text = (tmp_path / "README.md").read_text()
+    assert "not run" in text.split("## GPU")[1]
+    assert "| 4.00 |" in text  # one second against four
+    assert "failed: RuntimeError: no / memory" in text
+    assert len(list(tmp_path.glob("*.png"))) == 2
+
+    (measured,) = cost.rates(tmp_path)
+    per_image = flops.count(R50, 19, (64, 64)).flop
+    rate = measured.at("train", 1e15)
+    assert rate == pytest.approx(3 * 2 * per_image / 2.0, rel=1e-3)
+    row = params.row("mmseg-r50-d8-voc2012-20k")
+    reckoned = cost.row_cost(row, params, measured)
+    forward = flops.count(row.model, 21, (512, 512)).flop
+    assert reckoned.train_hours == pytest.approx(3 * forward * 20_000 * 16 / rate / 3600, rel=1e-6)
+    few = copy.copy(params)
+    few.rows = {name: params.rows[name] for name in (row.name, "camvid-r50-d16-short")}
+    text = cost.report(few, [measured])
+    assert "not run" in text
+    assert "Test CPU, 2 cores" in text
+    assert cost.row_cost(row, params, None).hours is None
+
+
+def test_hours_for_people() -> None:
+    assert [cost.duration(h) for h in (0.001, 0.5, 7 / 6, 30.2, 96)] == [
+        "about 1 min", "about 30 min", "about 1 h 10 min", "about 30 h", "about 4 days",
+    ]  # fmt: skip
+
+
+def test_worker_answers_and_reports_what_fails() -> None:
+    case = cases.Case("infer", "R-50 D16", (32, 32), 1, cases.published_model("resnet50", 16), threads=1)
+    implementation = cases.implementations("infer", "cpu")[1]
+    requests: list[dict[str, Any]] = [
+        {"op": "prepare", "case": case.request(implementation, "cpu", 1)}, {"op": "time"}, {"op": "finish"},
+        {"op": "prepare", "case": {"what": "nonsense", "device": "cpu", "threads": 1}}, {"op": "time"},
+    ]  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.speed.worker"],
+        input="\n".join(map(json.dumps, requests)), capture_output=True, text=True, check=True, cwd=ROOT,
+    )  # fmt: skip
+    facts, *answers = [json.loads(text) for text in done.stdout.splitlines()]
+    assert facts["name"] == "ours"
+    assert answers[1]["seconds"] > 0
+    assert answers[2]["peak_gb"] is None or answers[2]["peak_gb"] > 0.05  # 24 million weights in float32 at least
+    assert "KeyError" in answers[3]["error"]
+    assert "error" in answers[4]
+
+
+def test_cases_know_whether_mmsegmentation_has_their_network(params: rows.Params) -> None:
+    peers = {name: cases.Case("infer", name, (8, 8), model=row.model).has_peer for name, row in params.rows.items()}
+    assert peers["mmseg-r101-d8-ade20k-80k"]
+    assert not peers["official-dranet-r101-d8-cityscapes"]
+    assert not peers["ssseg-r50-d8-voc2012"]  # no biases in the attention
+    grid = cases.shapes("cuda", ["infer", "train"])
+    assert len(grid) == 2 * 4 * 4
+    assert {case.size for case in grid} == {(512, 512), (512, 1024), (769, 769), (1024, 2048)}
+
+
+def test_commands_refuse_what_makes_no_sense() -> None:
+    for arguments in (["benchmark"], ["flops"], ["benchmark", "--all-shapes", "--what", "speed"]):
+        result = CliRunner().invoke(app, [*arguments, "-C", str(ROOT)])
+        assert result.exit_code != 0
+    result = CliRunner().invoke(app, ["flops", "camvid-r50-d8", "--format", "csv", "-C", str(ROOT)])
+    assert result.output.splitlines()[1].startswith("camvid-r50-d8,49832206,")
+
+
+@pytest.mark.parametrize(
+    ("name", "group"),
+    [
+        ("aten::mkldnn_convolution", "convolution"),
+        ("aten::_log_softmax", "loss"),
+        ("aten::native_batch_norm_backward", "batch normalisation"),
+        ("fmha_cutlassF_f32_attention", "attention and matrix products"),
+        ("aten::threshold_backward", "element by element"),
+    ],
+)
+def test_operators_find_their_group(name: str, group: str) -> None:
+    assert group_of(name) == group

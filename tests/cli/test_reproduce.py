@@ -1,0 +1,181 @@
+"""`danet reproduce`: a table made here is run again, with a small model for DANet, and found to agree or not."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from danet.cli import reproduce
+from danet.cli.app import app
+from danet.config.rows import Row, write_raw
+from danet.config.workspace import Workspace
+from danet.core.errors import CheckpointError, ConfigError, DanetError, DataError
+from danet.evaluation import evaluate
+from danet.evaluation.evaluate import evaluate_row
+from danet.report import write_table
+from danet.training import train as training
+from tests.evaluation.test_evaluate import Reader, Shades
+from tests.parameters import raw_params
+
+ROOT = Path(__file__).parents[2]
+NAME = "camvid-r50-d8"
+
+
+@pytest.fixture
+def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
+    """One row of two seeds, evaluated and reported; the model reads the class from the grey level."""
+    raw = raw_params(rows=(NAME,))
+    raw["rows"][NAME]["seeds"] = [3, 5]
+    raw["runtime"] |= {"overlays": 0, "workers": 0, "progress": "never"}
+    write_raw(raw, tmp_path)
+    space = Workspace(tmp_path)
+    row = space.params().row(NAME)
+    monkeypatch.setattr(evaluate, "PreparedDataset", Shades)
+    monkeypatch.setattr(reproduce, "PreparedDataset", Shades)
+    monkeypatch.setattr(evaluate, "build_model", lambda config, classes, attention: Reader(classes))
+    monkeypatch.setattr(evaluate, "load_model", lambda path, model: {"train_hash": row.train_hash})
+    monkeypatch.setattr(evaluate, "load_any", lambda path, model, row: {"train_hash": row.train_hash})
+    save(row, space)
+    evaluate_row(row, space, device="cpu")
+    write_table("camvid", space.params(), space)
+    return space
+
+
+def save(row: Row, space: Workspace, *_: Any, **__: Any) -> None:
+    for seed in row.seeds:
+        path = space.model(row) / f"seed{seed}.safetensors"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"weights %d" % seed)
+
+
+def report(space: Workspace) -> Path:
+    return space.reports() / "tables" / "camvid.json"
+
+
+def edit(space: Workspace, change: Callable[[dict[str, Any]], None]) -> Path:
+    data = json.loads(report(space).read_text())
+    change(data["rows"][0])
+    path = space.root / "colleague.json"
+    path.write_text(json.dumps(data))
+    return path
+
+
+def test_our_own_report_is_reproduced_to_the_last_digit(workspace: Workspace) -> None:
+    before = {p: p.read_bytes() for p in workspace.metrics(workspace.params().row(NAME)).iterdir()}
+    check = reproduce.check_row(report(workspace), NAME, workspace, device="cpu")
+    assert check.agrees
+    assert check.identical
+    assert check.setup == {}
+    assert check.band == 0.05
+    assert set(check.numbers) == {"mIoU", "aAcc", "mAcc"}
+    assert str(check).endswith("AGREES: every number is the same.")
+    assert {p: p.read_bytes() for p in before} == before
+
+
+def test_a_number_outside_the_band_does_not_agree(workspace: Workspace) -> None:
+    path = edit(workspace, lambda row: row["measured"].update(miou=row["measured"]["miou"] + 0.06))
+    check = reproduce.check_row(path, NAME, workspace, device="cpu")
+    assert (check.agrees, check.identical) == (False, False)
+    assert "more than 0.05 points away (the same weights" in str(check)
+    assert "not deterministic" in str(check)
+    result = CliRunner().invoke(app, ["reproduce", str(path), NAME, "--device", "cpu", "-C", str(workspace.root)])
+    assert result.exit_code == 1
+    assert "DOES NOT AGREE" in result.output
+
+
+def test_other_hardware_is_named_and_has_the_released_band(workspace: Workspace) -> None:
+    def elsewhere(row: dict[str, Any]) -> None:
+        row["measured"]["miou"] += 0.04
+        for facts in row["provenance"]:
+            facts |= {"gpu": "NVIDIA H200", "torch": "2.12.0"}
+
+    check = reproduce.check_row(edit(workspace, elsewhere), NAME, workspace, device="cpu")
+    assert check.agrees
+    assert not check.identical
+    assert {"gpu", "torch"} <= set(check.setup)
+    assert "gpu: NVIDIA H200 -> -" in str(check)
+
+
+def test_other_weights_have_the_band_of_the_dataset(workspace: Workspace) -> None:
+    def other(row: dict[str, Any]) -> None:
+        row["measured"]["miou"] += 0.3
+        for facts in row["provenance"]:
+            facts["weights_sha256"] = "0" * 64
+
+    check = reproduce.check_row(edit(workspace, other), NAME, workspace, device="cpu")
+    assert check.agrees
+    assert check.band == 0.5
+    assert "not those of the report" in check.why
+
+
+def test_training_again_is_done_elsewhere_with_the_reported_seeds(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained: list[tuple[Row, Workspace]] = []
+
+    def train(row: Row, space: Workspace, **_: Any) -> None:
+        trained.append((row, space))
+        save(row, space)
+
+    monkeypatch.setattr(training, "train_row", train)
+    (workspace.root / "data").mkdir()
+    check = reproduce.check_row(report(workspace), NAME, workspace, train=True, device="cpu")
+    ((row, space),) = trained
+    assert row.seeds == (3, 5)
+    assert space.root == workspace.root / "build" / "reproduce" / NAME
+    assert (space.root / "data").resolve() == (workspace.root / "data").resolve()
+    assert (check.kind, check.agrees, check.band) == ("training", True, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("change", "kind", "message"),
+    [
+        (lambda row: row.update(row="camvid-r50-d9"), ConfigError, "did you mean camvid-r50-d9"),
+        (lambda row: row.update(measured=None, status="not run"), DataError, '"not run" there'),
+        (lambda row: row["measured"].update(miou=None), DataError, "measured.miou is None"),
+        (lambda row: row["measured"].update(miou=float("nan")), DataError, "measured.miou is nan"),
+        (lambda row: row["measured"].update(aacc="high"), DataError, "measured.aacc is 'high'"),
+        (lambda row: row["measured"].pop("seeds"), DataError, "measured.seeds is None"),
+        (lambda row: row["measured"].update(seeds=[7]), CheckpointError, "seed7.safetensors: does not exist"),
+        (lambda row: row.update(row_hash="0" * 12, settings=None), ConfigError, "does not say which"),
+        (
+            lambda row: (row.update(row_hash="0" * 12), row["settings"]["optimizer"].update(lr=0.5)),
+            ConfigError,
+            "optimizer.lr 0.5 there, 0.02 here",
+        ),
+        (
+            lambda row: [facts.update(manifest_hash="1" * 64) for facts in row["provenance"]],
+            DataError,
+            "is other data",
+        ),
+    ],
+)
+def test_what_cannot_be_compared_is_refused(
+    workspace: Workspace, change: Callable[[dict[str, Any]], None], kind: type[DanetError], message: str
+) -> None:
+    with pytest.raises(kind) as raised:
+        reproduce.check_row(edit(workspace, change), NAME, workspace, device="cpu")
+    assert message in str(raised.value)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"format": 2, "rows": []}', '{"format": 1, "rows": [1]}'])
+def test_a_file_that_is_no_table(workspace: Workspace, text: str) -> None:
+    path = workspace.root / "other.json"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=r"other\.json"):
+        reproduce.check_row(path, NAME, workspace, device="cpu")
+
+
+def test_a_row_that_is_unknown_here(workspace: Workspace) -> None:
+    def renamed(row: dict[str, Any]) -> None:
+        row["row"] = "camvid-r34-d8"
+        for facts in row["provenance"]:
+            facts["commit"] = "abc123"
+
+    with pytest.raises(ConfigError, match=r"has no row 'camvid-r34-d8'.*git checkout abc123"):
+        reproduce.check_row(edit(workspace, renamed), "camvid-r34-d8", workspace, device="cpu")

@@ -1,0 +1,100 @@
+"""Published numbers against the sources' own tables, typed in here by hand from the source's pages."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from danet.config.published import check_published, load_published, published, rows_as_records
+from danet.config.rows import load_params
+from danet.core.errors import ConfigError
+
+ROOT = Path(__file__).resolve().parents[2]
+NUMBERS = ("miou", "miou_ms_flip", "aacc", "aacc_ms", "memory_gb", "fps")
+
+
+@pytest.mark.parametrize(
+    ("row", "numbers"),
+    [
+        # configs/danet/README.md of mmsegmentation
+        ("mmseg-r50-d8-cityscapes-512x1024-40k", (78.74, None, None, None, 7.4, 2.66)),
+        ("mmseg-r101-d8-cityscapes-769x769-80k", (80.47, 82.02, None, None, None, None)),
+        ("mmseg-r101-d8-ade20k-80k", (43.64, 45.19, None, None, 15.0, 14.18)),
+        ("mmseg-r50-d8-voc2012-20k", (74.45, 75.69, None, None, 6.5, 20.94)),
+        # docs/ModelZoo of sssegmentation
+        ("ssseg-r50-d16-voc2012", (75.04, None, None, None, None, None)),
+        ("ssseg-r101-d8-cityscapes", (80.55, None, None, None, None, None)),
+        # README of junfu1115/DANet
+        ("official-danet-r101-d8-cityscapes", (79.93, 81.49, 95.97, 96.41, None, None)),
+        ("official-dranet-r101-d8-cityscapes", (81.63, None, 96.62, None, None, None)),
+        ("clusterdanet-r101-d8-voc2012", (None,) * 6),
+        ("camvid-r50-d8", (None,) * 6),
+    ],
+)
+def test_hand_checked_numbers(row: str, numbers: tuple[float | None, ...]) -> None:
+    entry = published(row)
+    assert tuple(getattr(entry, name) for name in NUMBERS) == numbers
+    records = {record["row"]: record for record in rows_as_records(load_params(ROOT / "params.yaml"))}
+    assert records[row]["published"] == dict(zip(NUMBERS, numbers, strict=True))
+
+
+def test_every_number_belongs_to_a_row_and_every_row_has_an_entry() -> None:
+    params = load_params(ROOT / "params.yaml")
+    check_published(params)
+    raw = yaml.safe_load((ROOT / "benchmarks" / "published.yaml").read_text())
+    read = {name: entry.model_dump(exclude_unset=True) for name, entry in load_published().items()}
+    assert read == raw
+    assert len(raw) == 16 + 12 + 2 + 1
+
+
+def test_records_have_the_promised_keys() -> None:
+    params = load_params(ROOT / "params.yaml")
+    records = rows_as_records(params)
+    assert [record["row"] for record in records] == list(params.rows)
+    for record in records:
+        assert list(record) == [
+            *("row", "source", "dataset", "method", "backbone", "output_stride", "crop_size", "schedule", "published"),
+        ]
+        assert list(record["published"]) == list(NUMBERS)
+    first = records[0]
+    assert (first["crop_size"], first["schedule"]) == ("512x1024", "40000 iterations")
+    by_name = {record["row"]: record for record in records}
+    assert by_name["ssseg-r50-d16-voc2012"]["schedule"] == "60 epochs"
+    assert by_name["official-dranet-r101-d8-cityscapes"]["method"] == "dranet"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("camvid-r50-d8: {miou: 101}", "camvid-r50-d8.miou"),
+        ("camvid-r50-d8: {miou: .nan}", "camvid-r50-d8.miou"),
+        ("camvid-r50-d8: {mIoU: 70}", "camvid-r50-d8.mIoU"),
+        ("camvid-r50-d8: {fps: 0}", "camvid-r50-d8.fps"),
+        ("- a", "must map"),
+        ("a: [", "not valid YAML"),
+    ],
+)
+def test_wrong_entries_are_named(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "published.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        load_published(path)
+
+
+def test_renamed_rows_cannot_lose_their_numbers(tmp_path: Path) -> None:
+    params = load_params(ROOT / "params.yaml")
+    path = tmp_path / "published.yaml"
+    raw = yaml.safe_load((ROOT / "benchmarks" / "published.yaml").read_text())
+    path.write_text(yaml.safe_dump({**raw, "no-such-row": {"miou": 1.0}}))
+    with pytest.raises(ConfigError, match="no-such-row"):
+        check_published(params, path)
+    check_published(params, path, also=["no-such-row"])
+    lost = tmp_path / "lost.yaml"
+    del raw["ssseg-r50-d16-voc2012"]
+    lost.write_text(yaml.safe_dump(raw))
+    with pytest.raises(ConfigError, match="ssseg-r50-d16-voc2012"):
+        check_published(params, lost)
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load_published(tmp_path / "missing.yaml")

@@ -1,0 +1,372 @@
+"""The schema: what is refused, what a hash depends on, and that every row of params.yaml says what its source says."""
+
+from __future__ import annotations
+
+import copy
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from danet.config.rows import BESIDE, NAME, Params, load_params, merge, read_raw, write_raw
+from danet.core.errors import ConfigError
+from tests.altering import altered
+from tests.parameters import raw_params
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def raw() -> dict[str, Any]:
+    return raw_params()
+
+
+@pytest.fixture(scope="module")
+def params() -> Params:
+    return load_params(ROOT / "params.yaml")
+
+
+SOURCES_WITH_WEIGHTS = {"mmsegmentation", "sssegmentation", "official"}
+
+
+def small() -> dict[str, Any]:
+    """``params.yaml`` cut down to one row and what it needs."""
+    data = read_raw(ROOT / "params.yaml")
+    row = data["rows"]["camvid-r50-d8"]
+    kept: dict[str, tuple[str, ...]] = {
+        "rows": ("camvid-r50-d8",),
+        "recipes": (row["recipe"],),
+        "datasets": (row["dataset"],),
+        "weights": (row["weights"],),
+        "tables": (row["table"],),
+        "released": (),
+        "submissions": (),
+    }
+    return {key: {k: v for k, v in value.items() if k in kept.get(key, value)} for key, value in data.items()}
+
+
+SMALL = small()
+
+
+def changed(raw: dict[str, Any], row: str, **over: Any) -> Params:
+    data = {**copy.deepcopy(raw), "submissions": {}}
+    data["rows"] = {row: merge(data["rows"][row], over)}
+    data["released"] = {}
+    return Params(data, Path("params.yaml"))
+
+
+def test_every_table_has_the_rows_its_source_publishes(params: Params) -> None:
+    counts = {table: len(params.table_rows(table)) for table in params.tables}
+    assert counts == {"mmsegmentation": 16, "sssegmentation": 12, "official": 2, "clusterdanet": 1, "camvid": 8}
+
+
+@pytest.mark.parametrize(
+    ("row", "samples", "total"),
+    [  # the sources' own arithmetic (RECIPES sections 2 and 3)
+        ("ssseg-r50-d8-voc2012", 10582, 661 * 60),
+        ("ssseg-r50-d8-ade20k", 20210, 1263 * 130),
+        ("ssseg-r50-d8-cityscapes", 2975, 372 * 220),
+        ("official-danet-r101-d8-cityscapes", 2975, 371 * 240),
+        ("mmseg-r50-d8-voc2012-20k", 10582, 20000),
+    ],
+)
+def test_schedule_lengths(params: Params, row: str, samples: int, total: int) -> None:
+    assert params.row(row).schedule.total_iterations(samples) == total
+
+
+def test_protocols_differ_where_the_sources_do(params: Params) -> None:
+    mmseg, ssseg = params.row("mmseg-r50-d8-voc2012-20k"), params.row("ssseg-r50-d8-voc2012")
+    official = params.row("official-danet-r101-d8-cityscapes")
+    assert (mmseg.loss.average, ssseg.loss.average, official.loss.average) == ("all", "valid", "valid")
+    assert (mmseg.model.pam_bias, ssseg.model.pam_bias) == (True, False)
+    assert (mmseg.model.aux_channels, ssseg.model.aux_channels, official.model.aux_channels) == (256, 512, None)
+    assert (mmseg.test.absent_class, official.test.absent_class) == ("skip", "zero")
+    assert official.test.flip
+    assert not mmseg.test.flip
+    assert official.optimizer.head_lr_multiplier == 10
+    assert official.model.multi_grid == (4, 8, 16)
+    assert params.row("mmseg-r50-d8-cityscapes-769x769-40k").model.align_corners
+    assert not params.row("mmseg-r50-d8-cityscapes-512x1024-40k").model.align_corners
+    assert params.row("clusterdanet-r101-d8-voc2012").train_split == "trainval"
+
+
+def test_the_1x_variant_differs_from_0x_in_three_ways(raw: dict[str, Any]) -> None:
+    name = "mmseg-r50-d8-voc2012-20k"
+    data = {**copy.deepcopy(raw), "submissions": {}, "released": {}, "rows": {name: raw["rows"][name]}}
+    old = Params(data, Path("params.yaml")).row(name)
+    data["rows"] = {name: raw["rows"][name] | {"settings": "1x-voc2012"}}
+    new = Params(data, Path("params.yaml")).row(name)
+    assert (old.schedule.denominator, new.schedule.denominator) == ("T", "T-1")
+    assert (old.augment.pad.image, new.augment.pad.image) == ("mean", "black")
+    assert old.test.multi_scale is not None
+    assert new.test.multi_scale is not None
+    assert (old.test.multi_scale.relative_to, new.test.multi_scale.relative_to) == ("test-scale", "image")
+    same = {"schedule": {"denominator"}, "augment": {"pad": {"image"}}, "test": {"multi_scale": {"relative_to"}}}
+    exclude: dict[str, Any] = {**same, "protocol": True}
+    assert old.model_dump(exclude=exclude) == new.model_dump(exclude=exclude)
+
+
+REFUSED = [
+    ({"output_stride": 16, "model": {"multi_grid": [4, 8, 16]}}, "multi_grid"),
+    ({"iterations": 0}, "schedule.iterations"),
+    ({"iterations": None}, "exactly one of iterations and epochs"),
+    ({"epochs": 3}, "exactly one of iterations and epochs"),
+    ({"recipe": "mmdetection"}, "allowed: .*mmsegmentation"),
+    ({"settings": "ade"}, "settings: 'ade' is unknown; recipes/mmsegmentation.yaml has: .*ade20k"),
+    ({"settings": None}, "settings: None is unknown"),
+    ({"dataset": "coco"}, "allowed: .*cityscapes"),
+    ({"weights": "resnet101_v1c"}, "backbone resnet101"),
+    ({"train_split": "trainaug"}, "allowed: test, train, val"),
+    ({"seeds": [1, 1]}, "share a seed"),
+    ({"seeds": []}, "seeds"),
+    ({"optimizer": {"lr": math.nan}}, "optimizer.lr"),
+    ({"optimizer": {"lr": -1}}, "optimizer.lr"),
+    ({"optimizer": {"learning_rate": 1}}, "optimizer.learning_rate"),
+    ({"augment": {"crop_size": [770, 769]}}, "crop_size"),
+    ({"test": {"stride": [900, 900]}}, "gaps"),
+    ({"test": {"window": None}}, "window"),
+    ({"model": {"aux_channels": None}}, "aux_channels"),
+    ({"augment": {"resize": {"base": 512}}}, "rule 'ratio'"),
+    ({"schedule": {"batch_size": 0}}, "batch_size"),
+    ({"numerics": {"precision": "int8"}}, "fp32"),
+]
+
+
+@pytest.mark.parametrize(("over", "message"), REFUSED)
+def test_contradictions_are_refused_by_name(raw: dict[str, Any], over: dict[str, Any], message: str) -> None:
+    row = "mmseg-r50-d8-cityscapes-769x769-40k"
+    with pytest.raises(ConfigError, match=message) as caught:
+        changed(raw, row, **over)
+    assert row in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda recipe: recipe.pop("settings"), "must be a mapping that has `settings`"),
+        (lambda recipe: recipe.pop("train"), "mmsegmentation.yaml: train must be a mapping"),
+        (lambda recipe: recipe["settings"]["ade20k"].pop("test"), r"settings\.ade20k: test must be a mapping"),
+        (lambda recipe: recipe["settings"].update(ade20k=3), r"settings\.ade20k: must be a mapping, not 3"),
+        (lambda recipe: recipe.update(loss={}), "unknown field 'loss'"),
+        (lambda recipe: recipe["train"].update(test={}), r"train\.test: not under train"),
+    ],
+)
+def test_recipes_have_what_each_stage_depends_on(raw: dict[str, Any], change: Any, message: str) -> None:
+    data = copy.deepcopy(raw)
+    change(data["recipes"]["mmsegmentation"])
+    with pytest.raises(ConfigError, match=message):
+        Params(data, Path("params.yaml"))
+
+
+def test_parameters_survive_being_written(raw: dict[str, Any], params: Params, tmp_path: Path) -> None:
+    write_raw(raw, tmp_path, note="for a test")
+    again = load_params(tmp_path / "params.yaml")
+    assert {row.name: row.hash for row in again.rows.values()} == {row.name: row.hash for row in params.rows.values()}
+    assert again.released == params.released
+    (tmp_path / "params.yaml").write_text("recipes: {}\nrows: {}\n")
+    with pytest.raises(ConfigError, match="'recipes' belongs in recipes/"):
+        load_params(tmp_path / "params.yaml")
+
+
+@pytest.mark.parametrize(
+    ("section", "value", "file"),
+    [
+        ("numerics", {"precision": "fp8"}, "numerics.yaml: numerics.precision: Input should be"),
+        ("numerics", ["fp32"], "numerics.yaml: section 'numerics' must be a mapping"),
+        ("runtime", {"workers": -1}, "params.yaml: runtime.workers"),
+        ("datasets", {"A B": {}}, "datasets.yaml: datasets: 'A B'"),
+    ],
+)
+def test_settings_shared_by_rows_are_blamed_in_their_own_file(
+    raw: dict[str, Any], section: str, value: Any, file: str
+) -> None:
+    changes = merge(raw, {section: value}) if isinstance(value, dict) else {**raw, section: value}
+    with pytest.raises(ConfigError, match=f"^{re.escape(file)}"):
+        Params(changes, Path("params.yaml"))
+
+
+def test_submissions_are_rows_on_cityscapes(raw: dict[str, Any]) -> None:
+    for name in ("ssseg-r50-d8-voc2012", "nobody"):
+        with pytest.raises(ConfigError, match="submissions"):
+            Params({**raw, "submissions": {name: {}}}, Path("params.yaml"))
+    with pytest.raises(ConfigError, match=r"submissions\..*rows\..* has .*official-2018"):
+        Params({**raw, "submissions": {"official-danet-r101-d8-cityscapes": {}}}, Path("params.yaml"))
+
+
+BAD_NAMES = [
+    "a b",
+    "../x",
+    "x;rm",
+    "$(x)",
+    "`x`",
+    "X",
+    "",
+    "a/b",
+    "a\\b",
+    "-x",
+    "_x",
+    ".",
+    "a\n",
+    "${x}",
+    "a" * 81,
+    3,
+    None,
+]
+LOOK_ALIKES = ["\u0430bc", "r\uff11", "a\u2010b", "\u017f", "\u212a", "a\u200b"]
+"""Cyrillic a, full-width 1, a hyphen, long s, the Kelvin sign (whose small letter is ASCII), a space of no width."""
+
+
+@pytest.mark.parametrize("name", BAD_NAMES + LOOK_ALIKES)
+@pytest.mark.parametrize("section", ["rows", "datasets", "weights", "tables", "recipes", "released", "submissions"])
+def test_names_that_could_reach_a_shell_are_refused(raw: dict[str, Any], section: str, name: Any) -> None:
+    data = {**raw, section: {**raw[section], name: next(iter(raw[section].values()))}}
+    with pytest.raises(ConfigError, match=f"{section}: .*names reach file paths") as error:
+        Params(data, Path("params.yaml"))
+    assert len(str(error.value)) < 400
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        (("weights", "resnet50_v1c", "file"), "../../.ssh/id.pth"),
+        (("weights", "resnet50_v1c", "file"), "/etc/passwd"),
+        (("weights", "resnet50_v1c", "file"), "-rf.pth"),
+        (("weights", "resnet50_v1c", "url"), "file:///etc/passwd"),
+        (("weights", "resnet50_v1c", "checksum"), "crc32:12345678"),
+        (("datasets", "camvid", "archives", 0, "file"), "a/../../b.zip"),
+        (("datasets", "camvid", "archives", 0, "file"), "a" * 300),
+        (("datasets", "camvid", "archives", 0, "url"), "ftp://host/file"),
+        (("datasets", "camvid", "counts"), {"../train": 1}),
+        (("rows", "camvid-r50-d8", "train_split"), "../train"),
+        (("rows", "camvid-r50-d8", "table"), "../../x"),
+        (("rows", "camvid-r50-d8", "iterations"), 10**12),
+        (("rows", "camvid-r50-d8", "augment"), {"crop_size": [10**9, 10**9]}),
+        (("rows", "camvid-r50-d8", "schedule"), {"batch_size": 10**9}),
+        (("rows", "camvid-r50-d8", "seeds"), [2**40]),
+        (("rows", "camvid-r50-d8", "numerics"), 5),
+        (("rows", "camvid-r50-d8", "runtime"), [1]),
+        (("rows", "camvid-r50-d8", "optimizer"), {"lr": math.inf}),
+        (("rows", "camvid-r50-d8", "augment"), {"flip": math.nan}),
+        (("rows", "camvid-r50-d8", "settings"), "../full"),
+        (("bands", "trained"), math.nan),
+        (("numerics",), "fp32"),
+        (("revisions",), [1]),
+        (("rows",), "camvid"),
+    ],
+)
+def test_values_that_could_do_harm_are_refused(raw: dict[str, Any], place: tuple[Any, ...], value: Any) -> None:
+    data = copy.deepcopy(raw)
+    inner: Any = data
+    for key in place[:-1]:
+        inner = inner[key]
+    inner[place[-1]] = value
+    with pytest.raises(ConfigError, match=str(place[-2]) if len(place) > 1 else str(place[0])):
+        Params(data, Path("params.yaml"))
+
+
+@settings(deadline=None, max_examples=300)
+@given(st.binary(min_size=4, max_size=24))
+def test_any_change_to_any_value_is_accepted_or_our_error(changes: bytes) -> None:
+    data = altered(SMALL, changes)
+    try:
+        params = Params(data, Path("params.yaml"))
+    except ConfigError as error:
+        assert str(error).startswith(("params.yaml", "recipes", *BESIDE))  # noqa: PT017 - any other passes
+    else:
+        assert all(NAME.fullmatch(name) for name in params.rows)
+
+
+@given(st.text(max_size=12))
+def test_accepted_names_are_safe_in_a_path_and_a_shell(name: str) -> None:
+    if NAME.fullmatch(name):
+        assert set(name) <= set("abcdefghijklmnopqrstuvwxyz0123456789_-")
+        assert name[0] not in "-_"
+
+
+def test_unknown_names_suggest_the_closest(params: Params) -> None:
+    with pytest.raises(ConfigError, match=r"did you mean .*ssseg-r50-d8-voc2012"):
+        params.row("ssseg-r50-d8-voc2021")
+
+
+@pytest.mark.parametrize(
+    ("over", "message"),
+    [
+        ({"table": "official"}, r"released\.mmseg-r50-d8-voc2012-20k\.table: is 'official', rows\."),
+        ({"dataset": "ade20k"}, r"released\.mmseg-r50-d8-voc2012-20k\.dataset"),
+        ({"checksum": "sha256:xyz"}, r"released\.mmseg-r50-d8-voc2012-20k\.checksum"),
+        ({"file": "../x.pth"}, r"released\.mmseg-r50-d8-voc2012-20k\.file"),
+        ({"url": "file:///etc/passwd"}, r"released\.mmseg-r50-d8-voc2012-20k\.url"),
+    ],
+)
+def test_wrong_released_entries_are_named(raw: dict[str, Any], over: dict[str, Any], message: str) -> None:
+    data = copy.deepcopy(raw)
+    data["released"]["mmseg-r50-d8-voc2012-20k"].update(over)
+    with pytest.raises(ConfigError, match=message):
+        Params(data, Path("params.yaml"))
+
+
+def test_released_weights_belong_to_rows(raw: dict[str, Any], params: Params) -> None:
+    assert set(params.released) == {row.name for row in params.rows.values() if row.source in SOURCES_WITH_WEIGHTS}
+    for name, entry in params.released.items():
+        digits = entry.file.rpartition("-")[2].removesuffix(".pth")
+        assert entry.checksum == (f"sha256:{digits}" if params.row(name).source == "mmsegmentation" else None)
+    data = copy.deepcopy(raw)
+    data["released"]["no-such-row"] = data["released"]["ssseg-r50-d8-voc2012"]
+    with pytest.raises(ConfigError, match=r"released\.no-such-row: no such row"):
+        Params(data, Path("params.yaml"))
+
+
+def test_unreadable_files_are_one_clear_error(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="repository root"):
+        load_params(tmp_path / "params.yaml")
+    file = tmp_path / "params.yaml"
+    for text, message in [
+        ("a: [", "not valid YAML"),
+        ("- 1", "mapping"),
+        ("!!python/object/apply:os.system [x]", "python/object"),
+    ]:
+        file.write_text(text)
+        with pytest.raises(ConfigError, match=message):
+            load_params(file)
+    file.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ConfigError, match="UTF-8"):
+        load_params(file)
+
+
+def test_hash_follows_what_moves_results_and_nothing_else(raw: dict[str, Any]) -> None:
+    row = "mmseg-r50-d8-cityscapes-769x769-40k"
+    base = changed(raw, row).row(row)
+
+    def hashes(**over: Any) -> tuple[bool, bool]:
+        other = changed(raw, row, **over).row(row)
+        return other.train_hash != base.train_hash, other.hash != base.hash
+
+    assert hashes(optimizer={"lr": 0.02}) == (True, True)
+    assert hashes(numerics={"precision": "bf16"}) == (True, True)
+    assert hashes(test={"stride": [500, 500]}) == (False, True)
+    assert hashes(runtime={"workers": 7}) == (False, False)
+    assert hashes(seeds=[0, 1]) == (False, False)
+    assert hashes(notes=["x"]) == (False, False)
+    for stage, expected in (("train", (True, True)), ("evaluate", (False, True)), ("convert", (False, False))):
+        other = copy.deepcopy(raw)
+        other["revisions"][stage] += 1
+        bumped = changed(other, row).row(row)
+        assert (bumped.train_hash != base.train_hash, bumped.hash != base.hash) == expected
+
+
+def test_hashes_are_unique_over_all_rows(params: Params) -> None:
+    hashes = [row.hash for row in params.rows.values()]
+    assert len(set(hashes)) == len(hashes)
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from("abc"), st.one_of(st.integers(), st.dictionaries(st.sampled_from("xy"), st.integers()))
+    )
+)
+def test_merge_with_itself_or_nothing_changes_nothing(data: dict[str, Any]) -> None:
+    assert merge(data, {}) == data == merge({}, data) == merge(data, data)

@@ -1,0 +1,317 @@
+"""A row on several processes: the training is that of one, also resumed on another number of them; what is refused."""
+
+import shutil
+import weakref
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from danet.core import process as distributed
+from danet.core.errors import ConfigError, Interrupted, TrainingError
+from danet.core.process import Process, processes, select_device
+from danet.models import numerics
+from danet.models.attention import Clustering
+from danet.training.batch_norm import SyncBatchNorm, synchronise_batch_norm
+from danet.training.stop import StopRequest
+from tests.launching import launch
+from tests.training.fakes import Images, TinyNet, state, tiny_row, trainer
+
+STEPS = 5
+CASES = {
+    "valid": {"loss": {"average": "valid"}},
+    "all": {"loss": {"average": "all"}},
+    "replicas": {"loss": {"average": "valid", "replicas": 2}},
+    "replicas of one": {"loss": {"average": "valid", "replicas": 4}},
+    "unused outputs": {"loss": {"pam": 0.0, "cam": 0.0}},
+    "clusters": {"loss": {"average": "valid"}},
+}
+
+
+class Uneven(Images):
+    """Images whose labelled share is from nothing to all, so that a mean of means is not the mean."""
+
+    def mask(self, i):
+        mask = super().mask(i)
+        mask[: mask.shape[0] * i // (len(self) - 1)] = 255
+        return mask
+
+
+class Clustered(TinyNet):
+    def __init__(self):
+        super().__init__()
+        self.backbone.append(Clustering(8, 8))
+
+
+def row(name):
+    return tiny_row(iterations=STEPS, runtime={"log_interval": 1}, **CASES[name])
+
+
+def build(name, folder, **more):
+    numerics.seed_initialisation(0)
+    model = Clustered() if name == "clusters" else TinyNet()
+    return trainer(row(name), folder, model=model, dataset=Uneven(), **more)
+
+
+def losses(history):
+    return [[entry[part] for part in entry if part.startswith("loss") and entry[part] is not None] for entry in history]
+
+
+def everything(folder):
+    """Every case on the processes that are there: losses of each iteration, and the state at the end."""
+    with processes("cpu") as process:
+        found = {}
+        for name in CASES:
+            run = build(name, folder / name, process=process)
+            found[name] = losses(run.run().curve), state(run)
+        return found
+
+
+def stopped(folder):
+    """Two processes, of which the second is told to stop in iteration 3; then nothing but the checkpoint is left."""
+    with processes("cpu") as process:
+        run = build("valid", folder, process=process, stop=StopRequest())
+        calls = iter(range(1, 100))
+
+        def hook(*_):
+            if process.rank == 1 and next(calls) == 3:
+                run.stop.reason = "SIGTERM"
+
+        run.model.register_forward_pre_hook(hook)
+        run.run()
+
+
+def continued(folder):
+    with processes("cpu") as process:
+        run = build("valid", folder, process=process)
+        started = run.iteration
+        return started, losses(run.run().curve)
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    torch.set_num_threads(1)
+    return everything(tmp_path_factory.mktemp("alone"))
+
+
+@pytest.mark.parametrize("world", [2, 4])
+def test_any_number_of_processes_is_one(tmp_path, alone, world):
+    """Batch, data order, dropout, loss average, statistics, schedule: the same curve and weights, but for rounding."""
+    for rank, found in enumerate(launch(world, everything, tmp_path)):
+        for name, (curve, tensors) in found.items():
+            np.testing.assert_allclose(curve, alone[name][0], rtol=1e-4, err_msg=f"{name}, rank {rank}")
+            assert tensors.keys() == alone[name][1].keys()
+            for key, tensor in alone[name][1].items():
+                torch.testing.assert_close(tensors[key], tensor, rtol=1e-3, atol=1e-5, msg=f"{name}: {key}")
+
+
+def test_the_cases_differ(alone):
+    """So that their agreement says something."""
+    curves = [tuple(map(tuple, alone[name][0])) for name in CASES]
+    assert len(set(curves)) == len(curves)
+
+
+def test_an_interrupted_run_goes_on_with_other_numbers_of_processes(tmp_path, alone):
+    for error in launch(2, stopped, tmp_path / "two"):
+        assert isinstance(error, Interrupted)
+        assert "stopped after iteration 3 of 5" in str(error)
+    for world in (1, 4):
+        folder = tmp_path / str(world)
+        shutil.copytree(tmp_path / "two", folder)
+        found = launch(world, continued, folder) if world > 1 else [continued(folder)]
+        for started, curve in found:
+            assert started == 3
+            np.testing.assert_allclose(curve, alone["valid"][0], rtol=1e-4)
+
+
+@pytest.mark.parametrize("parts", [2, 4])
+def test_accumulation_draws_the_same_dropout(tmp_path, parts):
+    """Without batch norm, micro-batches are the whole batch: dropout and the means of replicas too."""
+    curves = []
+    for accumulate in (1, parts):
+        settings = tiny_row(iterations=STEPS, numerics={"accumulate": accumulate}, **CASES["replicas"])
+        numerics.seed_initialisation(0)
+        run = trainer(settings, tmp_path / str(accumulate), model=TinyNet(norm=False), dataset=Uneven())
+        curves.append(losses(run.run().curve))
+    np.testing.assert_allclose(*curves, rtol=1e-5)
+
+
+# batch statistics
+
+
+def normalised(cls, values, upstream):
+    numerics.seed_initialisation(1)
+    layer = nn.BatchNorm2d(3).double()
+    nn.init.uniform_(layer.weight)
+    layer.__class__ = cls
+    values = values.clone().requires_grad_()
+    out = layer(values)
+    (out * upstream).sum().backward()
+    return {"out": out.detach(), "input": values.grad, "weight": layer.weight.grad, "bias": layer.bias.grad} | dict(
+        layer.named_buffers()
+    )
+
+
+def tensors():
+    generator = torch.Generator().manual_seed(0)
+    return [5 + torch.randn(4, 3, 5, 6, generator=generator, dtype=torch.float64) for _ in range(2)]
+
+
+def share_of_norm():
+    with processes("cpu") as process:
+        parts = [tensor.tensor_split(process.world)[process.rank] for tensor in tensors()]
+        return normalised(SyncBatchNorm, *parts)
+
+
+def test_synchronised_batch_norm_is_that_of_the_whole_batch():
+    """Output, gradients and running statistics in float64; 3 processes have 2, 1 and 1 images."""
+    whole = normalised(nn.BatchNorm2d, *tensors())
+    parts = launch(3, share_of_norm)
+    for name in ("out", "input"):
+        torch.testing.assert_close(torch.cat([part[name] for part in parts]), whole[name], rtol=1e-9, atol=1e-9)
+    for name in ("weight", "bias"):
+        torch.testing.assert_close(sum(part[name] for part in parts), whole[name], rtol=1e-9, atol=1e-9)
+    for name in ("running_mean", "running_var", "num_batches_tracked"):
+        for part in parts:
+            torch.testing.assert_close(part[name], whole[name])
+
+
+def test_synchronising_keeps_the_state_dict():
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Sequential(nn.BatchNorm2d(4)))
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    after = synchronise_batch_norm(model, torch.device("cpu"))
+    assert [type(m) for m in (after[1], after[2][0])] == [SyncBatchNorm] * 2
+    assert all(torch.equal(tensor, before[name]) for name, tensor in after.state_dict().items())
+    x = torch.randn(2, 3, 4, 4)
+    assert torch.equal(after(x), model(x))  # alone it is the plain one
+
+
+# what is refused
+
+
+def test_batch_that_does_not_divide(tmp_path):
+    with pytest.raises(
+        ConfigError, match=r"tiny: schedule\.batch_size 4 does not .* 3 processes; start one of 1, 2, 4"
+    ):
+        trainer(tiny_row(), tmp_path, process=Process(world=3))
+
+
+def test_replicas_that_do_not_divide():
+    with pytest.raises(ValueError, match=r"batch_size 4 does not divide over loss\.replicas 3"):
+        tiny_row(loss={"replicas": 3})
+
+
+def test_fewer_gpus_than_processes(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    for rank in range(4):  # all of them, so that nobody waits for the others
+        with pytest.raises(TrainingError, match=r"4 processes .* has 2 GPUs .* --nproc-per-node 2\)"):
+            select_device(None, rank, 4)
+    with pytest.raises(TrainingError, match="all 2 processes would use one GPU"):
+        select_device("cuda:1", 0, 2)
+    assert select_device(None, 1, 2) == torch.device("cuda", 1)
+    assert select_device("cuda:1") == torch.device("cuda", 1)
+    with pytest.raises(TrainingError, match=r"cuda:2 is not there \(2 GPUs"):
+        select_device("cuda:2")
+
+
+def with_software(changes):
+    plain = distributed._software
+
+    def software(device):
+        import os
+
+        return plain(device) | changes.get(int(os.environ["RANK"]), {})
+
+    distributed._software = software
+    with processes("cpu") as process:
+        return process.gather(process.rank)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("torch", "2.11.0+cpu"), ("commit", "0123456789ab with changes"), ("device", "cuda")]
+)
+def test_a_node_with_other_software(name, value):
+    found = launch(2, with_software, {0: {"host": "first"}, 1: {"host": "second", name: value}})
+    for error in found:
+        assert isinstance(error, TrainingError)
+        assert f"processes differ in {name}: rank 0 on first has " in str(error)
+        assert f"rank 1 on second has {value}; give every node the same environment" in str(error)
+
+
+def test_nodes_of_the_same_software_start():
+    assert launch(2, with_software, {0: {"host": "first"}, 1: {"host": "second"}}) == [[0, 1]] * 2
+
+
+def test_a_process_that_does_not_come(monkeypatch):
+    from datetime import timedelta
+
+    monkeypatch.setattr(distributed, "ARRIVAL", timedelta(seconds=1))
+    for name, value in {"WORLD_SIZE": 2, "RANK": 0, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": 0}.items():
+        monkeypatch.setenv(name, str(value))
+    with pytest.raises(TrainingError, match=r"process 0 of 2 on .* could not meet the others"), processes("cpu"):
+        pass
+
+
+def own_folder(folder):
+    with processes("cpu") as process:
+        if process.is_main:
+            shutil.copytree(folder / "two", folder / "rank0")
+        process.barrier()
+        build("valid", folder / f"rank{process.rank}", process=process)
+
+
+def other_row():
+    with processes("cpu") as process:
+        process.agree({"settings": "abc"}, "fine")
+        process.agree({"same": 1, "settings": f"hash{process.rank}"}, "copy the files")
+
+
+def test_files_that_differ_between_nodes(tmp_path):
+    launch(2, stopped, tmp_path / "two")
+    for error in launch(2, own_folder, tmp_path):
+        assert isinstance(error, TrainingError)
+        assert "newest checkpoint: rank 0 on" in str(error)
+        assert "has 3, rank 1 on" in str(error)
+        assert "shared file system" in str(error)
+    for error in launch(2, other_row):
+        assert "differ in settings: rank 0 on" in str(error)
+        assert str(error).endswith("has hash1; copy the files")
+
+
+def test_an_error_keeps_nothing_of_the_group_alive():
+    class Held:
+        pass
+
+    kept = []
+
+    def fail():
+        held = Held()
+        kept.append(weakref.ref(held))
+        try:
+            raise ValueError("first")
+        except ValueError as error:
+            raise Interrupted("stopped") from error
+
+    try:
+        fail()
+    except Interrupted as error:
+        assert kept[0]() is not None
+        distributed._release(error)
+        assert kept[0]() is None
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_two_gpus_are_one(tmp_path):
+    one = build("valid", tmp_path / "one", process=replace(Process(), device=torch.device("cuda", 0)))
+    curve = losses(one.run().curve)
+    for found in launch(2, on_gpus, tmp_path / "two"):
+        np.testing.assert_allclose(found, curve, rtol=1e-4)
+
+
+def on_gpus(folder):
+    with processes("cuda") as process:
+        return losses(build("valid", folder, process=process).run().curve)

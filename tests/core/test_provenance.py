@@ -1,0 +1,155 @@
+"""Provenance: right where it can be checked, silent where things are missing."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from danet.config.rows import load_params
+from danet.core import provenance
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def git(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+    monkeypatch.delenv(provenance.COMMIT_VARIABLE, raising=False)
+    clean = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
+
+    def call(*arguments: str) -> str:
+        identity = ("-c", "user.name=x", "-c", "user.email=x@example.org", "-c", "commit.gpgsign=false")
+        done = subprocess.run(
+            ["git", *identity, *arguments], cwd=tmp_path, check=True, capture_output=True, text=True, env=clean
+        )
+        return done.stdout.strip()
+
+    call("init", "-q")
+    for name in ("code.py", "reports/table.md", "demo/dvc.lock"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("1")
+    call("add", ".")
+    call("commit", "-qm", "first")
+    return call
+
+
+def test_all_fields_and_plain_json(monkeypatch: pytest.MonkeyPatch) -> None:
+    row = load_params(ROOT / "params.yaml").row("camvid-r50-d16")
+    facts = provenance.collect(**row.facts, seed=7, manifest_hash="abc", peak_memory_gb=1.5)
+    assert json.loads(json.dumps(facts, allow_nan=False)) == facts
+    assert set(facts) == {
+        *("commit", "dirty", "date", "command", "python", "torch", "torchvision", "cuda", "cudnn", "driver", "gpu"),
+        *("gpus", "cpu", "cpu_cores", "os", "precision", "row_hash", "train_hash", "seed", "manifest_hash"),
+        *("weights_sha256", "peak_memory_gb"),
+    }
+    assert (facts["row_hash"], facts["train_hash"], facts["precision"]) == (row.hash, row.train_hash, "fp32")
+    assert (facts["seed"], facts["manifest_hash"], facts["peak_memory_gb"]) == (7, "abc", 1.5)
+    assert facts["python"] == ".".join(str(part) for part in sys.version_info[:3])
+    age = datetime.datetime.now(datetime.UTC) - datetime.datetime.fromisoformat(facts["date"])
+    assert abs(age.total_seconds()) < 60
+    import torch
+
+    assert facts["torch"] == torch.__version__
+    assert (facts["gpu"] is not None) == torch.cuda.is_available()
+    assert facts["cpu_cores"] >= 1
+
+
+def test_commit_and_dirty_flag(git: Callable[..., str], tmp_path: Path) -> None:
+    head = git("rev-parse", "HEAD")
+    assert provenance.code_version(tmp_path) == (head, False)
+    (tmp_path / "untracked.py").write_text("x")
+    (tmp_path / "reports/table.md").write_text("2")
+    (tmp_path / "demo/dvc.lock").write_text("2")
+    assert provenance.code_version(tmp_path) == (head, False)
+    (tmp_path / "code.py").write_text("2")
+    assert provenance.code_version(tmp_path) == (head, True)
+    git("add", ".")
+    assert provenance.code_version(tmp_path) == (head, True)
+
+
+def test_commit_is_the_codes_and_not_the_surroundings(
+    git: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = tmp_path / "site-packages"
+    package.mkdir()
+    assert provenance.code_version(package) == ("unknown", None)
+    monkeypatch.setenv("GIT_DIR", str(tmp_path / ".git"))  # as inside a hook of another repository
+    assert provenance.code_version(package) == ("unknown", None)
+    monkeypatch.setenv(provenance.COMMIT_VARIABLE, "abc123-dirty")
+    assert provenance.code_version(package) == ("abc123", True)
+
+
+def test_nothing_installed_nothing_raised(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv(provenance.COMMIT_VARIABLE, raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setitem(sys.modules, "torch", None)  # importing it fails
+    provenance._driver.cache_clear()
+    assert provenance._driver() is None
+    provenance._driver.cache_clear()
+    facts = provenance.collect()
+    assert (facts["commit"], facts["dirty"]) == ("unknown", None)
+    assert (facts["gpu"], facts["cuda"], facts["gpus"], facts["driver"]) == (None, None, 0, None)
+    assert provenance.EnergyMeter().kilojoules() is None
+
+
+def test_driver_from_nvidia_smi(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    program = tmp_path / "nvidia-smi"
+    program.write_text("#!/bin/sh\nprintf '580.95.05\\n580.95.05\\n'\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    provenance._driver.cache_clear()
+    try:
+        assert provenance._driver() == "580.95.05"
+    finally:
+        provenance._driver.cache_clear()
+
+
+def test_command_without_machine_paths(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "orig_argv", ["/somewhere/.venv/bin/python", "-m", "pipelines.train", "row"])
+    monkeypatch.setattr(
+        sys, "argv", ["/somewhere/pipelines/train.py", "row", "--data=/home/me/camvid", str(tmp_path / "a b")]
+    )
+    assert provenance.command() == "python -m pipelines.train row --data=.../camvid 'a b'"
+    monkeypatch.setattr(sys, "orig_argv", ["/somewhere/.venv/bin/python", "/somewhere/.venv/bin/danet", "train", "row"])
+    monkeypatch.setattr(sys, "argv", ["/somewhere/.venv/bin/danet", "train", "row"])
+    assert provenance.command() == "danet train row"
+
+
+NVML = """
+#include <string.h>
+static unsigned long long energy = 5000000ULL;
+int nvmlInit_v2(void) { return 0; }
+int nvmlShutdown(void) { return 0; }
+int nvmlDeviceGetHandleByUUID(const char *uuid, void **device) {
+    if (strcmp(uuid, "GPU-1") != 0) return 6;
+    *device = &energy;
+    return 0;
+}
+int nvmlDeviceGetTotalEnergyConsumption(void *device, unsigned long long *out) {
+    *out = *(unsigned long long *)device;
+    energy += 2500000ULL;
+    return 0;
+}
+"""
+
+
+def test_energy_counter_through_the_c_interface(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against a library with NVML's signatures (nvml.h): handles are pointers, energy 64 bits in mJ."""
+    (tmp_path / "nvml.c").write_text(NVML)
+    try:
+        subprocess.run(["cc", "-shared", "-fPIC", "-o", "nvml.so", "nvml.c"], cwd=tmp_path, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("needs a C compiler")
+    import ctypes
+
+    library = ctypes.CDLL(str(tmp_path / "nvml.so"))
+    assert provenance._nvml_energy(library, "GPU-2") is None
+    monkeypatch.setattr(provenance, "gpu_energy_millijoules", lambda: provenance._nvml_energy(library, "GPU-1"))
+    assert provenance.EnergyMeter().kilojoules() == 2.5

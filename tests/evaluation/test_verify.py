@@ -1,0 +1,265 @@
+"""Released weights end to end on generated Cityscapes: fetched or given, evaluated as trained ones, in the table."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from danet.acquire.download import download_dataset
+from danet.acquire.released import fetch_released, stored
+from danet.config.rows import Dataset, load_params, merge, read_raw, write_raw
+from danet.config.workspace import Workspace
+from danet.core.errors import CheckpointError, ConfigError, DataError, DownloadError
+from danet.core.files import sha256
+from danet.data.convert import convert_dataset
+from danet.data.prepared import PreparedDataset
+from danet.evaluation.evaluate import evaluate_row
+from danet.evaluation.submission import label_ids, write_submission
+from danet.evaluation.verify import exit_code, verify_all, verify_row
+from danet.models import build_model
+from danet.report import write_table
+from danet.results.verdict import agreement
+from danet.weights.exchange import export_weights, import_weights
+from danet.weights.ours import load_model, save_model
+from pipelines.demo.scenes import Sizes, make_archives
+from tests.parameters import raw_params
+
+ROOT = Path(__file__).resolve().parents[2]
+WHOLE = {"resize": "none", "mode": "whole", "window": None, "stride": None, "multi_scale": None}
+SLIDE = {"resize": "none", "window": [48, 48], "stride": [32, 32], "multi_scale": None}
+CROP = {"crop_size": [48, 48]}
+ROWS: dict[str, tuple[str, dict[str, Any]]] = {
+    "mmseg-r50": ("mmseg-r50-d8-cityscapes-512x1024-40k", {"test": WHOLE | {"multi_scale": {"scales": [0.5, 1.0]}}}),
+    "ssseg-r50": ("ssseg-r50-d16-cityscapes", {"test": WHOLE}),
+    "official-r50": ("official-danet-r101-d8-cityscapes", {"test": SLIDE, "augment": CROP}),
+    "dranet-r50": ("official-dranet-r101-d8-cityscapes", {"test": SLIDE, "augment": CROP}),
+    "cluster-r50": ("clusterdanet-r101-d8-voc2012", {"test": SLIDE, "augment": CROP}),
+}
+TARGETS = {
+    "mmseg-r50": "mmsegmentation",
+    "ssseg-r50": "sssegmentation",
+    "official-r50": "official",
+    "dranet-r50": "official-dranet",
+    "cluster-r50": "clusterdanet",
+}
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workspace]:
+    """Generated Cityscapes images of 48x64, and a row of ResNet-50 for each source."""
+    folder = tmp_path_factory.mktemp("verify")
+    made = make_archives(folder / "archives", sizes=Sizes(train=2, val=2, test=2, size=(16, 16), cityscapes=(48, 64)))
+    raw = raw_params(released=False)
+    rows = {}
+    for name, (base, own) in ROWS.items():
+        row = raw["rows"][base]
+        rows[name] = row | {"dataset": "cityscapes", "backbone": "resnet50", "weights": "none", "train_split": "train"}
+        rows[name] |= own
+    cityscapes = merge(raw["datasets"]["cityscapes"], made["cityscapes"])
+    raw |= {"rows": rows, "datasets": {"cityscapes": cityscapes}}
+    raw["runtime"] |= {"workers": 0, "overlays": 0, "benchmark_images": 1, "progress": "never"}
+    raw["submissions"] = {}
+    write_raw(raw, folder)
+    space = Workspace(folder)
+    spec = Dataset.model_validate(cityscapes)
+    download_dataset("cityscapes", spec, space.raw("cityscapes"), archives=folder / "archives", progress=False)
+    convert_dataset("cityscapes", spec, space.raw("cityscapes"), space.prepared("cityscapes"), progress=False)
+    yield space
+    shutil.rmtree(folder)  # pytest keeps what tests leave, and these are gigabytes
+
+
+def train(workspace: Workspace, name: str) -> Path:
+    """Weights that look trained: random, with attention that counts and statistics of the data."""
+    row = workspace.params().row(name)
+    path = workspace.model(row) / "seed0.safetensors"
+    if path.exists():
+        return path
+    torch.manual_seed(0)
+    model = build_model(row.model, 19)
+    with torch.no_grad():
+        for key, value in model.named_parameters():
+            if key.endswith((".gamma", ".scale")):
+                value.fill_(0.5)
+    dataset = PreparedDataset(workspace.prepared("cityscapes"), "train")
+    batch = np.stack([dataset.image(i)[..., ::-1] for i in range(2)]).transpose(0, 3, 1, 2)
+    model.train()
+    with torch.no_grad():
+        model((torch.from_numpy(batch.astype(np.float32)) - 120) / 58)
+    path.parent.mkdir(parents=True)
+    save_model(path, model, {"row": row.name, "source": row.source, "train_hash": row.train_hash, "seed": "0"})
+    return path
+
+
+def add_released(workspace: Workspace, name: str, **entry: Any) -> None:
+    row = yaml.safe_load((workspace.root / "params.yaml").read_text())["rows"][name]
+    item = {key: row[key] for key in ("table", "recipe", "settings", "dataset")} | {"file": f"{name}.pth", **entry}
+    (workspace.root / "released.yaml").write_text(yaml.safe_dump({"released": {name: item}}))
+
+
+@pytest.fixture(autouse=True)
+def clean(workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    for name in ("DANET_ARCHIVES", "DANET_MIRROR"):
+        monkeypatch.delenv(name, raising=False)
+    (workspace.root / "released.yaml").unlink(missing_ok=True)
+    yield
+    shutil.rmtree(tmp_path)
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_exported_imported_and_verified_is_what_was_evaluated(workspace: Workspace, tmp_path: Path, name: str) -> None:
+    row = workspace.params().row(name)
+    trained = train(workspace, name)
+    evaluated = evaluate_row(row, workspace, device="cpu")
+    raw, imported = tmp_path / "released.pth", tmp_path / "imported.safetensors"
+    export_weights(trained, raw, target=TARGETS[name])
+    import_weights(raw, imported, workspace.params(), row=name)
+    before = (workspace.metrics(row) / "metrics.json").read_bytes()
+    for file in (imported, raw) if name == "ssseg-r50" else (imported,):
+        verified = verify_row(row, workspace, weights=file, device="cpu")
+        (wanted,), (found,) = evaluated.evaluation["runs"], verified.evaluation["runs"]
+        assert found["seed"] is None
+        assert found["modes"].keys() == wanted["modes"].keys() == set(row.modes)
+        for mode in row.modes:
+            matrices = []
+            for record in (wanted, found):
+                with np.load(workspace.root / record["modes"][mode]["confusion"]) as arrays:
+                    matrices.append(arrays["confusion"])
+            np.testing.assert_array_equal(*matrices)
+            assert (matrices[0].sum(axis=0) > 0).sum() > 1, "all pixels of one class would show nothing"
+        shared = {key: value for key, value in verified.metrics.items() if key != "fps"}
+        assert shared == {key: evaluated.metrics[key] for key in shared}
+        assert verified.evaluation["weights"]["sha256"] == sha256(raw)
+    assert json.loads((workspace.metrics(row) / "verify.json").read_text()) == verified.metrics
+    assert json.loads((workspace.metrics(row) / "verification.json").read_text()) == verified.evaluation
+    assert (workspace.metrics(row) / "metrics.json").read_bytes() == before
+    assert (workspace.verification(row) / "released-ss-confusion.png").is_file()
+
+
+def test_what_is_not_the_released_file_is_refused(workspace: Workspace, tmp_path: Path) -> None:
+    name = "mmseg-r50"
+    row, trained = workspace.params().row(name), train(workspace, name)
+    with pytest.raises(CheckpointError, match=r"was trained here .*use `danet evaluate mmseg-r50"):
+        verify_row(row, workspace, weights=trained, device="cpu")
+    with pytest.raises(CheckpointError, match="does not exist"):
+        verify_row(row, workspace, weights=tmp_path / "none.pth", device="cpu")
+    with pytest.raises(ConfigError, match=r"mmseg-r50 has no released weights"):
+        verify_row(row, workspace, device="cpu")
+    raw, imported = tmp_path / "w.pth", tmp_path / "w.safetensors"
+    export_weights(trained, raw)
+    import_weights(raw, imported, workspace.params(), row=name)
+    add_released(workspace, name, checksum="sha256:0123456789")
+    for file in (raw, imported):
+        with pytest.raises(CheckpointError, match="the released file's begins with 0123456789"):
+            verify_row(row, workspace, weights=file, device="cpu")
+
+
+def test_released_weights_are_taken_from_a_folder_and_verified(
+    workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = "mmseg-r50"
+    row = workspace.params().row(name)
+    raw = tmp_path / "released" / f"{name}.pth"
+    raw.parent.mkdir()
+    export_weights(train(workspace, name), raw)
+    digest = sha256(raw)
+    add_released(workspace, name, file="other.pth", checksum=f"sha256:{digest[:8]}")
+    out = workspace.released(row)
+    with pytest.raises(
+        DownloadError, match=r"no URL; download other\.pth with a browser and place it in data/archives"
+    ):
+        fetch_released(workspace, name)
+    (skipped,) = [each for each in verify_all(workspace, device="cpu") if each.row == name]
+    assert (skipped.state, "no URL" in skipped.reason) == ("skipped", True)
+    assert not out.exists()
+    monkeypatch.setenv("DANET_ARCHIVES", str(tmp_path))
+    fetch_released(workspace, name)
+    facts = json.loads((out / "source.json").read_text())
+    assert (facts["sha256"], facts["checksum"], facts["source"]) == (digest, "matches", "mmsegmentation")
+    model = build_model(row.model, 19)
+    assert load_model(out / "weights.safetensors", model)["source_sha256"] == digest
+    spec = workspace.params().released[name]
+    assert stored(workspace, row, spec) == out / "weights.safetensors"
+    assert stored(workspace, row, spec.model_copy(update={"checksum": "sha256:00000000"})) is None
+
+    results = {each.row: each for each in verify_all(workspace, device="cpu")}
+    assert results[name].state == "measured"
+    assert {each.reason for each in results.values() if each.state == "skipped"} == {"its source released no weights"}
+    again = {each.row: each for each in verify_all(workspace, device="cpu")}
+    assert again[name].state == "kept"
+    assert again[name].miou == results[name].miou
+    assert exit_code(results.values()) == 0
+
+    report = write_table("mmsegmentation", workspace.params(), workspace)
+    record = json.loads((workspace.reports() / "tables" / "mmsegmentation.json").read_text())["rows"][0]
+    assert record["released"]["status"] == "measured"
+    assert record["released"]["miou"] == pytest.approx(results[name].miou)
+    assert record["released"]["weights"]["sha256"] == digest
+    cell = f"{results[name].miou:.2f}"
+    assert cell in report.page.read_text()
+    assert "Released weights" in report.text
+    (out / "weights.safetensors").write_bytes(b"damaged")
+    assert stored(workspace, row, spec) is None
+
+    raw.write_bytes(raw.read_bytes()[:1000])
+    with pytest.raises(DownloadError, match="the released file's begins with"):
+        fetch_released(workspace, name)
+
+
+def test_agreement_is_within_the_band() -> None:
+    assert agreement(80.52, 80.52, 0.05) == "agrees"
+    assert agreement(80.57, 80.52, 0.05) == "agrees"  # binary fractions make the gap 0.0500000000000078
+    assert agreement(80.47, 80.52, 0.05) == "agrees"
+    assert agreement(80.5701, 80.52, 0.05) == "differs by +0.05"
+    assert agreement(80.40, 80.52, 0.05) == "differs by -0.12"
+    assert agreement(None, 80.52, 0.05) == agreement(80.52, None, 0.05) == ""
+
+
+def test_submission_is_what_the_official_script_finds_and_reads(workspace: Workspace, tmp_path: Path) -> None:
+    name = "ssseg-r50"
+    row, weights = workspace.params().row(name), train(workspace, name)
+    out = tmp_path / "submission.zip"
+    assert write_submission(row, workspace, weights=weights, out=out, device="cpu", size=(48, 64)) == 2
+    dataset = PreparedDataset(workspace.prepared("cityscapes"), "test")
+    evaluated = {7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33}
+    with zipfile.ZipFile(out) as archive:
+        names = archive.namelist()
+        assert len(names) == 2
+        for identity in dataset.ids:
+            (match,) = [each for each in names if each.startswith(identity) and each.endswith(".png")]
+            image = cv2.imdecode(np.frombuffer(archive.read(match), np.uint8), cv2.IMREAD_UNCHANGED)
+            assert image.shape == (48, 64)
+            assert set(np.unique(image)) <= evaluated
+    first = out.read_bytes()
+    write_submission(row, workspace, weights=weights, out=out, device="cpu", size=(48, 64))
+    assert out.read_bytes() == first
+    assert label_ids(np.array([[0, 18]], np.uint8)).tolist() == [[7, 33]]
+    with pytest.raises(DataError, match="is 48x64, the test server takes 1024x2048"):
+        write_submission(row, workspace, weights=weights, out=tmp_path / "no.zip", device="cpu")
+    with pytest.raises(ConfigError, match="defines no multi-scale test"):
+        write_submission(row, workspace, weights=weights, out=tmp_path / "no.zip", mode="ms", device="cpu")
+    assert not (tmp_path / "no.zip").exists()
+
+
+def test_submission_wants_the_whole_split_of_cityscapes(workspace: Workspace, tmp_path: Path) -> None:
+    params = read_raw(workspace.root / "params.yaml")
+    params["datasets"]["cityscapes"]["counts"]["test"] = 1525
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "data").symlink_to(workspace.root / "data")
+    write_raw(params, other)
+    row = load_params(other / "params.yaml").row("ssseg-r50")
+    with pytest.raises(DataError, match="has 2 images, the test server wants 1525"):
+        write_submission(row, Workspace(other), weights=tmp_path / "w.pth", out=tmp_path / "s.zip", size=(48, 64))
+    voc = load_params(ROOT / "params.yaml").row("ssseg-r50-d8-voc2012")
+    with pytest.raises(ConfigError, match="the test server is for Cityscapes rows"):
+        write_submission(voc, Workspace(ROOT), weights=tmp_path / "w.pth", out=tmp_path / "s.zip")

@@ -1,0 +1,170 @@
+"""`danet show` and `danet diff` on made-up metrics files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from danet.cli.app import app
+from danet.config.rows import write_raw
+from danet.config.workspace import Workspace
+from danet.core.errors import ConfigError, DataError
+from danet.results.runs import compare, describe, diff_text, load_run, show_text
+from tests.parameters import raw_params
+from tests.report import samples
+
+ROOT = Path(__file__).parents[2]
+NAME, OTHER = "camvid-r50-d8", "camvid-r101-d16"
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Workspace:
+    raw = raw_params(rows=(NAME, OTHER))
+    for name in (NAME, OTHER):
+        raw["rows"][name]["seeds"] = [0, 1]
+    write_raw(raw, tmp_path)
+    space = Workspace(tmp_path)
+    for name, mious in ((NAME, {0: 55.0, 1: 56.0}), (OTHER, {0: 58.5, 1: 58.5})):
+        row = space.params().row(name)
+        folder = samples.write(row, space, mious, points=0)
+        change(folder / "evaluation.json", lambda data, row=row: data.update(settings=row.settings))
+    return space
+
+
+def change(path: Path, edit: Any) -> None:
+    data = json.loads(path.read_text())
+    edit(data)
+    path.write_text(json.dumps(data))
+
+
+def test_names_of_runs(workspace: Workspace) -> None:
+    whole, one = load_run(NAME, workspace), load_run(f"{NAME}:1", workspace)
+    path = workspace.metrics(workspace.params().row(NAME)) / "evaluation.json"
+    assert [seed.seed for seed in whole.seeds] == [0, 1]
+    assert [seed.seed for seed in one.seeds] == [1]
+    assert load_run(str(path), workspace).seeds == whole.seeds
+    assert load_run(f"{path}:1", workspace).seeds == one.seeds
+    assert whole.metric("ss", "miou") == pytest.approx([55.0, 56.0])
+    first = [seed.modes["ss"].iou[0] for seed in whole.seeds]
+    assert whole.iou("ss")[0] == pytest.approx(sum(first) / 2)  # type: ignore[arg-type]
+
+
+def test_released_weights_are_a_run(workspace: Workspace) -> None:
+    folder = workspace.metrics(workspace.params().row(NAME))
+    (folder / "verification.json").write_text((folder / "evaluation.json").read_text())
+
+    def released(data: dict[str, Any]) -> None:
+        data["runs"] = [{**data["runs"][0], "seed": None}]
+        data["weights"] = {"file": "danet.pth", "sha256": "a" * 64}
+
+    change(folder / "verification.json", released)
+    run = load_run(f"{NAME}:released", workspace)
+    assert "released weights" in show_text(run)
+    assert "danet.pth" in show_text(run)
+    assert describe(run)["seeds"] == [None]
+
+
+def test_show_names_every_fact_of_provenance(workspace: Workspace) -> None:
+    text = show_text(load_run(f"{NAME}:0", workspace))
+    row = workspace.params().row(NAME)
+    for value in (
+        *("55.00", "3.21", row.hash, row.train_hash, "a1b2c3d4e5f60718", "f" * 16, "NVIDIA H200", "580.95.05", "13.0"),
+        *("91002", "2.15.0+cu130", "fp32", "2026-01-02T03:04:05Z", "0123456789abcdef"),
+        *("dirty", "3.25", "bicyclist"),
+    ):
+        assert value in text
+    lines = [line for line in text.splitlines() if line.startswith("bicyclist")]
+    assert len(lines) == 1
+
+
+def test_show_several_seeds(workspace: Workspace) -> None:
+    text = show_text(load_run(NAME, workspace))
+    # mean 55.5, sample standard deviation sqrt(0.5)
+    assert ["mIoU", "55.50", "0.71", "55.00,", "56.00"] in [line.split() for line in text.splitlines()]
+    assert max(map(len, text.splitlines()[2:])) < 120
+    assert describe(load_run(NAME, workspace))["provenance"]["evaluation"]["seed"] == [0, 1]
+
+
+def test_difference_of_two_rows(workspace: Workspace) -> None:
+    first, second = load_run(f"{NAME}:0", workspace), load_run(f"{OTHER}:0", workspace)
+    found = compare(first, second)
+    assert found.settings["model.backbone"] == ("resnet50", "resnet101")
+    assert found.settings["model.output_stride"] == (8, 16)
+    assert "optimizer.lr" not in found.settings
+    assert found.metrics["mIoU"] == pytest.approx((55.0, 58.5))
+    gaps = [abs(b - a) for a, b in found.iou.values() if a is not None and b is not None]
+    assert gaps == sorted(gaps, reverse=True)
+    assert len(found.iou) == 11
+    name = next(iter(found.iou))
+    place = first.classes.index(name)
+    assert found.iou[name] == (first.seeds[0].modes["ss"].iou[place], second.seeds[0].modes["ss"].iou[place])
+    text = diff_text(first, second, found)
+    assert "model.backbone" in text
+    assert "+3.50" in text
+
+
+def test_difference_of_two_seeds_is_no_setting(workspace: Workspace) -> None:
+    found = compare(load_run(f"{NAME}:0", workspace), load_run(f"{NAME}:1", workspace))
+    assert found.settings == {}
+    assert found.provenance["evaluation: seed"] == (0, 1)
+    assert not {key for key in found.provenance if "hash" in key}
+
+
+def test_no_difference(workspace: Workspace) -> None:
+    run = load_run(NAME, workspace)
+    found = compare(run, run)
+    assert (found.settings, found.provenance, found.only) == ({}, {}, ((), ()))
+    assert all(a == b for a, b in [*found.metrics.values(), *found.iou.values()])
+    assert "Settings: the same." in diff_text(run, run, found)
+
+
+def test_other_machine_data_and_weights_are_named(workspace: Workspace) -> None:
+    folder = workspace.metrics(workspace.params().row(NAME))
+    (folder / "copy.json").write_text((folder / "evaluation.json").read_text())
+
+    def elsewhere(data: dict[str, Any]) -> None:
+        data.pop("settings")
+        facts = {"gpu": "NVIDIA A100", "manifest_hash": "b" * 16, "weights_sha256": "c" * 64, "dirty": True}
+        for run in data["runs"]:
+            run["provenance"].update(facts)
+        data["classes"][0] = "heaven"
+
+    change(folder / "copy.json", elsewhere)
+    found = compare(load_run(NAME, workspace), load_run(str(folder / "copy.json"), workspace))
+    assert not found.settings_known
+    for key in ("gpu", "manifest_hash", "weights_sha256", "dirty"):
+        assert f"evaluation: {key}" in found.provenance
+    assert found.provenance["training"] == ("known", "not known")
+    assert found.only == (("sky",), ("heaven",))
+
+
+def test_bad_input(workspace: Workspace) -> None:
+    folder = workspace.metrics(workspace.params().row(NAME))
+    with pytest.raises(ConfigError, match="has no seed 7; it has: 0, 1"):
+        load_run(f"{NAME}:7", workspace)
+    with pytest.raises(ConfigError, match="did you mean"):
+        load_run("camvid-r50-d9", workspace)
+    with pytest.raises(ConfigError, match=r"nowhere\.json: does not exist"):
+        load_run("nowhere.json", workspace)
+    with pytest.raises(ConfigError, match=f"dvc repro verify@{NAME}"):
+        load_run(f"{NAME}:released", workspace)
+    with pytest.raises(DataError, match="has no row, row_hash, classes, runs"):
+        load_run(str(folder / "train.json").replace("train", "metrics"), workspace)
+    change(folder / "evaluation.json", lambda data: data["runs"][1]["modes"]["ss"].update(miou=float("nan")))
+    with pytest.raises(DataError, match=r"seed 1: modes\.ss\.miou"):
+        load_run(NAME, workspace)
+
+
+def test_on_the_command_line(workspace: Workspace) -> None:
+    runner, here = CliRunner(), ["-C", str(workspace.root)]
+    shown = json.loads(runner.invoke(app, ["show", f"{NAME}:0", "--format", "json", *here]).output)
+    assert shown["metrics"]["ss"]["miou"] == pytest.approx(55.0)
+    assert shown["provenance"]["training"]["gpu"] == "NVIDIA H200"
+    assert shown["settings"]["model"]["backbone"] == "resnet50"
+    found = json.loads(runner.invoke(app, ["diff", NAME, OTHER, "--format", "json", *here]).output)
+    assert found["settings"]["model.backbone"] == ["resnet50", "resnet101"]
+    assert runner.invoke(app, ["diff", NAME, OTHER, *here]).exit_code == 0

@@ -1,0 +1,143 @@
+"""The equivalence test, against scipy's own t-tests and by simulation."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from danet.results.verdict import ALPHA, BAND, MAX_MORE_SEEDS, Verdict, judge, summarise
+
+finite = st.floats(min_value=0, max_value=100, allow_nan=False)
+
+
+def by_scipy(values: list[float], published: float, band: float) -> str:
+    """The definition, by scipy's one-sided t-tests."""
+
+    def shown(bound: float, side: str, alpha: float = ALPHA) -> bool:
+        return bool(stats.ttest_1samp(values, bound, alternative=side).pvalue < alpha)
+
+    if shown(published - band, "greater") and shown(published + band, "less"):
+        return "reproduced"
+    if shown(published - band, "less", ALPHA / 2):
+        return "lower"
+    return "higher" if shown(published + band, "greater", ALPHA / 2) else "undecided"
+
+
+def test_against_scipys_one_sided_tests() -> None:
+    random = np.random.default_rng(0)
+    seen = set()
+    for _ in range(600):
+        n = int(random.integers(2, 9))
+        values = list(random.normal(random.uniform(78.5, 81.5), random.choice([0.05, 0.2, 0.6]), n))
+        label = judge(values, 80.0).label
+        assert label == by_scipy(values, 80.0, BAND)
+        seen.add(label)
+    assert seen == {"reproduced", "lower", "higher", "undecided"}
+
+
+def test_hand_computed_interval() -> None:
+    # mean 80, sd 1, n 4: t(0.975, 3) = 3.182446, half width 3.182446 * 1 / 2
+    summary = summarise([79.0, 81.0, 80.0 - math.sqrt(0.5), 80.0 + math.sqrt(0.5)])
+    assert summary is not None
+    assert summary.mean == pytest.approx(80)
+    assert summary.sd == pytest.approx(1)
+    assert summary.low == pytest.approx(80 - 1.591223)
+    assert summary.high == pytest.approx(80 + 1.591223)
+
+
+@pytest.mark.parametrize(
+    ("values", "text"),
+    [
+        ([], "not run"),
+        ([80.5], "consistent"),
+        ([79.5], "consistent"),
+        ([79.49], "inconsistent"),
+        ([80.51], "inconsistent"),
+        ([80.0, 80.0], "reproduced"),
+        ([79.0, 79.01, 79.02], "lower"),
+        ([81.0, 81.01, 81.02], "higher"),
+    ],
+)
+def test_labels(values: list[float], text: str) -> None:
+    assert judge(values, 80.0).text == text
+
+
+def test_one_seed_is_never_reproduced() -> None:
+    assert {judge([value], 80.0).label for value in np.linspace(70, 90, 401)} == {"consistent", "inconsistent"}
+
+
+def test_more_seeds_are_just_enough() -> None:
+    """With so many more seeds of the same mean and spread it would be decided, with one fewer it would not."""
+    values = [79.8, 80.6, 79.9]
+    verdict = judge(values, 80.0)
+    assert verdict.label == "undecided"
+    assert verdict.more_seeds is not None
+    mean, sd = float(np.mean(values)), float(np.std(values, ddof=1))
+    for n, decided in ((3 + verdict.more_seeds, True), (2 + verdict.more_seeds, False)):
+        half = stats.t.ppf(0.95, n - 1) * sd / math.sqrt(n)
+        inside = mean - half > 80 - BAND and mean + half < 80 + BAND
+        assert bool(inside) is decided
+    assert verdict.text == f"undecided: {verdict.more_seeds} more seeds needed"
+
+
+def test_text_of_undecided() -> None:
+    assert Verdict("undecided", 1).text == "undecided: 1 more seed needed"
+    hopeless = judge([79.4, 79.6], 80.0)  # the mean lies on the edge of the band
+    assert hopeless.more_seeds is None
+    assert hopeless.text == f"undecided: over {MAX_MORE_SEEDS} more seeds needed"
+
+
+@given(st.lists(finite, min_size=1, max_size=6), finite)
+def test_mirror_image(values: list[float], published: float) -> None:
+    mirrored = judge([100 - value for value in values], 100 - published)
+    swap = {"lower": "higher", "higher": "lower"}
+    label = judge(values, published).label
+    edge = abs(abs(float(np.mean(values)) - published) - BAND) < 1e-6  # where rounding decides
+    assert edge or mirrored.label == swap.get(label, label)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_refuses_what_is_not_finite(bad: float) -> None:
+    with pytest.raises(ValueError, match="finite"):
+        judge([80.0, bad], 80.0)
+    with pytest.raises(ValueError, match="finite"):
+        judge([80.0], bad)
+    with pytest.raises(ValueError, match="band"):
+        judge([80.0], 80.0, 0.0)
+
+
+@pytest.mark.parametrize("offset", [0.0, 0.25, 0.499, 0.5, 0.75, 1.5])
+@pytest.mark.parametrize("seeds", [2, 3, 5])
+def test_false_verdicts_are_as_rare_as_claimed(offset: float, seeds: int) -> None:
+    """10,000 synthetic rows per case: true mean at an offset from the published number, spread drawn per row.
+
+    At offset 0.5 the true mean is on the edge of the band, where a false "reproduced" is most likely.
+    """
+    random = np.random.default_rng([int(offset * 100), seeds])
+    rows = 10_000
+    spread = random.choice([0.05, 0.1, 0.3, 0.8], size=rows)
+    values = 80.0 - offset + spread[:, None] * random.standard_normal((rows, seeds))
+    labels = [judge(list(row), 80.0).label for row in values.tolist()]
+    false = {"higher", "reproduced" if offset >= BAND else "lower"}
+    rate = sum(label in false for label in labels) / rows
+    # three standard errors of the simulation itself
+    assert rate <= ALPHA + 3 * math.sqrt(ALPHA * (1 - ALPHA) / rows)
+    if offset in {0.0, 1.5} and seeds == 5:  # and it does decide when it can
+        assert labels.count("reproduced" if offset == 0.0 else "lower") > rows / 2
+
+
+@pytest.mark.parametrize("offset", [0.0, 0.499, 0.501])
+@pytest.mark.parametrize("seeds", [2, 4])
+def test_a_spread_far_wider_than_the_band_costs_no_more(offset: float, seeds: int) -> None:
+    """The hardest case for "lower" and "higher": both sides can be wrong at once, at half of alpha each."""
+    random, rows = np.random.default_rng(seeds), 10_000
+    values = 80.0 - offset + 20 * random.standard_normal((rows, seeds))
+    labels = [judge(list(row), 80.0).label for row in values.tolist()]
+    false = {"higher", "reproduced" if offset > BAND else "lower"}
+    rate = sum(label in false for label in labels) / rows
+    assert rate <= ALPHA + 3 * math.sqrt(ALPHA * (1 - ALPHA) / rows)
