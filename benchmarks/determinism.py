@@ -28,6 +28,7 @@ from danet.core.files import write_text
 from danet.core.process import Process, select_device
 from danet.models import numerics
 from danet.models.segmentor import build_model
+from danet.results.identity import TrainingIdentity
 from danet.training.checkpoint import CheckpointStore
 from danet.training.loop import Trainer
 
@@ -71,7 +72,7 @@ def run(row: Row, device: torch.device, crop: int) -> tuple[str, float]:
     with tempfile.TemporaryDirectory() as folder, numerics.configured(row.numerics):
         numerics.seed_initialisation(0)
         model = build_model(row.model, CLASSES, row.numerics.attention)
-        store = CheckpointStore(Path(folder), row, 0)
+        store = CheckpointStore(Path(folder), TrainingIdentity.of(row, 0, data="", initial_weights=None))
         trainer = Trainer(row, 0, model, Noise(16, (crop, crop)), store, process=Process(device=device))
 
         def stamp(*_: object) -> None:

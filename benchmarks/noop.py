@@ -58,6 +58,8 @@ def stand_ins(repository: Path, folder: Path) -> int:
     for file in ("dvc.yaml", "params.yaml", *BESIDE):
         shutil.copy(repository / file, folder)
     shutil.copytree(repository / RECIPES, folder / RECIPES)
+    (folder / "benchmarks").mkdir()
+    shutil.copy(repository / "benchmarks" / "published.yaml", folder / "benchmarks")
     dvc(folder, "init", "--quiet", "--no-scm")
     # the repository's own settings of DVC: without them it also sends analytics, which takes a tenth of the time
     settings = configparser.ConfigParser()

@@ -11,7 +11,7 @@ from pipelines import stage
 def main(workspace: Workspace, name: str) -> None:
     """Evaluates what the stage ``released`` wrote, in every mode the row defines."""
     row = workspace.params().row(name)
-    verify_row(row, workspace, weights=workspace.released(row) / "weights.safetensors", tracker_factory=run)
+    verify_row(row, workspace, weights=workspace.released(row) / "weights.safetensors", tracker_factory=run, reuse=True)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from benchmarks.parity.results import Result
 from danet.config import rows
 from danet.data.loader import Batch
 from danet.models import build_model
+from danet.results.identity import TrainingIdentity
 from danet.training import loop
 from danet.training.checkpoint import CheckpointStore
 
@@ -161,7 +162,13 @@ def trained(model: nn.Module, recipe: rows.Row, case: str, run: dict[str, Any], 
         mock.patch.object(Tensor, "float", single),
         mock.patch.object(loop, "loss_divisors", shifted if run["dtype"] == "float64" else divisors),
     ):
-        trainer = loop.Trainer(recipe, 0, model, _Source(batch * total), CheckpointStore(Path(folder), recipe, 0))
+        trainer = loop.Trainer(
+            recipe,
+            0,
+            model,
+            _Source(batch * total),
+            CheckpointStore(Path(folder), TrainingIdentity.of(recipe, 0, data="", initial_weights=None)),
+        )
         history = trainer.run()
     losses = np.array([float(entry["loss"] or 0.0) for entry in history.curve])
     rates = np.array([float(entry["lr"] or 0.0) for entry in history.curve])

@@ -22,6 +22,7 @@ from danet.core.files import write_json
 from danet.core.process import Process, processes
 from danet.models import numerics
 from danet.models.segmentor import build_model
+from danet.results.identity import TrainingIdentity
 from danet.training import batch_norm
 from danet.training.checkpoint import CheckpointStore
 from danet.training.loop import Trainer
@@ -114,7 +115,15 @@ def measure(process: Process, folder: Path, crop: int, steps: int, stop_after: i
     row = row_at(crop, steps)
     counter, began, times = Counter(), time.perf_counter(), list[float]()
     with StopRequest() as stop:
-        trainer = Trainer(row, 0, network(row), Scenes(), CheckpointStore(folder, row, 0), process=process, stop=stop)
+        trainer = Trainer(
+            row,
+            0,
+            network(row),
+            Scenes(),
+            CheckpointStore(folder, TrainingIdentity.of(row, 0, data="", initial_weights=None)),
+            process=process,
+            stop=stop,
+        )
         started = trainer.iteration
 
         def tick(*_: object) -> None:

@@ -16,7 +16,7 @@ from danet.config.workspace import Workspace
 from danet.core.console import report_errors
 from danet.core.errors import ConfigError
 from danet.evaluation.flops import size_text
-from danet.results import cost
+from danet.report import cost
 
 app = typer.Typer(
     rich_markup_mode="rich",

@@ -51,7 +51,7 @@ def examine(workspace: Workspace) -> dict[str, Any]:
 
 def _costs(workspace: Workspace) -> dict[str, str]:
     """What each row takes on this device, where it has been benchmarked; a damaged benchmark file is no obstacle."""
-    from danet.results.cost import estimates
+    from danet.report.cost import estimates
 
     try:
         return estimates(workspace)

@@ -19,7 +19,8 @@ from danet.config.workspace import Workspace
 from danet.core.errors import CheckpointError, ConfigError, DataError
 from danet.core.files import sha256, write_text
 from danet.data.prepared import PreparedDataset
-from danet.results.runs import SETUP, differing, flat, same_setup
+from danet.results.identity import SETUP, differing, flat
+from danet.results.runs import same_setup
 
 METRICS = {"miou": "mIoU", "aacc": "aAcc", "macc": "mAcc", "miou_ms_flip": "mIoU, ms+flip", "aacc_ms": "aAcc, ms+flip"}
 EXACT = 1e-4

@@ -118,6 +118,11 @@ def check_published(params: Params, path: Path | str | None = None, also: Collec
     strangers = [name for name in entries if name not in known]
     if strangers:
         raise ConfigError(f"{path}: {', '.join(strangers)}: no such row in {params.path}; rename or remove the entry")
+    for table, settings in params.tables.items():
+        if strangers := [name for name in settings.row_notes if name not in known]:
+            raise ConfigError(
+                f"{params.path}: tables.{table}.row_notes.{strangers[0]}: no such row; rename or remove it"
+            )
     lost = [row.name for row in params.rows.values() if params.tables[row.table].published and row.name not in entries]
     if lost:
         raise ConfigError(

@@ -272,6 +272,72 @@ class Numerics(Strict):
 
 PREDICTION_ONLY = ("fold_bn",)
 """Fields of :class:`Numerics` that leave training as it is."""
+TRAINED = ("dataset", "train_split", "weights", "model", "loss", "optimizer", "schedule", "augment", "numerics")
+"""Fields of :class:`Row` that the trained weights follow from."""
+NEUTRAL: Mapping[str, Any] = {
+    "model.multi_grid": None,
+    "model.pam_bias": True,
+    "model.aux_channels": None,
+    "model.align_corners": False,
+    "model.init": "pytorch",
+    "loss.main": 1.0,
+    "loss.pam": 1.0,
+    "loss.cam": 1.0,
+    "loss.aux": 0.0,
+    "loss.average": "valid",
+    "loss.replicas": 1,
+    "optimizer.head_lr_multiplier": 1.0,
+    "optimizer.momentum": 0.9,
+    "schedule.iterations": None,
+    "schedule.epochs": None,
+    "schedule.power": 0.9,
+    "schedule.min_lr": 0.0,
+    "schedule.denominator": "T",
+    "schedule.warmup_iterations": 0,
+    "schedule.replicas": 1,
+    "augment.resize.scale": None,
+    "augment.resize.base": None,
+    "augment.order": "crop-then-pad",
+    "augment.cat_max_ratio": None,
+    "augment.cat_redraws": 10,
+    "augment.flip": 0.5,
+    "augment.photometric": None,
+    "augment.interpolation": "cv2",
+    "augment.pad.position": "right-bottom",
+    "augment.pad.image": "mean",
+    "augment.pad.label": "ignore",
+    "augment.pad.swap_for_portrait": False,
+    "augment.pad": {},
+    "test.resize": "none",
+    "test.scale": None,
+    "test.mode": "whole",
+    "test.window": None,
+    "test.stride": None,
+    "test.placement": "shift",
+    "test.flip": False,
+    "test.score": "softmax",
+    "test.logit_resize": "twice",
+    "test.absent_class": "skip",
+    "test.multi_scale": None,
+    "test.multi_scale.relative_to": "test-scale",
+    "test.multi_scale.flip": True,
+    "test.multi_scale.window": None,
+    "test.multi_scale.stride": None,
+    "numerics.precision": "fp32",
+    "numerics.tf32": False,
+    "numerics.channels_last": False,
+    "numerics.compile": False,
+    "numerics.attention": "fused",
+    "numerics.deterministic": False,
+    "numerics.sync_batch_norm": True,
+    "numerics.winograd": False,
+    "numerics.accumulate": 1,
+    "fold_bn": False,
+    "revision": 1,
+}
+"""Values that the hashes leave out, frozen: what was computed before the setting existed. A setting that is added gets
+an entry, so that older rows keep their hashes. An entry never changes, whatever becomes of the default: a
+changed default then changes the hashes of the rows that it reaches, as it must (``tests/config/golden_rows.json``)."""
 
 
 class Runtime(Strict):
@@ -344,35 +410,32 @@ class Row(Strict):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What moves results, JSON-serialisable: all but the runtime, the seeds and what is said to the reader."""
+        """What moves results, complete and JSON-serialisable: no runtime, no seeds, nothing for the reader."""
         return self.model_dump(mode="json", exclude={"runtime", "seeds", "protocol", "notes", "val_interval", "table"})
 
     @property
+    def training_settings(self) -> dict[str, Any]:
+        """The part of :attr:`settings` that the trained weights follow from, with the revision of the code."""
+        settings = self.settings
+        numerics = {key: value for key, value in settings["numerics"].items() if key not in PREDICTION_ONLY}
+        return {key: settings[key] for key in TRAINED} | {"numerics": numerics, "revision": self.revisions.train}
+
+    @property
     def train_hash(self) -> str:
-        """12 hex digits that change when, and only when, the training of this row would."""
-        keys = ("dataset", "train_split", "weights", "model", "loss", "optimizer", "schedule", "augment", "numerics")
-        dump = self.model_dump(
-            mode="json", exclude_defaults=True
-        )  # a setting added later leaves old rows' hashes alone
-        for name in PREDICTION_ONLY:
-            dump["numerics"].pop(name, None)
-        parts = {key: dump[key] for key in keys if key in dump}
-        if self.revisions.train > 1:
-            parts["revision"] = self.revisions.train
-        return _digest(parts)
+        """12 hex digits that change when, and only when, :attr:`training_settings` do."""
+        return _digest(identifying(self.training_settings))
 
     @property
     def hash(self) -> str:
         """12 hex digits over training and testing: identifies what a metrics file measured."""
-        return _digest(
-            {
-                "train": self.train_hash,
-                "val": self.val_split,
-                "test": self.test.model_dump(mode="json", exclude_defaults=True),
-            }
-            | {name: True for name in PREDICTION_ONLY if getattr(self.numerics, name)}
-            | ({"revision": self.revisions.evaluate} if self.revisions.evaluate > 1 else {})
-        )
+        parts = {
+            "train": self.train_hash,
+            "val": self.val_split,
+            "test": self.test.model_dump(mode="json"),
+            "revision": self.revisions.evaluate,
+        }
+        numerics = self.numerics.model_dump(mode="json")
+        return _digest(identifying(parts | {name: numerics[name] for name in PREDICTION_ONLY}))
 
     @property
     def facts(self) -> dict[str, str]:
@@ -401,7 +464,8 @@ class Dataset(Strict):
     """Where a dataset comes from and how large it must be."""
 
     adapter: Literal["voc2012", "ade20k", "cityscapes", "camvid"]
-    title: str
+    title: str = ""
+    """For the reader, from ``titles`` in ``params.yaml``."""
     archives: tuple[Archive, ...]
     counts: dict[Name, Annotated[int, Field(gt=0)]]
     """Images per split; conversion stops when they differ."""
@@ -443,6 +507,8 @@ class Table(Strict):
     source_url: str | None = None
     intro: str = ""
     notes: tuple[str, ...] = ()
+    row_notes: dict[Name, tuple[str, ...]] = {}
+    """Footnotes of single rows; not with the rows, for text must never train them again."""
     published: bool = True
     """False where the source gives no numbers (demo, CamVid): the table then has no such columns."""
     banner: str = ""
@@ -488,6 +554,7 @@ class Params:
             "recipes",
             "datasets",
             "weights",
+            "titles",
             "tables",
             "rows",
             "released",
@@ -500,8 +567,10 @@ class Params:
             raise ConfigError(f"{path}: unknown section {unknown[0]!r}; allowed: {', '.join(sorted(known))}")
         self.revisions = _validate(Revisions, raw.get("revisions", {}), path, "revisions")
         self.bands = _validate(Bands, raw.get("bands") or {}, path, "bands")
+        titles = self._section("titles")
         self.datasets = {
-            key: _validate(Dataset, value, path, f"datasets.{key}") for key, value in self._section("datasets").items()
+            key: _validate(Dataset, value, path, f"datasets.{key}").model_copy(update={"title": titles.get(key, key)})
+            for key, value in self._section("datasets").items()
         }
         self.weights = {
             key: _validate(Weights, value, path, f"weights.{key}") for key, value in self._section("weights").items()
@@ -556,6 +625,10 @@ class Params:
             data[shared] = merge(self._defaults(shared), over)
         data["revisions"] = self.revisions.model_dump(include={"train", "evaluate"})
         data["name"] = name
+        if "notes" in data:
+            raise ConfigError(f"{self.path}: {where}.notes: belongs in tables.{data.get('table')}.row_notes.{name}")
+        if isinstance(data.get("table"), str) and data["table"] in self.tables:
+            data["notes"] = self.tables[data["table"]].row_notes.get(name, ())
         resolved = _validate(Row, data, self.path, where)
         for field, allowed in (("dataset", self.datasets), ("weights", self.weights), ("table", self.tables)):
             value = getattr(resolved, field)
@@ -605,17 +678,23 @@ class Params:
             for half in ("train", "test"):  # each is a parameter of its stage in dvc.yaml, so it must be there
                 if not isinstance(fields.get(half), Mapping):
                     raise ConfigError(f"{file}: {part}{half} must be a mapping ({{}} if it has nothing to say)")
-            own = {key: value for key, value in fields.items() if key not in {"train", "settings"}}
-            unknown = sorted(set(map(str, own)) - {"source", "protocol", "val_split", "test"})
+            own = {key: value for key, value in fields.items() if key not in {"train", "settings", "protocols"}}
+            allowed = ("val_split", "test") if part else ("source", "protocol", "val_split", "test")
+            unknown = sorted(set(map(str, own)) - set(allowed))
             if unknown:
+                more = "" if part else ", protocols, settings"
                 raise ConfigError(
-                    f"{file}: {part}unknown field {unknown[0]!r}; allowed: source, protocol, val_split, train, test, "
-                    "settings"
+                    f"{file}: {part}unknown field {unknown[0]!r}; allowed: {', '.join(allowed)}, train{more}"
                 )
             misplaced = sorted(set(map(str, fields["train"])) & {"source", "protocol", "val_split", "test"})
             if misplaced:
                 raise ConfigError(f"{file}: {part}train.{misplaced[0]}: not under train, but beside it")
             data = merge(merge(data, own), fields["train"])
+        protocols = recipe.get("protocols") or {}
+        if not isinstance(protocols, Mapping) or not set(protocols) <= set(settings):
+            raise ConfigError(f"{file}: protocols must map names of settings to a sentence each")
+        if wanted in protocols:
+            data["protocol"] = protocols[wanted]
         return data
 
     def _submissions(self) -> tuple[str, ...]:
@@ -766,6 +845,17 @@ def _shown(value: object) -> str:
         text = repr(value)
         return text if len(text) <= 120 else f"{text[:117]}..."
     return f"a {type(value).__name__}"
+
+
+def identifying(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Settings without those that are as in :data:`NEUTRAL`: what the hashes are taken over."""
+    kept = {}
+    for key, value in settings.items():
+        place = prefix + key
+        part = identifying(value, f"{place}.") if isinstance(value, Mapping) else value
+        if place not in NEUTRAL or part != NEUTRAL[place]:
+            kept[key] = part
+    return kept
 
 
 def _digest(value: Any) -> str:

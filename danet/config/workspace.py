@@ -50,10 +50,6 @@ class Workspace:
         """Resume checkpoints: outside every DVC output, which DVC would delete when a stage starts."""
         return self.root / "checkpoints" / f"{row.name}-{row.train_hash}" / f"seed{seed}"
 
-    def finished_evaluation(self, row: Row, seed: int) -> Path:
-        """A seed's evaluation, kept for when seeds are added; outside every DVC output too (folder)."""
-        return self.checkpoints(row, seed) / f"evaluation-{row.hash}"
-
     def metrics(self, row: Row) -> Path:
         """Metrics files of a row, kept in Git (folder)."""
         return self.root / "reports" / "metrics" / row.table / row.name

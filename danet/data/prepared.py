@@ -18,6 +18,7 @@ The order of a split is the order of its lines in the manifest, which is the ada
 from __future__ import annotations
 
 import csv
+import functools
 import hashlib
 import io
 import json
@@ -142,12 +143,13 @@ class PreparedDataset:
         self.palette = description.palette
         self.storage: str = description.storage
         self.counts = description.counts
-        self.manifest_hash = description.manifest_sha256
         self.num_classes = len(self.classes)
         self.ignore_index = IGNORE
         if split not in self.counts:
             raise DataError(f"{self.folder}: has no split {split!r}; it has {', '.join(self.counts)}")
-        self._entries = [entry for entry in self._read_manifest() if split in entry.splits.split(";")]
+        self._entries = [
+            entry for entry in self._read_manifest(description.manifest_sha256) if split in entry.splits.split(";")
+        ]
         if len(self._entries) != self.counts[split]:
             raise self._damaged(f"{MANIFEST} has {len(self._entries)} of {self.counts[split]} images of {split}")
         self._members: dict[str, dict[str, tuple[int, int, int]]] = {}
@@ -170,6 +172,12 @@ class PreparedDataset:
     def labelled(self) -> bool:
         """Whether every image of the split has a mask."""
         return all(entry.mask for entry in self._entries)
+
+    @functools.cached_property
+    def manifest_hash(self) -> str:
+        """SHA-256 over ids, images and labels of the split in their order: other data have another one."""
+        lines = [f"{entry.id},{entry.image_sha256},{entry.mask_sha256}\n" for entry in self._entries]
+        return hashlib.sha256("".join(lines).encode()).hexdigest()
 
     def size(self, index: int) -> tuple[int, int]:
         """(height, width) of an image."""
@@ -312,12 +320,12 @@ class PreparedDataset:
             field = ".".join(map(str, first["loc"]))
             raise self._damaged(f"{DESCRIPTION} lacks or misstates {field[:200]!r}: {first['msg']}") from None
 
-    def _read_manifest(self) -> list[Entry]:
+    def _read_manifest(self, wanted: str) -> list[Entry]:
         try:
             data = (self.folder / MANIFEST).read_bytes()
         except OSError as error:
             raise self._damaged(f"{MANIFEST} cannot be read ({error.strerror})") from error
-        if hashlib.sha256(data).hexdigest() != self.manifest_hash:
+        if hashlib.sha256(data).hexdigest() != wanted:
             raise self._damaged(f"{MANIFEST} was changed since it was written")
         try:
             return list(_parse_manifest(data.decode()))

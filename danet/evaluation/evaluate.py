@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import functools
+import json
 import resource
 import shutil
 import sys
@@ -15,7 +16,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -33,14 +34,19 @@ from danet.core.files import atomic_write, sha256, write_json
 from danet.core.process import Process, processes
 from danet.core.progress import Progress
 from danet.data.prepared import PreparedDataset
-from danet.evaluation import finished, visualise
+from danet.evaluation import visualise
 from danet.evaluation.inference import Inputs, Mode, Predictor, numeric_settings
 from danet.evaluation.metrics import AbsentClass, Confusion, Scores, constant_baseline
 from danet.evaluation.metrics import scores as scores_of
 from danet.models.segmentor import build_model
+from danet.results import store
+from danet.results.identity import EvaluationIdentity, TrainingIdentity
 from danet.weights.exchange import load_any
+from danet.weights.imagenet import backbone_sha256
 from danet.weights.ours import load_model
 
+FORMAT = 2
+"""Of the records beside the pictures."""
 FPS_WARM_UP = 5
 """Images that are not timed (mmsegmentation's tools/benchmark.py)."""
 
@@ -107,6 +113,8 @@ class RowEvaluation:
     evaluation: dict[str, Any]
     folder: Path
     """Of ``metrics.json``."""
+    kept: bool = False
+    """Whether nothing had to be evaluated: all of it was done before."""
 
 
 def evaluate_model(
@@ -241,8 +249,8 @@ def evaluate_row(
         progress: whether to print progress (``row.runtime.progress: never`` silences it too).
         weights: evaluate this file (trained, imported or raw released) instead of the row's trained weights. Nothing of
             the row is then overwritten or tracked: everything goes to ``evaluations/<row>@<name of the file>``.
-        reuse: take over the seeds that were evaluated before with the same weights, settings, data, hardware and
-            versions (:mod:`danet.evaluation.finished`), instead of evaluating them again.
+        reuse: take over the seeds whose whole :class:`EvaluationIdentity` was evaluated before (weights, settings,
+            data, hardware, versions), instead of evaluating them again.
 
     Raises:
         CheckpointError: if weights are missing, of another model, or trained with other settings than the row's.
@@ -251,18 +259,16 @@ def evaluate_row(
     with processes(device) as process:
         dataset = _labelled_split(row, workspace)
         if weights is None:
-            files = [_Subject(f"seed{s}", s, workspace.model(row) / f"seed{s}.safetensors") for s in row.seeds]
+            files = [_trained(row, workspace, seed) for seed in row.seeds]
             pictures, metrics = workspace.evaluation(row), workspace.metrics(row)
         else:
-            files = [_Subject(f"seed{row.seeds[0]}", row.seeds[0], weights, own=False)]
+            files = [_Subject(f"seed{row.seeds[0]}", row.seeds[0], weights)]
             pictures = metrics = workspace.evaluation(row).with_name(f"{row.name}@{weights.stem}")
             tracker_factory = None
-        for subject in files:
-            if not subject.path.is_file():
-                hint = "" if weights else f"; train seed {subject.seed} first (dvc repro train@{row.name})"
-                raise CheckpointError(f"{subject.path}: does not exist{hint}")
+            if not weights.is_file():
+                raise CheckpointError(f"{weights}: does not exist")
         with _runs(row, workspace, dataset, process, files, pictures, progress, reuse) as runs:
-            result = RowEvaluation(_summary(runs), _document(row, dataset, [run for run, _, _ in runs]), metrics)
+            result = RowEvaluation(_summary(runs), _document(row, dataset, [each.run for each in runs]), metrics)
             if process.is_main:
                 _write_per_class(metrics / "per_class.csv", dataset.classes, runs)
                 write_json(metrics / "evaluation.json", result.evaluation)
@@ -281,6 +287,7 @@ def evaluate_released(
     device: str | torch.device | None = None,
     tracker_factory: TrackerFactory | None = None,
     progress: bool = True,
+    reuse: bool = False,
 ) -> RowEvaluation:
     """Evaluates released weights exactly as :func:`evaluate_row` does trained ones.
 
@@ -295,6 +302,7 @@ def evaluate_released(
         device: by default the GPU if there is one.
         tracker_factory: :func:`danet.results.tracking.run`, or null for no tracking.
         progress: whether to print progress.
+        reuse: see :func:`evaluate_row`.
 
     Raises:
         CheckpointError: if the weights are damaged or of another network.
@@ -303,11 +311,11 @@ def evaluate_released(
     with processes(device) as process:
         dataset = _labelled_split(row, workspace)
         pictures, metrics = workspace.verification(row), workspace.metrics(row)
-        subject = _Subject("released", None, weights, own=False)
-        with _runs(row, workspace, dataset, process, [subject], pictures, progress) as runs:
-            document = _document(row, dataset, [run for run, _, _ in runs]) | {"weights": dict(facts)}
+        subject = _Subject("released", None, weights)
+        with _runs(row, workspace, dataset, process, [subject], pictures, progress, reuse) as runs:
+            document = _document(row, dataset, [each.run for each in runs]) | {"weights": dict(facts)}
             summary = {key: value for key, value in _summary(runs).items() if key != "seeds"}
-            result = RowEvaluation(summary, document, metrics)
+            result = RowEvaluation(summary, document, metrics, all(each.kept for each in runs))
             if process.is_main:
                 _write_per_class(pictures / "per_class.csv", dataset.classes, runs)
                 write_json(metrics / "verification.json", document)
@@ -315,6 +323,29 @@ def evaluate_released(
                 if tracker_factory is not None:
                     _track(tracker_factory, row, workspace, runs, {f"released.{key}": facts[key] for key in facts})
         return result
+
+
+def _trained(row: rows.Row, workspace: Workspace, seed: int) -> _Subject:
+    """A seed's own weights, if they are of the training that the row and the data ask for today.
+
+    Raises:
+        CheckpointError: saying what they were trained on instead.
+    """
+    record = store.load_record(workspace, row, seed)
+    path = store.weights_path(workspace, row, seed)
+    now = TrainingIdentity.of(
+        row,
+        seed,
+        data=PreparedDataset(workspace.prepared(row.dataset), row.train_split).manifest_hash,
+        # a machine that only evaluates need not have the ImageNet weights
+        initial_weights=backbone_sha256(workspace.weights(row.weights)) or record.identity.initial_weights,
+    )
+    if changes := record.identity.changes(now):
+        raise CheckpointError(
+            f"{path}: was trained otherwise ({'; '.join(changes[:4])}) than row {row.name} is today; "
+            f"run `dvc repro train@{row.name}`"
+        )
+    return _Subject(f"seed{seed}", seed, path, record.identity)
 
 
 def _labelled_split(row: rows.Row, workspace: Workspace) -> PreparedDataset:
@@ -336,8 +367,8 @@ class _Subject:
     seed: int | None
     """None for released weights: no source says it."""
     path: Path
-    own: bool = True
-    """Whether they must be of the row's own training."""
+    identity: TrainingIdentity | None = None
+    """What the row's own training was; None for files from elsewhere."""
 
 
 @contextmanager
@@ -371,8 +402,16 @@ def _runs(
         shutil.rmtree(staging, ignore_errors=True)
 
 
-_RunRecord = tuple[dict[str, Any], dict[str, Scores], tuple[float, int]]
-"""A run as in ``evaluation.json``, its scores by mode, and its baseline."""
+class _RunRecord(NamedTuple):
+    """What is known of the weights of a subject."""
+
+    run: dict[str, Any]
+    """As in ``evaluation.json``."""
+    scores: dict[str, Scores]
+    """By mode."""
+    baseline: tuple[float, int]
+    kept: bool
+    """Whether it was evaluated before."""
 
 
 @dataclass(frozen=True)
@@ -388,40 +427,57 @@ class _Run:
     pictures: Path
 
     def evaluate_or_take(self, show: bool, reuse: bool) -> _RunRecord:
-        """Evaluates and keeps the result, or with ``reuse`` takes over the kept one of the very same evaluation."""
-        seed = self.subject.seed
-        if not self.subject.own or seed is None:
-            return self.evaluate(show)
-        folder = self.workspace.finished_evaluation(self.row, seed)
-        identity = finished.identity(
-            self.row,
-            seed,
-            weights_sha256=self._weights_sha256,
-            manifest_hash=self.dataset.manifest_hash,
-            device=self.process.device.type,
-            processes=self.process.world,
-        )
-        kept = finished.load(folder, identity) if reuse and self.process.is_main else None
+        """Evaluates; with ``reuse`` takes over the earlier result of the very same evaluation, if it is there."""
+        kept: dict[str, Any] | None = None
+        if reuse and self.process.is_main:
+            kept = self._kept(self.pictures / f"{self.subject.name}.json", show)
         kept = self.process.gather(kept)[0]
         if kept is None:
             result = self.evaluate(show)
             if self.process.is_main:
-                pictures = sorted(self.staging.glob(f"{self.subject.name}-*"))
-                finished.keep(folder, identity, result[0], pictures)
+                self._keep(result.run)
             return result
-        if self.process.is_main:
-            finished.take(folder, self.staging)
-            if show:
-                when = str(kept["provenance"]["date"])[:10]
-                console.print(
-                    escape(f"{self.row.name} {self._text}: evaluated on {when}, its result is used again ({folder})")
-                )
         absent = self.row.test.absent_class
         scores = {
             mode: scores_of(np.array([line.split() for line in result["confusion_rows"]], dtype=np.int64), absent)
             for mode, result in kept["modes"].items()
         }
-        return kept, scores, constant_baseline(scores["ss"].pixels, absent)
+        return _RunRecord(kept, scores, constant_baseline(scores["ss"].pixels, absent), True)
+
+    def _identity(self) -> EvaluationIdentity:
+        """Of this evaluation here and now."""
+        return EvaluationIdentity.of(
+            self.row,
+            weights=self._weights_sha256,
+            data=self.dataset.manifest_hash,
+            processes=self.process.world,
+            provenance=provenance.collect(**self.row.facts, device=self.process.device.type),
+        )
+
+    def _kept(self, path: Path, show: bool) -> dict[str, Any] | None:
+        """The earlier result with its pictures copied to the staging folder; None if it is another's or damaged."""
+        try:
+            record = json.loads(path.read_text(encoding="utf-8"))
+            files: dict[str, str] = record["files"]
+            same = record["identity"] == self._identity().model_dump(mode="json")
+            if not same or any(sha256(path.with_name(name)) != digest for name, digest in files.items()):
+                return None
+            for name in (*files, path.name):
+                shutil.copyfile(path.with_name(name), self.staging / name)
+            run = dict(record["run"])
+            if show:
+                when = str(run["provenance"]["date"])[:10]
+                console.print(escape(f"{self.row.name} {self._text}: already evaluated on {when} ({path})"))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return None
+        return run
+
+    def _keep(self, run: dict[str, Any]) -> None:
+        """Writes the record of the result beside its pictures."""
+        pictures = sorted(self.staging.glob(f"{self.subject.name}-*"))
+        files = {picture.name: sha256(picture) for picture in pictures}
+        record = {"format": FORMAT, "identity": self._identity().model_dump(mode="json"), "run": run, "files": files}
+        write_json(self.staging / f"{self.subject.name}.json", record)
 
     @functools.cached_property
     def _weights_sha256(self) -> str:
@@ -433,13 +489,10 @@ class _Run:
         started, energy = time.perf_counter(), provenance.EnergyMeter()
         model = build_model(row.model, dataset.num_classes, attention=row.numerics.attention)
         path = self.subject.path
-        metadata = load_model(path, model) if self.subject.own else load_any(path, model, row)
-        trained_as = metadata.get("train_hash", row.train_hash)
-        if self.subject.own and trained_as != row.train_hash:
-            raise CheckpointError(
-                f"{path}: was trained with other settings (train_hash {trained_as}) than row {row.name} "
-                f"has now ({row.train_hash}); train it again"
-            )
+        if self.subject.identity is not None:
+            load_model(path, model)
+        else:
+            load_any(path, model, row)
         model.to(device)
         if row.numerics.channels_last:
             model.to(memory_format=torch.channels_last)
@@ -487,6 +540,7 @@ class _Run:
             modes[mode] = _mode_record(scores[mode], result, self._relative(f"{name}-confusion.npz"))
         record = {
             "seed": self.subject.seed,
+            "training": self.subject.identity.digest if self.subject.identity else None,
             "modes": modes,
             "baseline_miou": percent(baseline[0]),
             "baseline_class": dataset.classes[baseline[1]],
@@ -504,7 +558,7 @@ class _Run:
                 energy_kj=energy.kilojoules() if device.type == "cuda" and self.process.world == 1 else None,
             ),
         }
-        return record, scores, baseline
+        return _RunRecord(record, scores, baseline, False)
 
     def _draw(self, predictions: dict[int, _Image]) -> None:
         for index, prediction in sorted(predictions.items()):
@@ -587,15 +641,15 @@ def _summary(runs: Sequence[_RunRecord]) -> dict[str, Any]:
         known = [value for value in values if value is not None]
         return round(float(np.mean(known)), digits) if len(known) == len(values) else None
 
-    first = [scores["ss"] for _, scores, _ in runs]
-    multi = [scores["ms"].miou if "ms" in scores else None for _, scores, _ in runs]
+    first = [each.scores["ss"] for each in runs]
+    multi = [each.scores["ms"].miou if "ms" in each.scores else None for each in runs]
     return {
         "miou": mean([100 * s.miou for s in first]),
         "aacc": mean([100 * s.aacc for s in first]),
         "macc": mean([100 * s.macc for s in first]),
         "miou_ms_flip": mean([None if value is None else 100 * value for value in multi]),
-        "baseline_miou": mean([100 * baseline for _, _, (baseline, _) in runs]),
-        "fps": mean([run["fps"] for run, _, _ in runs], 3),
+        "baseline_miou": mean([100 * each.baseline[0] for each in runs]),
+        "fps": mean([each.run["fps"] for each in runs], 3),
         "seeds": len(runs),
     }
 
@@ -604,7 +658,7 @@ def _write_per_class(path: Path, classes: Sequence[str], runs: Sequence[_RunReco
     with atomic_write(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream, lineterminator="\n")
         writer.writerow(["class", "seed", "mode", "iou", "acc", "pixels"])
-        for run, scores, _ in runs:
+        for run, scores, *_ in runs:
             for mode, values in scores.items():
                 for name, iou, acc, pixels in zip(classes, values.iou, values.acc, values.pixels, strict=True):
                     writer.writerow(
@@ -639,7 +693,7 @@ def _track(
     runs: Sequence[_RunRecord],
     tags: Mapping[str, Any] | None = None,
 ) -> None:
-    for run, scores, (baseline, _) in runs:
+    for run, scores, (baseline, _), _ in runs:
         seed, released = run["seed"], run["seed"] is None
         pictures = workspace.verification(row) if released else workspace.evaluation(row)
         name = "released" if released else f"seed{seed}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,6 +56,7 @@ def verify_row(
     tracker_factory: TrackerFactory | None = None,
     progress: bool = True,
     patience: Patience | None = None,
+    reuse: bool = False,
 ) -> RowEvaluation:
     """Evaluates released weights by the row's own protocol, single scale and, where it has one, multi-scale + flip.
 
@@ -70,6 +70,7 @@ def verify_row(
         tracker_factory: :func:`danet.results.tracking.run`, or null for no tracking.
         progress: whether to print progress.
         patience: with servers.
+        reuse: see :func:`danet.evaluation.evaluate.evaluate_row`.
 
     Raises:
         CheckpointError: if the file is not the row's released one (its SHA-256 is another than published, or it was
@@ -85,7 +86,14 @@ def verify_row(
             weights = fetch_released(workspace, row.name, patience=patience, progress=progress)
     facts = facts_of(weights, row, workspace.params().released.get(row.name))
     return evaluate_released(
-        row, workspace, weights, facts, device=device, tracker_factory=tracker_factory, progress=progress
+        row,
+        workspace,
+        weights,
+        facts,
+        device=device,
+        tracker_factory=tracker_factory,
+        progress=progress,
+        reuse=reuse,
     )
 
 
@@ -172,18 +180,17 @@ def _verify_one(
     if spec is None:
         return Verified(row.name, "skipped", "its source released no weights")
     try:
-        dataset = PreparedDataset(workspace.prepared(row.dataset), row.val_split)
+        PreparedDataset(workspace.prepared(row.dataset), row.val_split)  # before a long download
         weights = stored(workspace, row, spec) or fetch_released(workspace, row.name, patience=QUICK)
     except DanetError as error:
         return Verified(row.name, "skipped", str(error))
-    earlier = None if again else _earlier(row, workspace, weights, dataset.manifest_hash)
-    if earlier is not None:
-        return summary_of(row, earlier, "kept", params.bands.released)
     try:
-        result = verify_row(row, workspace, weights=weights, device=device, tracker_factory=tracker_factory)
+        result = verify_row(
+            row, workspace, weights=weights, device=device, tracker_factory=tracker_factory, reuse=not again
+        )
     except DanetError as error:
         return Verified(row.name, "failed", str(error))
-    return summary_of(row, result.metrics, "measured", params.bands.released)
+    return summary_of(row, result.metrics, "kept" if result.kept else "measured", params.bands.released)
 
 
 def summary_of(row: rows.Row, metrics: dict[str, Any], state: Literal["measured", "kept"], band: float) -> Verified:
@@ -198,24 +205,6 @@ def summary_of(row: rows.Row, metrics: dict[str, Any], state: Literal["measured"
         published_ms_flip=source.miou_ms_flip,
         band=band,
     )
-
-
-def _earlier(row: rows.Row, workspace: Workspace, weights: Path, manifest_hash: str) -> dict[str, Any] | None:
-    """``verify.json``, if it is of these weights, data and settings."""
-    folder = workspace.metrics(row)
-    try:
-        document = json.loads((folder / "verification.json").read_text(encoding="utf-8"))
-        metrics: dict[str, Any] = json.loads((folder / "verify.json").read_text(encoding="utf-8"))
-        facts = document["runs"][0]["provenance"]
-        same = (
-            document["row_hash"] == row.hash
-            and facts["weights_sha256"] == sha256(weights)
-            and facts["manifest_hash"] == manifest_hash
-            and {"miou", "miou_ms_flip"} <= metrics.keys()
-        )
-    except (OSError, ValueError, KeyError, TypeError, IndexError):
-        return None
-    return metrics if same else None
 
 
 def exit_code(results: Iterable[Verified]) -> int:

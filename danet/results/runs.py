@@ -20,14 +20,13 @@ from tabulate import tabulate
 
 from danet.config.workspace import Workspace
 from danet.core.errors import ConfigError, DataError
+from danet.results.identity import SETUP, differing, flat
 from danet.results.measured import Evaluated, Trained, explain, fact_name
 from danet.results.verdict import summarise
 
 RELEASED = -1
 """Stands for the seed of released weights, which no source says."""
 METRICS = ("miou", "aacc", "macc")
-SETUP = ("device", "gpu", "gpus", "cpu", "driver", "cuda", "cudnn", "torch", "precision")
-"""Facts under which the same weights and images give the same numbers to the last digit, where all are equal."""
 
 
 @dataclass(frozen=True)
@@ -203,23 +202,6 @@ def describe(run: Run) -> dict[str, Any]:
         "weights": dict(run.weights),
         "settings": run.settings,
     }
-
-
-def flat(settings: Mapping[str, Any] | None, prefix: str = "") -> dict[str, Any]:
-    """Nested settings as ``section.field``."""
-    result: dict[str, Any] = {}
-    for key, value in (settings or {}).items():
-        if isinstance(value, Mapping):
-            result |= flat(value, f"{prefix}{key}.")
-        else:
-            result[f"{prefix}{key}"] = value
-    return result
-
-
-def differing(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """The keys in which two flat mappings differ, with both values (``None`` where one lacks it)."""
-    keys = dict.fromkeys([*first, *second])
-    return {key: (first.get(key), second.get(key)) for key in keys if first.get(key) != second.get(key)}
 
 
 @dataclass(frozen=True)

@@ -15,11 +15,11 @@ from typing import Any
 
 import torch
 
-from danet.config.rows import Row
 from danet.core.errors import CheckpointError
 from danet.core.files import atomic_write, sha256, space_note, write_text
+from danet.results.identity import TrainingIdentity
 
-FORMAT = 1
+FORMAT = 2
 KEEP = 2
 _NAME = re.compile(r"iteration_(\d{8,})\.pt")
 _FIELDS = {"iteration", "model", "optimizer", "scaler", "progress"}
@@ -43,30 +43,13 @@ class Checkpoint:
 class CheckpointStore:
     """The resume checkpoints of one seed of a row, in ``folder``."""
 
-    def __init__(self, folder: Path, row: Row, seed: int) -> None:
+    def __init__(self, folder: Path, identity: TrainingIdentity) -> None:
         self.folder = folder
-        self.row = row
-        self.seed = seed
+        self.identity = identity
 
     def path(self, iteration: int) -> Path:
         """The file of a checkpoint."""
         return self.folder / f"iteration_{iteration:08d}.pt"
-
-    def iterations(self) -> list[int]:
-        """Iterations of the checkpoints that lie there, good or not, newest first.
-
-        Raises:
-            CheckpointError: if the folder is there but cannot be read.
-        """
-        try:
-            found = [_NAME.fullmatch(path.name) for path in self.folder.iterdir()]
-        except FileNotFoundError:
-            return []
-        except OSError as error:
-            raise CheckpointError(
-                f"{self.folder}: cannot be read ({error.strerror}); mend the disk or the permissions, then run again"
-            ) from error
-        return sorted((int(match[1]) for match in found if match), reverse=True)
 
     def save(self, checkpoint: Checkpoint) -> Path:
         """Writes a checkpoint, then removes all but the newest two good ones' files.
@@ -77,9 +60,7 @@ class CheckpointStore:
         path = self.path(checkpoint.iteration)
         payload = {
             "format": FORMAT,
-            "row": self.row.name,
-            "train_hash": self.row.train_hash,
-            "seed": self.seed,
+            "identity": self.identity.model_dump_json(),
             "iteration": checkpoint.iteration,
             "model": checkpoint.model,
             "optimizer": checkpoint.optimizer,
@@ -96,7 +77,7 @@ class CheckpointStore:
                     "the disk, then run again; the older checkpoints are untouched"
                 ) from error
             write_text(_sidecar(path), f"{sha256(temporary)}  {path.name}\n")
-        for old in [n for n in self.iterations() if n < checkpoint.iteration][KEEP - 1 :]:
+        for old in [n for n in iterations(self.folder) if n < checkpoint.iteration][KEEP - 1 :]:
             self._remove(old)
         return path
 
@@ -104,11 +85,11 @@ class CheckpointStore:
         """The newest undamaged checkpoint, on the CPU, and a line about each damaged one that was passed over.
 
         Raises:
-            CheckpointError: if the newest readable one belongs to another training (other settings or seed).
+            CheckpointError: if the newest readable one is of another training (data, initial weights, settings, seed).
         """
         notes: list[str] = []
         self._tidy()
-        for iteration in self.iterations():
+        for iteration in iterations(self.folder):
             path = self.path(iteration)
             problem = _damage(path)
             payload: Any = None
@@ -139,12 +120,12 @@ class CheckpointStore:
 
     def last_good(self) -> Path | None:
         """The newest checkpoint with a fitting checksum, for error messages."""
-        return next((self.path(n) for n in self.iterations() if _damage(self.path(n)) is None), None)
+        return next((self.path(n) for n in iterations(self.folder) if _damage(self.path(n)) is None), None)
 
     def clear(self) -> None:
         """Removes all checkpoints, once the run's final weights are safe."""
         with contextlib.suppress(CheckpointError):
-            for iteration in self.iterations():
+            for iteration in iterations(self.folder):
                 self._remove(iteration)
 
     def _remove(self, iteration: int) -> None:
@@ -160,12 +141,33 @@ class CheckpointStore:
                     path.unlink(missing_ok=True)
 
     def _check_origin(self, path: Path, payload: dict[str, Any]) -> None:
-        for key, wanted in (("train_hash", self.row.train_hash), ("seed", self.seed)):
-            if payload.get(key) != wanted:
-                raise CheckpointError(
-                    f"{path}: has {key} {payload.get(key)!r} (row {payload.get('row')!r}) but this training has "
-                    f"{wanted!r}: it was copied from another run; remove it, then run again"
-                )
+        """Refuses to go on from another training's state: the result would be of neither."""
+        try:
+            changes = TrainingIdentity.model_validate_json(payload["identity"]).changes(self.identity)
+        except (KeyError, ValueError, TypeError):
+            changes = ["it does not say what it was trained on"]
+        if changes:
+            raise CheckpointError(
+                f"{path}: belongs to a training that began otherwise ({'; '.join(changes[:4])}); "
+                f"undo that change, or start from the beginning: rm -r {self.folder}"
+            )
+
+
+def iterations(folder: Path) -> list[int]:
+    """Iterations of the checkpoints that lie in a folder, good or not, newest first.
+
+    Raises:
+        CheckpointError: if the folder is there but cannot be read.
+    """
+    try:
+        found = [_NAME.fullmatch(path.name) for path in folder.iterdir()]
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise CheckpointError(
+            f"{folder}: cannot be read ({error.strerror}); fix the disk or the permissions, then run again"
+        ) from error
+    return sorted((int(match[1]) for match in found if match), reverse=True)
 
 
 def _is_checkpoint(payload: Any) -> bool:

@@ -178,6 +178,15 @@ def _save(state: dict[str, Tensor], path: Path) -> None:
         raise CheckpointError(f"{path}: cannot be written ({error}); free space, then run again") from error
 
 
+def backbone_sha256(folder: Path) -> str | None:
+    """SHA-256 of the weights file that :func:`prepare_weights` wrote; None where it says random or is not there.
+
+    :func:`load_backbone` has the messages.
+    """
+    file = folder / WEIGHTS_FILE
+    return sha256(file) if file.is_file() else None
+
+
 def load_backbone(model: Segmentor, folder: Path) -> str | None:
     """Loads what :func:`prepare_weights` wrote into the model's backbone, strictly.
 

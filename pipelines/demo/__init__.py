@@ -90,9 +90,15 @@ def prepare(repository: Path, folder: Path, *, seeds: int = 1, datasets: Sequenc
     params = merge_profile(read_raw(repository / "params.yaml"), profile, facts)
     write_raw(params, folder, note="Written by `make demo` from the parameters and pipelines/demo/profile.yaml.")
     load_params(folder / "params.yaml")
-    for name in ("dvc.yaml", "pipelines"):  # the stages' commands, `python -m pipelines.STAGE`, run in this folder
-        if not (folder / name).is_symlink():
-            (folder / name).symlink_to(os.path.relpath(repository / name, folder))
+    for name in (
+        "dvc.yaml",
+        "pipelines",
+        "benchmarks/published.yaml",
+    ):  # `python -m pipelines.STAGE` runs in this folder
+        link = folder / name
+        if not link.is_symlink():
+            link.parent.mkdir(exist_ok=True)
+            link.symlink_to(os.path.relpath(repository / name, link.parent))
     (folder / "reports" / "metrics" / "demo").mkdir(parents=True, exist_ok=True)
     if not (folder / ".dvc").exists():
         # A workspace of its own inside Git's ignored build/: no entries in the repository's graph, lock or status.
@@ -138,11 +144,12 @@ def merge_profile(params: dict[str, Any], profile: dict[str, Any], facts: dict[s
     result["recipes"] = {recipe: params["recipes"][recipe] | {"settings": {"demo": profile["settings"]}}}
     result["runtime"] = merge(params["runtime"], profile["runtime"])
     result["datasets"] = {
-        name: merge(params["datasets"][name], {**made, "title": f"{params['datasets'][name]['title']} (generated)"})
+        name: merge(params["datasets"][name], made)
         for name, made in facts["datasets"].items()
         if name in profile["train_split"]
     }
     result["weights"] = {name: merge(params["weights"][name], made) for name, made in facts["weights"].items()}
+    result["titles"] = {name: f"{params['titles'][name]} (generated)" for name in result["datasets"]}
     result["tables"] = profile["table"]
     result["rows"] = rows
     result["submissions"] = {}  # generated scenes have no test server

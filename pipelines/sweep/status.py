@@ -13,7 +13,7 @@ from rich.table import Table
 
 from danet.config.rows import Row
 from danet.config.workspace import Workspace
-from danet.training.checkpoint import CheckpointStore
+from danet.training.checkpoint import iterations
 from pipelines.sweep import records
 from pipelines.sweep.local import coloured
 from pipelines.sweep.plan import Plan
@@ -77,7 +77,7 @@ def _status(
         return RowStatus(row.name, "done", "on another machine; `dvc pull` brings it here")
     if state.get("state") == "failed":
         return RowStatus(row.name, "failed", state.get("note", ""), state.get("host", ""), log)
-    reached = [CheckpointStore(workspace.checkpoints(row, seed), row, seed).iterations() for seed in row.seeds]
+    reached = [iterations(workspace.checkpoints(row, seed)) for seed in row.seeds]
     found = [f"seed {seed}: {iterations[0]}" for seed, iterations in zip(row.seeds, reached, strict=True) if iterations]
     if found:
         total = row.schedule.total_iterations(plan.params.datasets[row.dataset].counts[row.train_split])

@@ -12,14 +12,14 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from benchmarks.speed.profile import group_of
 from benchmarks.speed import cases, page, results
+from benchmarks.speed.profile import group_of
 from danet.cli.app import app
 from danet.config import rows
 from danet.config.rows import load_params
 from danet.core import provenance
 from danet.evaluation import flops
-from danet.results import cost, speed
+from danet.report import cost
 
 ROOT = provenance.PACKAGE_ROOT
 R50 = cases.published_model("resnet50", 8)

@@ -350,7 +350,6 @@ def test_hash_follows_what_moves_results_and_nothing_else(raw: dict[str, Any]) -
     assert hashes(test={"stride": [500, 500]}) == (False, True)
     assert hashes(runtime={"workers": 7}) == (False, False)
     assert hashes(seeds=[0, 1]) == (False, False)
-    assert hashes(notes=["x"]) == (False, False)
     for stage, expected in (("train", (True, True)), ("evaluate", (False, True)), ("convert", (False, False))):
         other = copy.deepcopy(raw)
         other["revisions"][stage] += 1

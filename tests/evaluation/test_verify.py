@@ -33,6 +33,7 @@ from danet.weights.exchange import export_weights, import_weights
 from danet.weights.ours import load_model, save_model
 from pipelines.demo.scenes import Sizes, make_archives
 from tests.parameters import raw_params
+from tests.seeds import keep_seed
 
 ROOT = Path(__file__).resolve().parents[2]
 WHOLE = {"resize": "none", "mode": "whole", "window": None, "stride": None, "multi_scale": None}
@@ -95,9 +96,8 @@ def train(workspace: Workspace, name: str) -> Path:
     model.train()
     with torch.no_grad():
         model((torch.from_numpy(batch.astype(np.float32)) - 120) / 58)
-    path.parent.mkdir(parents=True)
-    save_model(path, model, {"row": row.name, "source": row.source, "train_hash": row.train_hash, "seed": "0"})
-    return path
+    metadata = {"row": row.name, "source": row.source, "train_hash": row.train_hash, "seed": "0"}
+    return keep_seed(workspace, row, 0, lambda path: save_model(path, model, metadata))
 
 
 def add_released(workspace: Workspace, name: str, **entry: Any) -> None:

@@ -9,6 +9,7 @@ from torch import nn
 from danet.config.rows import Row, load_params
 from danet.models.dropout import Dropout2d
 from danet.models.numerics import seed_initialisation
+from danet.results.identity import TrainingIdentity
 from danet.training.checkpoint import CheckpointStore
 from danet.training.loop import Trainer
 from tests.data.test_transforms import labels, picture
@@ -62,6 +63,11 @@ class Images:
         return labels(40, 60, i)
 
 
+def identity(row: Row, seed: int = 0, data: str = Images.manifest_hash) -> TrainingIdentity:
+    """Of a training on :class:`Images` from a random start."""
+    return TrainingIdentity.of(row, seed, data=data, initial_weights=None)
+
+
 @functools.cache
 def published_row() -> Row:
     """Reading all parameters takes most of a second."""
@@ -94,7 +100,9 @@ def tiny_row(iterations=8, **sections) -> Row:
 def trainer(row: Row, folder: Path, seed=0, model=None, **more) -> Trainer:
     seed_initialisation(seed)
     model = TinyNet() if model is None else model
-    return Trainer(row, seed, model, more.pop("dataset", Images()), CheckpointStore(folder, row, seed), **more)
+    return Trainer(
+        row, seed, model, more.pop("dataset", Images()), CheckpointStore(folder, identity(row, seed)), **more
+    )
 
 
 def state(trainer: Trainer) -> dict[str, torch.Tensor]:

@@ -7,8 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from danet.core.errors import CheckpointError
-from danet.training.checkpoint import Checkpoint, CheckpointStore
-from tests.training.fakes import tiny_row
+from danet.results.identity import TrainingIdentity
+from danet.training.checkpoint import Checkpoint, CheckpointStore, iterations
+from tests.training.fakes import identity, tiny_row
 
 
 def checkpoint(iteration):
@@ -18,14 +19,14 @@ def checkpoint(iteration):
 
 @pytest.fixture
 def store(tmp_path):
-    return CheckpointStore(tmp_path / "seed0", tiny_row(), 0)
+    return CheckpointStore(tmp_path / "seed0", identity(tiny_row()))
 
 
 def test_round_trip_and_the_last_two_are_kept(store):
     assert store.load() == (None, [])
     for iteration in (10, 20, 30, 40):
         store.save(checkpoint(iteration))
-    assert store.iterations() == [40, 30]
+    assert iterations(store.folder) == [40, 30]
     assert sorted(path.name for path in store.folder.iterdir()) == [
         "iteration_00000030.pt",
         "iteration_00000030.pt.sha256",
@@ -76,7 +77,7 @@ def test_a_damaged_one_is_named_and_the_one_before_used(store, damage):
 @settings(max_examples=30, deadline=None)
 @given(st.data())
 def test_any_changed_byte_is_noticed(tmp_path_factory, data):
-    store = CheckpointStore(tmp_path_factory.mktemp("store"), tiny_row(), 0)
+    store = CheckpointStore(tmp_path_factory.mktemp("store"), identity(tiny_row()))
     path = store.save(checkpoint(1))
     raw = bytearray(path.read_bytes())
     raw[data.draw(st.integers(0, len(raw) - 1))] ^= data.draw(st.integers(1, 255))
@@ -103,11 +104,18 @@ def test_code_in_a_checkpoint_is_not_run(store, tmp_path):
 
 def test_another_training_is_refused(store):
     store.save(checkpoint(1))
-    other = tiny_row(optimizer={"lr": 0.07})
-    with pytest.raises(CheckpointError, match="train_hash"):
-        CheckpointStore(store.folder, other, 0).load()
-    with pytest.raises(CheckpointError, match="seed 0"):
-        CheckpointStore(store.folder, tiny_row(), 1).load()
+    row = tiny_row()
+    for other, what in (
+        (identity(tiny_row(optimizer={"lr": 0.07})), r"optimizer.lr 0.01, now 0.07"),
+        (identity(row, seed=1), "seed 0, now 1"),
+        (identity(row, data="f" * 64), "training data 000000000000, now ffffffffffff"),
+        (
+            TrainingIdentity.of(row, 0, data="0" * 64, initial_weights="e" * 64),
+            "initial weights none, now eeeeeeeeeeee",
+        ),
+    ):
+        with pytest.raises(CheckpointError, match=f"{store.folder}.*{what}.*rm -r {store.folder}"):
+            CheckpointStore(store.folder, other).load()
 
 
 def test_a_failed_write_leaves_the_older_ones(store, monkeypatch):
@@ -122,6 +130,6 @@ def test_a_failed_write_leaves_the_older_ones(store, monkeypatch):
         CheckpointError, match=r"iteration_00000020.pt: cannot be written .* 400 bytes needed, [0-9,]+ free"
     ):
         store.save(checkpoint(20))
-    assert store.iterations() == [10]
+    assert iterations(store.folder) == [10]
     assert store.load()[0].iteration == 10
     assert not [path for path in store.folder.iterdir() if path.name.endswith(".tmp")]

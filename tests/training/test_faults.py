@@ -25,10 +25,10 @@ from danet.config.workspace import Workspace
 from danet.core.errors import CheckpointError, DanetError, TrainingError
 from danet.core.files import atomic_write, sha256, write_json, write_text
 from danet.training import train as training
-from danet.training.checkpoint import CheckpointStore
+from danet.training.checkpoint import CheckpointStore, iterations
 from danet.training.progress import Reporter
 from danet.training.train import train_row
-from tests.training.fakes import Images, TinyNet, identical, state, tiny_row, trainer
+from tests.training.fakes import Images, TinyNet, identical, identity, state, tiny_row, trainer
 
 
 @pytest.fixture(autouse=True)
@@ -150,7 +150,7 @@ def test_one_head_that_is_infinite_is_named(tmp_path: Path, head: str) -> None:
     assert f"loss_{head} " in message
     assert ", ".join(batch_ids(5)) in message
     assert "iteration_00000003.pt" in message
-    assert run.store.iterations() == [3]
+    assert iterations(run.store.folder) == [3]
 
 
 @pytest.mark.parametrize("at", [1, 3, 6])
@@ -162,7 +162,7 @@ def test_a_gradient_that_is_no_number_stops_at_once(tmp_path: Path, at: int) -> 
     message = str(caught.value)
     assert f"is not finite at iteration {at}, images {', '.join(batch_ids(at))}" in message
     assert "the gradient of " in message
-    assert run.store.iterations() == ([3] if at == 6 else [])
+    assert iterations(run.store.folder) == ([3] if at == 6 else [])
 
 
 # disks
@@ -176,8 +176,8 @@ def short_row() -> Row:
 def harness(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], None]:
     """Trains a row with the tiny network to plain files; called with a workspace's folder."""
 
-    def build(*_: Any) -> tuple[TinyNet, None]:
-        return TinyNet(), None
+    def build(*_: Any) -> TinyNet:
+        return TinyNet()
 
     def save(path: Path, model: torch.nn.Module, *_: Any) -> None:
         with atomic_write(path) as temporary:
@@ -187,6 +187,7 @@ def harness(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Path],
                 raise CheckpointError(f"{path}: cannot be written ({error}); free space, then run again") from error
 
     monkeypatch.setattr(training, "_open_split", lambda *_: Images())
+    monkeypatch.setattr(training, "_initial_weights", lambda *_: None)
     monkeypatch.setattr(training, "_build_model", build)
     monkeypatch.setattr(training, "_save_model", save)
     monkeypatch.setattr(training, "_provenance", lambda row, seed, **extra: {"seed": seed, **extra})
@@ -199,8 +200,8 @@ def check_whole(folder: Path) -> None:
     for path in folder.rglob("*.json"):
         json.loads(path.read_text())
     assert not list(folder.rglob("*.tmp"))
-    store = CheckpointStore(workspace.checkpoints(row, 0), row, 0)
-    for iteration in store.iterations():
+    store = CheckpointStore(workspace.checkpoints(row, 0), identity(row))
+    for iteration in iterations(store.folder):
         payload = torch.load(store.path(iteration), weights_only=True)
         assert payload["iteration"] == iteration
     for path in folder.rglob("*.safetensors"):

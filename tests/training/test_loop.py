@@ -26,6 +26,7 @@ from danet.models import numerics
 from danet.models.fast import MIN_CHANNELS, WinogradConv2d
 from danet.training import lock, loop
 from danet.training import train as training
+from danet.training.checkpoint import iterations
 from danet.training.stop import StopRequest
 from danet.training.train import train_row
 from tests.training.fakes import Images, TinyNet, identical, state, tiny_row, trainer
@@ -140,7 +141,7 @@ def test_a_kill_loses_at_most_the_interval(tmp_path, uninterrupted):
     first.model.load_state_dict(trainer(tiny_row(), tmp_path / "other").model.state_dict())
     with pytest.raises(KilledError):
         first.run()
-    assert first.store.iterations() == [6, 3]
+    assert iterations(first.store.folder) == [6, 3]
     first.store.path(6).write_bytes(b"torn")
     again = trainer(tiny_row(), tmp_path)
     assert again.iteration == 3
@@ -273,7 +274,7 @@ def test_non_finite_loss_stops_with_the_images_and_saves_nothing(tmp_path):
     assert "loss is nan at iteration 5" in message
     assert ", ".join(order) in message
     assert "iteration_00000003.pt" in message
-    assert run.store.iterations() == [3]
+    assert iterations(run.store.folder) == [3]
 
 
 def _order(positions):
@@ -289,7 +290,7 @@ def test_poisoned_weights_are_not_saved_though_the_loss_was_finite(tmp_path):
     run = trainer(tiny_row(runtime={"checkpoint_interval": 1}), tmp_path, model=model)
     with pytest.raises(TrainingError, match=r"cam\.bias is not finite at iteration 1"):
         run.run()
-    assert run.store.iterations() == []
+    assert iterations(run.store.folder) == []
 
 
 def test_out_of_memory_says_what_would_fit(tmp_path):
@@ -371,13 +372,14 @@ def harness(tmp_path, monkeypatch):
 
     def build(row, workspace, num_classes):
         built.append(num_classes)
-        return TinyNet(), None
+        return TinyNet()
 
     def save(path, model, row, seed):
         path.parent.mkdir(parents=True, exist_ok=True)
         save_file(model.state_dict(), path)
 
     monkeypatch.setattr(training, "_open_split", lambda *_: Images())
+    monkeypatch.setattr(training, "_initial_weights", lambda *_: None)
     monkeypatch.setattr(training, "_build_model", build)
     monkeypatch.setattr(training, "_save_model", save)
     monkeypatch.setattr(training, "_provenance", lambda row, seed, **extra: {"seed": seed, **extra})
@@ -401,8 +403,8 @@ def test_outputs(harness):
     assert {"format", "row", "train_hash", "final_loss", "images_per_second", "hours", "runs"} == set(metrics)
     for run, seed in zip(metrics["runs"], (0, 7), strict=True):
         assert set(run) == {
-            "seed", "iterations", "final_loss", "images_per_second", "hours", "peak_memory_gb", "data_wait_share",
-            "resumed", "accumulate", "weights_sha256", "provenance",
+            "seed", "identity", "iterations", "final_loss", "images_per_second", "hours", "peak_memory_gb",
+            "data_wait_share", "resumed", "accumulate", "weights_sha256", "provenance",
         }  # fmt: skip
         assert run["seed"] == seed
         assert run["iterations"] == 8
@@ -429,8 +431,6 @@ def test_added_seeds_train_alone(harness):
     train_row(tiny_row(), workspace, device="cpu", progress=False)
     first = sha256(workspace.model(tiny_row()) / "seed0.safetensors")
     assert len(built) == 1
-    for path in workspace.model(tiny_row()).iterdir():  # as DVC does before a stage
-        path.unlink()
     train_row(tiny_row(seeds=(0, 1)), workspace, device="cpu", progress=False)
     assert len(built) == 2
     assert sha256(workspace.model(tiny_row()) / "seed0.safetensors") == first
@@ -445,23 +445,60 @@ def test_damaged_finished_weights_are_trained_again(harness):
     workspace, built = harness
     row = tiny_row()
     train_row(row, workspace, device="cpu", progress=False)
-    good = (workspace.checkpoints(row, 0) / "final.safetensors").read_bytes()
-    (workspace.checkpoints(row, 0) / "final.safetensors").write_bytes(good[:-1])
+    weights = workspace.model(row) / "seed0.safetensors"
+    good = weights.read_bytes()
+    weights.write_bytes(good[:-1])
     train_row(row, workspace, device="cpu", progress=False)
     assert len(built) == 2
-    assert (workspace.checkpoints(row, 0) / "final.safetensors").read_bytes() == good
-    assert (workspace.model(row) / "seed0.safetensors").read_bytes() == good
+    assert weights.read_bytes() == good
+
+
+@pytest.mark.parametrize(("what", "value"), [("_open_split", "data"), ("_initial_weights", "weights")])
+def test_other_data_or_weights_are_another_training(harness, monkeypatch, capsys, what, value):
+    """The seen fault: labels were swapped, and the weights trained on the old ones were shown as new."""
+    workspace, built = harness
+    row = tiny_row()
+    train_row(row, workspace, device="cpu", progress=False)
+    other = Images()
+    other.manifest_hash = "f" * 64
+    monkeypatch.setattr(training, what, lambda *_: other if value == "data" else "e" * 64)
+    train_row(row, workspace, device="cpu")
+    assert len(built) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert ("training data 000000000000, now ffffffffffff" in said) == (value == "data")
+    record = json.loads((workspace.model(row) / "seed0.json").read_text())
+    assert record["identity"]["data" if value == "data" else "initial_weights"][0] in "fe"
+    train_row(row, workspace, device="cpu", progress=False)
+    assert len(built) == 2
+
+
+def test_a_stopped_training_does_not_go_on_with_other_data(harness, monkeypatch):
+    workspace, _ = harness
+    row = tiny_row()
+    monkeypatch.setattr(training, "_build_model", lambda *_: stopping(TinyNet(), 4))
+    with pytest.raises(Interrupted):
+        train_row(row, workspace, device="cpu", progress=False)
+    other = Images()
+    other.manifest_hash = "f" * 64
+    monkeypatch.setattr(training, "_open_split", lambda *_: other)
+    monkeypatch.setattr(training, "_build_model", lambda *_: TinyNet())
+    with pytest.raises(CheckpointError, match="training data 000000000000, now ffffffffffff") as refusal:
+        train_row(row, workspace, device="cpu", progress=False)
+    subprocess.run(str(refusal.value).partition("beginning: ")[2], shell=True, check=True)  # the remedy, as printed
+    train_row(row, workspace, device="cpu", progress=False)
+    record = json.loads((workspace.model(row) / "seed0.json").read_text())
+    assert (record["identity"]["data"], record["run"]["resumed"]) == ("f" * 64, 0)
 
 
 def test_a_stopped_row_goes_on(harness, monkeypatch):
     workspace, _ = harness
     row = tiny_row(seeds=(0, 1))
-    monkeypatch.setattr(training, "_build_model", lambda *_: (stopping(TinyNet(), 4), None))
+    monkeypatch.setattr(training, "_build_model", lambda *_: stopping(TinyNet(), 4))
     with pytest.raises(Interrupted, match="after iteration 4 of 8"):
         train_row(row, workspace, device="cpu", progress=False)
     assert not workspace.model(row).exists()
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
-    monkeypatch.setattr(training, "_build_model", lambda *_: (TinyNet(), None))
+    monkeypatch.setattr(training, "_build_model", lambda *_: TinyNet())
     train_row(row, workspace, device="cpu", progress=False)
     metrics = json.loads((workspace.metrics(row) / "train.json").read_text())
     assert [run["resumed"] for run in metrics["runs"]] == [1, 0]
@@ -484,7 +521,7 @@ def test_checkpoints_of_another_row_are_refused(harness):
     run = trainer(other, workspace.checkpoints(row, 0), stop=_already())
     with pytest.raises(Interrupted):
         run.run()
-    with pytest.raises(CheckpointError, match="train_hash"):
+    with pytest.raises(CheckpointError, match=r"optimizer.lr 0.06, now 0.01"):
         train_row(row, workspace, device="cpu", progress=False)
 
 

@@ -15,6 +15,7 @@ import torch
 
 from danet.config.rows import Row
 from danet.core.errors import Interrupted
+from danet.training.checkpoint import iterations
 from danet.training.loop import Trainer
 from danet.training.stop import StopRequest
 from tests.training.fakes import Images, TinyNet, identical, state, tiny_row, trainer
@@ -122,7 +123,7 @@ def test_any_stops_with_any_workers(tmp_path: Path, undisturbed: dict[str, tuple
             break
         with pytest.raises(KilledError if kill else Interrupted) as ended:
             run.run()
-        newest = max(run.store.iterations(), default=0)
+        newest = max(iterations(run.store.folder), default=0)
         if kill:
             assert newest >= began + at - 1 - row.runtime.checkpoint_interval
         else:

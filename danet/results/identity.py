@@ -1,0 +1,100 @@
+"""What a result follows from. It is written beside each artefact and compared wherever one is used again.
+
+Nothing is taken for the same by its name, its seed or its settings alone: the same row trained on other labels, or from
+other ImageNet weights, is another run. What the reader is told (notes, titles, published numbers) is no part of it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from danet.config.rows import Row, identifying
+
+SETUP = ("device", "gpu", "gpus", "cpu", "driver", "cuda", "cudnn", "torch", "precision")
+"""Facts under which the same weights and images give the same numbers to the last digit, where all are equal."""
+
+
+class _Identity(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class TrainingIdentity(_Identity):
+    """What trained weights follow from."""
+
+    settings: dict[str, Any]
+    """Complete (:attr:`danet.config.rows.Row.training_settings`), with the revision of the code."""
+    seed: int
+    data: str
+    """SHA-256 over the images and labels of the training split, in their order."""
+    initial_weights: str | None
+    """SHA-256 of the ImageNet weights; null for a random start."""
+
+    @classmethod
+    def of(cls, row: Row, seed: int, *, data: str, initial_weights: str | None) -> TrainingIdentity:
+        """The identity of a seed of a row."""
+        return cls(settings=row.training_settings, seed=seed, data=data, initial_weights=initial_weights)
+
+    @property
+    def digest(self) -> str:
+        """12 hex digits: equal for equal trainings, whenever their settings were written."""
+        facts = [identifying(self.settings), self.seed, self.data, self.initial_weights]
+        return hashlib.sha256(json.dumps(facts, sort_keys=True, separators=(",", ":")).encode()).hexdigest()[:12]
+
+    def changes(self, now: TrainingIdentity) -> list[str]:
+        """What is another ``now``, in words with both values; empty if it is the same training."""
+        if self.digest == now.digest:
+            return []
+        then, today = flat(identifying(self.settings)), flat(identifying(now.settings))
+        found = [f"{key} {a!r}, now {b!r}" for key, (a, b) in differing(then, today).items()]
+        if self.seed != now.seed:
+            found.append(f"seed {self.seed}, now {now.seed}")
+        if self.data != now.data:
+            found.append(f"training data {self.data[:12]}, now {now.data[:12]}")
+        if self.initial_weights != now.initial_weights:
+            a, b = ((value or "none")[:12] for value in (self.initial_weights, now.initial_weights))
+            found.append(f"initial weights {a}, now {b}")
+        return found
+
+
+class EvaluationIdentity(_Identity):
+    """What the result of evaluating weights follows from."""
+
+    row_hash: str
+    """Of all settings that move results."""
+    weights: str
+    """SHA-256 of the weights file."""
+    data: str
+    """SHA-256 over the images and labels of the tested split, in their order."""
+    processes: int
+    setup: dict[str, Any]
+    """Hardware and versions (:data:`SETUP`)."""
+
+    @classmethod
+    def of(
+        cls, row: Row, *, weights: str, data: str, processes: int, provenance: Mapping[str, Any]
+    ) -> EvaluationIdentity:
+        """The identity of an evaluation by a row's protocol, on the machine that a provenance describes."""
+        setup = {key: provenance.get(key) for key in SETUP}
+        return cls(row_hash=row.hash, weights=weights, data=data, processes=processes, setup=setup)
+
+
+def flat(settings: Mapping[str, Any] | None, prefix: str = "") -> dict[str, Any]:
+    """Nested settings as ``section.field``."""
+    result: dict[str, Any] = {}
+    for key, value in (settings or {}).items():
+        if isinstance(value, Mapping):
+            result |= flat(value, f"{prefix}{key}.")
+        else:
+            result[f"{prefix}{key}"] = value
+    return result
+
+
+def differing(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """The keys in which two flat mappings differ, with both values (``None`` where one lacks it)."""
+    keys = dict.fromkeys([*first, *second])
+    return {key: (first.get(key), second.get(key)) for key in keys if first.get(key) != second.get(key)}

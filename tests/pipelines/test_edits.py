@@ -1,0 +1,97 @@
+"""docs/what-runs-again.md: each edit, and the stages that DVC then finds changed."""
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+from dvc.repo import Repo
+
+from benchmarks.noop import stand_ins
+from danet.config.rows import write_raw
+from tests.parameters import ROOT, raw_params
+
+ROW, OTHER = "mmseg-r50-d8-cityscapes-769x769-40k", "ssseg-r50-d16-voc2012"
+REPORTS = {"report@mmsegmentation", "report@sssegmentation"}
+VERIFIED = {f"verify@{ROW}"}
+
+EDITS = [
+    (
+        "a footnote of a row", "params.yaml", r"(row_notes:\n\s+\S+\n\s+- )", r"\1More. ",
+        {"report@mmsegmentation", "index"},
+    ),
+    ("a title", "params.yaml", r"title: mmsegmentation", "title: MMSeg", {"report@mmsegmentation", "index"}),
+    ("a data set's title", "params.yaml", "cityscapes: Cityscapes", "cityscapes: City", REPORTS | {"index"}),
+    ("a band", "params.yaml", r"trained: 0.5", "trained: 0.6", REPORTS),
+    ("a published number", "benchmarks/published.yaml", "miou: 78.88", "miou: 78.87", REPORTS),
+    (
+        "a protocol in words", "recipes/mmsegmentation.yaml", "cityscapes-769x769: slide", "cityscapes-769x769: Slide",
+        REPORTS,
+    ),
+    ("the runtime", "params.yaml", "workers: 4", "workers: 3", set()),
+    (
+        "a training setting", "recipes/mmsegmentation.yaml", r"(train:(?:\n.*)*?\n\s+lr: )0.01", r"\g<1>0.02",
+        REPORTS | {f"train@{ROW}"},
+    ),
+    (
+        "a testing setting", "recipes/mmsegmentation.yaml", r"(window:\s*\n\s*- )769", r"\g<1>770",
+        REPORTS | VERIFIED | {f"evaluate@{ROW}"},
+    ),
+    (
+        "a seed", "params.yaml", rf"({ROW}:\n(?:    .*\n)*?    seeds:\n    - 0\n)", r"\g<1>    - 1\n",
+        REPORTS | VERIFIED | {f"train@{ROW}", f"evaluate@{ROW}"},
+    ),
+    (
+        "a row's schedule", "params.yaml", "iterations: 40000", "iterations: 40001",
+        REPORTS | VERIFIED | {f"train@{ROW}", f"evaluate@{ROW}"},
+    ),
+    ("an archive's checksum", "datasets.yaml", "sha1:99f5", "sha1:88f5", {"download@cityscapes"}),
+    ("an ImageNet checksum", "datasets.yaml", "sha256:2cccc1ad", "sha256:3cccc1ad", {"weights@resnet50_v1c"}),
+    ("a number of images", "datasets.yaml", "train: 2975", "train: 2974", {"convert@cityscapes"}),
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two rows of two tables, every stage of them done (by stand-ins)."""
+    source = tmp_path_factory.mktemp("source")
+    raw = raw_params(rows=(ROW, OTHER))
+    everything = raw_params()
+    raw["released"] = {ROW: everything["released"][ROW]}
+    raw["rows"] = {name: row | {"seeds": [0]} for name, row in raw["rows"].items()}
+    raw["tables"] = {name: raw["tables"][name] for name in ("mmsegmentation", "sssegmentation")}
+    raw["tables"]["mmsegmentation"]["row_notes"] = {ROW: ["A note."]}
+    raw["datasets"] = {name: raw["datasets"][name] for name in ("cityscapes", "voc2012")}
+    raw["weights"] = {"resnet50_v1c": raw["weights"]["resnet50_v1c"]}
+    write_raw(raw, source)
+    shutil.copytree(ROOT / ".dvc", source / ".dvc", ignore=shutil.ignore_patterns("cache", "tmp"))
+    shutil.copy(ROOT / "dvc.yaml", source)
+    (source / "benchmarks").mkdir()
+    shutil.copy(ROOT / "benchmarks" / "published.yaml", source / "benchmarks")
+    folder = tmp_path_factory.mktemp("edits")
+    stand_ins(source, folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("file", "pattern", "replacement", "stages"), [edit[1:] for edit in EDITS], ids=[e[0] for e in EDITS]
+)
+def test_exactly_what_changed_runs_again(
+    workspace: Path, file: str, pattern: str, replacement: str, stages: set[str]
+) -> None:
+    path = workspace / file
+    before = path.read_text()
+    after, count = re.subn(pattern, replacement, before, count=1)
+    assert count == 1
+    path.write_text(after)
+    try:
+        status = Repo(str(workspace)).status()
+    finally:
+        path.write_text(before)
+    assert {name.partition(":")[2] or name for name in status} == stages
+
+
+def test_the_document_has_these_edits() -> None:
+    text = (ROOT / "docs" / "what-runs-again.md").read_text()
+    for name, *_ in EDITS:
+        assert f"| {name} |" in text

@@ -1,0 +1,31 @@
+"""Weights that count as trained: a file, and the record that the trainer would have left beside it."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from danet.config.rows import Row
+from danet.config.workspace import Workspace
+from danet.core.files import sha256, write_json
+from danet.data.prepared import PreparedDataset
+from danet.results import store
+from danet.results.identity import TrainingIdentity
+
+
+def keep_seed(
+    workspace: Workspace, row: Row, seed: int, save: Callable[[Path], object], *, data: str | None = None
+) -> Path:
+    """Saves weights as those of a finished seed, trained on the prepared training split (or ``data``)."""
+    if data is None:
+        data = PreparedDataset(workspace.prepared(row.dataset), row.train_split).manifest_hash
+    path = store.weights_path(workspace, row, seed)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save(path)
+    record = store.SeedRecord(
+        row=row.name,
+        identity=TrainingIdentity.of(row, seed, data=data, initial_weights=None),
+        weights_sha256=sha256(path),
+        run={"seed": seed},
+        curve=[],
+    )
+    write_json(store.record_path(workspace, row, seed), record.model_dump(mode="json"))
+    return path
