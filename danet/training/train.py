@@ -186,7 +186,6 @@ def _keep(trainer: Trainer, identity: TrainingIdentity, workspace: Workspace) ->
     weights, path = store.weights_path(workspace, row, seed), store.record_path(workspace, row, seed)
     for each in (weights, path):
         remove_leftovers(each)
-    path.unlink(missing_ok=True)  # of an earlier training, whose weights go next
     try:
         _save_model(weights, trainer.model, row, identity)
     except CheckpointError as error:

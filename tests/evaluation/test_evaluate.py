@@ -26,6 +26,7 @@ from danet.evaluation import evaluate
 from danet.evaluation.evaluate import evaluate_model, evaluate_row, spaced
 from danet.evaluation.inference import MEAN_RGB, STD_RGB
 from danet.evaluation.metrics import constant_baseline, scores
+from tests.seeds import keep_seed
 
 CLASSES = 4
 GREYS = np.array([20, 90, 160, 230], np.uint8)
@@ -110,9 +111,7 @@ def workspace(tmp_path, row, monkeypatch) -> Workspace:
     monkeypatch.setattr(evaluate, "load_model", lambda path, model: {"train_hash": row.train_hash})
     space = Workspace(tmp_path)
     for seed in row.seeds:
-        path = space.model(row) / f"seed{seed}.safetensors"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(b"weights %d" % seed)
+        keep_seed(space, row, seed, lambda path: path.write_bytes(b"weights"), data=Shades.manifest_hash)
     return space
 
 
@@ -232,13 +231,8 @@ def test_row_writes_everything_with_the_agreed_names(row, workspace):
 
     document = json.loads((metrics / "evaluation.json").read_text())
     assert document == result.evaluation
-    assert document["format"] == 1
-    assert (document["row"], document["table"], document["dataset"], document["split"]) == (
-        row.name,
-        "camvid",
-        "camvid",
-        "test",
-    )
+    where = [document[key] for key in ("row", "table", "dataset", "split")]
+    assert where == [row.name, "camvid", "camvid", "test"]
     assert (document["row_hash"], document["train_hash"]) == (row.hash, row.train_hash)
     assert document["classes"] == list(Shades.classes)
     assert [run["seed"] for run in document["runs"]] == [3, 5]
@@ -270,11 +264,17 @@ def test_row_writes_everything_with_the_agreed_names(row, workspace):
 
     names = {p.name for p in workspace.evaluation(row).iterdir()}
     expected = {f"seed{s}-{m}-confusion.{e}" for s in (3, 5) for m in ("ss", "ms") for e in ("npz", "png")}
+    expected |= {"seed3.json", "seed5.json"}
     expected |= {f"seed{s}-image_{i}-{k}.png" for s in (3, 5) for i in ("00", "06") for k in ("panels", "prediction")}
     assert names == expected
     with Image.open(workspace.evaluation(row) / "seed3-image_06-prediction.png") as picture:
         assert picture.mode == "P"
         assert picture.size == Shades().mask(6).shape[::-1]
+
+
+def _undated(files: dict[str, bytes]) -> dict[str, bytes]:
+    """Without the records, which say when."""
+    return {name: data for name, data in files.items() if not name.endswith(".json")}
 
 
 def test_second_evaluation_gives_the_same_pictures_and_removes_old_files(one, workspace):
@@ -283,7 +283,7 @@ def test_second_evaluation_gives_the_same_pictures_and_removes_old_files(one, wo
     first = tree(folder)
     (folder / "left-over.png").write_bytes(b"old")
     evaluate_row(one, workspace, device="cpu")
-    assert tree(folder) == first
+    assert _undated(tree(folder)) == _undated(first)
     assert [p.name for p in folder.parent.iterdir()] == [one.name]
 
 
@@ -301,15 +301,20 @@ def test_failure_leaves_earlier_results_alone(one, workspace, monkeypatch):
     assert [p.name for p in workspace.evaluation(one).parent.iterdir()] == [one.name]
 
 
-def test_weights_that_do_not_belong_to_the_row(row, workspace, monkeypatch):
+def test_weights_that_do_not_belong_to_the_row(row, workspace):
     missing = workspace.model(row) / "seed5.safetensors"
     missing.unlink()
     with pytest.raises(CheckpointError, match=r"seed5\.safetensors: does not exist.*dvc repro train@camvid-r50-d8"):
         evaluate_row(row, workspace, device="cpu")
-    missing.write_bytes(b"")
-    monkeypatch.setattr(evaluate, "load_model", lambda path, model: {"train_hash": "0123456789ab"})
-    with pytest.raises(CheckpointError, match="0123456789ab"):
+    missing.write_bytes(b"others")
+    with pytest.raises(CheckpointError, match=r"seed5\.safetensors: was changed"):
         evaluate_row(row, workspace, device="cpu")
+    keep_seed(workspace, row, 5, lambda path: path.write_bytes(b"weights"), data="f" * 64)
+    with pytest.raises(CheckpointError, match=r"training data ffffffffffff, now 000000000000.*dvc repro train@"):
+        evaluate_row(row, workspace, device="cpu")
+    other = row.model_copy(update={"optimizer": row.optimizer.model_copy(update={"lr": 0.5})})
+    with pytest.raises(CheckpointError, match=r"optimizer\.lr 0\.02, now 0\.5"):
+        evaluate_row(other, workspace, device="cpu")
     assert not workspace.metrics(row).exists()
 
 
@@ -343,7 +348,8 @@ def test_row_without_multi_scale_and_overlays(row, workspace):
     result = evaluate_row(row, workspace, device="cpu")
     assert result.metrics["miou_ms_flip"] is None
     assert list(result.evaluation["runs"][0]["modes"]) == ["ss"]
-    assert {p.name for p in workspace.evaluation(row).iterdir()} == {"seed3-ss-confusion.npz", "seed3-ss-confusion.png"}
+    names = {path.name for path in workspace.evaluation(row).iterdir()}
+    assert names == {"seed3-ss-confusion.npz", "seed3-ss-confusion.png", "seed3.json"}
 
 
 def test_tracking_gets_final_metrics_and_pictures(row, workspace):
@@ -419,10 +425,10 @@ def test_two_processes_give_what_one_gives(row, workspace, tmp_path):
         port = str(free.getsockname()[1])
     row = row.model_copy(update={"seeds": (3,)})
     alone = evaluate_row(row, workspace, device="cpu")
-    pictures = tree(workspace.evaluation(row))
+    pictures = _undated(tree(workspace.evaluation(row)))
     mp.start_processes(work, args=(str(tmp_path), pickle.dumps(row), port), nprocs=2, start_method="spawn")
     both = json.loads((workspace.metrics(row) / "evaluation.json").read_text())["runs"][0]
     for mode, values in alone.evaluation["runs"][0]["modes"].items():
         assert both["modes"][mode] | {"seconds": 0} == values | {"seconds": 0}
     assert both["provenance"]["processes"] == 2
-    assert tree(workspace.evaluation(row)) == pictures
+    assert _undated(tree(workspace.evaluation(row))) == pictures

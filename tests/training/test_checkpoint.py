@@ -106,7 +106,7 @@ def test_another_training_is_refused(store):
     store.save(checkpoint(1))
     row = tiny_row()
     for other, what in (
-        (identity(tiny_row(optimizer={"lr": 0.07})), r"optimizer.lr 0.01, now 0.07"),
+        (identity(tiny_row(optimizer={"lr": 0.07})), r"optimizer.lr 0.05, now 0.07"),
         (identity(row, seed=1), "seed 0, now 1"),
         (identity(row, data="f" * 64), "training data 000000000000, now ffffffffffff"),
         (

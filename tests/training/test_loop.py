@@ -521,7 +521,7 @@ def test_checkpoints_of_another_row_are_refused(harness):
     run = trainer(other, workspace.checkpoints(row, 0), stop=_already())
     with pytest.raises(Interrupted):
         run.run()
-    with pytest.raises(CheckpointError, match=r"optimizer.lr 0.06, now 0.01"):
+    with pytest.raises(CheckpointError, match=r"optimizer.lr 0.06, now 0.05"):
         train_row(row, workspace, device="cpu", progress=False)
 
 

@@ -1,0 +1,152 @@
+"""A seed that is evaluated is not evaluated again when seeds are added, and is whenever anything else changed."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from danet.config import rows
+from danet.config.rows import load_params
+from danet.config.workspace import Workspace
+from danet.core import provenance
+from danet.evaluation import evaluate
+from danet.evaluation.evaluate import RowEvaluation, evaluate_row
+from pipelines import evaluate as stage
+from tests.evaluation.test_evaluate import Reader, Shades, tree
+from tests.seeds import keep_seed
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def row() -> rows.Row:
+    plain = load_params(ROOT / "params.yaml").row("camvid-r50-d8")
+    runtime = rows.Runtime(workers=0, overlays=1, benchmark_images=2, progress="never")
+    return plain.model_copy(update={"test": rows.Test(), "runtime": runtime, "seeds": (3,)})
+
+
+@pytest.fixture
+def passes(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The seeds' weights that a network was really built and run for."""
+    found: list[str] = []
+    original = evaluate.evaluate_model
+
+    def counted(*args: Any, **options: Any) -> Any:
+        found.append("pass")
+        return original(*args, **options)
+
+    monkeypatch.setattr(evaluate, "evaluate_model", counted)
+    return found
+
+
+@pytest.fixture
+def workspace(tmp_path: Path, row: rows.Row, monkeypatch: pytest.MonkeyPatch) -> Workspace:
+    monkeypatch.setattr(evaluate, "PreparedDataset", Shades)
+    monkeypatch.setattr(evaluate, "build_model", lambda config, classes, attention: Reader(classes))
+    monkeypatch.setattr(evaluate, "load_model", lambda path, model: {"train_hash": row.train_hash})
+    space = Workspace(tmp_path)
+    for seed in (3, 5):
+        keep(space, row, seed, b"weights")
+    return space
+
+
+def keep(space: Workspace, row: rows.Row, seed: int, weights: bytes) -> None:
+    keep_seed(space, row, seed, lambda path: path.write_bytes(weights), data=Shades.manifest_hash)
+
+
+def as_the_stage(row: rows.Row, workspace: Workspace) -> RowEvaluation:
+    """DVC removes the metrics files before it starts the stage, and keeps the evaluation's folder."""
+    shutil.rmtree(workspace.metrics(row), ignore_errors=True)
+    return evaluate_row(row, workspace, device="cpu", reuse=True)
+
+
+def test_an_added_seed_leaves_the_finished_one_alone(row: rows.Row, workspace: Workspace, passes: list[str]) -> None:
+    first = as_the_stage(row, workspace)
+    pictures = tree(workspace.evaluation(row))
+    assert len(passes) == 1
+    both = row.model_copy(update={"seeds": (3, 5)})
+    second = as_the_stage(both, workspace)
+    assert len(passes) == 2
+    assert [run["seed"] for run in second.evaluation["runs"]] == [3, 5]
+    # to the second and the digit what was found then, not only the same mIoU
+    assert second.evaluation["runs"][0] == first.evaluation["runs"][0]
+    after = tree(workspace.evaluation(row))
+    assert pictures.items() <= after.items()
+    assert {name.replace("seed3", "seed5") for name in pictures} == set(after) - set(pictures)
+
+
+Change = Callable[[Workspace, rows.Row, pytest.MonkeyPatch], rows.Row]
+
+
+def other_weights(workspace: Workspace, row: rows.Row, _: pytest.MonkeyPatch) -> rows.Row:
+    keep(workspace, row, 3, b"trained again")
+    return row
+
+
+def other_data(workspace: Workspace, row: rows.Row, monkeypatch: pytest.MonkeyPatch) -> rows.Row:
+    monkeypatch.setattr(Shades, "manifest_hash", "1" * 64)
+    keep(workspace, row, 3, b"weights")  # the split tested is the one trained on here
+    return row
+
+
+def other_protocol(_: Workspace, row: rows.Row, __: pytest.MonkeyPatch) -> rows.Row:
+    return row.model_copy(update={"test": rows.Test(absent_class="zero")})
+
+
+def other_versions(_: Workspace, row: rows.Row, monkeypatch: pytest.MonkeyPatch) -> rows.Row:
+    collect = provenance.collect
+    monkeypatch.setattr(provenance, "collect", lambda *a, **k: {**collect(*a, **k), "torch": "99.0"})
+    return row
+
+
+def other_revision(_: Workspace, row: rows.Row, __: pytest.MonkeyPatch) -> rows.Row:
+    return row.model_copy(update={"revisions": row.revisions.model_copy(update={"evaluate": 7})})
+
+
+def damaged_picture(workspace: Workspace, row: rows.Row, _: pytest.MonkeyPatch) -> rows.Row:
+    path = next(workspace.evaluation(row).glob("*-panels.png"))
+    path.write_bytes(path.read_bytes()[:-1])
+    return row
+
+
+def lost_picture(workspace: Workspace, row: rows.Row, _: pytest.MonkeyPatch) -> rows.Row:
+    next(workspace.evaluation(row).glob("*-confusion.npz")).unlink()
+    return row
+
+
+def damaged_record(workspace: Workspace, row: rows.Row, _: pytest.MonkeyPatch) -> rows.Row:
+    path = workspace.evaluation(row) / "seed3.json"
+    path.write_text(path.read_text()[:-20])
+    return row
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *(other_weights, other_data, other_protocol, other_versions, other_revision),
+        *(damaged_picture, lost_picture, damaged_record),
+    ],
+)
+def test_anything_else_that_changed_is_evaluated_anew(
+    row: rows.Row, workspace: Workspace, passes: list[str], monkeypatch: pytest.MonkeyPatch, change: Change
+) -> None:
+    as_the_stage(row, workspace)
+    as_the_stage(row, workspace)
+    assert len(passes) == 1
+    changed = change(workspace, row, monkeypatch)
+    result = as_the_stage(changed, workspace)
+    assert len(passes) == 2
+    assert result.evaluation["row_hash"] == changed.hash
+    as_the_stage(changed, workspace)  # and that one is kept in its turn
+    assert len(passes) == 2
+
+
+def test_the_stage_takes_finished_seeds_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: dict[str, Any] = {}
+    monkeypatch.setattr(stage, "evaluate_row", lambda row, workspace, **options: asked.update(options, row=row.name))
+    stage.main(Workspace(ROOT), "camvid-r50-d8")
+    assert (asked["row"], asked["reuse"]) == ("camvid-r50-d8", True)
