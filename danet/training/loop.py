@@ -38,7 +38,7 @@ from danet.training.batch_norm import synchronise_batch_norm
 from danet.training.checkpoint import Checkpoint, CheckpointStore
 from danet.training.losses import loss_divisors, segmentation_losses
 from danet.training.optim import build_optimizer, set_learning_rates
-from danet.training.progress import History, Reporter, peak_memory_gb, progress_line
+from danet.training.progress import History, Reporter, peak_memory_gb, progress_line, write_status
 from danet.training.stop import StopRequest
 
 CHECK_EVERY = 25
@@ -214,8 +214,11 @@ class Trainer:
         session_start, session_seconds = self.iteration, history.seconds
         lr = waited = 0.0
 
-        def line() -> str:
+        def eta() -> float:
             done = max(1, self.iteration - session_start)
+            return (history.seconds - session_seconds) / done * (self.total - self.iteration)
+
+        def line() -> str:
             last = history.curve[-1] if history.curve else {}
             loss = history.sums["loss"] / history.counted if history.counted else last.get("loss")
             speed = history.images_per_second
@@ -223,7 +226,6 @@ class Trainer:
                 speed = history.interval_images / history.interval_seconds
             elif last.get("images_per_second"):
                 speed = float(last["images_per_second"] or 0.0)
-            eta = (history.seconds - session_seconds) / done * (self.total - self.iteration)
             return progress_line(
                 self.iteration,
                 self.total,
@@ -232,7 +234,7 @@ class Trainer:
                 speed=speed,
                 wait=history.data_wait_share,
                 memory_gb=history.peak_memory_gb,
-                eta=eta,
+                eta=eta(),
             )
 
         for entry in history.curve:  # what MLflow did not get before the stop; it takes no step twice
@@ -253,7 +255,7 @@ class Trainer:
                 self.reporter.step(self.iteration, line)
                 score = self._validated() if validating else None
                 if self.iteration in (1, self.total) or self.iteration % row.runtime.log_interval == 0 or validating:
-                    self._log(lr, score, line)
+                    self._log(lr, score, line, eta())
                 stopping = self.process.any(self.stop.requested) and self.iteration < self.total
                 if stopping or (self.iteration % row.runtime.checkpoint_interval == 0 and self.iteration < self.total):
                     self._settle()
@@ -435,9 +437,19 @@ class Trainer:
         finally:
             self.model.train()
 
-    def _log(self, lr: float, score: float | None, line: Callable[[], str]) -> None:
+    def _log(self, lr: float, score: float | None, line: Callable[[], str], eta_seconds: float) -> None:
         shown = line()
         entry = self.history.close(self.iteration, lr, score)
+        if self.process.is_main:
+            write_status(
+                self.store.folder,
+                row=self.row.name,
+                seed=self.seed,
+                iteration=self.iteration,
+                total=self.total,
+                loss=entry["loss"],
+                eta_seconds=eta_seconds,
+            )
         self.reporter.interval(self.title, self.iteration, shown)
         if score is not None:
             self.reporter.say(f"{self.title}  iter {self.iteration}/{self.total}  validation mIoU {score:.2f}")

@@ -10,6 +10,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -17,7 +19,12 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
+from danet.core.errors import DanetError
+from danet.core.files import write_json
+
 LOSSES = ("loss", "loss_main", "loss_pam", "loss_cam", "loss_aux")
+STATUS = "progress.json"
+"""Beside a seed's resume checkpoints: how far its training is, for whoever looks from outside (`danet sweep`)."""
 CURVE_COLUMNS = ("seed", "iteration", *LOSSES, "lr", "images_per_second", "val_miou")
 
 
@@ -92,6 +99,26 @@ class History:
     def restored(cls, state: dict[str, Any]) -> History:
         """From :meth:`state`."""
         return cls(**state)
+
+
+def write_status(
+    folder: Path, *, row: str, seed: int, iteration: int, total: int, loss: float | None, eta_seconds: float
+) -> None:
+    """Replaces ``progress.json``; readers never see half of one, and a full disk stops no training.
+
+    Args:
+        folder: of the seed's resume checkpoints.
+        row: its name.
+        seed: of the run.
+        iteration: number of finished optimizer steps.
+        total: of the run.
+        loss: mean over the log interval that has just ended.
+        eta_seconds: expected until the last step.
+    """
+    value = {"row": row, "seed": seed, "iteration": iteration, "total": total, "loss": loss}
+    value |= {"eta_seconds": round(eta_seconds, 1), "updated": datetime.now(UTC).isoformat(timespec="seconds")}
+    with contextlib.suppress(DanetError):
+        write_json(folder / STATUS, value)
 
 
 def peak_memory_gb(device: torch.device) -> float:

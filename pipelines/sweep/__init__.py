@@ -1,9 +1,9 @@
-"""The sweep: many rows through DVC, side by side on one machine's GPUs or as array jobs of a Slurm cluster.
+"""The sweep: many rows through DVC, side by side on one machine's GPUs or as a job array of a Slurm cluster.
 
-Nothing is scheduled here. DVC says what is done and what is not, torchrun makes many processes of a row, Slurm or a
-short loop starts the rows; a row's own lock and checkpoints make it safe to stop any of them at any time.
+Nothing is scheduled here. DVC says what is left to do, Slurm or a short loop starts the rows, torchrun makes several
+processes of a row. Any of them may be stopped at any time: a row's lock and checkpoints make the same command go on.
 
-:mod:`.plan` chooses rows and asks DVC, :mod:`.local` runs them here, :mod:`.slurm` submits them and :mod:`.job` is what
-the submitted jobs run, :mod:`.launch` starts a row's processes, :mod:`.records` and :mod:`.status` say which row is
-where.
+:mod:`.plan` chooses rows and asks DVC, :mod:`.status` says how each row stands (also before anything is started),
+:mod:`.job` runs one row, :mod:`.local` starts such jobs here and :mod:`.slurm` submits them; :mod:`.launch` makes a
+stage several processes.
 """

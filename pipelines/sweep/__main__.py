@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from danet.cli.app import Format, Root
+from danet.cli.app import Root
 from danet.config.workspace import Workspace
 from danet.core.console import report_errors
-from pipelines.sweep.command import sweep as run_sweep
+from danet.core.errors import ConfigError
+from pipelines.sweep import local
+from pipelines.sweep.plan import choose_rows, make_plan
+from pipelines.sweep.slurm import submit
+from pipelines.sweep.status import COMING, print_status, survey
 
 app = typer.Typer(
     rich_markup_mode="rich",
@@ -26,60 +33,64 @@ def sweep(
     rows: Annotated[
         list[str] | None, typer.Option("--rows", "-r", help="These rows, joined by commas (repeatable).")
     ] = None,
-    gpus_per_row: Annotated[
-        int | None, typer.Option(min=0, help="GPUs that share a row (torchrun). Default: 1 if there are any.")
-    ] = None,
     gpus: Annotated[
         str | None, typer.Option(help="Numbers of the GPUs to use, or none. Default: those nobody else uses.")
     ] = None,
-    jobs: Annotated[int | None, typer.Option("--jobs", "-j", min=1, help="Rows at a time on the CPU.")] = None,
-    keep_going: Annotated[
-        bool, typer.Option("--keep-going/--fail-fast", help="Go on with other rows past one that fails.")
-    ] = True,
+    gpus_per_row: Annotated[
+        int | None, typer.Option(min=0, help="GPUs that share a row. Default: 1 if there are any.")
+    ] = None,
+    jobs: Annotated[
+        int | None, typer.Option("--jobs", "-j", min=1, help="Rows at a time. Default: 1 on the CPU, else all GPUs.")
+    ] = None,
     verify: Annotated[bool, typer.Option("--verify", help="Also evaluate the weights released for the rows.")] = False,
-    pull: Annotated[bool, typer.Option("--pull", help="Take what another machine has made from DVC's remote.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan or Slurm's scripts, run nothing.")] = False,
-    status: Annotated[bool, typer.Option("--status", help="Say which row is where, run nothing.")] = False,
-    format: Annotated[Format, typer.Option(help="Of --status: table or json.")] = Format.table,
-    slurm: Annotated[bool, typer.Option("--slurm", help="Submit the rows to Slurm as array jobs.")] = False,
-    partition: Annotated[str | None, typer.Option(help="Slurm: partition.")] = None,
-    account: Annotated[str | None, typer.Option(help="Slurm: account.")] = None,
-    time: Annotated[str | None, typer.Option(help="Slurm: time limit; training saves and queues again.")] = None,
-    array_limit: Annotated[int | None, typer.Option(min=1, help="Slurm: rows at a time.")] = None,
-    nodes_per_row: Annotated[int | None, typer.Option(min=1, help="Slurm: nodes that share a row.")] = None,
-    cpus_per_task: Annotated[int | None, typer.Option(min=1, help="Slurm: CPU cores on each node.")] = None,
-    mem: Annotated[str | None, typer.Option(help="Slurm: memory on each node, such as 64G.")] = None,
-    constraint: Annotated[str | None, typer.Option(help="Slurm: features of the nodes.")] = None,
+    slurm: Annotated[
+        str | None,
+        typer.Option(help='Submit to Slurm with these arguments of sbatch: "--partition gpu --time 24:00:00".'),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what is left (Slurm: print the scripts).")] = False,
+    status: Annotated[bool, typer.Option("--status", help="Say which row is where.")] = False,
     workspace: Root = Path(),
 ) -> None:
     """Train and evaluate many rows side by side: on this machine's GPUs, or with --slurm on a cluster.
 
     DVC decides what is left to do; the same command goes on where the last one was stopped. See docs/cluster.md.
     """
-    code = run_sweep(
-        Workspace(workspace),
-        tables=table or [],
-        rows=rows or [],
-        verify=verify,
-        pull=pull,
-        dry_run=dry_run,
-        status=status,
-        as_json=format is Format.json,
-        keep_going=keep_going,
-        gpus_per_row=gpus_per_row,
-        gpus=gpus,
-        jobs=jobs,
-        slurm=slurm,
-        partition=partition,
-        account=account,
-        time=time,
-        array_limit=array_limit,
-        nodes_per_row=nodes_per_row,
-        cpus_per_task=cpus_per_task,
-        mem=mem,
-        constraint=constraint,
-    )
-    raise typer.Exit(code)
+    if slurm is not None and gpus is not None:
+        raise ConfigError("--gpus is for a sweep on this machine; with --slurm give --gpus-per-row")
+    root = Workspace(workspace)
+    chosen = choose_rows(root.params(), table or [], rows or [])
+    places = [] if status or slurm is not None else local.choose_places(gpus_per_row=gpus_per_row, gpus=gpus, jobs=jobs)
+    plan = make_plan(root, chosen, verify=verify)
+    found = survey(plan, root)
+    # rows of a killed sweep are still being saved: a sweep here waits for them
+    coming = [
+        each.row
+        for each in found
+        if each.state in COMING or (each.state == "running" and slurm is None and not each.on_slurm)
+    ]
+    if status or not coming or (dry_run and slurm is None):
+        print_status(found)
+        if coming:
+            if not status:
+                _print_plan(plan.shared(coming), places)
+            options = [word for word in sys.argv[1:] if word not in ("--dry-run", "--status")]
+            print(f"next: {shlex.join(['danet', 'sweep', *options])}")
+        code = 0
+    elif slurm is not None:
+        code = submit(plan, coming, root, slurm, gpus=gpus_per_row, limit=jobs, dry_run=dry_run)
+    else:
+        code = local.run(plan, coming, root, places)
+        found = survey(make_plan(root, chosen, verify=verify), root)
+        print_status(found)
+    blocked = any(each.state == "blocked" for each in found)
+    raise typer.Exit(code or int(blocked and not status and not dry_run))
+
+
+def _print_plan(shared: Sequence[str], places: Sequence[str]) -> None:
+    if shared:
+        print(f"first: {', '.join(shared).replace(',', ', ').replace('  ', ' ')}")
+    on = "the CPU" if places[0] == "" else "GPU " + ", GPU ".join(places)
+    print(f"{'one row' if len(places) == 1 else f'{len(places)} rows'} at a time on {on}")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,9 @@
-"""What a sweep has to do: the rows chosen, the stages they share, and what DVC says is not done yet."""
+"""What a sweep has to do: the rows chosen, the stages they share, and what DVC says is left."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import dataclass
 
 from dvc.exceptions import DvcException
 from dvc.lock import LockError
@@ -13,87 +11,52 @@ from dvc.repo import Repo, lock_repo
 
 from danet.config.rows import Params, Row
 from danet.config.workspace import Workspace
-from danet.core.console import console
 from danet.core.errors import ConfigError, DanetError
-from pipelines.sweep.processes import free_stale_locks
-
-
-def repro_command(*targets: str, single: bool = True, pull: bool = False) -> list[str]:
-    """``dvc repro`` of some stages, beside others that run at the same time.
-
-    Args:
-        targets: stages.
-        single: these alone (``-s``), not what they need.
-        pull: take from the DVC remote what another machine has made.
-    """
-    options = ["--single-item"] if single else ["--keep-going"]
-    if pull:
-        options += ["--pull", "--allow-missing"]
-    return [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", *options, *targets]
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The rows of a sweep and what of them remains."""
+    """The rows of a sweep and the stages that are left."""
 
     params: Params
     rows: tuple[Row, ...]
     verify: bool
     """Whether the weights that the sources released are evaluated too, where there are any."""
-    changed: frozenset[str]
-    """Stages that DVC would run."""
+    stale: frozenset[str] = frozenset()
+    """Stages whose results are not those of today's parameters and data."""
+    missing: frozenset[str] = frozenset()
+    """These, and those whose files are not here (another machine has made them)."""
     busy: frozenset[str] = frozenset()
-    """Those of them that some ``dvc`` is at now."""
-    elsewhere: frozenset[str] = frozenset()
-    """Those of them that have been run, and whose files are just not here (``dvc pull`` brings them)."""
+    """Stages that some ``dvc`` runs now."""
 
-    @cached_property
-    def datasets(self) -> tuple[str, ...]:
-        """Data sets of the rows."""
-        return tuple(dict.fromkeys(row.dataset for row in self.rows))
-
-    @cached_property
-    def weights(self) -> tuple[str, ...]:
-        """ImageNet weights of the rows."""
-        return tuple(dict.fromkeys(row.weights for row in self.rows))
-
-    @cached_property
-    def tables(self) -> tuple[str, ...]:
-        """Tables that show the rows."""
-        return tuple(dict.fromkeys(row.table for row in self.rows))
-
-    @cached_property
-    def experiments(self) -> tuple[str, ...]:
-        """MLflow's experiments, one for each table (:mod:`danet.results.tracking`)."""
-        return tuple(f"danet / {self.params.tables[table].title}" for table in self.tables)
-
-    @cached_property
-    def verified(self) -> tuple[Row, ...]:
-        """The rows whose released weights are evaluated."""
-        return tuple(row for row in self.rows if self.verify and row.name in self.params.released)
-
-    def shared(self) -> list[str]:
-        """Stages that several rows need, which come first: those that are not done."""
-        stages = [f"{stage}@{name}" for name in self.datasets for stage in ("download", "convert")]
-        return [stage for stage in (*stages, *(f"weights@{name}" for name in self.weights)) if stage in self.changed]
-
-    def chains(self, row: Row) -> list[list[str]]:
-        """A row's stages that are not done, as lists whose later stages need the earlier ones."""
+    def chains(self, row: Row) -> list[str]:
+        """A row's stages that are left: lists, joined by commas, whose later stages need the earlier ones."""
         inputs = {f"download@{row.dataset}", f"convert@{row.dataset}"}
-        found = []
         train, evaluate = f"train@{row.name}", f"evaluate@{row.name}"
-        if self.changed & (inputs | {f"weights@{row.weights}", train}):
-            found.append([train, evaluate])
-        elif evaluate in self.changed:
-            found.append([evaluate])
-        released, verify = f"released@{row.name}", f"verify@{row.name}"
-        if row in self.verified and self.changed & (inputs | {released, verify}):
-            found.append([released, verify])
+        found = []
+        if (inputs | {f"weights@{row.weights}", train}) & self.stale:
+            found.append(f"{train},{evaluate}")
+        elif evaluate in self.stale:
+            found.append(evaluate)
+        if self.verify and row.name in self.params.released:
+            released, verify = f"released@{row.name}", f"verify@{row.name}"
+            if (inputs | {released, verify}) & self.stale:
+                found.append(f"{released},{verify}")
         return found
 
-    def remaining(self) -> list[Row]:
-        """Rows with something to do."""
-        return [row for row in self.rows if self.chains(row)]
+    def shared(self, rows: Sequence[Row]) -> list[str]:
+        """Chains that several of these rows need, which come first: data sets and ImageNet weights."""
+        found = []
+        for name in dict.fromkeys(row.dataset for row in rows):
+            download, convert = f"download@{name}", f"convert@{name}"
+            if convert in self.missing or download in self.stale:  # else the archives may well be gone
+                found.append(f"{download},{convert}" if download in self.missing else convert)
+        weights = dict.fromkeys(f"weights@{row.weights}" for row in rows)
+        return found + [stage for stage in weights if stage in self.missing]
+
+    def reports(self) -> list[str]:
+        """Chains of the tables that show the rows, and of the index."""
+        return [*dict.fromkeys(f"report@{row.table}" for row in self.rows), "index"]
 
 
 def choose_rows(params: Params, tables: Sequence[str] = (), rows: Sequence[str] = ()) -> tuple[Row, ...]:
@@ -105,57 +68,39 @@ def choose_rows(params: Params, tables: Sequence[str] = (), rows: Sequence[str] 
     names = [name for given in rows for name in given.split(",") if name]
     chosen = {row.name: row for table in tables for row in params.table_rows(table)}
     chosen |= {row.name: row for row in map(params.row, names)}
-    if not tables and not names:
-        chosen = dict(params.rows)
-    if not chosen:
-        raise ConfigError(f"{params.path}: no row is chosen; `danet rows` lists them")
-    return tuple(chosen.values())
+    return tuple((chosen if tables or names else params.rows).values())
 
 
-def make_plan(workspace: Workspace, rows: Sequence[Row], *, verify: bool = False, pull: bool = False) -> Plan:
-    """Asks DVC once about all stages of the rows; with ``pull``, what was run elsewhere is not left to do.
+def make_plan(workspace: Workspace, rows: Sequence[Row], *, verify: bool = False) -> Plan:
+    """Asks DVC about all stages of the rows, in one look (``dvc status`` refuses when a single one is busy).
 
     Raises:
         DanetError: in DVC's words, if it cannot say.
     """
     params = workspace.params()
-    plan = Plan(params, tuple(rows), verify, frozenset())
-    targets = [f"{stage}@{name}" for name in plan.datasets for stage in ("download", "convert")]
-    targets += [f"weights@{name}" for name in plan.weights]
-    targets += [f"{stage}@{row.name}" for row in plan.rows for stage in ("train", "evaluate")]
-    targets += [f"{stage}@{row.name}" for row in plan.verified for stage in ("released", "verify")]
-    changed, busy, elsewhere = survey_stages(workspace, targets)
-    return replace(plan, changed=(changed | busy) - (elsewhere if pull else set()), busy=busy, elsewhere=elsewhere)
-
-
-def survey_stages(workspace: Workspace, names: Sequence[str]) -> tuple[frozenset[str], frozenset[str], frozenset[str]]:
-    """One look at some stages, whatever their number: ``dvc status``, which itself refuses when a single one is busy.
-
-    Returns:
-        Those that DVC would run, those it cannot judge as another ``dvc`` is at their files now, and those of the first
-        that it would not run if missing files were allowed.
-
-    Raises:
-        DanetError: in DVC's words, if it cannot say; also for a stage that is not in ``dvc.yaml``.
-    """
-    changed, busy, elsewhere = set(), set(), set()
+    names = {f"{stage}@{row.dataset}" for row in rows for stage in ("download", "convert")}
+    names |= {f"weights@{row.weights}" for row in rows}
+    names |= {f"{stage}@{row.name}" for row in rows for stage in ("train", "evaluate")}
+    if verify:
+        names |= {f"{stage}@{r.name}" for r in rows if r.name in params.released for stage in ("released", "verify")}
+    stale, missing, busy = set(), set(), set()
     try:
-        for note in free_stale_locks(workspace.root):
-            console.print(note, markup=False)
         with Repo(str(workspace.root.resolve()), _wait_for_lock=True) as repo, lock_repo(repo):
             stages = {stage.name: stage for stage in repo.index.stages if stage.path_in_repo == "dvc.yaml"}
-            for name in names:
+            for name in sorted(names):
                 try:
-                    if stages[name].status():
-                        changed.add(name)
-                        ran = all(out.hash_info for out in stages[name].outs)
-                        if ran and not stages[name].changed(allow_missing=True):
-                            elsewhere.add(name)
+                    stage = stages[name]
+                    if not stage.status():
+                        continue
+                    missing.add(name)
+                    ran = all(out.hash_info and (out.use_cache or out.exists) for out in stage.outs)
+                    if not ran or stage.changed(allow_missing=True):
+                        stale.add(name)
                 except LockError:
                     busy.add(name)
     except (DvcException, KeyError) as error:
         raise DanetError(f"{workspace.root.resolve()}: DVC cannot tell what is done: {error}") from error
-    return frozenset(changed), frozenset(busy), frozenset(elsewhere)
+    return Plan(params, tuple(rows), verify, frozenset(stale | busy), frozenset(missing | busy), frozenset(busy))
 
 
 def check_divisible(rows: Sequence[Row], processes: int) -> None:
@@ -167,6 +112,6 @@ def check_divisible(rows: Sequence[Row], processes: int) -> None:
     bad = [f"{row.name} ({row.schedule.batch_size})" for row in rows if row.schedule.batch_size % processes]
     if bad:
         raise ConfigError(
-            f"schedule.batch_size does not divide over {processes} processes: {', '.join(bad)}; "
-            "give a number of GPUs that divides it, or leave these rows to a sweep of their own"
+            f"schedule.batch_size does not divide over {processes} GPUs: {', '.join(bad)}; "
+            "choose another --gpus-per-row, or other rows with --rows"
         )

@@ -1,109 +1,213 @@
-"""Which row is where: from DVC (one call), the rows' locks and logs, and Slurm."""
+"""Which row is where: from DVC, the rows' locks, what jobs and trainers note, and Slurm. Nothing is run."""
 
 from __future__ import annotations
 
 import json
+import subprocess
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
+from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from danet.config.rows import Row
 from danet.config.workspace import Workspace
-from danet.training.checkpoint import iterations
-from pipelines.sweep import records
-from pipelines.sweep.local import coloured
+from danet.core.errors import DanetError
+from pipelines.sweep.job import is_alive, log_path, read_state
 from pipelines.sweep.plan import Plan
-from pipelines.sweep.records import Record, read_progress, read_state
+
+COLOURS = {"done": "green", "running": "cyan", "failed": "red", "blocked": "red", "stopped": "yellow"}
+COMING = ("not run", "stopped", "trained", "failed")
+"""States of the rows that a sweep runs; to one that runs somewhere it comes back, and queued ones are Slurm's."""
 
 
 @dataclass(frozen=True)
 class RowStatus:
     """A row's line."""
 
-    row: str
+    row: Row
     state: str
-    """``done``, ``running``, ``queued``, ``failed``, ``stopped``, ``trained`` (not evaluated) or ``not run``."""
+    """``done``, ``running``, ``queued``, ``blocked``, ``failed``, ``stopped``, ``trained`` (not evaluated), ``not
+    run``."""
+    time: str = ""
+    """What is left of a running training, or what the row takes on this machine where that is known."""
     at: str = ""
-    where: str = ""
-    log: str = ""
+    note: str = ""
+    """Why it failed or is blocked."""
+    on_slurm: bool = False
+    hours: float | None = None
 
 
 def survey(plan: Plan, workspace: Workspace) -> list[RowStatus]:
-    """The status of a plan's rows; nothing is run."""
-    sweeps = records.records(workspace)
-    queue = records.squeue([job for sweep in sweeps for job in sweep.jobs.values()])
-    newest: dict[str, Record] = {}
-    for sweep in reversed(sweeps):
-        newest |= dict.fromkeys(sweep.rows, sweep)
-    return [_status(row, plan, workspace, newest.get(row.name), queue) for row in plan.rows]
+    """The status of a plan's rows."""
+    states = {row.name: read_state(workspace, row.name) for row in plan.rows}
+    queue = squeue() if any("job" in state for state in states.values()) else {}
+    left = [row for row in plan.rows if plan.chains(row)]
+    blocked = _blocked(plan, workspace, left)
+    hours = _hours(plan, workspace, left)
+    return [
+        _status(row, plan, workspace, states[row.name], queue, blocked.get(row.dataset, ""), hours.get(row.name))
+        for row in plan.rows
+    ]
 
 
 def _status(
     row: Row,
     plan: Plan,
     workspace: Workspace,
-    sweep: Record | None,
-    queue: dict[tuple[str, int], tuple[str, str, str]],
+    state: dict[str, Any],
+    queue: dict[str, tuple[str, str]],
+    blocked: str,
+    hours: float | None,
 ) -> RowStatus:
-    state: dict[str, Any] = read_state(sweep, workspace, row.name) if sweep else {}
-    path = sweep.log(workspace, row.name) if sweep else None
-    log = str(path) if path and path.exists() else ""
-    for stage in ("evaluate", "train") if sweep else ():
-        assert sweep is not None
-        names = sweep.tasks.get(stage, [])
-        task = (sweep.jobs.get(stage, ""), names.index(row.name) if row.name in names else -1)
-        if task in queue and queue[task][0] in ("RUNNING", "COMPLETING") and path:
-            where = f"{queue[task][1]}, job {task[0]}_{task[1]}"
-            return RowStatus(row.name, "running", str(read_progress(path)), where, log)
+    job = state.get("job", "")
+    task, place = queue.get(job, ("", ""))
+    if task in ("RUNNING", "COMPLETING"):
+        time, at = _progress(row, workspace)
+        return RowStatus(row, "running", time, f"{at}, job {job} on {place}", on_slurm=True)
+    if task:
+        return RowStatus(row, "queued", "", f"job {job}: {place}", on_slurm=True)
+    # a conversion keeps DVC from judging what needs it
     inputs = {f"convert@{row.dataset}", f"weights@{row.weights}"}
-    busy = f"evaluate@{row.name}" in plan.busy and not inputs & plan.busy
-    if busy or records.training_lock_held(row, workspace):
-        at = str(read_progress(path)) if path else ""
-        where = f"{state.get('host', '')}{_gpus(state)}" if state.get("state") == "running" else "outside any sweep"
-        return RowStatus(row.name, "running", at, where, log)
-    for stage in ("train", "evaluate") if sweep else ():
-        assert sweep is not None
-        names = sweep.tasks.get(stage, [])
-        task = (sweep.jobs.get(stage, ""), names.index(row.name) if row.name in names else -1)
-        if task in queue:
-            return RowStatus(row.name, "queued", f"{stage}: {queue[task][2]}", f"job {task[0]}_{task[1]}", log)
-    if not plan.chains(row):
-        return RowStatus(row.name, "done")
-    if {f"{stage}@{row.name}" for stage in ("train", "evaluate")} <= plan.elsewhere:
-        return RowStatus(row.name, "done", "on another machine; `dvc pull` brings it here")
+    if is_running(row, workspace) or (f"evaluate@{row.name}" in plan.busy and not inputs & plan.busy):
+        time, at = _progress(row, workspace)
+        gpus = f", GPU {state['gpus']}" if is_alive(state) and state.get("gpus") else ""
+        return RowStatus(row, "running", time, at + gpus)
+    chains = plan.chains(row)
+    if not chains:
+        return RowStatus(row, "done")
+    cost = "" if hours is None else f"{hours:,.0f} h" if hours >= 10 else f"{hours:.1f} h"
+    if blocked:
+        return RowStatus(row, "blocked", cost, note=blocked, hours=hours)
     if state.get("state") == "failed":
-        return RowStatus(row.name, "failed", state.get("note", ""), state.get("host", ""), log)
-    reached = [iterations(workspace.checkpoints(row, seed)) for seed in row.seeds]
-    found = [f"seed {seed}: {iterations[0]}" for seed, iterations in zip(row.seeds, reached, strict=True) if iterations]
-    if found:
-        total = row.schedule.total_iterations(plan.params.datasets[row.dataset].counts[row.train_split])
-        return RowStatus(row.name, "stopped", f"{', '.join(found)}/{total}", "", log)
-    trained = [chain for chain in plan.chains(row) if chain[0].startswith("evaluate@")]
-    return RowStatus(row.name, "trained" if trained else "not run", "", "", log if state else "")
+        note = f"{state['note']} ({log_path(workspace, row.name)})"
+        return RowStatus(row, "failed", cost, note=note, hours=hours)
+    if chains[0] == f"evaluate@{row.name}":
+        return RowStatus(row, "trained", at="to be evaluated")
+    done = _newest(row, workspace)
+    if done and done["iteration"] < done["total"]:
+        return RowStatus(row, "stopped", cost, _share(row, done), hours=hours)
+    return RowStatus(row, "not run", cost, hours=hours)
 
 
-def _gpus(state: dict[str, Any]) -> str:
-    return f", GPU {','.join(state['gpus'])}" if state.get("gpus") else ""
+def is_running(row: Row, workspace: Workspace) -> bool:
+    """Whether a job on this machine or any trainer that shares the file system is at a row now."""
+    if is_alive(read_state(workspace, row.name)):
+        return True
+    lock = workspace.checkpoints(row, row.seeds[0]).parent / "train.lock"
+    if not lock.exists():
+        return False
+    try:
+        with FileLock(lock).acquire(timeout=0):
+            return False
+    except Timeout:
+        return True
+    except OSError:  # a folder that another user owns: only that user trains there
+        return False
 
 
-def print_status(found: Sequence[RowStatus], *, as_json: bool = False) -> None:
-    """To standard output, for people or for programs."""
-    if as_json:
-        print(json.dumps([asdict(each) for each in found], indent=2))
-        return
-    out = Console(highlight=False) if Console().is_terminal else Console(width=160, highlight=False)
+def _newest(row: Row, workspace: Workspace) -> dict[str, Any] | None:
+    """What the row's trainer noted last (:func:`danet.training.progress.write_status`)."""
+    found = []
+    for seed in row.seeds:
+        try:
+            text = (workspace.checkpoints(row, seed) / "progress.json").read_text(encoding="utf-8")
+            found.append(dict(json.loads(text)))
+        except (OSError, ValueError):
+            continue
+    return max(found, key=lambda each: str(each["updated"]), default=None)
+
+
+def _share(row: Row, progress: dict[str, Any]) -> str:
+    seed = f"seed {progress['seed']}, " if len(row.seeds) > 1 else ""
+    return f"{seed}{progress['iteration']}/{progress['total']}"
+
+
+def _progress(row: Row, workspace: Workspace) -> tuple[str, str]:
+    """The time that a running row's training has left, and where it is."""
+    progress = _newest(row, workspace)
+    if progress is None:
+        return "", "starting"
+    if progress["iteration"] >= progress["total"]:
+        return "", "evaluation" if progress["seed"] == row.seeds[-1] else "next seed"
+    return f"{timedelta(seconds=round(progress['eta_seconds']))} left", _share(row, progress)
+
+
+def progress_line(row: Row, workspace: Workspace) -> str:
+    """One line about a running row."""
+    time, at = _progress(row, workspace)
+    return f"{row.name}: {at}" + (f", {time}" if time else "")
+
+
+def squeue() -> dict[str, tuple[str, str]]:
+    """State, and node or reason, of this user's array tasks that are not over, by ``ARRAY_INDEX``.
+
+    Empty where Slurm is not installed or does not answer.
+    """
+    command = ["squeue", "--me", "--noheader", "--array", "--format=%F_%K|%T|%N|%r"]
+    try:
+        result = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30)
+    except (OSError, subprocess.SubprocessError):
+        return {}
+    lines = [line.split("|", 3) for line in result.stdout.splitlines()]
+    return {task: (state, nodes or reason) for task, state, nodes, reason in lines}
+
+
+def _blocked(plan: Plan, workspace: Workspace, rows: Sequence[Row]) -> dict[str, str]:
+    """Data sets that some rows need and that cannot be fetched as things are, and what to do about it."""
+    from danet.cli.doctor import _dataset
+
+    found = {}
+    for name in {row.dataset for row in rows} & {stage.partition("@")[2] for stage in plan.missing}:
+        if f"convert@{name}" in plan.missing and f"download@{name}" in plan.missing:
+            finding = _dataset(name, plan.params.datasets[name], workspace)
+            if finding["state"] == "missing":
+                found[name] = f"{name}: {finding['how']}"
+    return found
+
+
+def _hours(plan: Plan, workspace: Workspace, rows: Sequence[Row]) -> dict[str, float]:
+    """What rows take on this machine, where it has been benchmarked."""
+    if not rows:
+        return {}
+    from danet.results import cost
+
+    try:
+        rates = cost.here(workspace)
+        costs = [cost.row_cost(row, plan.params, rates) for row in rows] if rates else []
+    except DanetError:  # a damaged benchmark file is no obstacle
+        return {}
+    return {each.row: each.hours for each in costs if each.hours is not None}
+
+
+def print_status(found: Sequence[RowStatus]) -> None:
+    """To standard output: a table for 80 columns, the reasons below it, and sums."""
+    out = Console(highlight=False)
     shown = Table(box=None, pad_edge=False, header_style="bold")
-    for title in ("row", "state", "at", "where", "log"):
-        shown.add_column(title, no_wrap=title in ("row", "state"), overflow="fold")
+    for title in ("row", "state", "time", "at"):
+        shown.add_column(title, no_wrap=title != "at", overflow="fold")
     for each in found:
-        log = each.log if each.state in ("running", "failed", "stopped") else ""
-        shown.add_row(each.row, coloured(each.state), *map(escape, (each.at, each.where, log)))
+        shown.add_row(each.row.name, coloured(each.state), each.time, escape(each.at))
     out.print(shown)
-    counts: dict[str, int] = {}
+    notes: dict[str, list[str]] = {}
     for each in found:
-        counts[each.state] = counts.get(each.state, 0) + 1
-    out.print(f"\n{len(found)} rows: " + ", ".join(f"{count} {state}" for state, count in counts.items()))
+        if each.note:
+            notes.setdefault(each.note, []).append(each.row.name)
+    for note, rows in notes.items():
+        state = next(each.state for each in found if each.note == note)
+        who = rows[0] if len(rows) == 1 else f"{len(rows)} rows"
+        out.print(f"\n{coloured(state)} {who}: {escape(note)}", soft_wrap=True)
+    states = Counter(each.state for each in found)
+    hours = sum(each.hours or 0 for each in found if each.state in COMING)
+    total = f"; {hours:,.0f} h to go on this machine alone" if hours >= 1 else ""
+    out.print(f"\n{len(found)} rows: " + ", ".join(f"{count} {state}" for state, count in states.items()) + total)
+
+
+def coloured(state: str) -> str:
+    """A state with its colour, as rich markup."""
+    return f"[{COLOURS[state]}]{state}[/]" if state in COLOURS else state
