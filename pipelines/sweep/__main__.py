@@ -15,7 +15,7 @@ from danet.config.workspace import Workspace
 from danet.core.console import report_errors
 from danet.core.errors import ConfigError
 from pipelines.sweep import local
-from pipelines.sweep.plan import choose_rows, make_plan
+from pipelines.sweep.plan import choose_rows, make_plan, stages
 from pipelines.sweep.slurm import submit
 from pipelines.sweep.status import COMING, print_status, survey
 
@@ -88,7 +88,7 @@ def sweep(
 
 def _print_plan(shared: Sequence[str], places: Sequence[str]) -> None:
     if shared:
-        print(f"first: {', '.join(shared).replace(',', ', ').replace('  ', ' ')}")
+        print(f"first: {', '.join(stages(shared))}")
     on = "the CPU" if places[0] == "" else "GPU " + ", GPU ".join(places)
     print(f"{'one row' if len(places) == 1 else f'{len(places)} rows'} at a time on {on}")
 

@@ -22,7 +22,7 @@ from danet.core.console import console
 from danet.core.errors import ConfigError, Interrupted
 from pipelines.sweep.job import POLL_SECONDS, log_path, read_state
 from pipelines.sweep.launch import PROCESSES
-from pipelines.sweep.plan import Plan, check_divisible
+from pipelines.sweep.plan import Plan, check_divisible, stages
 from pipelines.sweep.status import coloured, is_running, progress_line
 
 LINE_SECONDS = 60
@@ -162,7 +162,7 @@ class Sweep:
             start_new_session=True,  # Ctrl-C in the terminal is for the sweep alone
         )
         self.running[name] = (process, place)
-        what = f"on GPU {place}" if place else ", ".join(chains).replace(",", ", ") if name == "shared" else ""
+        what = f"on GPU {place}" if place else "" if name in self.plan.params.rows else ", ".join(stages(chains))
         console.print(f"{name}: started {what}".rstrip(), markup=False)
 
     def _poll(self) -> None:

@@ -59,6 +59,11 @@ class Plan:
         return [*dict.fromkeys(f"report@{row.table}" for row in self.rows), "index"]
 
 
+def stages(chains: Sequence[str]) -> list[str]:
+    """The stages of some chains."""
+    return [stage for chain in chains for stage in chain.split(",")]
+
+
 def choose_rows(params: Params, tables: Sequence[str] = (), rows: Sequence[str] = ()) -> tuple[Row, ...]:
     """Rows by table and by name (names may be joined by commas), each once; all if neither is given.
 
@@ -86,10 +91,10 @@ def make_plan(workspace: Workspace, rows: Sequence[Row], *, verify: bool = False
     stale, missing, busy = set(), set(), set()
     try:
         with Repo(str(workspace.root.resolve()), _wait_for_lock=True) as repo, lock_repo(repo):
-            stages = {stage.name: stage for stage in repo.index.stages if stage.path_in_repo == "dvc.yaml"}
+            every = {stage.name: stage for stage in repo.index.stages if stage.path_in_repo == "dvc.yaml"}
             for name in sorted(names):
                 try:
-                    stage = stages[name]
+                    stage = every[name]
                     if not stage.status():
                         continue
                     missing.add(name)

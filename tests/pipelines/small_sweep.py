@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-
-import pytest
-import yaml
 
 from danet.config.rows import read_raw, write_raw
 from pipelines import demo
@@ -18,39 +15,32 @@ ROWS = ("demo-r50-d16-voc2012", "demo-r50-d16-ade20k", "demo-r101-d16-voc2012")
 
 
 def make_workspace(
-    folder: Path, rows: Sequence[str] = ROWS, *, iterations: int = 4, checkpoint_interval: int = 1000
+    folder: Path, rows: Sequence[str] = ROWS, *, iterations: int = 4, checkpoint_interval: int = 1000, **bad: Any
 ) -> Path:
-    """The demo's workspace with these rows, random weights, and a log line for each iteration."""
+    """The demo's workspace with these rows, random weights, and a note of the progress after each iteration.
+
+    ``bad`` are settings of the last row.
+    """
     demo.prepare(demo.REPOSITORY, folder)
-
-    def cut_down(params: dict[str, Any]) -> None:
-        params["rows"] = {name: {**params["rows"][name], "iterations": iterations, "weights": "none"} for name in rows}
-        used = {row["dataset"] for row in params["rows"].values()}
-        params["datasets"] = {name: params["datasets"][name] for name in params["datasets"] if name in used}
-        params["weights"] = {"none": {"title": "random", "url": None, "file": None, "backbone": None, "stem": None}}
-        params["runtime"] |= {"overlays": 1, "benchmark_images": 2, "log_interval": 1}
-        params["runtime"]["checkpoint_interval"] = checkpoint_interval
-
     params = read_raw(folder / "params.yaml")
-    cut_down(params)
+    params["rows"] = {name: {**params["rows"][name], "iterations": iterations, "weights": "none"} for name in rows}
+    params["rows"][rows[-1]] |= bad
+    used = {row["dataset"] for row in params["rows"].values()}
+    params["datasets"] = {name: params["datasets"][name] for name in params["datasets"] if name in used}
+    params["weights"] = {"none": {"title": "random", "url": None, "file": None, "backbone": None, "stem": None}}
+    params["runtime"] |= {"overlays": 1, "benchmark_images": 2, "log_interval": 1}
+    params["runtime"]["checkpoint_interval"] = checkpoint_interval
     for recipe in params["recipes"].values():
         recipe["settings"]["demo"]["train"]["schedule"]["batch_size"] = 2
     write_raw(params, folder)
     return folder
 
 
-def edit(file: Path, change: Any) -> None:
-    """Changes a YAML file."""
-    params = yaml.safe_load(file.read_text())
-    change(params)
-    file.write_text(yaml.safe_dump(params, sort_keys=False))
-
-
-def environment(folder: Path) -> Mapping[str, str]:
-    """For processes started in a workspace: this Python, its archives, a tracking store of its own, one thread each."""
+def environment(folder: Path) -> dict[str, str]:
+    """For processes started in a workspace: this code, its archives, a tracking store of its own, one thread each."""
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("DANET_", "MLFLOW_", "SLURM_"))}
     return kept | {
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONPATH": str(demo.REPOSITORY),
         "DANET_ARCHIVES": str(folder / "archives"),
         "MLFLOW_TRACKING_URI": f"sqlite:///{folder / 'mlflow.db'}",
         "OMP_NUM_THREADS": "1",
@@ -60,10 +50,4 @@ def environment(folder: Path) -> Mapping[str, str]:
 
 def sweep_command(*options: str) -> list[str]:
     """The command line of a sweep."""
-    return [sys.executable, "-m", "danet", "sweep", *options]
-
-
-def use(folder: Path, patch: pytest.MonkeyPatch) -> None:
-    """:func:`environment` for this process."""
-    for key, value in environment(folder).items():
-        patch.setenv(key, value)
+    return [sys.executable, "-m", "danet.cli", "sweep", *options]

@@ -1,17 +1,16 @@
-"""Sweeps: what is planned, the scripts for Slurm, locks, processes and launchers. Whole sweeps: test_sweep_runs.py."""
+"""Sweeps: what is planned and shown, jobs and their stops through real DVC, scripts for Slurm, and whole sweeps."""
 
 from __future__ import annotations
 
 import json
 import os
-import shlex
+import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from dataclasses import replace
-from importlib import metadata
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
@@ -21,13 +20,14 @@ from filelock import FileLock
 from danet.config.rows import Params, load_params
 from danet.config.workspace import Workspace
 from danet.core.errors import ConfigError, DanetError
-from danet.training.progress import progress_line
-from pipelines.sweep import command, job, local, processes, records
-from pipelines.sweep.launch import LAUNCH, check_versions, launcher
-from pipelines.sweep.plan import Plan, check_divisible, choose_rows, repro_command, survey_stages
-from pipelines.sweep.records import Record, load_record, new_record, read_progress, read_state, row_locks
-from pipelines.sweep.slurm import Options, has_gpus, sbatch_command, script, tasks_of
-from pipelines.sweep.status import RowStatus, survey
+from danet.training.progress import write_status
+from pipelines.sweep import local
+from pipelines.sweep.job import home, last_words, log_path, read_state, write_state
+from pipelines.sweep.launch import PROCESSES
+from pipelines.sweep.plan import Plan, check_divisible, choose_rows, make_plan
+from pipelines.sweep.slurm import submit
+from pipelines.sweep.status import print_status, survey
+from tests.pipelines.small_sweep import ROWS, environment, make_workspace, sweep_command
 
 ROOT = Path(__file__).parents[2]
 VOC, ADE = "ssseg-r50-d16-voc2012", "ssseg-r50-d16-ade20k"
@@ -38,19 +38,26 @@ def params() -> Params:
     return load_params(ROOT / "params.yaml")
 
 
-def plan_of(params: Params, *names: str, changed: set[str] | None = None, verify: bool = False) -> Plan:
-    """All stages of the rows are to do, unless ``changed`` says which."""
-    plan = Plan(params, tuple(params.row(name) for name in names), verify, frozenset())
-    if changed is None:
-        changed = {f"{stage}@{name}" for name in plan.datasets for stage in ("download", "convert")}
-        changed |= {f"weights@{name}" for name in plan.weights}
-        changed |= {f"{s}@{name}" for name in names for s in ("train", "evaluate", "released", "verify")}
-    return replace(plan, changed=frozenset(changed))
+def plan_of(params: Params, *names: str, stale: set[str] | None = None, verify: bool = False) -> Plan:
+    """All stages of the rows are to do, unless ``stale`` says which."""
+    rows = tuple(params.row(name) for name in names)
+    if stale is None:
+        stale = {f"{stage}@{row.dataset}" for row in rows for stage in ("download", "convert")}
+        stale |= {f"weights@{row.weights}" for row in rows}
+        stale |= {f"{stage}@{name}" for name in names for stage in ("train", "evaluate", "released", "verify")}
+    return Plan(params, rows, verify, frozenset(stale), frozenset(stale))
 
 
 @pytest.fixture
 def workspace(tmp_path: Path) -> Workspace:
     return Workspace(tmp_path)
+
+
+def wait(what: str, ready: Callable[[], bool], seconds: float = 180) -> None:
+    end = time.monotonic() + seconds
+    while not ready():
+        assert time.monotonic() < end, f"no {what} after {seconds} s"
+        time.sleep(0.2)
 
 
 # what is planned
@@ -60,449 +67,365 @@ def test_rows_are_chosen_by_table_and_name_once(params: Params) -> None:
     chosen = choose_rows(params, ["official"], [f"{VOC},{ADE}", VOC])
     assert [row.name for row in chosen] == [row.name for row in params.table_rows("official")] + [VOC, ADE]
     assert {row.name for row in choose_rows(params)} == set(params.rows)
-    with pytest.raises(ConfigError, match=f"did you mean.*{VOC}"):
+    with pytest.raises(ConfigError, match=VOC):
         choose_rows(params, [], [f"{VOC}x"])
 
 
-def test_shared_stages_come_first_and_once(params: Params) -> None:
-    plan = plan_of(params, VOC, "ssseg-r101-d16-voc2012")
-    assert plan.shared() == ["download@voc2012", "convert@voc2012", "weights@resnet50_v1c", "weights@resnet101_v1c"]
-    assert plan.chains(plan.rows[0]) == [[f"train@{VOC}", f"evaluate@{VOC}"]]
-
-
-def test_only_what_is_left_is_planned(params: Params) -> None:
-    plan = plan_of(params, VOC, ADE, changed={f"evaluate@{VOC}"})
-    assert plan.shared() == []
-    assert plan.chains(plan.rows[0]) == [[f"evaluate@{VOC}"]]
-    assert [row.name for row in plan.remaining()] == [VOC]
-
-
-def test_new_data_means_training_again(params: Params) -> None:
-    plan = plan_of(params, VOC, ADE, changed={"convert@ade20k"})
-    assert plan.remaining() == [params.row(ADE)]
-    assert plan.chains(params.row(ADE)) == [[f"train@{ADE}", f"evaluate@{ADE}"]]
-
-
-def test_verifying_is_a_chain_of_its_own(params: Params) -> None:
-    name = next(name for name in params.released)
-    plan = plan_of(params, name, verify=True)
-    assert plan.chains(plan.rows[0])[1] == [f"released@{name}", f"verify@{name}"]
-    assert len(plan_of(params, name).chains(plan.rows[0])) == 1
+def test_what_is_left(params: Params) -> None:
+    other = "ssseg-r101-d16-voc2012"
+    plan = plan_of(params, VOC, other)
+    assert plan.shared(plan.rows) == [
+        "download@voc2012,convert@voc2012", "weights@resnet50_v1c", "weights@resnet101_v1c",
+    ]  # fmt: skip
+    assert plan.chains(plan.rows[0]) == [f"train@{VOC},evaluate@{VOC}"]
+    plan = plan_of(params, VOC, ADE, stale={f"evaluate@{VOC}"})
+    assert plan.shared(plan.rows) == []
+    assert [plan.chains(row) for row in plan.rows] == [[f"evaluate@{VOC}"], []]
+    plan = plan_of(params, VOC, ADE, stale={"convert@ade20k"})  # new data means training again
+    assert [plan.chains(row) for row in plan.rows] == [[], [f"train@{ADE},evaluate@{ADE}"]]
+    assert plan.shared(plan.rows) == ["convert@ade20k"]
+    released = next(iter(params.released))
+    plan = plan_of(params, released, verify=True)
+    assert plan.chains(plan.rows[0])[1] == f"released@{released},verify@{released}"
 
 
 def test_a_batch_that_does_not_divide_is_refused_with_all_such_rows(params: Params) -> None:
     rows = [params.row(VOC), params.row(ADE)]
     check_divisible(rows, 8)
-    with pytest.raises(ConfigError, match=rf"over 3 processes: {VOC} \(16\), {ADE} \(16\)"):
+    with pytest.raises(ConfigError, match=rf"over 3 GPUs: {VOC} \(16\), {ADE} \(16\)"):
         check_divisible(rows, 3)
 
 
-DVC_YAML = """
-stages:
-  train:
-    foreach: [a, b]
-    do:
-      cmd: echo done > ${item}
-      outs:
-        - ${item}
-"""
-
-
-def test_dvc_is_asked_once_even_while_rows_are_running(workspace: Workspace) -> None:
-    root, names = workspace.root, ["train@a", "train@b"]
-    (root / "dvc.yaml").write_text(DVC_YAML)
-    dvc = [sys.executable, "-m", "dvc"]
-    subprocess.run([*dvc, "init", "-q", "--no-scm"], cwd=root, check=True)
-    assert survey_stages(workspace, names) == ({*names}, set(), set())
-    subprocess.run([*dvc, "repro", "-q"], cwd=root, check=True)
-    assert survey_stages(workspace, names) == (set(), set(), set())
-    (root / "b").unlink()
-    assert survey_stages(workspace, names) == ({"train@b"}, set(), {"train@b"})
-    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)", "dvc"]) as running:
-        holder = {"pid": running.pid, "cmd": "dvc repro"}
-        (root / ".dvc" / "tmp" / "rwlock").write_text(json.dumps({"write": {str(root / "a"): holder}, "read": {}}))
-        assert survey_stages(workspace, names) == ({"train@b"}, {"train@a"}, {"train@b"})
-        running.kill()
-    with pytest.raises(DanetError, match="DVC cannot tell what is done"):
-        survey_stages(workspace, ["train@c"])
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"partition": "gpu"}, "--partition is for --slurm"),
-        ({"slurm": True, "jobs": 2}, "--gpus and --jobs are for a sweep on this machine"),
-    ],
-)
-def test_options_that_contradict_each_other(options: dict[str, object], message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        command.sweep(Workspace(ROOT), tables=[], rows=[VOC], **options)  # type: ignore[arg-type]
-
-
-# GPUs
-
-
 @pytest.fixture
-def four_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(local, "visible_gpus", lambda: ["0", "1", "2", "3"])
-    monkeypatch.setattr(local, "free_gpus", lambda visible: [gpu for gpu in visible if gpu != "2"])
-
-
-def test_rows_share_out_the_free_gpus(four_gpus: None) -> None:
-    assert local.choose_slots(gpus_per_row=None, gpus=None, jobs=None).places == (("0",), ("1",), ("3",))
-    assert local.choose_slots(gpus_per_row=2, gpus=None, jobs=None).places == (("0", "1"),)
-    assert local.choose_slots(gpus_per_row=2, gpus="0,1,2,3", jobs=None).places == (("0", "1"), ("2", "3"))
-    assert local.choose_slots(gpus_per_row=None, gpus="none", jobs=2).places == ((), ())
-
-
-@pytest.mark.parametrize(
-    ("asked", "message"),
-    [
-        ({"gpus_per_row": 4}, "only 3 GPUs are free here"),
-        ({"gpus": "0,7"}, "GPU 7 is not here; visible: 0, 1, 2, 3"),
-        ({"gpus": "1,1"}, "names a GPU twice"),
-        ({"jobs": 2}, "--jobs is for the CPU"),
-        ({"gpus": "none", "gpus_per_row": 2}, "no GPU here"),
-    ],
-)
-def test_gpus_that_are_not_there(four_gpus: None, asked: dict[str, object], message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        local.choose_slots(**{"gpus_per_row": None, "gpus": None, "jobs": None, **asked})  # type: ignore[arg-type]
-
-
-def test_free_gpus_are_those_without_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def two_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """GPUs 0 and 1, of which nvidia-smi says that 1 is in use."""
     fake = tmp_path / "nvidia-smi"
     fake.write_text('#!/bin/sh\ncase $1 in *apps*) echo "GPU-b, 77";; *) printf "0, GPU-a\\n1, GPU-b\\n";; esac\n')
     fake.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
-    assert local.free_gpus(["0", "1"]) == ["0"]
-    assert local.free_gpus(["GPU-b"]) == []
-    fake.write_text("#!/bin/sh\nexit 9\n")
-    assert local.free_gpus(["0", "1"]) == ["0", "1"]
+    monkeypatch.setattr(local, "visible_gpus", lambda: ["0", "1"])
+    return fake
 
 
-# Slurm's scripts
+def test_rows_share_out_the_free_gpus(two_gpus: Path) -> None:
+    def places(**asked: object) -> list[str]:
+        return local.choose_places(**{"gpus_per_row": None, "gpus": None, "jobs": None, **asked})  # type: ignore[arg-type]
+
+    assert places() == ["0"]
+    assert places(gpus="0,1") == ["0", "1"]
+    assert places(gpus="0,1", gpus_per_row=2) == ["0,1"]
+    assert places(gpus="none", jobs=2) == ["", ""]
+    for asked, message in (
+        ({"gpus_per_row": 2}, "only 1 GPUs are free"),
+        ({"gpus": "7"}, "GPU 7 is not here; visible: 0, 1"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            places(**asked)
+    two_gpus.write_text("#!/bin/sh\nexit 9\n")  # a driver that does not answer
+    assert places() == ["0", "1"]
 
 
-def a_record(plan: Plan, workspace: Workspace, **more: object) -> Record:
-    return new_record(plan, workspace, "slurm", tasks=tasks_of(plan), **more)
+# jobs, on real DVC
 
-
-def directives(text: str) -> dict[str, str]:
-    lines = [line.removeprefix("#SBATCH --") for line in text.splitlines() if line.startswith("#SBATCH")]
-    return dict(line.split("=", 1) if "=" in line else (line, "") for line in lines)
-
-
-def test_scripts_ask_for_what_was_asked(params: Params, workspace: Workspace) -> None:
-    record = a_record(plan_of(params, VOC, ADE), workspace)
-    options = Options(partition="gpu", time="1-00:00:00", array_limit=4, nodes_per_row=2, gpus_per_row=8, mem="64G")
-    train = directives(script(record, workspace, "train", options))
-    assert train == {
-        "job-name": f"danet-train-{record.id}",
-        "array": "0-1%4",
-        "open-mode": "append",
-        "partition": "gpu",
-        "time": "1-00:00:00",
-        "mem": "64G",
-        "nodes": "2",
-        "ntasks-per-node": "1",
-        "gpus-per-node": "4",
-        "requeue": "",
-        "kill-on-invalid-dep": "yes",
-        "signal": "B:USR1@120",
-    }
-    data = directives(script(record, workspace, "data", options))
-    assert (data["array"], data["nodes"]) == ("0-1", "1")
-    assert "gpus-per-node" not in data
-
-
-def test_stages_wait_for_what_they_need(params: Params, workspace: Workspace) -> None:
-    record = a_record(plan_of(params, VOC), workspace)
-    jobs = {stage: str(number) for number, stage in enumerate(record.tasks, start=1)}
-    record = replace(record, jobs=jobs)
-
-    def dependency(stage: str) -> str:
-        found = [part for part in sbatch_command(record, workspace, stage) if part.startswith("--dependency=")]
-        return found[0].partition("=")[2] if found else ""
-
-    assert dependency("data") == ""
-    assert dependency("train") == f"afterany:{jobs['data']},afterany:{jobs['weights']}"
-    assert dependency("evaluate") == f"aftercorr:{jobs['train']}"
-    assert dependency("report") == f"afterany:{jobs['evaluate']}"
-
-
-def test_tasks_of_train_and_evaluate_correspond(params: Params) -> None:
-    tasks = tasks_of(plan_of(params, VOC, ADE, changed={f"evaluate@{VOC}", f"train@{ADE}", f"evaluate@{ADE}"}))
-    assert tasks == {"train": [VOC, ADE], "evaluate": [VOC, ADE], "report": ["tables"]}
-    assert tasks_of(plan_of(params, VOC, changed=set())) == {}
-
-
-@pytest.mark.parametrize("folder", ["plain", "with space", "$(touch owned)", "it's; rm -rf x #", '"quoted"\n'])
-def test_no_path_reaches_a_shell(params: Params, tmp_path: Path, folder: str) -> None:
-    workspace = Workspace(tmp_path / folder)
-    record = a_record(plan_of(params, VOC), workspace)
-    file = tmp_path / "train.sh"
-    file.write_text(
-        script(record, workspace, "train", Options()).replace("exec ", f"printf '%s\\n' {sys.executable!r} ")
-    )
-    words = subprocess.run(
-        ["bash", file], capture_output=True, text=True, check=True, cwd=tmp_path, env={"SLURM_ARRAY_TASK_ID": "0; id"}
-    ).stdout
-    assert words.endswith(f"\n{record.folder(workspace).resolve()}\ntrain\n0; id\n")
-    assert not (tmp_path / "owned").exists()
-
-
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        ("partition", "a b"),
-        ("partition", "gpu\n#SBATCH --uid=0"),
-        ("account", "x;y"),
-        ("time", "soon"),
-        ("mem", "$(id)"),
-    ],
-)
-def test_options_that_sbatch_does_not_take(name: str, value: str) -> None:
-    with pytest.raises(ConfigError, match=f"--{name}"):
-        Options(**{name: value})  # type: ignore[arg-type]
-
-
-def test_gpus_divide_over_nodes() -> None:
-    assert Options(nodes_per_row=2, gpus_per_row=16).processes == 8
-    with pytest.raises(ConfigError, match="--gpus-per-row 3 does not divide over --nodes-per-row 2"):
-        Options(nodes_per_row=2, gpus_per_row=3)
-
-
-def test_a_cluster_says_whether_it_has_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    fake = tmp_path / "sinfo"
-    monkeypatch.setenv("PATH", str(tmp_path))
-    assert not has_gpus()  # no Slurm here
-    for answer, wanted in (("(null)", False), ("gpu:h100:8", True), ("craynetwork:4,gpu:2(S:0)", True)):
-        fake.write_text(f"#!/bin/sh\necho '{answer}'\n")
-        fake.chmod(0o755)
-        assert has_gpus("a-partition") == wanted
-
-
-# records, locks, progress
-
-
-def test_a_record_is_read_as_written(params: Params, workspace: Workspace) -> None:
-    record = a_record(plan_of(params, VOC), workspace, nodes=2, processes=4)
-    record.save(workspace)
-    assert load_record(record.folder(workspace)) == record == records.records(workspace)[0]
-    (record.folder(workspace) / "sweep.json").write_text("{}")
-    assert records.records(workspace) == []
-    with pytest.raises(ConfigError, match="is no record of a sweep"):
-        load_record(record.folder(workspace))
-
-
-HOLD = """
-import sys, time
-from danet.config.workspace import Workspace
-from pathlib import Path
-from pipelines.sweep.records import row_locks
-with row_locks(sys.argv[2:], Workspace(Path(sys.argv[1])), "sweep 1"):
-    print("held", flush=True)
-    time.sleep(600)
+PIPELINE = """
+stages:
+  bad: {cmd: 'echo "error: the disk is full"; false', outs: [bad.txt]}
+  good: {cmd: 'echo fine > good.txt', outs: [good.txt]}
+  slow: {cmd: '%s slow.py', outs: [slow.txt]}
 """
-
-
-def test_two_sweeps_never_share_a_row_and_a_dead_one_holds_none(workspace: Workspace) -> None:
-    holding = [sys.executable, "-c", HOLD, str(workspace.root), VOC, ADE]
-    with subprocess.Popen(holding, stdout=subprocess.PIPE, text=True, cwd=ROOT) as other:
-        assert other.stdout is not None
-        assert other.stdout.readline() == "held\n"
-        with (
-            pytest.raises(DanetError, match=rf"sweep 1 \(process {other.pid} on .*\) has {ADE}\..*nothing was started"),
-            row_locks(["another-row", ADE], workspace, "sweep 2"),
-        ):
-            pass
-        with row_locks(["another-row"], workspace, "sweep 2"):  # was given back
-            pass
-        other.kill()
-    with row_locks([VOC, ADE], workspace, "sweep 2"):
-        pass
-
-
-def test_progress_is_what_the_trainer_prints_last(tmp_path: Path) -> None:
-    log = tmp_path / "row.log"
-    assert str(read_progress(log)) == ""
-    line = progress_line(50, 200, loss=1.0, lr=0.1, speed=2.0, wait=0.1, memory_gb=1.0, eta=75.0)
-    log.write_text(f"Running stage 'train@{VOC}':\n> python -m pipelines.train {VOC}\n")
-    assert str(read_progress(log)) == "train"
-    with log.open("a") as stream:
-        stream.write(f"{VOC} seed 0  {line}\n")
-    assert str(read_progress(log)) == "train 50/200, 0:01:15 left"
-    assert str(read_progress(log, start=log.stat().st_size)) == ""
-    with log.open("a") as stream:
-        stream.write(f"Running stage 'evaluate@{VOC}':\n")
-    assert str(read_progress(log)) == "evaluate"
-
-
-def test_last_words_are_the_error_of_this_attempt(tmp_path: Path) -> None:
-    log = tmp_path / "row.log"
-    log.write_text("error: loss is nan\nERROR: failed to reproduce 'train@x': exited with 3\n")
-    before = records.size(log)
-    assert records.last_words(log) == "error: loss is nan"
-    with log.open("a") as stream:
-        stream.write("stopped: saved\nERROR: failed to reproduce 'train@x': exited with 75\n\n")
-    assert records.last_words(log, before).endswith("exited with 75")
-    assert records.last_words(tmp_path / "none.log") == ""
-
-
-# processes
+SLOW = """
+import os, signal, time
+def stop(number, frame):
+    open("stopped", "w").write(signal.Signals(number).name)
+    raise SystemExit(75)
+signal.signal(signal.SIGINT, stop)
+open("started", "w").write(str(os.getpid()))
+time.sleep(120)
+"""
 
 
 @pytest.fixture
-def tree() -> Iterator[subprocess.Popen[str]]:
-    """Like ``dvc`` above torchrun above two trainers, one with a data loader that shows its parent's command line."""
-    sleeper = "import time; time.sleep(60)"
-    loader = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {sleeper!r}, *sys.argv[1:]]).wait()"
-    agent = f"""
-import subprocess, sys, time
-names = ["-m", "pipelines.train", "row"]
-for code in ({loader!r}, {sleeper!r}):
-    subprocess.Popen([sys.executable, "-c", code, *names])
-time.sleep(60)
-"""
-    top = f"""
-import subprocess, sys, time
-subprocess.Popen([sys.executable, "-c", {agent!r}, "-m", "torch.distributed.run", "-m", "pipelines.train", "row"])
-time.sleep(60)
-"""
-    with subprocess.Popen([sys.executable, "-c", top], text=True, start_new_session=True) as process:
-        try:
-            yield process
-        finally:
-            os.killpg(process.pid, signal.SIGKILL)
+def tiny(tmp_path: Path) -> Iterator[Workspace]:
+    (tmp_path / "dvc.yaml").write_text(PIPELINE % sys.executable)
+    (tmp_path / "slow.py").write_text(SLOW)
+    subprocess.run([sys.executable, "-m", "dvc", "init", "-q", "--no-scm"], cwd=tmp_path, check=True)
+    yield Workspace(tmp_path)
+    if (started := tmp_path / "started").exists() and psutil.pid_exists(int(started.read_text())):
+        os.kill(int(started.read_text()), signal.SIGKILL)
 
 
-def test_stops_reach_trainers_and_neither_launchers_nor_loaders(tree: subprocess.Popen[str]) -> None:
-    end = time.monotonic() + 20
-    while len(below := psutil.Process(tree.pid).children(recursive=True)) < 4 and time.monotonic() < end:
-        time.sleep(0.1)
-    time.sleep(0.2)  # until the last has its own command line
-    trainers = processes.stages_below(tree.pid)
-    agent = psutil.Process(tree.pid).children()[0]
-    assert {process.pid for process in trainers} == {process.pid for process in agent.children()}
-    told: set[int] = set()
-    processes.send(trainers, signal.SIGTERM, told)
-    assert told == {process.pid for process in trainers}
-    end = time.monotonic() + 20
-    while any(process.status() != psutil.STATUS_ZOMBIE for process in trainers) and time.monotonic() < end:
-        time.sleep(0.1)
-    ended = {process.pid for process in below if process.status() == psutil.STATUS_ZOMBIE}
-    assert ended == told  # not the agent, which has not looked yet, nor the loader
+def job(workspace: Workspace, *arguments: str, **options: object) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "pipelines.sweep.job", *arguments]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(command, cwd=workspace.root, env=environment, **options)  # type: ignore[call-overload, no-any-return]
 
 
-def test_locks_of_dvc_are_freed_from_the_dead(tmp_path: Path) -> None:
-    lock = tmp_path / ".dvc" / "tmp" / "rwlock"
-    lock.parent.mkdir(parents=True)
-    assert processes.free_stale_locks(tmp_path) == []
-    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)", "dvc"]) as alive:
-        mine, other = ({"pid": pid, "cmd": "dvc repro"} for pid in (alive.pid, os.getpid()))  # this one is no dvc
-        lock.write_text(json.dumps({"write": {"a": mine, "b": other}, "read": {"c": [mine, other], "d": [other]}}))
-        (note,) = processes.free_stale_locks(tmp_path)
-        assert f"freed 1 files from process {os.getpid()}" in note
-        assert json.loads(lock.read_text()) == {"write": {"a": mine}, "read": {"c": [mine]}}
-        alive.kill()
-    lock.write_text('{"write": {')
-    assert "was damaged" in processes.free_stale_locks(tmp_path)[0]
-    assert not lock.exists()
+def test_a_failed_chain_stops_itself_alone(tiny: Workspace) -> None:
+    assert job(tiny, "row", "bad,slow", "good").wait(timeout=60) == 1
+    assert (tiny.root / "good.txt").exists()
+    assert not (tiny.root / "started").exists()
+    state = read_state(tiny, "row")
+    assert (state["state"], state["note"]) == ("failed", "error: the disk is full")
+    assert job(tiny, "row", "good").wait(timeout=60) == 0
+    assert read_state(tiny, "row")["state"] == "done"
+    assert last_words(log_path(tiny, "row"), 0) == "error: the disk is full"
 
 
-def test_a_stage_becomes_its_launcher_once() -> None:
-    show = [sys.executable, "-c", "import os, sys; print(sys.argv[1:], os.environ.get('DANET_LAUNCH'))"]
-    environment = os.environ | {LAUNCH: json.dumps(show)}
-    stage = [sys.executable, "-c", "from pipelines.sweep.launch import launched; launched('pipelines.train')", VOC]
-    shown = subprocess.run(stage, env=environment, capture_output=True, text=True, check=True, cwd=ROOT).stdout
-    assert shown == f"['-m', 'pipelines.train', '{VOC}'] None\n"
-    inner = environment | {"WORLD_SIZE": "2"}  # a child of torchrun is the trainer itself
-    assert subprocess.run(stage, env=inner, capture_output=True, text=True, check=True, cwd=ROOT).stdout == ""
+@pytest.mark.parametrize("how", ["SIGTERM", "SIGINT", "the sweep is killed"])
+def test_a_stopped_job_leaves_no_stage(tiny: Workspace, how: str) -> None:
+    """SIGTERM asks the stage to save, SIGINT kills it; a job whose sweep was killed outright stops by itself."""
+    started = tiny.root / "started"
+    if how == "the sweep is killed":
+        code = "import subprocess, sys; subprocess.run([sys.executable, '-m', 'pipelines.sweep.job', 'row', 'slow'])"
+        environment = os.environ | {"PYTHONPATH": str(ROOT)}
+        with subprocess.Popen([sys.executable, "-c", code], cwd=tiny.root, env=environment) as sweep:
+            wait("stage", lambda: started.exists() and bool(started.read_text()))
+            sweep.kill()
+    else:
+        running = job(tiny, "row", "slow")
+        wait("stage", lambda: started.exists() and bool(started.read_text()))
+        assert read_state(tiny, "row")["state"] == "running"
+        running.send_signal(signal.Signals[how])
+        assert running.wait(timeout=60) == 75
+    wait("end", lambda: read_state(tiny, "row")["state"] == "stopped")
+    wait("end of the stage", lambda: not psutil.pid_exists(int(started.read_text())))
+    assert (tiny.root / "stopped").exists() == (how != "SIGINT")
 
 
-def test_launchers() -> None:
-    assert launcher(1) is None
-    one = launcher(4)
-    assert one is not None
-    assert one[:3] == [sys.executable, "-m", "pipelines.sweep.launch"]
-    assert "--standalone" in one
-    assert "--nproc-per-node=4" in one
-    many = launcher(1, nodes=2, head="node7", port=20123, identity="9-0")
-    assert many is not None
-    assert many[0] == "srun"
-    assert {"--nnodes=2", "--rdzv-endpoint=node7:20123", "--rdzv-id=9-0"} <= set(many)
+def test_a_stage_becomes_several_processes() -> None:
+    """By torchrun, whose children are the stage itself."""
+    code = "from pipelines.sweep.launch import launched; launched('tests.pipelines.small_rank')"
+    environment = {key: value for key, value in os.environ.items() if key != "WORLD_SIZE"}
+    environment |= {PROCESSES: "2", "PYTHONPATH": str(ROOT)}
+    stage = [sys.executable, "-c", code, "a row"]
+    done = subprocess.run(stage, env=environment, capture_output=True, text=True, check=False)
+    assert sorted(done.stdout.splitlines()) == ["0 of 2: a row", "1 of 2: a row"], done.stderr
 
 
-def test_another_version_on_a_node_is_named() -> None:
-    torch = metadata.version("torch")
-    check_versions({"torch": torch}, "here")
-    with pytest.raises(ConfigError, match=rf"torch {torch.replace('+', '.')}, but 1.0.0 on the head.*constraints.txt"):
-        check_versions({"torch": "1.0.0"}, "on the head")
-    with pytest.raises(ConfigError, match="check out the same commit"):
-        check_versions({"code": "0000000"}, "on the head")
+# what is shown
 
 
-def test_a_job_on_another_torch_fails_and_says_so(
-    params: Params, workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+def test_status_tells_where_each_row_is(
+    params: Params, workspace: Workspace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    record = replace(a_record(plan_of(params, VOC), workspace), torch="1.0.0")
-    record.save(workspace)
-    monkeypatch.setattr(job, "_redirect", lambda log: None)
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}
-    try:
-        with pytest.raises(ConfigError, match=r"but 1\.0\.0 where the sweep was submitted"):
-            job.main(record.folder(workspace), "train", 0)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-    state = read_state(record, workspace, VOC)
-    assert state["state"] == "failed"
-    assert "1.0.0" in state["note"]
-
-
-# status
-
-
-def test_status_tells_where_each_row_is(params: Params, workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
-    names = [row.name for row in params.table_rows("sssegmentation")][:6]
-    queued, running, failed, stopped, trained, done = names
-    changed = {f"{stage}@{name}" for name in (queued, running, failed, stopped) for stage in ("train", "evaluate")}
-    plan = plan_of(params, *names, changed=changed | {f"evaluate@{trained}"})
-    record = replace(a_record(plan, workspace), jobs={"train": "7", "evaluate": "8"})
-    record.save(workspace)
-    records.write_state(record, workspace, failed, "failed", note="error: no data")
-    row = params.row(stopped)
-    folder = workspace.checkpoints(row, 0)
-    folder.mkdir(parents=True)
-    (folder / "iteration_00001234.pt").touch()
-    index = {name: record.tasks["train"].index(name) for name in (queued, running)}
-    queue = {("7", index[queued]): ("PENDING", "", "Resources"), ("7", index[running]): ("RUNNING", "n1", "None")}
-    monkeypatch.setattr(records, "squeue", lambda jobs: queue)
-    record.log(workspace, running).parent.mkdir()
-    line = progress_line(5, 9, loss=1.0, lr=0.1, speed=2.0, wait=0.1, memory_gb=1.0, eta=75.0)
-    record.log(workspace, running).write_text(f"Running stage 'train@{running}':\n{line}\n")
-    found = {each.row: each for each in survey(plan, workspace)}
+    for name in os.environ:
+        if name.startswith(("DANET_", "CITYSCAPES_")):
+            monkeypatch.delenv(name)
+    names = [row.name for row in params.table_rows("sssegmentation") if row.dataset != "cityscapes"]
+    running, failed, stopped, trained, done, new = names[:6]
+    blocked = "official-danet-r101-d8-cityscapes"
+    stale = {f"{s}@{name}" for name in (running, failed, stopped, new, blocked) for s in ("train", "evaluate")}
+    stale |= {f"evaluate@{trained}", "download@cityscapes", "convert@cityscapes"}
+    plan = plan_of(params, *names[:6], blocked, stale=stale)
+    write_state(workspace, failed, "failed", note="error: no [space] left")
+    for name, iteration in ((running, 5), (stopped, 7)):
+        folder = workspace.checkpoints(params.row(name), 0)
+        write_status(folder, row=name, seed=0, iteration=iteration, total=9, loss=1.0, eta_seconds=75)
+    with FileLock(workspace.checkpoints(params.row(running), 0).parent / "train.lock"):
+        found = {each.row.name: each for each in survey(plan, workspace)}
     assert {name: each.state for name, each in found.items()} == {
-        queued: "queued", running: "running", failed: "failed", stopped: "stopped", trained: "trained", done: "done",
+        running: "running", failed: "failed", stopped: "stopped", trained: "trained", done: "done", new: "not run",
+        blocked: "blocked",
     }  # fmt: skip
-    assert found[queued] == RowStatus(queued, "queued", "train: Resources", f"job 7_{index[queued]}")
-    assert found[running].at == "train 5/9, 0:01:15 left"
-    assert found[running].where == f"n1, job 7_{index[running]}"
-    assert found[failed].at == "error: no data"
-    assert found[stopped].at.startswith("seed 0: 1234/")
+    assert (found[running].time, found[running].at) == ("0:01:15 left", "5/9")
+    assert found[stopped].at == "7/9"
+    assert "CITYSCAPES_USERNAME" in found[blocked].note
+    print_status(list(found.values()))
+    shown = capsys.readouterr().out
+    table = shown.split("\n\n", maxsplit=1)[0].splitlines()
+    assert len(table) == 8
+    assert all(len(line) <= 80 for line in table)
+    assert "error: no [space] left" in shown
+    assert str(log_path(workspace, failed)) in shown
 
 
-def test_status_sees_a_trainer_outside_any_sweep(params: Params, workspace: Workspace) -> None:
+# Slurm's commands as programs of a few lines; the real ones are in tests/slurm
+
+SBATCH = """#!/bin/sh
+echo "$@" >> "$0.log"
+for last; do :; done
+case $last in *report*) if [ -e "$0.full" ]; then echo "queue is full" >&2; exit 1; fi; esac
+wc -l < "$0.log"
+"""
+
+
+@pytest.fixture
+def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path / "slurm commands"
+    folder.mkdir()
+    queue = 'echo "2_0|RUNNING|n1|None"; echo "2_1|PENDING||Resources"'
+    programs = {"sbatch": SBATCH, "squeue": queue, "sinfo": "echo gpu:h100:8", "scancel": 'echo "$@" > "$0.log"'}
+    for name, text in programs.items():
+        (folder / name).write_text(text if text.startswith("#!") else f"#!/bin/sh\n{text}\n")
+        (folder / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
+    return folder
+
+
+def test_rows_are_submitted_as_one_array(params: Params, workspace: Workspace, cluster: Path) -> None:
+    plan = plan_of(params, VOC, ADE)
+    assert submit(plan, plan.rows, workspace, '--partition gpu --comment "my rows"', gpus=4, limit=2) == 0
+    text = (home(workspace) / "rows.sh").read_text()
+    directives = re.findall(r"^#SBATCH --(\S+)$", text, re.MULTILINE)
+    assert {"array=0-1%2", "gpus-per-node=4", "requeue", "signal=B:USR1@120"} <= set(directives)
+    data, rows, report = (cluster / "sbatch.log").read_text().splitlines()
+    assert "--dependency" not in data
+    assert "--dependency=afterany:1 --partition gpu --comment my rows" in rows
+    assert "--dependency=afterany:2" in report
+    assert "gpus" not in (home(workspace) / "data.sh").read_text()
+
+    lines = text.replace("exec ", "printf '%s\\n' ").splitlines()  # the task's words instead of the task
+    task = subprocess.run(
+        ["bash", "-c", "\n".join(lines)], env={"SLURM_ARRAY_TASK_ID": "1"}, capture_output=True, text=True, check=True
+    ).stdout.splitlines()
+    assert task[1:] == ["-m", "pipelines.sweep.job", ADE, f"train@{ADE},evaluate@{ADE}"]
+
+    assert [(each.state, each.on_slurm) for each in survey(plan, workspace)] == [("running", True), ("queued", True)]
+
+
+def test_what_slurm_refuses(params: Params, workspace: Workspace, cluster: Path) -> None:
     plan = plan_of(params, VOC)
-    folder = workspace.checkpoints(params.row(VOC), 0).parent
-    folder.mkdir(parents=True)
-    assert survey(plan, workspace)[0].state == "not run"
-    with FileLock(folder / "train.lock"):
-        assert survey(plan, workspace)[0] == RowStatus(VOC, "running", "", "outside any sweep")
-    assert survey(plan, workspace)[0].state == "not run"
+    (cluster / "sbatch.full").touch()
+    with pytest.raises(DanetError, match=r"report\.sh.*queue is full"):
+        submit(plan, plan.rows, workspace, "")
+    assert (cluster / "scancel.log").read_text() == "1 2\n"  # nothing is left half submitted
+    assert read_state(workspace, VOC) == {}
+    with pytest.raises(ConfigError, match="quot"):
+        submit(plan, plan.rows, workspace, '--comment "open')
 
 
-def test_dvc_waits_for_its_lock_beside_other_rows() -> None:
-    words = repro_command(f"train@{VOC}", pull=True)
-    assert shlex.join(words[1:]) == (f"-m dvc --wait-for-lock repro --single-item --pull --allow-missing train@{VOC}")
+# whole sweeps
+
+FIRST, SECOND, BAD = ROWS
+ITERATIONS = 40
+
+
+def sweep(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        sweep_command(*options), cwd=folder, env=environment(folder), capture_output=True, text=True, check=False
+    )
+
+
+def states(folder: Path) -> dict[str, str]:
+    """As ``--status`` prints them."""
+    shown = sweep(folder, "--status")
+    assert shown.returncode == 0, shown.stderr
+    return dict(re.findall(r"^(demo-\S+) +(done|running|not run|stopped|failed)\b", shown.stdout, re.MULTILINE))
+
+
+def reached(folder: Path, row: str) -> int:
+    """The iteration that a row's trainer has noted."""
+    found = list((folder / "checkpoints").glob(f"{row}*/seed0/progress.json"))
+    return int(json.loads(found[0].read_text())["iteration"]) if found else 0
+
+
+def trained(folder: Path, row: str) -> dict[str, object]:
+    (run,) = json.loads((folder / "reports" / "metrics" / "demo" / row / "train.json").read_text())["runs"]
+    return dict(run)
+
+
+def trainers(folder: Path) -> list[psutil.Process]:
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if "pipelines.train" in process.cmdline() and Path(process.cwd()) == folder.resolve():
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found
+
+
+def test_help_is_that_of_the_sweep() -> None:
+    shown = subprocess.run(sweep_command("--help"), cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert {"--rows", "--gpus-per-row", "--slurm", "--status", "--workspace"} <= set(re.findall(r"--[a-z-]+", shown))
+
+
+@pytest.mark.slow
+def test_stopped_killed_and_continued(tmp_path: Path) -> None:
+    """Three rows, of which the last cannot be trained: Ctrl-C, then ``kill -9``, then to the end."""
+    optimizer = {"lr": 1e12, "weight_decay": 1e9}
+    folder = make_workspace(tmp_path / "work", iterations=ITERATIONS, optimizer=optimizer)
+    assert set(states(folder).values()) == {"not run"}
+
+    def begin(*options: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, "-m", "pipelines.sweep", *options],
+            cwd=folder, env=environment(folder), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )  # fmt: skip
+
+    with begin("--jobs", "2") as first:
+        wait("two trainings", lambda: min(reached(folder, row) for row in (FIRST, SECOND)) >= 2)
+        assert states(folder) == {FIRST: "running", SECOND: "running", BAD: "not run"}
+        first.send_signal(signal.SIGINT)
+        shown, _ = first.communicate(timeout=120)
+    assert first.returncode == 75, shown
+    assert trainers(folder) == []
+    assert states(folder) == {FIRST: "stopped", SECOND: "stopped", BAD: "not run"}
+
+    at = reached(folder, FIRST)
+    with begin("--rows", FIRST) as second:
+        wait("a training", lambda: reached(folder, FIRST) > at + 1)
+        second.kill()
+    wait("end of its training", lambda: trainers(folder) == [], 60)
+
+    third = sweep(folder, "--jobs", "2")
+    assert third.returncode == 1, third.stderr
+    assert states(folder) == {FIRST: "done", SECOND: "done", BAD: "failed"}
+    assert "finite" in third.stdout or "loss is" in third.stdout
+    assert (trained(folder, FIRST)["resumed"], trained(folder, SECOND)["resumed"]) == (2, 1)
+    assert FIRST in (folder / "reports" / "demo.md").read_text()
+
+
+@pytest.mark.slow
+def test_a_row_on_two_gpus_is_one_torchrun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without GPUs its processes use the CPU. A stop reaches them through torchrun."""
+    folder = make_workspace(tmp_path, (FIRST,), iterations=12)
+    for key, value in environment(folder).items():
+        monkeypatch.setenv(key, value)
+    workspace = Workspace(folder)
+    plan = make_plan(workspace, choose_rows(workspace.params()))
+    running = local.Sweep(plan, plan.rows, workspace, ["0,1"])
+    poll = running._poll
+
+    def stop_at_two() -> None:
+        running.stops = int(reached(folder, FIRST) >= 2)
+        poll()
+
+    monkeypatch.setattr(running, "_poll", stop_at_two)
+    assert running.run() == 75
+    assert local.run(make_plan(workspace, plan.rows), plan.rows, workspace, ["0,1"]) == 0
+    run = trained(folder, FIRST)
+    assert run["resumed"] == 1
+    assert run["provenance"]["processes"] == 2  # type: ignore[index]
+
+
+@pytest.mark.slow
+def test_a_second_machine_runs_nothing_that_the_first_has_run(tmp_path: Path) -> None:
+    first, second = make_workspace(tmp_path / "first", (FIRST,), iterations=3), tmp_path / "second"
+    pipeline = (first / "dvc.yaml").read_bytes()
+    shutil.rmtree(first / ".dvc")
+    (first / "dvc.yaml").unlink()
+    (first / "dvc.yaml").write_bytes(pipeline)
+    (first / ".gitignore").write_text("/archives/\n/build/\n/checkpoints/\n/mlruns/\n/mlflow.db*\n")
+
+    def shell(folder: Path, *command: str) -> str:
+        words = [sys.executable, "-m", *command] if command[0] == "dvc" else command
+        done = subprocess.run(words, cwd=folder, env=environment(first), capture_output=True, text=True, check=False)
+        assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
+        return done.stdout
+
+    git = ("git", "-c", "user.email=someone@example.com", "-c", "user.name=Someone")
+    shell(first, "git", "init", "-q")
+    shell(first, "dvc", "init", "-q")
+    shell(first, "dvc", "remote", "add", "--default", "shared", str(tmp_path / "remote"))
+    assert sweep(first).returncode == 0
+    shell(first, "git", "add", ".")
+    shell(first, *git, "commit", "-qm", "results")
+    shell(first, "dvc", "push", "-q")
+
+    shell(tmp_path, "git", "clone", "-q", str(first), str(second))
+    assert states(second) == {FIRST: "done"}  # without any data, weights or pictures here
+    shell(second, "dvc", "pull", "-q")
+    weights = Path("models") / FIRST / "seed0.safetensors"
+    assert (second / weights).read_bytes() == (first / weights).read_bytes()
+    assert json.loads(shell(second, "dvc", "status", "--json")) == {}
