@@ -43,7 +43,7 @@ loading: $(READY)  ## training images a second on one core; writes reports/bench
 	@$(BIN)/python -m benchmarks.loading
 
 report-diff: $(READY)  ## how the metrics differ from BASE (default main), as markdown for a pull request
-	@$(BIN)/python -m pipelines.report_diff $(or $(BASE),main)
+	@$(BIN)/dvc metrics diff --md $(or $(BASE),main)
 
 scaling: $(READY)  ## loss curves and speed on 1, 2 and 4 processes; writes reports/scaling.md
 	@$(BIN)/python -m benchmarks.scaling

@@ -25,7 +25,7 @@ def main() -> None:
         folder = os.environ.get("CAMVID")
         if folder:
             if not Path(folder).is_dir():
-                raise DataError(f"CAMVID={folder} is no folder; give the one that holds train, trainannot, val, ...")
+                raise DataError(f"CAMVID={folder} is not a folder; give the one that holds train, trainannot, val, ...")
             os.environ["DANET_CAMVID"] = str(Path(folder).resolve())
         environment = dvc_environment()
         short = not torch.cuda.is_available()

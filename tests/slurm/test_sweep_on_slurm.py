@@ -1,12 +1,12 @@
-"""A sweep of the demo's rows on real Slurm with two emulated nodes: pre-emption, a lost node, a row on two nodes."""
+"""A sweep of the demo's rows on real Slurm with two emulated nodes: pre-emption, a time limit, a lost node."""
 
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -16,7 +16,7 @@ from tests.slurm.cluster import Cluster
 pytestmark = pytest.mark.slurm
 
 ROWS = ("demo-r50-d16-voc2012", "demo-r101-d16-voc2012")
-ITERATIONS, CHECKPOINTS = 40, 8
+ITERATIONS, CHECKPOINTS = 60, 8
 
 
 @pytest.fixture(scope="module")
@@ -29,110 +29,76 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         cluster.stop()
 
 
-@pytest.fixture(scope="module")
-def workspace(tmp_path_factory: pytest.TempPathFactory, cluster: Cluster) -> Path:
-    folder = make_workspace(
-        tmp_path_factory.mktemp("sweep"), ROWS, iterations=ITERATIONS, checkpoint_interval=CHECKPOINTS
-    )
-    cluster.environment = {**environment(folder), **{k: cluster.environment[k] for k in ("PATH", "SLURM_CONF")}}
-    return folder
-
-
-def sweep(cluster: Cluster, folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
+def sweep(cluster: Cluster, folder: Path, *options: str) -> str:
+    done = subprocess.run(
         sweep_command(*options), cwd=folder, env=cluster.environment, capture_output=True, text=True, check=False
     )
+    assert done.returncode == 0, done.stderr
+    return (done.stdout + done.stderr).rstrip()
 
 
-def status(cluster: Cluster, folder: Path) -> dict[str, dict[str, Any]]:
-    result = sweep(cluster, folder, "--status", "--format", "json")
-    assert result.returncode == 0, result.stderr
-    return {each["row"]: each for each in json.loads(result.stdout)}
-
-
-def record(folder: Path) -> dict[str, Any]:
-    newest = max((folder / "build" / "sweep").glob("*/sweep.json"))
-    return {**json.loads(newest.read_text()), "folder": newest.parent}
+def states(cluster: Cluster, folder: Path) -> dict[str, str]:
+    """As ``--status`` prints them."""
+    return dict(re.findall(r"^(demo-\S+) +(\w+)", sweep(cluster, folder, "--status"), re.MULTILINE))
 
 
 def log(folder: Path, row: str) -> str:
-    path = record(folder)["folder"] / "logs" / f"{row}.log"
+    path = folder / "build" / "sweep" / f"{row}.log"
     return path.read_text() if path.exists() else ""
 
 
-def train_json(folder: Path, row: str) -> dict[str, Any]:
-    path = folder / "reports" / "metrics" / "demo" / row / "train.json"
-    (run,) = json.loads(path.read_text())["runs"]
-    return dict(run)
+def reached(folder: Path, row: str) -> int:
+    found = list((folder / "checkpoints").glob(f"{row}*/seed0/progress.json"))
+    return int(json.loads(found[0].read_text())["iteration"]) if found else 0
 
 
-def test_a_sweep_lives_through_preemption_and_a_lost_node(cluster: Cluster, workspace: Path) -> None:
-    preempted, orphaned = ROWS
-    submitted = sweep(cluster, workspace, "--slurm", "--cpus-per-task", "2", "--array-limit", "2")
-    assert submitted.returncode == 0, submitted.stderr
-    cluster.say("submitted:\n" + submitted.stderr.rstrip())
-    jobs = record(workspace)["jobs"]
-    assert set(jobs) == {"data", "weights", "train", "evaluate", "report"}
+def starts(folder: Path, row: str) -> list[int]:
+    """The iterations after which a row's training went on."""
+    return [int(number) for number in re.findall(r"goes on after iteration (\d+)", log(folder, row))]
 
-    again = sweep(cluster, workspace, "--slurm", "--rows", preempted)
-    assert again.returncode == 2
-    assert "live Slurm jobs" in again.stderr
-    cluster.say("submitted a second time: " + again.stderr.strip())
 
-    first, second = (f"{jobs['train']}_{index}" for index in range(2))
-    cluster.wait(
-        "trainings under way",
-        lambda: all(f"iter {CHECKPOINTS + 1}/{ITERATIONS}" in log(workspace, row) for row in ROWS),
-        300,
-    )
-    nodes = {task: cluster.queue()[task].split()[1] for task in (first, second)}
+def test_a_sweep_lives_through_preemption_a_time_limit_and_a_lost_node(cluster: Cluster, tmp_path: Path) -> None:
+    folder = make_workspace(tmp_path, ROWS, iterations=ITERATIONS, checkpoint_interval=CHECKPOINTS)
+    cluster.environment = {**environment(folder), **{k: cluster.environment[k] for k in ("PATH", "SLURM_CONF")}}
+    stopped, orphaned = ROWS
+    options = ("--jobs", "2", "--slurm", "--cpus-per-task 2")
+    cluster.say(sweep(cluster, folder, *options))
+    assert set(states(cluster, folder).values()) == {"queued"}
+    jobs = [json.loads((folder / "build" / "sweep" / f"{row}.json").read_text())["job"] for row in ROWS]
+    queued = set(cluster.queue())
+    cluster.say("submitted a second time:\n" + sweep(cluster, folder, *options))
+    assert set(cluster.queue()) <= queued
+
+    cluster.wait("trainings", lambda: min(reached(folder, row) for row in ROWS) > CHECKPOINTS, 300)
+    nodes = {job: cluster.queue()[job].split()[1] for job in jobs}
     assert set(nodes.values()) == {"node1", "node2"}
-    shown = status(cluster, workspace)
-    assert {shown[row]["state"] for row in ROWS} == {"running"}
-    cluster.say("status: " + json.dumps(list(shown.values())))
+    cluster.say("status:\n" + sweep(cluster, folder, "--status"))
+    assert set(states(cluster, folder).values()) == {"running"}
 
-    cluster.say(f"pre-empting {preempted} ({first} on {nodes[first]}): scontrol requeue")
-    cluster.run("scontrol", "requeue", first)
-    cluster.say(f"taking {nodes[second]} away from {orphaned} ({second}): slurmd and all its processes killed")
-    cluster.take_away(nodes[second])
+    cluster.say(f"taking {nodes[jobs[1]]} away from {orphaned} ({jobs[1]}): slurmd and all its processes killed")
+    cluster.take_away(nodes[jobs[1]])
+    cluster.say(f"pre-empting {stopped} ({jobs[0]} on {nodes[jobs[0]]}): scontrol requeue")
+    cluster.run("scontrol", "requeue", jobs[0])
+    cluster.wait("end of the pre-empted training", lambda: "stopped after iteration" in log(folder, stopped), 60)
+    cluster.bring_back(nodes[jobs[1]])
+    cluster.wait("second training", lambda: len(starts(folder, stopped)) == 1, 200)
+    cluster.say(f"the time limit of {stopped} comes near: SIGUSR1 to the batch script, as by --signal=B:USR1@120")
+    cluster.run("scancel", "--batch", "--signal=USR1", jobs[0])
 
-    cluster.wait("end of the jobs", lambda: not cluster.queue(), 400)
-    cluster.bring_back(nodes[second])
+    cluster.wait("end of the jobs", lambda: not cluster.queue(), 500)
     for row in ROWS:
-        lines = log(workspace, row).splitlines()
-        told = [line for line in lines if line.startswith("==") or "goes on" in line or "stopped" in line]
-        cluster.say(f"{row}:\n  " + "\n  ".join(told))
-    saved, lost = (train_json(workspace, row) for row in ROWS)
-    assert saved["resumed"] == lost["resumed"] == 1
-    stop = int(log(workspace, preempted).split("goes on after iteration ")[1].split()[0])
-    assert f"stopped after iteration {stop} of {ITERATIONS} " in log(workspace, preempted)
-    back = int(log(workspace, orphaned).split("goes on after iteration ")[1].split()[0])
-    assert back >= CHECKPOINTS
+        lines = [line for line in log(folder, row).splitlines() if re.search(r"^==|goes on|stopped after", line)]
+        cluster.say(f"{row}:\n  " + "\n  ".join(lines))
+    told = [int(number) for number in re.findall(r"stopped after iteration (\d+)", log(folder, stopped))]
+    assert starts(folder, stopped) == told  # nothing was lost
+    assert len(told) == 2
+    (back,) = starts(folder, orphaned)
     assert back % CHECKPOINTS == 0  # nobody told it to save: from its last checkpoint
     for row in ROWS:
-        assert f"iter {ITERATIONS}/{ITERATIONS}" in log(workspace, row)
-        assert log(workspace, row).count(f"iter 1/{ITERATIONS} ") == 1
+        assert reached(folder, row) == ITERATIONS
+        assert log(folder, row).count(f"iter 1/{ITERATIONS} ") == 1
 
-    done = sweep(cluster, workspace, "--status")
-    cluster.say("status at the end:\n" + done.stdout.rstrip())
-    assert {each["state"] for each in status(cluster, workspace).values()} == {"done"}
-    table = (workspace / "reports" / "demo.md").read_text()
+    cluster.say("status at the end:\n" + sweep(cluster, folder, "--status"))
+    assert set(states(cluster, folder).values()) == {"done"}
+    table = (folder / "reports" / "demo.md").read_text()
     assert all(row in table for row in ROWS)
-    nothing = sweep(cluster, workspace, "--slurm")
-    assert "nothing to submit" in nothing.stderr
-
-
-def test_a_row_on_two_nodes_is_one_training(cluster: Cluster, workspace: Path) -> None:
-    from tests.pipelines.small_sweep import edit
-
-    row = ROWS[0]
-    edit(workspace / "params.yaml", lambda params: params["rows"][row].update(iterations=4))
-    submitted = sweep(cluster, workspace, "--slurm", "--rows", row, "--nodes-per-row", "2", "--cpus-per-task", "1")
-    assert submitted.returncode == 0, submitted.stderr
-    assert set(record(workspace)["jobs"]) == {"train", "evaluate", "report"}
-    cluster.wait("end of the jobs", lambda: not cluster.queue(), 400)
-    cluster.say("a row on two nodes:\n  " + "\n  ".join(log(workspace, row).splitlines()[:12]))
-    run = train_json(workspace, row)
-    assert run["iterations"] == 4
-    assert run["provenance"]["processes"] == 2
-    assert status(cluster, workspace)[row]["state"] == "done"
