@@ -378,7 +378,7 @@ def test_stopped_killed_and_continued(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_dvc_that_is_killed_or_interrupted_leaves_no_training(tmp_path: Path) -> None:
-    """Without a sweep. The orphan saves and stops; a second ``dvc repro``, started at once, waits for it and goes on."""
+    """Without a sweep. The orphan saves and stops; a second ``dvc repro``, started at once, waits and goes on."""
     folder = make_workspace(tmp_path, (FIRST,), iterations=2 * ITERATIONS)
 
     def repro(log: str) -> subprocess.Popen[bytes]:
