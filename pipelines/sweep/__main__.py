@@ -70,9 +70,9 @@ def sweep(
     ]
     if status or not coming or (dry_run and slurm is None):
         print_status(found)
-        if coming:
-            if not status:
-                _print_plan(plan.shared(coming), places)
+        if coming and not status:
+            _print_plan(plan.shared(coming), places)
+        if any(each.state in COMING for each in found):
             options = [word for word in sys.argv[1:] if word not in ("--dry-run", "--status")]
             print(f"next: {shlex.join(['danet', 'sweep', *options])}")
         code = 0
