@@ -175,7 +175,7 @@ def _hours(plan: Plan, workspace: Workspace, rows: Sequence[Row]) -> dict[str, f
     """What rows take on this machine, where it has been benchmarked."""
     if not rows:
         return {}
-    from danet.results import cost
+    from danet.report import cost
 
     try:
         rates = cost.here(workspace)
