@@ -81,7 +81,7 @@ def _status(
     chains = plan.chains(row)
     if not chains:
         return RowStatus(row, "done")
-    cost = "" if hours is None else f"{hours:,.0f} h" if hours >= 10 else f"{hours:.1f} h"
+    cost = "" if hours is None else f"{hours:,.0f} h" if hours >= 1 else f"{max(1, round(60 * hours))} min"
     if blocked:
         return RowStatus(row, "blocked", cost, note=blocked, hours=hours)
     if state.get("state") == "failed":

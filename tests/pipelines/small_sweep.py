@@ -27,7 +27,7 @@ def make_workspace(
     params["rows"][rows[-1]] |= bad
     used = {row["dataset"] for row in params["rows"].values()}
     params["datasets"] = {name: params["datasets"][name] for name in params["datasets"] if name in used}
-    params["weights"] = {"none": {"title": "random", "url": None, "file": None, "backbone": None, "stem": None}}
+    params["weights"] = {"none": dict.fromkeys(("url", "file", "checksum", "backbone", "stem")) | {"title": "random"}}
     params["runtime"] |= {"overlays": 1, "benchmark_images": 2, "log_interval": 1}
     params["runtime"]["checkpoint_interval"] = checkpoint_interval
     for recipe in params["recipes"].values():
@@ -40,6 +40,7 @@ def environment(folder: Path) -> dict[str, str]:
     """For processes started in a workspace: this code, its archives, a tracking store of its own, one thread each."""
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("DANET_", "MLFLOW_", "SLURM_"))}
     return kept | {
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         "PYTHONPATH": str(demo.REPOSITORY),
         "DANET_ARCHIVES": str(folder / "archives"),
         "MLFLOW_TRACKING_URI": f"sqlite:///{folder / 'mlflow.db'}",
