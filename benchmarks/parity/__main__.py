@@ -68,6 +68,7 @@ CHECKS: tuple[Callable[[], Iterator[Result]], ...] = (
     compare.check_official_augmentation,
     functools.partial(compare.check_inference, OUTPUT),
     compare.check_official_inference,
+    compare.check_padded_windows,
     functools.partial(compare.check_metrics, OUTPUT),
 )
 EXPECTED = {

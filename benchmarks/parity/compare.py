@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -767,8 +768,10 @@ def check_official_inference() -> Iterator[Result]:
                 scales: tuple[float, ...] = (1.0,)
                 if mode == "ms":
                     assert multi is not None
-                    scales, crop, stride = multi.scales, 64, 32
-                    multi = multi.model_copy(update={"window": (crop, crop), "stride": (stride, stride)})
+                    scales = multi.scales
+                    if multi.window is not None:  # the 2018 code has larger windows at many scales, the fork the same
+                        crop, stride = 64, 32
+                        multi = multi.model_copy(update={"window": (crop, crop), "stride": (stride, stride)})
                 test = recipe.test.model_copy(
                     update={"scale": (64, base), "window": (48, 48), "stride": (32, 32), "multi_scale": multi}
                 )
@@ -783,6 +786,32 @@ def check_official_inference() -> Iterator[Result]:
                 yield Result(title, "inference, scores", name, difference(scores, expected.log()), "own plain loops")
                 wrong = float((torch.from_numpy(labels.astype(np.int64)) != expected.argmax(0)).float().mean())
                 yield Result(title, "inference, argmax", name, wrong, "own plain loops")
+
+
+def check_padded_windows() -> Iterator[Result]:
+    """The 769x769 rows at an eighth of their size: at ratios 0.5 and 0.75 the input is smaller than the window."""
+    model = Thumb().eval()
+    recipe = row("mmseg-r50-d8-cityscapes-769x769-40k")
+    small = {"scale": (129, 257), "window": (97, 97), "stride": (65, 65)}
+    test = recipe.test.model_copy(update=small)
+    assert test.multi_scale is not None
+    mean, std = (torch.tensor(x).view(1, 3, 1, 1) for x in (transforms.MEAN_RGB, transforms.STD_RGB))
+    for size in ((128, 256), (100, 90)):
+        image = common.photograph(f"padded-windows-{size[0]}x{size[1]}", *size)
+        views = []
+        for ratio in test.multi_scale.scales:
+            fits = min(int(257 * ratio) / max(size), int(129 * ratio) / min(size))
+            height, width = (int(side * fits + 0.5) for side in size)
+            seen = cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
+            views.append((torch.from_numpy(seen[:, :, ::-1].copy()).permute(2, 0, 1)[None].float() - mean) / std)
+        with torch.no_grad():
+            expected = reference.padded_window_scores(lambda x: model(x)["main"], views, size, 97, 65)
+        title = f"zero-padded windows, {size[0]}x{size[1]}, ms"
+        scores = inference.predict_scores(model, image, test, recipe.model.align_corners, "ms")
+        yield Result("mmsegmentation", "inference, scores", title, difference(scores, expected), "own plain loops")
+        labels = inference.predict_labels(model, image, test, recipe.model.align_corners, "ms")
+        wrong = float((torch.from_numpy(labels.astype(np.int64)) != expected.argmax(0)).float().mean())
+        yield Result("mmsegmentation", "inference, argmax", title, wrong, "own plain loops")
 
 
 # -------------------------------------------------------------------------------------------------------------- metrics

@@ -7,7 +7,7 @@ dictionary of weights under the *official* names, no module classes, no shared c
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -402,3 +402,45 @@ def official_scores(
         assert sums is not None
         total = total + bilinear((sums / counts)[:, :, :h, :w], (height, width), True)[0]
     return total
+
+
+def padded_window_scores(
+    network: Callable[[Tensor], Tensor], views: Sequence[Tensor], size: tuple[int, int], crop: int, stride: int
+) -> Tensor:
+    """mmsegmentation v0.5.0's multi-scale test with flip: windows that reach over a small input are filled with zeros.
+
+    Written from the description of its code: each window ends at most at the input's edge and begins a window before
+    that, at least at 0; what is cut out there is laid into a window of zeros, the logits are resized to the window, and
+    the part that was cut out is added up; the sums are divided, flipped back, resized to the image; softmax; mean.
+
+    Args:
+        network: ``1 x 3 x crop x crop`` to logits at the head's resolution, resized with align_corners.
+        views: the normalised image at each scale, ``1 x 3 x h x w``.
+        size: of the image.
+        crop: side of the windows.
+        stride: between their corners.
+
+    Returns:
+        ``C x H x W`` in float64.
+    """
+    total, count = torch.zeros(()), 0
+    for view in views:
+        height, width = view.shape[2:]
+        for mirrored in (False, True):
+            x = view.flip(3) if mirrored else view
+            sums, seen = torch.zeros(()), torch.zeros(height, width, dtype=torch.float64)
+            for i in range(max(0, math.ceil((height - crop) / stride)) + 1):
+                for j in range(max(0, math.ceil((width - crop) / stride)) + 1):
+                    bottom, right = min(i * stride + crop, height), min(j * stride + crop, width)
+                    top, left = max(0, bottom - crop), max(0, right - crop)
+                    window = torch.zeros(1, 3, crop, crop, dtype=x.dtype)
+                    window[:, :, : bottom - top, : right - left] = x[:, :, top:bottom, left:right]
+                    logits = bilinear(network(window).double(), (crop, crop), True)
+                    if sums.dim() == 0:
+                        sums = torch.zeros(1, logits.shape[1], height, width, dtype=torch.float64)
+                    sums[:, :, top:bottom, left:right] += logits[:, :, : bottom - top, : right - left]
+                    seen[top:bottom, left:right] += 1
+            logits = sums / seen
+            logits = bilinear(logits.flip(3) if mirrored else logits, size, True)
+            total, count = total + torch.softmax(logits[0], 0), count + 1
+    return total / count

@@ -224,8 +224,10 @@ class Test(Strict):
     mode: Literal["whole", "slide"] = "whole"
     window: Size | None = None
     stride: Size | None = None
-    placement: Literal["shift", "pad"] = "shift"
-    """Windows over the edge are shifted back (mmsegmentation) or padded with black (official)."""
+    placement: Literal["shift", "shift-padded", "pad"] = "shift"
+    """Windows over the edge are shifted back (mmsegmentation) or padded with black (official). Where the input is
+    smaller than the window, ``shift`` shrinks the window (mmsegmentation since v0.5.1); ``shift-padded`` pads the input
+    at the right and bottom with zeros after normalisation, the mean colour (v0.5.0)."""
     flip: bool = False
     """Whether even single-scale testing adds the mirrored image (official: yes)."""
     score: Literal["logits", "softmax", "exp"] = "softmax"

@@ -9,7 +9,8 @@ perhaps its mirror image, bring the logits to the image's size, combine, argmax.
 step           mmsegmentation 0.x           sssegmentation           official (2018 and HEAD alike)
 =============  ===========================  =======================  ============================================
 resize         uint8, cv2, fit into scale   the same                 normalised tensor, long side to scale
-windows        last ones shifted back       none                     last ones padded with black
+windows        last ones shifted back,      none                     last ones padded with black
+               small inputs zero-padded
 mirror image   of the whole input           none                     of each window, also in "single scale"
 logits         to h w, then to H W          straight to H W          to the window, then to H W
 combination    mean of softmax              mean of logits           exp(a + b), mean over windows, sum of scales
@@ -124,6 +125,7 @@ def window_grid(size: Size, window: Size, stride: Size, placement: str) -> tuple
     """Top-left corners of the windows over an input, row by row.
 
     ``shift``: windows are at most as large as the input, and those that reach over its edge are shifted back.
+    ``shift-padded``: the same, but an input smaller than the window is padded to it at the right and bottom.
     ``pad``: windows stay where the stride puts them, and the input is padded at the right and bottom.
 
     Returns:
@@ -136,8 +138,12 @@ def window_grid(size: Size, window: Size, stride: Size, placement: str) -> tuple
     for length, extent, step in zip(size, window, stride, strict=True):
         last = -(-max(length - extent, 0) // step) * step
         places = range(0, last + 1, step)
-        starts.append([min(p, length - extent) for p in places] if placement == "shift" else list(places))
-        reach.append(length if placement == "shift" else last + extent)
+        if placement == "pad":
+            starts.append(list(places))
+            reach.append(last + extent)
+        else:
+            reach.append(max(length, extent))
+            starts.append([min(place, reach[-1] - extent) for place in places])
     return [(y, x) for y in starts[0] for x in starts[1]], window, (reach[0], reach[1])
 
 
@@ -307,7 +313,8 @@ class Predictor:
         placement = self.test.placement
         corners, window, reach = window_grid(size, self._plan.window or size, self._plan.stride, placement)
         if reach != size:
-            padded = self._black.repeat(1, 1, *reach)
+            edge = self._black if placement == "pad" else torch.zeros_like(self._black)
+            padded = edge.repeat(1, 1, *reach)
             padded[..., : size[0], : size[1]] = x_13hw
             x_13hw = padded
         mirror = exp and self._plan.flip

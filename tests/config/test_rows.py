@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils.data import DataLoader, DistributedSampler
 
 from danet.config.rows import BESIDE, NAME, Params, load_params, merge, read_raw, write_raw
 from danet.core.errors import ConfigError
@@ -78,6 +79,47 @@ def test_schedule_lengths(params: Params, row: str, samples: int, total: int) ->
     assert params.row(row).schedule.total_iterations(samples) == total
 
 
+@pytest.mark.parametrize("gpus", [4, 8])
+@pytest.mark.parametrize(("dataset", "per_epoch"), [("voc2012", 661), ("ade20k", 1263), ("cityscapes", 372)])
+def test_sssegmentation_s_gpus_move_the_loss_and_not_the_length(
+    raw: dict[str, Any], gpus: int, dataset: str, per_epoch: int
+) -> None:
+    """Counted by PyTorch's own sampler and loader, as each of the source's processes has them."""
+    name = f"ssseg-r50-d8-{dataset}"
+    row = changed(raw, name, loss={"replicas": gpus}, schedule={"replicas": gpus}).row(name)
+    samples = range(Params(raw, Path("params.yaml")).dataset(dataset).counts[row.train_split])
+    sampler = DistributedSampler(samples, num_replicas=gpus, rank=gpus - 1)  # type: ignore[arg-type, var-annotated]
+    loader = DataLoader(
+        samples,  # type: ignore[arg-type]
+        row.schedule.batch_size // gpus,
+        sampler=sampler,
+        drop_last=True,
+    )
+    assert row.schedule.iterations_per_epoch(len(samples)) == len(loader) == per_epoch
+    published = changed(raw, name).row(name)
+    assert (published.loss.replicas, published.schedule.replicas) == (4, 4)
+
+
+def test_imagenet_files_carry_the_digits_of_their_checksum(params: Params) -> None:
+    named = {name: entry for name, entry in params.weights.items() if entry.file is not None}
+    assert len(named) == 4
+    for entry in named.values():
+        digits = str(entry.file).rpartition("-")[2].partition(".")[0]
+        assert str(entry.checksum).partition(":")[2].startswith(digits)
+        assert str(entry.url).endswith(f"/{entry.file}")
+    # model_store.py of the commit that still holds DRANet's network calls the deep-stem ResNet-101 so
+    dranet = params.imagenet(params.row("official-dranet-r101-d8-cityscapes").weights)
+    assert dranet.checksum == "sha1:2a57e44de9c853fa015b172309a1ee7e2d0e4e2a"
+
+
+def test_clusterdanet_is_tested_at_six_scales_with_flip(params: Params) -> None:
+    test = params.row("clusterdanet-r101-d8-voc2012").test
+    assert test.multi_scale is not None
+    assert test.multi_scale.scales == (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
+    assert (test.flip, test.multi_scale.flip, test.score, test.absent_class) == (True, True, "exp", "zero")
+    assert (test.window, test.stride, test.multi_scale.window) == ((480, 480), (320, 320), None)
+
+
 def test_protocols_differ_where_the_sources_do(params: Params) -> None:
     mmseg, ssseg = params.row("mmseg-r50-d8-voc2012-20k"), params.row("ssseg-r50-d8-voc2012")
     official = params.row("official-danet-r101-d8-cityscapes")
@@ -87,6 +129,9 @@ def test_protocols_differ_where_the_sources_do(params: Params) -> None:
     assert (mmseg.test.absent_class, official.test.absent_class) == ("skip", "zero")
     assert official.test.flip
     assert not mmseg.test.flip
+    wide = {row.name for row in params.rows.values() if row.test.placement == "shift-padded"}
+    assert wide == {row.name for row in params.table_rows("mmsegmentation") if row.augment.crop_size == (769, 769)}
+    assert len(wide) == 4
     assert official.optimizer.head_lr_multiplier == 10
     assert official.model.multi_grid == (4, 8, 16)
     assert params.row("mmseg-r50-d8-cityscapes-769x769-40k").model.align_corners

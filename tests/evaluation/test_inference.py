@@ -7,6 +7,7 @@ windows are walked one by one, the network is numpy.
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -17,10 +18,12 @@ from hypothesis import strategies as st
 from torch import nn
 
 from danet.config import rows
+from danet.config.rows import load_params
 from danet.core.errors import CheckpointError, ConfigError
 from danet.evaluation import inference
 from danet.evaluation.inference import Predictor, fit, input_size, predict_labels, predict_scores, window_grid
 
+ROOT = Path(__file__).parents[2]
 CLASSES, STRIDE = 4, 4
 MEAN, STD = np.array([123.675, 116.28, 103.53]), np.array([58.395, 57.12, 57.375])
 WEIGHT = np.random.default_rng(1).normal(size=(CLASSES, 3))
@@ -78,8 +81,10 @@ def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
     return cv2.resize(small, (width, height), interpolation=cv2.INTER_LINEAR)
 
 
-def shifted_slide(x: np.ndarray, window: tuple[int, int], stride: tuple[int, int], align: bool) -> np.ndarray:
-    """mmsegmentation's slide inference, pixel bookkeeping written out."""
+def shifted_slide(
+    x: np.ndarray, window: tuple[int, int], stride: tuple[int, int], align: bool, padded: bool = False
+) -> np.ndarray:
+    """mmsegmentation's slide inference, pixel bookkeeping written out; ``padded`` as in v0.5.0."""
     _, height, width = x.shape
     total, count = np.zeros((CLASSES, height, width)), np.zeros((height, width))
     for i in range(max(height - window[0] + stride[0] - 1, 0) // stride[0] + 1):
@@ -87,7 +92,11 @@ def shifted_slide(x: np.ndarray, window: tuple[int, int], stride: tuple[int, int
             bottom, right = min(i * stride[0] + window[0], height), min(j * stride[1] + window[1], width)
             top, left = max(bottom - window[0], 0), max(right - window[1], 0)
             crop = x[:, top:bottom, left:right]
-            total[:, top:bottom, left:right] += bilinear(network(crop), crop.shape[1:], align)
+            if padded:
+                crop = np.zeros((3, *window))
+                crop[:, : bottom - top, : right - left] = x[:, top:bottom, left:right]
+            logits = bilinear(network(crop), crop.shape[1:], align)
+            total[:, top:bottom, left:right] += logits[:, : bottom - top, : right - left]
             count[top:bottom, left:right] += 1
     assert count.min() >= 1
     return total / count
@@ -181,7 +190,7 @@ def test_published_numbers_of_windows():
     st.tuples(st.integers(1, 60), st.integers(1, 60)),
     st.tuples(st.integers(1, 30), st.integers(1, 30)),
     st.integers(1, 30),
-    st.sampled_from(["shift", "pad"]),
+    st.sampled_from(["shift", "shift-padded", "pad"]),
 )
 def test_windows_cover_every_pixel(size, window, step, placement):
     stride = min(step, window[0]), min(step, window[1])
@@ -197,6 +206,9 @@ def test_windows_cover_every_pixel(size, window, step, placement):
         assert reach == size
     else:
         assert extent == window
+    if placement == "shift-padded":
+        assert reach == (max(size[0], window[0]), max(size[1], window[1]))
+    if placement == "pad":
         assert all(y % stride[0] == 0 and x % stride[1] == 0 for y, x in corners)
 
 
@@ -265,12 +277,44 @@ def test_softmax_without_augmentation_does_not_move_the_argmax():
 
 
 @pytest.mark.parametrize("align", [False, True])
+@pytest.mark.parametrize("placement", ["shift", "shift-padded"])
 @pytest.mark.parametrize("size", [(41, 59), (24, 24), (20, 50), (10, 12), (25, 24)])
-def test_shifted_windows(align, size):
+def test_shifted_windows(align, placement, size):
     image = picture(*size)
-    test = rows.Test(mode="slide", window=(24, 24), stride=(17, 15))
-    expected = shifted_slide(normalised(image), (24, 24), (17, 15), align)
+    test = rows.Test(mode="slide", window=(24, 24), stride=(17, 15), placement=placement)
+    expected = shifted_slide(normalised(image), (24, 24), (17, 15), align, padded=placement == "shift-padded")
     np.testing.assert_allclose(scores_of(image, test, align), expected, atol=1e-5)
+
+
+def test_views_of_the_769_rows_that_are_padded():
+    """257 rows of zeros at ratio 0.5, one at 0.75, none elsewhere: 4 of 12 views with the mirrored ones."""
+    test = load_params(ROOT / "params.yaml").row("mmseg-r50-d8-cityscapes-769x769-40k").test
+    padded = {}
+    for ratio in test.multi_scale.scales:
+        size = input_size((1024, 2048), test, ratio)
+        corners, window, reach = window_grid(size, test.window, test.stride, test.placement)
+        assert window == (769, 769)
+        assert {y for y, _ in corners} == {0} or reach == size
+        padded[ratio] = (reach[0] - size[0], reach[1] - size[1])
+    assert padded == {0.5: (257, 0), 0.75: (1, 0), 1.0: (0, 0), 1.25: (0, 0), 1.5: (0, 0), 1.75: (0, 0)}
+
+
+def test_padding_of_a_mirrored_image_is_on_the_right_too():
+    """A network that finds the padding: zeros after normalisation, whatever the image is."""
+
+    class Zeros(nn.Module):
+        def forward(self, x):
+            seen.append(x.clone())
+            return {"main": torch.stack([(x == 0).all(1), (x != 0).any(1)], 1).float()}
+
+    seen: list[torch.Tensor] = []
+    multi = rows.MultiScale(scales=(1.0,), flip=True)
+    test = rows.Test(mode="slide", window=(16, 16), stride=(9, 9), placement="shift-padded", multi_scale=multi)
+    scores = predict_scores(Zeros(), picture(7, 11), test, True, "ms")
+    assert scores.shape == (2, 7, 11)
+    assert (scores[1] > scores[0]).all()
+    for x in torch.cat(seen):
+        assert torch.equal((x == 0).all(0), ~torch.nn.functional.pad(torch.ones(7, 11), (0, 5, 0, 9)).bool())
 
 
 def test_shifted_windows_multi_scale_flip_whole_input():

@@ -24,6 +24,7 @@ CHECKS: dict[str, Callable[[], Iterator[Result]]] = {
     "official augmentation": compare.check_official_augmentation,
     "inference": lambda: compare.check_inference(DATA),
     "official inference": compare.check_official_inference,
+    "zero-padded windows": compare.check_padded_windows,
     "metrics": lambda: compare.check_metrics(DATA),
     "training": lambda: training.check_small_training(DATA),
 }
