@@ -48,9 +48,11 @@ class Published(Strict):
     memory_gb: PositiveNumber | None = None
     """Peak GPU memory of training, per GPU."""
     fps: PositiveNumber | None = None
-    """Images per second of testing, as the source measures it."""
+    """Images per second of testing: one image at a time, windows one after another."""
     device: str | None = None
     """What memory and fps were measured on."""
+    images_per_gpu: int | None = Field(default=None, gt=0)
+    """Images on each GPU in the training whose memory is published."""
     log: str | None = None
     """Address of the released training log."""
     first_edition: Edition | None = None

@@ -92,7 +92,10 @@ class EvaluationResult:
     seconds: float
     """Wall time of the pass, with loading."""
     fps: float | None
-    """Images per second by the published method; of this process alone. None if nothing was timed."""
+    """Images per second by the published method, windows one after another; of this process alone. None if nothing was
+    timed."""
+    fps_batched: float | None = None
+    """The same with the windows and mirror images of an image batched; None where there is nothing to batch."""
     predictions: dict[int, _Image] = field(default_factory=dict)
     """Label maps that were asked for, by index in the dataset."""
 
@@ -136,9 +139,11 @@ def evaluate_model(
     these threads also page-lock them, labels are copied and counted on the device, and after the timed images nothing
     comes back to the host but what ``keep`` asks for.
 
-    The frame rate is measured by the published method (mmsegmentation's tools/benchmark.py) on the way: batch 1, the
-    first 5 images skipped (of fewer than 10: half of them), up to ``row.runtime.benchmark_images`` timed; network,
-    resize of the logits, argmax and copy to the host, without loading; CUDA is synchronised before and after.
+    The frame rate is measured by the published method (mmsegmentation's tools/benchmark.py) on the way: one image at a
+    time and its windows one after another, the first 5 images skipped (of fewer than 10: half of them), up to
+    ``row.runtime.benchmark_images`` timed; network, resize of the logits, argmax and copy to the host, without loading;
+    CUDA is synchronised before and after. Where windows or mirror images can be batched, as many images after these
+    are timed so, too.
 
     Args:
         model: gives ``{"main": logits}``; on ``device``.
@@ -168,8 +173,7 @@ def evaluate_model(
     )
     confusion = Confusion(dataset.num_classes, device)
     predictions: dict[int, _Image] = {}
-    skipped = min(FPS_WARM_UP, len(mine) // 2)
-    timed, timed_seconds = 0, 0.0
+    rates = _FrameRates(predictor, len(mine), row.runtime.benchmark_images if mode == "ss" else 0)
 
     def load(index: int) -> tuple[int, Inputs, torch.Tensor]:
         image, mask = _labelled_image(dataset, index)
@@ -183,14 +187,7 @@ def evaluate_model(
         with numeric_settings(row.numerics, device):
             for done, (index, inputs, mask) in enumerate(_ahead(load, mine, row.runtime.workers)):
                 target = mask.to(device, non_blocking=True)
-                timing = mode == "ss" and skipped <= done < skipped + row.runtime.benchmark_images
-                if timing:
-                    _synchronise(device)
-                before = time.perf_counter()
-                labels = predictor.labels(inputs)
-                host = labels.cpu() if timing or index in keep else None
-                if timing:
-                    timed, timed_seconds = timed + 1, timed_seconds + time.perf_counter() - before
+                labels, host = rates.labels(done, inputs, on_host=index in keep)
                 confusion.update(labels, target)
                 if host is not None and index in keep:
                     predictions[index] = host.numpy()
@@ -212,8 +209,48 @@ def evaluate_model(
     images = int(process.sum(torch.tensor(len(mine), device=device)))
     if images == 0:
         raise DataError("the split is empty: there is nothing to evaluate")
-    fps = timed / timed_seconds if timed else None
-    return EvaluationResult(confusion, row.test.absent_class, images, time.perf_counter() - start, fps, predictions)
+    seconds, absent = time.perf_counter() - start, row.test.absent_class
+    return EvaluationResult(confusion, absent, images, seconds, rates.fps, rates.fps_batched, predictions)
+
+
+class _FrameRates:
+    """Predicts the images of a pass and times some: first as published, windows one after another, then batched."""
+
+    def __init__(self, predictor: Predictor, images: int, timed: int) -> None:
+        self._predictor, self._batched = predictor, predictor.max_batch
+        skipped = min(FPS_WARM_UP, images // 2)
+        self._published = range(skipped, skipped + timed)
+        again = self._published.stop + FPS_WARM_UP
+        self._batches = range(again, again + timed if predictor.batches and self._batched > 1 else again)
+        self._times: dict[range, list[float]] = {self._published: [], self._batches: []}
+
+    def labels(self, number: int, inputs: Inputs, on_host: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The label map of image ``number`` of the pass on the device, and on the host if wanted there or timed."""
+        self._predictor.max_batch = 1 if number < self._published.stop and self._published else self._batched
+        times = next((times for images, times in self._times.items() if number in images), None)
+        if times is None:
+            labels = self._predictor.labels(inputs)
+            return labels, labels.cpu() if on_host else None
+        _synchronise(self._predictor.device)
+        before = time.perf_counter()
+        labels = self._predictor.labels(inputs)
+        host = labels.cpu()
+        times.append(time.perf_counter() - before)
+        return labels, host
+
+    @property
+    def fps(self) -> float | None:
+        """See :class:`EvaluationResult`."""
+        return _rate(self._times[self._published])
+
+    @property
+    def fps_batched(self) -> float | None:
+        """See :class:`EvaluationResult`."""
+        return _rate(self._times[self._batches])
+
+
+def _rate(seconds: Sequence[float]) -> float | None:
+    return len(seconds) / sum(seconds) if seconds else None
 
 
 def spaced(count: int, wanted: int | None) -> list[int]:
@@ -500,6 +537,7 @@ class _Run:
         modes: dict[str, dict[str, Any]] = {}
         scores: dict[str, Scores] = {}
         fps: float | None = None
+        fps_batched: float | None = None
         memory: float | None = None
         baseline = (0.0, 0)
         for mode in _modes(row):
@@ -528,7 +566,7 @@ class _Run:
             scores[mode] = result.scores
             matrix = result.confusion.matrix
             if mode == "ss":
-                fps, memory = result.fps, _peak_memory(device)
+                fps, fps_batched, memory = result.fps, result.fps_batched, _peak_memory(device)
                 baseline = constant_baseline(scores[mode].pixels, row.test.absent_class)
             if self.process.is_main:
                 _save_confusion(self.staging / f"{name}-confusion.npz", matrix, dataset.classes)
@@ -545,6 +583,7 @@ class _Run:
             "baseline_miou": percent(baseline[0]),
             "baseline_class": dataset.classes[baseline[1]],
             "fps": None if fps is None else round(fps, 3),
+            "fps_batched": None if fps_batched is None else round(fps_batched, 3),
             "peak_memory_gb": None if memory is None else round(memory, 3),
             "peak_memory_kind": "cuda allocated" if device.type == "cuda" else "process resident set",
             "provenance": provenance.collect(

@@ -210,6 +210,11 @@ class Predictor:
         """Whether the prediction is the argmax of one logit map: one scale, no mirror image, no exp."""
         return len(self._plan.scales) == 1 and not self._plan.flip and self.test.score != "exp"
 
+    @property
+    def batches(self) -> bool:
+        """Whether an image can take more than one forward pass, which ``max_batch`` puts together."""
+        return self._plan.window is not None or self._plan.flip
+
     def prepare(self, image_bgr: NDArray[np.uint8]) -> Inputs:
         """Resizes a ``H x W x 3`` BGR image to the network's input sizes (cv2, bilinear)."""
         size = image_bgr.shape[0], image_bgr.shape[1]

@@ -16,9 +16,11 @@ ACCURACY = ("miou", "miou_ms_flip", "aacc", "aacc_ms")
 """Metrics with a published number and a difference."""
 JUDGED = ("miou", "miou_ms_flip")
 """Metrics with a verdict: the band is declared in points of mIoU."""
+CONDITIONS = ("device", "images_per_gpu")
+"""Of the published memory and fps."""
 SPREAD = ("sd", "low", "high")
 """Standard deviation over seeds, and the ends of the 95 % interval of the mean."""
-MEASURED = (*NUMBERS, "macc", "baseline_miou", "hours", "device_hours", "images_per_second")
+MEASURED = (*NUMBERS, "fps_batched", "macc", "baseline_miou", "hours", "device_hours", "images_per_second")
 
 
 def table_record(
@@ -65,7 +67,7 @@ def _row(measurement: Measurement, has_published: bool, bands: Bands, path: Path
     if not has_published:
         record["published"] = dict.fromkeys(record["published"])
     source = published(row.name, path)
-    record["published"]["device"] = source.device if has_published else None
+    record["published"] |= {key: getattr(source, key) if has_published else None for key in CONDITIONS}
     record["first_edition"] = source.first_edition.model_dump() if source.first_edition else None
     record["published_classes"] = source.classes.model_dump() if source.classes and has_published else None
     record["seeds"] = list(row.seeds)
@@ -119,6 +121,7 @@ def _fill(record: dict[str, Any], measurement: Measurement) -> None:
     measured["device"] = _devices(run.provenance for run in measurement.trained)
     measured["fps_device"] = _devices(run.provenance for run in measurement.runs)
     measured["gpus"] = trained.get("gpus")
+    measured["images_per_gpu"] = measurement.row.schedule.batch_size // max(1, trained.get("gpus") or 1)
     measured["baseline_class"] = measurement.runs[0].baseline_class
     record["measured"], record["spread"] = measured, spread
     ious = [_round(value) for value in measurement.class_iou()]
@@ -157,7 +160,7 @@ def csv_rows(record: Mapping[str, Any]) -> tuple[list[str], list[list[Any]]]:
     """Header and lines of the CSV of a table: one line a row, one number a cell."""
     settings = ["row", "source", "dataset", "method", "backbone", "output_stride", "crop_size", "schedule", "status"]
     header = [*settings, "row_hash", "planned_seeds", "seeds", "band"]
-    header += [f"published_{name}" for name in (*NUMBERS, "device")]
+    header += [f"published_{name}" for name in (*NUMBERS, *CONDITIONS)]
     header += [f"measured_{name}" for name in (*MEASURED, "device")]
     header += [f"{number}_{name}" for number in SPREAD for name in ACCURACY]
     header += [f"difference_{name}" for name in ACCURACY]
@@ -170,7 +173,7 @@ def csv_rows(record: Mapping[str, Any]) -> tuple[list[str], list[list[Any]]]:
         measured, spread = row["measured"] or {}, row["spread"] or {}
         line = [row[name] for name in (*settings, "row_hash")]
         line += [" ".join(map(str, seeds)) for seeds in (row["seeds"], measured.get("seeds", []))] + [row["band"]]
-        line += [row["published"][name] for name in (*NUMBERS, "device")]
+        line += [row["published"][name] for name in (*NUMBERS, *CONDITIONS)]
         line += [measured.get(name) for name in (*MEASURED, "device")]
         line += [spread.get(name, {}).get(number) for number in SPREAD for name in ACCURACY]
         line += [row["difference"][name] for name in ACCURACY] + [row["verdict"][name] for name in JUDGED]

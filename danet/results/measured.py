@@ -73,6 +73,9 @@ class Evaluated(_File):
     baseline_miou: Percent | None = None
     baseline_class: str | None = None
     fps: Amount | None = None
+    """As published: one image at a time, its windows one after another."""
+    fps_batched: Amount | None = None
+    """With the windows and mirror images of an image batched."""
     provenance: dict[str, Any] = {}
 
     @model_validator(mode="after")
@@ -184,16 +187,16 @@ class Measurement:
     verification: Verification = Verification("not run")
 
     def values(self, metric: str) -> list[float]:
-        """One number per seed: ``miou``, ``miou_ms_flip``, ``aacc``, ``aacc_ms``, ``macc``, ``fps``, ``baseline_miou``,
-        ``memory_gb``, ``hours``, ``device_hours`` (hours times GPUs), ``images_per_second``; seeds without it are left
-        out.
+        """One number per seed: ``miou``, ``miou_ms_flip``, ``aacc``, ``aacc_ms``, ``macc``, ``fps``, ``fps_batched``,
+        ``baseline_miou``, ``memory_gb``, ``hours``, ``device_hours`` (hours times GPUs), ``images_per_second``; seeds
+        without it are left out.
         """
         found: list[float | None]
         if metric in {"miou", "aacc", "macc"}:
             found = [getattr(run.modes["ss"], metric) for run in self.runs]
         elif metric in {"miou_ms_flip", "aacc_ms", "macc_ms"}:
             found = [getattr(run.modes["ms"], metric.partition("_")[0]) for run in self.runs if "ms" in run.modes]
-        elif metric in {"fps", "baseline_miou"}:
+        elif metric in {"fps", "fps_batched", "baseline_miou"}:
             found = [getattr(run, metric) for run in self.runs]
         elif metric == "device_hours":
             found = [None if run.hours is None else run.hours * run.devices for run in self.trained]

@@ -140,6 +140,35 @@ def test_confusion_of_a_pass(row, workers, mode):
     assert list(result.predictions) == [2]
 
 
+def test_frame_rates_are_of_one_window_at_a_time_and_of_batches(row):
+    """Of twenty images 5 are skipped, 2 timed as published, 5 skipped, 2 timed in batches; each image has 4 windows or more."""
+    seen: list[list[int]] = []
+
+    class Watched(Reader):
+        def forward(self, x):
+            seen[-1].append(len(x))
+            return super().forward(x)
+
+    class Counted(Shades):
+        def image(self, index):
+            seen.append([])
+            return super().image(index)
+
+    runtime = rows.Runtime(workers=0, benchmark_images=2)
+    slide = rows.Test(mode="slide", window=(16, 20), stride=(8, 12))
+    row = row.model_copy(update={"runtime": runtime, "test": slide})
+    result = evaluate_model(Watched(), row, Counted(count=20), "cpu", max_batch=3)
+    assert min(map(sum, seen)) == 4
+    assert [max(batches) for batches in seen] == [1] * 7 + [3] * 13
+    assert result.fps > 0
+    assert result.fps_batched > 0
+    whole = evaluate_model(
+        Watched(), row.model_copy(update={"test": rows.Test()}), Counted(count=20), "cpu", max_batch=3
+    )
+    assert whole.fps > 0
+    assert whole.fps_batched is None
+
+
 def test_scores_follow_the_row_s_convention(row):
     test = row.test.model_copy(update={"absent_class": "zero"})
     skip = evaluate_model(Reader(), row, Shades(), "cpu").scores

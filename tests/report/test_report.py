@@ -114,7 +114,7 @@ def test_one_seed_by_hand(workspace: Workspace, params: Params) -> None:
         "consistent",
     ]
     assert accuracy[1:] == ["aAcc", "96.62", "not run", "96.23", "-0.39", "-"]
-    assert cost[1:] == ["-", "-", "-", "14.8", "12.50", "3.25", "NVIDIA H200"]
+    assert cost[1:] == ["-", "-", "-", "14.8 (8)", "12.50", "20.00", "3.25", "NVIDIA H200"]
     assert provenance[1:] == [
         *("0", "`0123456789`, 2026-01-02", "`0123456789`, 2026-01-02", "1", f"`{row.hash}`", "`a1b2c3d4e5f6`"),
     ]
