@@ -274,9 +274,23 @@ class Numerics(Strict):
 
 PREDICTION_ONLY = ("fold_bn",)
 """Fields of :class:`Numerics` that leave training as it is."""
-TRAINED = ("dataset", "train_split", "weights", "model", "loss", "optimizer", "schedule", "augment", "numerics")
+TRAINED = (
+    *(
+        "dataset",
+        "train_split",
+        "weights",
+        "checkpoint",
+        "model",
+        "loss",
+        "optimizer",
+        "schedule",
+        "augment",
+        "numerics",
+    ),
+)
 """Fields of :class:`Row` that the trained weights follow from."""
 NEUTRAL: Mapping[str, Any] = {
+    "checkpoint": "last",
     "model.multi_grid": None,
     "model.pam_bias": True,
     "model.aux_channels": None,
@@ -381,6 +395,9 @@ class Row(Strict):
     """Footnotes: where the source's documentation and code differ."""
     val_interval: int | None = Field(default=None, gt=0)
     """Iterations between validations during training; null for none."""
+    checkpoint: Literal["last", "best-on-val"] = "last"
+    """The weights that training keeps: those of the last iteration, or beside them also those of the epoch that was
+    best on centre crops of the validation images (:mod:`danet.training.selection`), as the official code chose them."""
     model: Model
     loss: Loss
     optimizer: Optimizer

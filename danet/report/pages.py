@@ -21,6 +21,14 @@ METRIC_NAMES = {
     "aacc_ms": "aAcc, ms+flip",
     "macc": "mAcc",
 }
+CHOSEN = "†"
+"""Marks the retrained numbers of rows whose source chose its checkpoint on val."""
+CHOSEN_NOTE = (
+    f"{CHOSEN} The source kept the epoch with the best (pixAcc + mIoU) / 2 on centre crops of the validation images, "
+    "so its checkpoint was probably chosen on the images it is tested on, which biases the published number upwards. "
+    "Difference and verdict are of the *last iteration*, which nothing was chosen by; *best on val* is of the epoch "
+    "chosen as the source did, in the same training."
+)
 SHORT_STATUS = {"not run": "not run", "stale": "stale: run again", "left out": "left out (below)"}
 
 
@@ -135,6 +143,7 @@ def row_page(
     page.heading(2, "Result")
     if measurement.status == "measured":
         page.table(*_result_table(record, measurement, table.published))
+        page.text(CHOSEN_NOTE if record["best_on_val"] is not None else "")
     else:
         page.text(f"**{SHORT_STATUS[measurement.status]}**")
     page.bullets(f"`{problem.file}`: {problem.reason}" for problem in measurement.problems)
@@ -381,6 +390,8 @@ def _notes(
         prefix = f"<sup>{mark}</sup> " if mark else ""
         notes.append(f"{prefix}Protocol: {protocol}.")
     notes += [f"{_link(item.row.table, item.row.name)}: {note}" for item in measurements for note in item.row.notes]
+    if any(record["best_on_val"] is not None for record in records.values()):
+        notes.append(CHOSEN_NOTE)
     if table.published:
         bands = sorted({f"{records[item.row.name]['band']:g}" for item in measurements})
         if any(record["released"] for record in records.values()):
@@ -405,7 +416,7 @@ def _notes(
     held = "; the published one is that of an explicit attention map, which ours never holds" if table.published else ""
     notes.append(
         "Memory is that of training, per GPU (on a CPU: of the process), in brackets the images on it at each step"
-        f"{held}. *fps, one by one*, as published: one image at a time, its windows and mirror images one after another, "
+        f"{held}. *fps, one by one*, as published: one image at a time, its windows and mirror images one by one, "
         "5 images skipped and 200 timed; network, resize, argmax and copy to the host, in the row's precision "
         "(mmsegmentation: fp32). *fps, batched*: the same with windows and mirror images batched; a dash where there "
         "are none, and on CPUs. Neither can be compared across hardware: `python -m benchmarks.speed time ROW` times "
@@ -549,6 +560,14 @@ def _commands(row: Row, record: Mapping[str, Any], table_command: str) -> str:
 
 
 def _measured(record: Mapping[str, Any], metric: str) -> str:
+    """The cell of a retrained number; with a mark and the number chosen so, where the source chose on val."""
+    if record["best_on_val"] is None or metric not in record["best_on_val"]:
+        return _last(record, metric)
+    best = record["best_on_val"][metric]
+    return _last(record, metric) + (f", best on val {best:.2f}" if best is not None else "") + f" {CHOSEN}"
+
+
+def _last(record: Mapping[str, Any], metric: str) -> str:
     if record["measured"] is None:
         return SHORT_STATUS[record["status"]]
     spread = record["spread"].get(metric)

@@ -37,8 +37,8 @@ def table_record(
     Returns:
         ``{format, table, title, banner, published, rows, left_out}``; each row has the keys of
         :func:`.row_record` and ``first_edition, published_classes, seeds, status, measured, spread,
-        difference, verdict, iou, provenance, released`` (``None`` where there is nothing). Percentages, rounded to 4
-        decimals.
+        difference, verdict, iou, best_on_val, provenance, released`` (``None`` where there is nothing). Percentages,
+        rounded to 4 decimals.
     """
     settings = params.tables[table]
     return {
@@ -80,6 +80,10 @@ def _row(measurement: Measurement, has_published: bool, bands: Bands, path: Path
         if record["published"][metric] is not None:
             values = measurement.values(metric) if measurement.status == "measured" else []
             record["verdict"][metric] = judge(values, record["published"][metric], bands.of(row.dataset)).text
+    record["best_on_val"] = None
+    if row.checkpoint == "best-on-val":
+        chosen = {metric: summarise(measurement.best_on_val(metric)) for metric in ACCURACY}
+        record["best_on_val"] = {metric: _round(found.mean) if found else None for metric, found in chosen.items()}
     record["provenance"] = _provenance(measurement)
     record["settings"] = row.settings
     return record
@@ -163,6 +167,7 @@ def csv_rows(record: Mapping[str, Any]) -> tuple[list[str], list[list[Any]]]:
     header += [f"published_{name}" for name in (*NUMBERS, *CONDITIONS)]
     header += [f"measured_{name}" for name in (*MEASURED, "device")]
     header += [f"{number}_{name}" for number in SPREAD for name in ACCURACY]
+    header += [f"best_on_val_{name}" for name in ACCURACY]
     header += [f"difference_{name}" for name in ACCURACY]
     header += [f"verdict_{name}" for name in JUDGED]
     header += ["released_status", *(f"released_{name}" for name in ACCURACY)]
@@ -176,6 +181,7 @@ def csv_rows(record: Mapping[str, Any]) -> tuple[list[str], list[list[Any]]]:
         line += [row["published"][name] for name in (*NUMBERS, *CONDITIONS)]
         line += [measured.get(name) for name in (*MEASURED, "device")]
         line += [spread.get(name, {}).get(number) for number in SPREAD for name in ACCURACY]
+        line += [(row["best_on_val"] or {}).get(name) for name in ACCURACY]
         line += [row["difference"][name] for name in ACCURACY] + [row["verdict"][name] for name in JUDGED]
         released = row["released"] or {}
         line += [released.get("status"), *(released.get(name) for name in ACCURACY)]

@@ -65,11 +65,21 @@ class Mode(_File):
         return matrix
 
 
+class BestOnVal(_File):
+    """The weights of the epoch that was best on val, of a row that keeps them beside the last ones."""
+
+    iteration: int
+    score: Finite
+    """(pixAcc + mIoU) / 2 on centre crops, in percent."""
+    modes: dict[str, Mode]
+
+
 class Evaluated(_File):
     """One seed of ``evaluation.json``."""
 
     seed: int
     modes: dict[str, Mode]
+    best_on_val: BestOnVal | None = None
     baseline_miou: Percent | None = None
     baseline_class: str | None = None
     fps: Amount | None = None
@@ -204,6 +214,12 @@ class Measurement:
             name = {"memory_gb": "peak_memory_gb"}.get(metric, metric)
             found = [getattr(run, name) for run in self.trained]
         return [value for value in found if value is not None]
+
+    def best_on_val(self, metric: str) -> list[float]:
+        """As :meth:`values` for an accuracy, of the weights that were best on val."""
+        mode, name = "ms" if "_ms" in metric else "ss", metric.partition("_")[0]
+        best = [run.best_on_val.modes for run in self.runs if run.best_on_val]
+        return [float(getattr(modes[mode], name)) for modes in best if mode in modes]
 
     def confusion(self, mode: str = "ss") -> list[list[int]]:
         """Pixels over all seeds, ground truth x prediction; empty where a seed's file has none."""

@@ -82,6 +82,10 @@ class Trainer:
         store: where resume checkpoints go.
         validate: returns the mIoU in percent of the model as it is; called every ``row.val_interval`` iterations,
             in every process.
+        select: returns the score by which an epoch is the best (:mod:`danet.training.selection`); called after each
+            epoch in every process.
+        keep_best: stores the model with its iteration and score, the highest so far; called on the first process,
+            before the checkpoint that knows of it.
     """
 
     def __init__(
@@ -96,6 +100,8 @@ class Trainer:
         reporter: Reporter | None = None,
         tracker: Tracker | None = None,
         validate: Callable[[nn.Module], float] | None = None,
+        select: Callable[[nn.Module], float] | None = None,
+        keep_best: Callable[[nn.Module, int, float], None] = lambda model, iteration, score: None,
         stop: StopRequest | None = None,
         workers: int = 0,
     ) -> None:
@@ -104,9 +110,11 @@ class Trainer:
         self.device = self.process.device
         self.reporter = reporter or Reporter(console, quiet=True)
         self.tracker, self.validate, self.workers = tracker, validate, workers
+        self.select, self.keep_best = select, keep_best
         self.stop = stop or StopRequest()
         self.title = f"{row.name} seed {seed}"
         self.total = row.schedule.total_iterations(len(dataset))
+        self.epoch = row.schedule.iterations_per_epoch(len(dataset))
         self.local_batch = local_batch_size(row, self.process)
         wanted = row.numerics.accumulate
         self.finds_accumulation = wanted == "auto" and self.process.world == 1
@@ -253,9 +261,12 @@ class Trainer:
                 before, waited = waited, stream.waited
                 history.time(time.perf_counter() - began, waited - before, row.schedule.batch_size)
                 self.reporter.step(self.iteration, line)
-                score = self._validated() if validating else None
+                score = self._evaluated(self.validate) if validating and self.validate else None
                 if self.iteration in (1, self.total) or self.iteration % row.runtime.log_interval == 0 or validating:
                     self._log(lr, score, line, eta())
+                if self.select is not None and self.iteration % self.epoch == 0:
+                    self._settle()
+                    self._keep_if_best(self._evaluated(self.select), batch.ids)
                 stopping = self.process.any(self.stop.requested) and self.iteration < self.total
                 if stopping or (self.iteration % row.runtime.checkpoint_interval == 0 and self.iteration < self.total):
                     self._settle()
@@ -429,13 +440,22 @@ class Trainer:
         if self.process.any(bool(bad)):
             raise self._not_finite(f"{bad[0] if bad else 'a weight'} is not finite", self.iteration, ids)
 
-    def _validated(self) -> float:
-        assert self.validate is not None
+    def _evaluated(self, measure: Callable[[nn.Module], float]) -> float:
         self.model.eval()
         try:
-            return round(self.validate(self.model), 4)
+            return round(measure(self.model), 4)
         finally:
             self.model.train()
+
+    def _keep_if_best(self, score: float, ids: Sequence[str]) -> None:
+        before = self.history.best
+        if before is not None and score <= before[1]:
+            return
+        self.history.best = (self.iteration, score)
+        if self.process.is_main:
+            self.keep_best(self.model, self.iteration, score)
+        if self.iteration < self.total:
+            self._save(ids)
 
     def _log(self, lr: float, score: float | None, line: Callable[[], str], eta_seconds: float) -> None:
         shown = line()

@@ -49,6 +49,8 @@ class History:
     resumed: int = 0
     accumulate: list[list[int]] = field(default_factory=list)
     """Micro-batches per optimizer step: ``[first iteration, number]``, one entry unless memory ran out in mid-run."""
+    best: tuple[int, float] | None = None
+    """Iteration and score of the best epoch on val, where the row keeps its weights."""
     energy_kj: float | None = None
     """Drawn by the GPUs so far; ``None`` where the driver does not say, or did not in an earlier part of the run."""
 

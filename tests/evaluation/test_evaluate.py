@@ -141,7 +141,7 @@ def test_confusion_of_a_pass(row, workers, mode):
 
 
 def test_frame_rates_are_of_one_window_at_a_time_and_of_batches(row):
-    """Of twenty images 5 are skipped, 2 timed as published, 5 skipped, 2 timed in batches; each image has 4 windows or more."""
+    """Of 20 images 5 are skipped, 2 timed as published, 5 skipped, 2 timed in batches; each has 4 windows or more."""
     seen: list[list[int]] = []
 
     class Watched(Reader):

@@ -119,7 +119,7 @@ def test_one_seed_by_hand(workspace: Workspace, params: Params) -> None:
         *("0", "`0123456789`, 2026-01-02", "`0123456789`, 2026-01-02", "1", f"`{row.hash}`", "`a1b2c3d4e5f6`"),
     ]
     (other,) = cells(report.page.read_text(), OFFICIAL)[:1]
-    assert other[-3:] == ["not run", "-", "not run"]
+    assert other[-3:] == ["not run †", "-", "not run"]
     record = table_json(workspace, "official")["rows"][1]
     assert record["measured"]["miou"] == pytest.approx(81.23)
     assert record["difference"]["miou"] == pytest.approx(-0.40)
@@ -134,12 +134,12 @@ def test_three_seeds_by_hand(workspace: Workspace, params: Params) -> None:
     main, ms = cells(page, OFFICIAL)[:2]
     # mean 79.75, sample standard deviation 0.15; the 90 % interval 79.75 +- 2.92 * 0.15 / sqrt(3) = 79.75 +- 0.253
     # lies inside 79.93 +- 0.5
-    assert main[-5:] == ["79.93", "not run", "79.75 ± 0.15 (3)", "-0.18", "reproduced"]
-    assert ms[1:] == ["mIoU, ms+flip", "81.49", "not run", "81.25 ± 0.15 (3)", "-0.24", "reproduced"]
+    assert main[-5:] == ["79.93", "not run", "79.75 ± 0.15 (3) †", "-0.18", "reproduced"]
+    assert ms[1:] == ["mIoU, ms+flip", "81.49", "not run", "81.25 ± 0.15 (3) †", "-0.24", "reproduced"]
     own = (workspace.reports() / "official" / f"{OFFICIAL}.md").read_text()
     # 95 %: 4.302653 * 0.15 / sqrt(3) = 0.3726
     assert "79.38 to 80.12" in own
-    assert "| mIoU | 79.75 ± 0.15 (3) | 79.60, 79.90, 79.75 |" in own
+    assert "| mIoU | 79.75 ± 0.15 (3) † | 79.60, 79.90, 79.75 |" in own
 
 
 def verification(measured: Row, miou: float, **over: Any) -> str:
@@ -195,6 +195,29 @@ def test_verifications_that_cannot_be_used(
     assert cells(report.page.read_text(), OFFICIAL)[0][-4] == cell
     assert [reason in problem.reason for problem in report.problems] == [True]
     assert table_json(workspace, "official")["rows"][0]["released"]["miou"] is None
+
+
+def test_checkpoints_chosen_on_val_stand_beside_the_last_ones(workspace: Workspace, params: Params) -> None:
+    row = params.row(OFFICIAL)
+    assert row.checkpoint == "best-on-val"
+    assert params.row(DRANET).checkpoint == "last"
+    page = write_table("official", params, workspace).page.read_text()
+    assert cells(page, OFFICIAL)[0][8] == "not run †"
+    assert cells(page, DRANET)[0][8] == "not run"
+    assert "chosen on the images it is tested on" in page.split("## Notes")[1]
+    folder = samples.write(row, workspace, {0: 79.5, 1: 79.7}, ms=1.5)
+    document = json.loads((folder / "evaluation.json").read_text())
+    for run, gain in zip(document["runs"], (0.25, 0.35), strict=True):
+        modes = {mode: {**values, "miou": values["miou"] + gain} for mode, values in run["modes"].items()}
+        run["best_on_val"] = {"iteration": 80_000, "score": 75.0, "modes": modes}
+    (folder / "evaluation.json").write_text(json.dumps(document))
+    page = write_table("official", params, workspace).page.read_text()
+    main, multi = cells(page, OFFICIAL)[:2]
+    assert main[8].endswith(", best on val 79.90 †")
+    assert main[9] == "-0.33"  # of the last iteration: 79.60 and 79.93
+    assert multi[4].endswith(", best on val 81.40 †")
+    assert "† The source kept" in (workspace.reports() / "official" / f"{OFFICIAL}.md").read_text()
+    assert "†" not in write_table("mmsegmentation", params, workspace).page.read_text()
 
 
 def test_tables_without_published_numbers(workspace: Workspace, params: Params) -> None:

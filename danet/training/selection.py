@@ -1,0 +1,78 @@
+"""How the official code of 2018 chose the weights that it kept: the epoch that was best on centre crops of val.
+
+``danet/train.py`` validates after each epoch unless it is told not to, and saves only when (pixAcc + mIoU) / 2 is
+better than ever. A row with ``checkpoint: best-on-val`` keeps those weights beside the last ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import nn
+from torch.nn import functional as F
+
+from danet.config.rows import Row
+from danet.core.process import Process
+from danet.data.transforms import normalise
+from danet.evaluation.metrics import Confusion
+from danet.models.numerics import autocast
+
+Array8 = NDArray[np.uint8]
+
+
+class Labelled(Protocol):
+    """The part of :class:`~danet.data.prepared.PreparedDataset` that the choice needs."""
+
+    @property
+    def num_classes(self) -> int:
+        """Train ids, without the ignored one."""
+
+    def __len__(self) -> int: ...
+
+    def image(self, index: int, /) -> Array8:
+        """``H x W x 3`` BGR."""
+
+    def mask(self, index: int, /) -> Array8 | None:
+        """``H x W`` train ids, 255 = ignored."""
+
+
+def centre_crop(image: Array8, mask: Array8, side: int) -> tuple[Array8, Array8]:
+    """The short side resized to ``side`` (PIL: bilinear, labels nearest), then the middle ``side x side`` of it."""
+    height, width = mask.shape
+    size = (int(1.0 * width * side / height), side) if width > height else (side, int(1.0 * height * side / width))
+    left, top = round((size[0] - side) / 2), round((size[1] - side) / 2)
+    box = (left, top, left + side, top + side)
+    resized = Image.fromarray(image).resize(size, Image.Resampling.BILINEAR).crop(box)
+    labels = Image.fromarray(mask).resize(size, Image.Resampling.NEAREST).crop(box)
+    return np.asarray(resized), np.asarray(labels)
+
+
+def selection_score(row: Row, dataset: Labelled, process: Process) -> Callable[[nn.Module], float]:
+    """What is to be as high as can be: (pixAcc + mIoU) / 2 in percent over the centre crops, absent classes 0.
+
+    Each process takes its share of the images; all get the same score. The model must be in evaluation mode.
+    """
+    side, device = row.augment.crop_size[0], process.device
+
+    def score(model: nn.Module) -> float:
+        confusion = Confusion(dataset.num_classes, device)
+        for index in range(process.rank, len(dataset), process.world):
+            mask = dataset.mask(index)
+            assert mask is not None
+            image, labels = centre_crop(dataset.image(index), mask, side)
+            pixels = np.empty((3, side, side), np.float32)
+            normalise(image, pixels)
+            with torch.inference_mode(), autocast(row.numerics, device):
+                logits = model(torch.from_numpy(pixels)[None].to(device))["main"].float()
+            logits = F.interpolate(logits, (side, side), mode="bilinear", align_corners=row.model.align_corners)
+            confusion.update(logits[0].argmax(0).to(torch.uint8), torch.from_numpy(labels.copy()).to(device))
+        confusion.reduce(process)
+        scores = confusion.scores("zero")
+        return 50 * (scores.aacc + scores.miou)
+
+    return score
