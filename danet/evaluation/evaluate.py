@@ -40,7 +40,7 @@ from danet.evaluation.metrics import AbsentClass, Confusion, Scores, constant_ba
 from danet.evaluation.metrics import scores as scores_of
 from danet.models.segmentor import build_model
 from danet.results import store
-from danet.results.identity import EvaluationIdentity, TrainingIdentity
+from danet.results.identity import EvaluationIdentity, TrainingIdentity, trained_on
 from danet.weights.exchange import load_any
 from danet.weights.imagenet import backbone_sha256
 from danet.weights.ours import load_model
@@ -296,7 +296,7 @@ def evaluate_row(
     with processes(device) as process:
         dataset = _labelled_split(row, workspace)
         if weights is None:
-            files = [_trained(row, workspace, seed) for seed in row.seeds]
+            files = [subject for seed in row.seeds for subject in _trained(row, workspace, seed)]
             pictures, metrics = workspace.evaluation(row), workspace.metrics(row)
         else:
             files = [_Subject(f"seed{row.seeds[0]}", row.seeds[0], weights)]
@@ -304,7 +304,8 @@ def evaluate_row(
             tracker_factory = None
             if not weights.is_file():
                 raise CheckpointError(f"{weights}: does not exist")
-        with _runs(row, workspace, dataset, process, files, pictures, progress, reuse) as runs:
+        with _runs(row, workspace, dataset, process, files, pictures, progress, reuse) as evaluated:
+            runs = _with_best(files, evaluated)
             result = RowEvaluation(_summary(runs), _document(row, dataset, [each.run for each in runs]), metrics)
             if process.is_main:
                 _write_per_class(metrics / "per_class.csv", dataset.classes, runs)
@@ -362,8 +363,9 @@ def evaluate_released(
         return result
 
 
-def _trained(row: rows.Row, workspace: Workspace, seed: int) -> _Subject:
-    """A seed's own weights, if they are of the training that the row and the data ask for today.
+def _trained(row: rows.Row, workspace: Workspace, seed: int) -> list[_Subject]:
+    """A seed's own weights, if they are of the training that the row and the data ask for today: those of the last
+    iteration, and where the row keeps them those of the epoch that was best on val.
 
     Raises:
         CheckpointError: saying what they were trained on instead.
@@ -373,7 +375,7 @@ def _trained(row: rows.Row, workspace: Workspace, seed: int) -> _Subject:
     now = TrainingIdentity.of(
         row,
         seed,
-        data=PreparedDataset(workspace.prepared(row.dataset), row.train_split).manifest_hash,
+        data=trained_on(row, lambda split: PreparedDataset(workspace.prepared(row.dataset), split).manifest_hash),
         # a machine that only evaluates need not have the ImageNet weights
         initial_weights=backbone_sha256(workspace.weights(row.weights)) or record.identity.initial_weights,
     )
@@ -382,7 +384,23 @@ def _trained(row: rows.Row, workspace: Workspace, seed: int) -> _Subject:
             f"{path}: was trained otherwise ({'; '.join(changes[:4])}) than row {row.name} is today; "
             f"run `dvc repro train@{row.name}`"
         )
-    return _Subject(f"seed{seed}", seed, path, record.identity)
+    subjects = [_Subject(f"seed{seed}", seed, path, record.identity)]
+    if record.best is not None:
+        best = store.best_path(workspace, row, seed)
+        subjects.append(_Subject(f"best-seed{seed}", seed, best, record.identity, record.best))
+    return subjects
+
+
+def _with_best(subjects: Sequence[_Subject], evaluated: Sequence[_RunRecord]) -> list[_RunRecord]:
+    """One record a seed: that of its last iteration, which has the result of the epoch that was best on val in it."""
+    runs: list[_RunRecord] = []
+    for subject, each in zip(subjects, evaluated, strict=True):
+        if subject.best is None:
+            runs.append(each)
+        else:
+            best = {**subject.best.model_dump(), "modes": each.run["modes"]}
+            runs[-1] = runs[-1]._replace(run={**runs[-1].run, "best_on_val": best})
+    return runs
 
 
 def _labelled_split(row: rows.Row, workspace: Workspace) -> PreparedDataset:
@@ -406,6 +424,8 @@ class _Subject:
     path: Path
     identity: TrainingIdentity | None = None
     """What the row's own training was; None for files from elsewhere."""
+    best: store.BestEpoch | None = None
+    """Set for the weights of the epoch that was best on val, which follow those of the last iteration."""
 
 
 @contextmanager
@@ -617,7 +637,9 @@ class _Run:
 
     @property
     def _text(self) -> str:
-        return "released weights" if self.subject.seed is None else f"seed {self.subject.seed}"
+        if self.subject.seed is None:
+            return "released weights"
+        return f"seed {self.subject.seed}" + (", best on val" if self.subject.best else "")
 
     def _relative(self, name: str) -> str:
         return (self.pictures / name).relative_to(self.workspace.root).as_posix()

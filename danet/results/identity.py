@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
@@ -30,7 +30,8 @@ class TrainingIdentity(_Identity):
     """Complete (:attr:`danet.config.rows.Row.training_settings`), with the revision of the code."""
     seed: int
     data: str
-    """SHA-256 over the images and labels of the training split, in their order."""
+    """SHA-256 over the images and labels of the training split, in their order; where the checkpoint is chosen on the
+    tested split, that of its images and labels too (:func:`trained_on`)."""
     initial_weights: str | None
     """SHA-256 of the ImageNet weights; null for a random start."""
 
@@ -81,6 +82,12 @@ class EvaluationIdentity(_Identity):
         """The identity of an evaluation by a row's protocol, on the machine that a provenance describes."""
         setup = {key: provenance.get(key) for key in SETUP}
         return cls(row_hash=row.hash, weights=weights, data=data, processes=processes, setup=setup)
+
+
+def trained_on(row: Row, manifest_hash: Callable[[str], str]) -> str:
+    """The data that a row's trained weights follow from, by the hash of a prepared split."""
+    splits = [row.train_split] + ([row.val_split] if row.checkpoint == "best-on-val" else [])
+    return "+".join(map(manifest_hash, splits))
 
 
 def flat(settings: Mapping[str, Any] | None, prefix: str = "") -> dict[str, Any]:

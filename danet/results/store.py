@@ -19,6 +19,17 @@ from danet.core.files import sha256
 from danet.results.identity import TrainingIdentity
 
 
+class BestEpoch(BaseModel):
+    """The epoch that was best on val, whose weights are in ``seedK-best.safetensors``."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    iteration: int
+    score: float
+    """(pixAcc + mIoU) / 2 on centre crops (:mod:`danet.training.selection`), in percent."""
+    weights_sha256: str
+
+
 class SeedRecord(BaseModel):
     """``seedK.json``."""
 
@@ -28,6 +39,8 @@ class SeedRecord(BaseModel):
     row: str
     identity: TrainingIdentity
     weights_sha256: str
+    best: BestEpoch | None = None
+    """Of rows with ``checkpoint: best-on-val``."""
     run: dict[str, Any]
     """As in ``train.json``."""
     curve: list[dict[str, float | int | None]]
@@ -37,6 +50,11 @@ class SeedRecord(BaseModel):
 def weights_path(workspace: Workspace, row: Row, seed: int) -> Path:
     """The weights of a finished seed."""
     return workspace.model(row) / f"seed{seed}.safetensors"
+
+
+def best_path(workspace: Workspace, row: Row, seed: int) -> Path:
+    """The weights of the epoch that was best on val."""
+    return workspace.model(row) / f"seed{seed}-best.safetensors"
 
 
 def record_path(workspace: Workspace, row: Row, seed: int) -> Path:
@@ -63,6 +81,8 @@ def load_record(workspace: Workspace, row: Row, seed: int) -> SeedRecord:
         ) from None
     except (OSError, ValueError, ValidationError) as error:
         raise CheckpointError(f"{path}: is damaged ({' '.join(str(error).split())[:200]}); {remedy}") from None
-    if sha256(weights) != record.weights_sha256:
-        raise CheckpointError(f"{weights}: was changed since it was trained; {remedy}")
+    best = best_path(workspace, row, seed)
+    for file, digest in ((weights, record.weights_sha256), (best, record.best and record.best.weights_sha256)):
+        if digest is not None and (not file.is_file() or sha256(file) != digest):
+            raise CheckpointError(f"{file}: was removed or changed since it was trained; {remedy}")
     return record

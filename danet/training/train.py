@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import io
+import shutil
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -26,11 +27,12 @@ from danet.evaluation.evaluate import evaluate_model
 from danet.models import numerics
 from danet.models.segmentor import build_model
 from danet.results import store
-from danet.results.identity import TrainingIdentity
+from danet.results.identity import TrainingIdentity, trained_on
 from danet.training.checkpoint import CheckpointStore
 from danet.training.lock import row_lock
 from danet.training.loop import Tracker, Trainer, local_batch_size
 from danet.training.progress import CURVE_COLUMNS, LOSSES, Reporter
+from danet.training.selection import selection_score
 from danet.training.stop import StopRequest
 from danet.weights.imagenet import backbone_sha256, load_backbone
 from danet.weights.ours import save_model
@@ -78,10 +80,8 @@ def train_row(
         local_batch_size(row, process)
         dataset = _open_split(row, workspace, row.train_split)
         initial = _initial_weights(row, workspace)
-        identities = {
-            seed: TrainingIdentity.of(row, seed, data=dataset.manifest_hash, initial_weights=initial)
-            for seed in row.seeds
-        }
+        data = trained_on(row, lambda split: _open_split(row, workspace, split).manifest_hash)
+        identities = {seed: TrainingIdentity.of(row, seed, data=data, initial_weights=initial) for seed in row.seeds}
         process.agree({f"identity of seed {seed}": wanted.digest for seed, wanted in identities.items()}, _SAME_FILES)
         reporter = Reporter(console, row.runtime.progress, quiet=not progress or not process.is_main)
         with row_lock(workspace.checkpoints(row, row.seeds[0]).parent, process, reporter.say):
@@ -154,6 +154,10 @@ def _train_seed(
     if note:
         reporter.say(f"{row.name}: {note}")
     checkpoints = CheckpointStore(workspace.checkpoints(row, seed), identity)
+    best = checkpoints.folder / "best.safetensors"
+    select = None
+    if row.checkpoint == "best-on-val":
+        select = selection_score(row, _open_split(row, workspace, row.val_split), process)
     trainer = Trainer(
         row,
         seed,
@@ -164,6 +168,8 @@ def _train_seed(
         reporter=reporter,
         tracker=tracker,
         validate=_validator(row, workspace, process) if row.val_interval else None,
+        select=select,
+        keep_best=lambda network, iteration, score: _save_model(best, network, row, identity),
         stop=stop,
         workers=workers,
     )
@@ -175,16 +181,17 @@ def _train_seed(
     )
     trainer.run()
     if process.is_main:
-        _keep(trainer, identity, workspace)
+        _keep(trainer, identity, workspace, best)
         checkpoints.clear()
     process.barrier()
 
 
-def _keep(trainer: Trainer, identity: TrainingIdentity, workspace: Workspace) -> None:
-    """Stores a finished seed: its weights, then the record that says what they are of."""
+def _keep(trainer: Trainer, identity: TrainingIdentity, workspace: Workspace, best: Path) -> None:
+    """Stores a finished seed: its weights, those that were best on val, then the record that says what they are of."""
     row, seed, history = trainer.row, trainer.seed, trainer.history
     weights, path = store.weights_path(workspace, row, seed), store.record_path(workspace, row, seed)
-    for each in (weights, path):
+    chosen_path, chosen = store.best_path(workspace, row, seed), None
+    for each in (weights, path, chosen_path):
         remove_leftovers(each)
     try:
         _save_model(weights, trainer.model, row, identity)
@@ -192,6 +199,11 @@ def _keep(trainer: Trainer, identity: TrainingIdentity, workspace: Workspace) ->
         needed = sum(tensor.nbytes for tensor in trainer.model.state_dict().values())
         raise CheckpointError(f"{error} ({space_note(weights, needed)})") from error
     digest = sha256(weights)
+    chosen_path.unlink(missing_ok=True)
+    if history.best is not None:
+        iteration, score = history.best
+        shutil.move(best, chosen_path)
+        chosen = store.BestEpoch(iteration=iteration, score=score, weights_sha256=sha256(chosen_path))
     final = history.curve[-1]
     run = {
         "seed": seed,
@@ -217,7 +229,9 @@ def _keep(trainer: Trainer, identity: TrainingIdentity, workspace: Workspace) ->
             energy_kj=history.energy_kj,
         ),
     }
-    record = store.SeedRecord(row=row.name, identity=identity, weights_sha256=digest, run=run, curve=history.curve)
+    record = store.SeedRecord(
+        row=row.name, identity=identity, weights_sha256=digest, best=chosen, run=run, curve=history.curve
+    )
     write_json(path, record.model_dump(mode="json"))
 
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from filelock import FileLock
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from danet.config.workspace import Workspace
@@ -24,6 +24,7 @@ from danet.core.files import sha256
 from danet.data.transforms import augmented
 from danet.models import numerics
 from danet.models.fast import MIN_CHANNELS, WinogradConv2d
+from danet.results import store
 from danet.training import lock, loop
 from danet.training import train as training
 from danet.training.checkpoint import iterations
@@ -470,6 +471,37 @@ def test_other_data_or_weights_are_another_training(harness, monkeypatch, capsys
     assert record["identity"]["data" if value == "data" else "initial_weights"][0] in "fe"
     train_row(row, workspace, device="cpu", progress=False)
     assert len(built) == 2
+
+
+def test_the_epoch_best_on_val_is_kept_beside_the_last(harness, monkeypatch):
+    workspace, built = harness
+    scores = iter([10.0, 30.0, 20.0, 30.0, 5.0, 5.0, 5.0, 5.0])
+    seen = []
+
+    def scripted(row, dataset, process):
+        assert isinstance(dataset, Images)
+
+        def score(model):
+            seen.append({key: value.clone() for key, value in model.state_dict().items()})
+            return next(scores)
+
+        return score
+
+    monkeypatch.setattr(training, "selection_score", scripted)
+    row = tiny_row(checkpoint="best-on-val")  # 6 images in batches of 4: an iteration an epoch
+    train_row(row, workspace, device="cpu", progress=False)
+    record = store.load_record(workspace, row, 0)
+    assert (record.best.iteration, record.best.score) == (2, 30.0)
+    assert record.identity.data == "+".join(["0" * 64] * 2)  # of the training split, and of the one it is chosen on
+    kept = load_file(store.best_path(workspace, row, 0))
+    assert all(torch.equal(kept[key], value) for key, value in seen[1].items())
+    last = load_file(store.weights_path(workspace, row, 0))
+    assert all(torch.equal(last[key], value) for key, value in seen[-1].items())
+    train_row(row, workspace, device="cpu", progress=False)
+    assert len(built) == 1
+    store.best_path(workspace, row, 0).unlink()
+    with pytest.raises(CheckpointError, match=r"seed0-best\.safetensors: was removed.*dvc repro train@tiny"):
+        store.load_record(workspace, row, 0)
 
 
 def test_a_stopped_training_does_not_go_on_with_other_data(harness, monkeypatch):

@@ -1,0 +1,63 @@
+"""A row that keeps the epoch best on val is evaluated with its weights and with those of the last iteration."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from danet.config import rows
+from danet.config.rows import load_params
+from danet.config.workspace import Workspace
+from danet.core.files import sha256, write_json
+from danet.evaluation import evaluate
+from danet.evaluation.evaluate import evaluate_row
+from danet.results import store
+from danet.results.identity import TrainingIdentity
+from danet.results.measured import read
+from tests.evaluation.test_evaluate import CLASSES, Reader, Shades
+
+
+def test_both_are_evaluated_and_stand_in_one_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    row = load_params().row("camvid-r50-d8")
+    multi = rows.MultiScale(scales=(1.0,), flip=True)
+    runtime = rows.Runtime(workers=0, overlays=1, progress="never")
+    changes = {"test": rows.Test(multi_scale=multi), "runtime": runtime, "checkpoint": "best-on-val", "seeds": (3, 5)}
+    row, space = row.model_copy(update=changes), Workspace(tmp_path)
+
+    def load(path: Path, model: Reader) -> None:
+        if "best" in path.name:  # takes sky for sky
+            model.levels = model.levels[torch.tensor([0, 1, 3, 2, *range(4, CLASSES)])]
+
+    monkeypatch.setattr(evaluate, "PreparedDataset", Shades)
+    monkeypatch.setattr(evaluate, "build_model", lambda config, classes, attention: Reader(classes))
+    monkeypatch.setattr(evaluate, "load_model", load)
+    monkeypatch.setattr(evaluate, "backbone_sha256", lambda folder: None)
+    data = Shades().manifest_hash
+    for seed in row.seeds:
+        last, best = store.weights_path(space, row, seed), store.best_path(space, row, seed)
+        last.parent.mkdir(parents=True, exist_ok=True)
+        last.write_bytes(b"last %d" % seed)
+        best.write_bytes(b"best %d" % seed)
+        record = store.SeedRecord(
+            row=row.name,
+            identity=TrainingIdentity.of(row, seed, data=f"{data}+{data}", initial_weights=None),
+            weights_sha256=sha256(last),
+            best=store.BestEpoch(iteration=100 + seed, score=50.0, weights_sha256=sha256(best)),
+            run={"seed": seed},
+            curve=[],
+        )
+        write_json(store.record_path(space, row, seed), record.model_dump(mode="json"))
+    result = evaluate_row(row, space, device="cpu")
+    assert [run["seed"] for run in result.evaluation["runs"]] == [3, 5]
+    assert result.metrics["seeds"] == 2
+    first, second = result.evaluation["runs"]
+    assert (first["best_on_val"]["iteration"], second["best_on_val"]["iteration"]) == (103, 105)
+    assert first["modes"]["ss"]["miou"] == pytest.approx(50) == result.metrics["miou"]
+    assert first["best_on_val"]["modes"]["ss"]["miou"] == first["best_on_val"]["modes"]["ms"]["miou"] == 100
+    measured = read(row, space)
+    assert not measured.problems
+    assert measured.best_on_val("miou") == measured.best_on_val("miou_ms_flip") == [100, 100]
+    assert measured.values("miou") == [50, 50]
+    again = evaluate_row(row, space, device="cpu", reuse=True)
+    assert json.dumps(again.evaluation) == json.dumps(result.evaluation)
