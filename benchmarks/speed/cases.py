@@ -11,7 +11,9 @@ import joblib
 import torch
 
 from danet.config import rows
+from danet.config.published import published
 from danet.evaluation import flops
+from danet.evaluation.inference import input_size
 
 SUBJECTS: Final = ("infer", "train", "attention", "confusion")
 PEER: Final = "mmsegmentation"
@@ -25,6 +27,8 @@ class Implementation:
     numerics: rows.Numerics | None
     """None for the peer."""
     precision: str = "fp32"
+    one_by_one: bool = False
+    """As published: windows and mirror images of an image one after another, and not batched."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,8 @@ class Case:
     backward: bool = False
     threads: int | None = None
     """None for all cores."""
+    test: rows.Test = field(default_factory=rows.Test)
+    """The protocol of ``infer``: how an image of ``size`` is tested at a single scale; by default whole, as it is."""
 
     @property
     def has_peer(self) -> bool:
@@ -53,6 +59,8 @@ class Case:
             and model.multi_grid is None
             and model.pam_bias
             and model.aux_channels == 256
+            and not self.test.flip
+            and self.test.placement != "pad"
         )
 
     def request(self, implementation: Implementation, device: str, warm_up: int) -> dict[str, Any]:
@@ -73,6 +81,9 @@ class Case:
             "align_corners": model.align_corners if model else False,
             "model": model.model_dump() if model else None,
             "loss": self.loss.model_dump(),
+            "test": self.test.model_dump(),
+            "one_by_one": implementation.one_by_one,
+            "input": input_size(self.size, self.test),
             "depth": 101 if model and model.backbone == "resnet101" else 50,
             "output_stride": model.output_stride if model else 8,
         }
@@ -86,7 +97,7 @@ def cores() -> int:
 def implementations(what: str, device: str, own: rows.Numerics | None = None) -> list[Implementation]:
     """What a subject is measured with on a device; ``own`` adds the numerics of a row, if they are neither of ours."""
     reference = rows.Numerics(attention="reference")
-    result = [Implementation("reference", reference)]
+    result = [Implementation("reference", reference, one_by_one=True)]
     if device == "cpu":
         fast = rows.Numerics(channels_last=True, fold_bn=True, winograd=True)
         result.append(Implementation("fast", fast))
@@ -172,15 +183,22 @@ def published_model(backbone: str, stride: int, align_corners: bool = False) -> 
 
 
 def row_cases(row: rows.Row, params: rows.Params, what: Iterable[str], batch: int | None = None) -> list[Case]:
-    """A row's crop in training and its input in testing; by default a batch of 2 (CPU) or the row's whole batch."""
+    """A row's crop in training and its protocol in testing, of a whole image with all its windows.
+
+    By default a training step has the images of a GPU in the published training, where its memory is published (2 on
+    Cityscapes, 4 else), or else 2 (CPU) or the row's whole batch.
+    """
     counted, classes = flops.count_row(row, params), flops.classes_of(row, params)
     result = []
     for subject in what:
         if subject == "train":
-            size, images = counted.crop, batch or (row.schedule.batch_size if torch.cuda.is_available() else 2)
-            result.append(Case("train", row.name, size, images, row.model, classes, row.loss))
+            found = published(row.name).images_per_gpu
+            images = batch or found or (row.schedule.batch_size if torch.cuda.is_available() else 2)
+            # the parts of another batch would not be the source's
+            loss = row.loss.model_copy(update={"replicas": 1})
+            result.append(Case("train", row.name, counted.crop, images, row.model, classes, loss))
         elif subject == "infer":
-            result.append(Case("infer", row.name, counted.input, 1, row.model, classes))
+            result.append(Case("infer", row.name, counted.image, 1, row.model, classes, test=row.test))
         elif subject == "attention":
             cells = tuple(-(-side // row.model.output_stride) for side in counted.input)
             result.append(Case("attention", row.name, (cells[0], cells[1])))

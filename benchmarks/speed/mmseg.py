@@ -37,12 +37,16 @@ def network(case: Mapping[str, Any]) -> Any:
         settings.model.backbone.strides, settings.model.backbone.dilations = (1, 2, 2, 1), (1, 1, 1, 2)
     for head in (settings.model.decode_head, settings.model.auxiliary_head):
         head.num_classes, head.align_corners = case["classes"], case["align_corners"]
+    if case["what"] == "infer" and case["test"]["mode"] == "slide":
+        window, stride = case["test"]["window"], case["test"]["stride"]
+        settings.model.test_cfg = {"mode": "slide", "crop_size": tuple(window), "stride": tuple(stride)}
     return peer.build(settings, None, dropout=True).to(case["device"])
 
 
-def sample(size: tuple[int, int], label: np.ndarray | None = None) -> Any:
-    """What the package knows of an image besides its pixels."""
-    result = SegDataSample(metainfo={"img_shape": size, "ori_shape": size, "pad_shape": size, "padding_size": [0] * 4})
+def sample(size: tuple[int, int], label: np.ndarray | None = None, original: tuple[int, int] | None = None) -> Any:
+    """What the package knows of an image besides its pixels: its size, and the size to which the result is brought."""
+    shapes = {"img_shape": size, "ori_shape": original or size, "pad_shape": size, "padding_size": [0] * 4}
+    result = SegDataSample(metainfo=shapes)
     if label is not None:
         result.gt_sem_seg = PixelData(data=torch.from_numpy(label)[None].long())
     return result
@@ -50,12 +54,12 @@ def sample(size: tuple[int, int], label: np.ndarray | None = None) -> Any:
 
 def infer(case: Mapping[str, Any]) -> Callable[[], object]:
     """From the 8-bit image to the label map on the host."""
-    model, size = network(case).eval(), (case["height"], case["width"])
+    model, size, original = network(case).eval(), tuple(case["input"]), (case["height"], case["width"])
     image = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (3, *size)).astype(np.uint8))
 
     def run() -> object:
         with torch.no_grad():
-            result = model.test_step({"inputs": [image], "data_samples": [sample(size)]})
+            result = model.test_step({"inputs": [image], "data_samples": [sample(size, original=original)]})
             return result[0].pred_sem_seg.data.cpu().numpy()
 
     return run

@@ -30,8 +30,11 @@ def report(folder: Path) -> str:
         "[danet/benchmark/](../../danet/benchmark/__init__.py); what made the difference: "
         "[benchmarks/NOTES.md](../../benchmarks/NOTES.md).",
         "",
-        "*reference* is our plain path (explicit attention map, NCHW, batch normalisation apart), *fast* our fastest",
-        "in float32 on a CPU, in bfloat16 on a GPU. *x mmseg*: median over rounds of mmsegmentation's time over ours;",
+        "*reference* is our plain path, which computes as the published numbers were measured: explicit attention",
+        "map, float32, NCHW, batch normalisation apart, windows one after another. *fast* is our fastest: in float32",
+        "on a CPU, in bfloat16 with windows batched on a GPU. Of a row, a training step has the images of a GPU in the",
+        "published training (2 on Cityscapes, else 4), and prediction is of a whole image by the row's protocol.",
+        "*x mmseg*: median over rounds of mmsegmentation's time over ours;",
         "roofline is the least time for the counted operations and bytes at the device's measured peaks, as a share of",
         "the time taken. Operations count as the plain network does them, so what computes less (Winograd's",
         "convolutions) or fuses more may pass 100%.",

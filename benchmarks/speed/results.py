@@ -90,8 +90,10 @@ def record(line: Measured, lines: Sequence[Measured], peaks: Peaks) -> dict[str,
     if (ratio := against_peer(line, lines)) is not None:
         result["against_mmsegmentation"] = f"{ratio:.3f}"
     if case.model is not None and case.what in ("infer", "train"):
-        work = flops.count(case.model, case.classes, case.size, case.batch, case.what == "train")
-        passes = flops.TRAINING_PASSES if case.what == "train" else 1
+        passes, seen = (flops.TRAINING_PASSES, case.size)
+        if case.what == "infer":
+            passes, seen = flops.forward_passes(case.test, case.size)
+        work = flops.count(case.model, case.classes, seen, case.batch, case.what == "train")
         flop, moved = passes * work.flop, passes * work.bytes
         rate = peaks.flop_per_s.get("bf16" if line.implementation.precision in ("bf16", "fp16") else "fp32", 0.0)
         roofline = max(flop / rate if rate else 0.0, moved / peaks.bytes_per_s if peaks.bytes_per_s else 0.0)

@@ -42,17 +42,23 @@ def _network(case: Mapping[str, Any]) -> tuple[torch.nn.Module, rows.Numerics, t
 
 
 def infer(case: Mapping[str, Any]) -> Run:
-    """From the 8-bit image to the label map on the host: normalised, network, resized, argmax."""
+    """From the 8-bit image at the network's input size to the label map on the host: normalised, network, resized,
+    argmax; by the case's protocol at a single scale. As published, the image's own resize is not timed."""
     model, numerics, device = _network(case)
     predictor = Predictor(
-        model.eval(), rows.Test(resize="none"), case["align_corners"], device=device, numerics=numerics
+        model.eval(),
+        rows.Test.model_validate(case["test"]),
+        case["align_corners"],
+        device=device,
+        numerics=numerics,
+        max_batch=1 if case["one_by_one"] else None,
     )
     size = case["height"], case["width"]
-    image = np.random.default_rng(0).integers(0, 256, (*size, 3)).astype(np.uint8)
+    inputs = predictor.prepare(np.random.default_rng(0).integers(0, 256, (*size, 3)).astype(np.uint8))
 
     def run() -> object:
         with numeric_settings(numerics, device):
-            return predictor.labels(predictor.prepare(image)).cpu().numpy()
+            return predictor.labels(inputs).cpu().numpy()
 
     return run
 

@@ -93,8 +93,8 @@ def draw(augment: Augment, size: tuple[int, int], labels: LabelCrop, rng: np.ran
     The photometric draws depend on ``rng`` only, never on the image: the crop, whose number of redraws depends on
     the labels, is drawn last. With ``cat_max_ratio`` the crop is drawn again, up to ``cat_redraws`` times, until it
     has more than one class and none with that share of its labelled pixels; the last redraw is taken unchecked
-    (mmsegmentation 1 + 10 draws, sssegmentation 10 in all; sssegmentation returns the *uncropped* sample where the
-    last crop has no label at all, which cannot be batched and is not followed).
+    (mmsegmentation 1 + 10 draws, sssegmentation 10 in all, also where the last has no label; later versions of
+    sssegmentation return the *uncropped* sample then).
 
     Raises:
         ConfigError: for ``cat_max_ratio`` with order ``pad-then-crop``, which no source combines.

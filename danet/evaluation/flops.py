@@ -122,18 +122,23 @@ def classes_of(row: rows.Row, params: rows.Params) -> int:
     return len(ADAPTERS[params.dataset(row.dataset).adapter].classes)
 
 
+def forward_passes(test: rows.Test, image: Size) -> tuple[int, Size]:
+    """Forward passes for an image in single-scale testing (windows, mirror images), and what each of them sees."""
+    resized = input_size(image, test)
+    passes, seen = 1, resized
+    if test.mode == "slide":
+        assert test.window is not None
+        assert test.stride is not None
+        corners, seen, _ = window_grid(resized, test.window, test.stride, test.placement)
+        passes = len(corners)
+    return passes * (2 if test.flip else 1), seen
+
+
 def count_row(row: rows.Row, params: rows.Params) -> RowOperations:
     """Operations of a row at its crop and at its test size (single scale)."""
     classes = classes_of(row, params)
     image = NOMINAL[params.dataset(row.dataset).adapter]
-    resized = input_size(image, row.test)
-    passes, seen = 1, resized
-    if row.test.mode == "slide":
-        assert row.test.window is not None
-        assert row.test.stride is not None
-        corners, seen, _ = window_grid(resized, row.test.window, row.test.stride, row.test.placement)
-        passes = len(corners)
-    passes *= 2 if row.test.flip else 1
+    passes, seen = forward_passes(row.test, image)
     crop = row.augment.crop_size
     return RowOperations(
         row=row.name,

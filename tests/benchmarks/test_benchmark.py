@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
-from benchmarks.speed import cases, page, results
+from benchmarks.speed import cases, page, results, worker
 from benchmarks.speed.profile import group_of
 from danet.cli.app import app
 from danet.config import rows
@@ -51,6 +52,38 @@ def test_operations_of_rows_count_windows_and_mirror_images(params: rows.Params)
     official = flops.count_row(params.row("official-danet-r101-d8-cityscapes"), params)
     assert official.passes == 16  # 2 x 4 windows and their mirror images
     assert official.test_flop == 16 * official.crop_flop  # crop and window are 768 x 768
+
+
+def test_a_row_is_timed_as_its_numbers_were_measured(params: rows.Params) -> None:
+    """Published: 8 windows of a whole image one after another, training with 2 images on a GPU and explicit maps."""
+    row = params.row("mmseg-r50-d8-cityscapes-769x769-40k")
+    train, infer = cases.row_cases(row, params, ["train", "infer"])
+    assert (train.size, train.batch) == ((769, 769), 2)
+    assert (infer.size, infer.test) == ((1024, 2048), row.test)
+    reference, *others = cases.implementations("infer", "cuda")
+    assert reference.numerics is not None
+    assert (reference.one_by_one, reference.numerics.attention, reference.precision) == (True, "reference", "fp32")
+    assert not any(each.one_by_one for each in others)
+    request = infer.request(reference, "cuda", 1)
+    assert (request["input"], request["one_by_one"], request["test"]["window"]) == ((1025, 2049), True, (769, 769))
+    measured = results.Measured(infer, reference, [2.0], {0: 2.0})
+    flop = 8 * flops.count(row.model, 19, (769, 769), all_heads=False).flop
+    record = results.record(measured, [measured], results.Peaks({"fp32": 1e12}, 1e10))
+    assert float(record["tflop"]) == pytest.approx(flop / 1e12, rel=1e-3)
+    (voc,) = cases.row_cases(params.row("mmseg-r50-d8-voc2012-20k"), params, ["train"])
+    assert voc.batch == 4
+
+
+def test_the_worker_follows_the_protocol() -> None:
+    """Resized before the clock starts, two windows, and a label map of the image's own size."""
+    test = rows.Test(resize="fit", scale=(32, 48), mode="slide", window=(32, 32), stride=(32, 32))
+    case = cases.Case("infer", "R-50 D16", (48, 72), 1, cases.published_model("resnet50", 16), threads=1, test=test)
+    request = json.loads(json.dumps(case.request(cases.implementations("infer", "cpu")[0], "cpu", 1)))
+    assert request["input"] == [32, 48]
+    threads = torch.get_num_threads()
+    labels = worker.build(request)()
+    torch.set_num_threads(threads)
+    assert labels.shape == (48, 72)  # type: ignore[attr-defined]
 
 
 def line(name: str, seconds: list[float], what: str = "infer", numerics: Any = rows.Numerics()) -> results.Measured:  # noqa: B008
