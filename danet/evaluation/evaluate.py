@@ -185,7 +185,7 @@ def evaluate_model(
     start = time.perf_counter()
     try:
         with numeric_settings(row.numerics, device):
-            for done, (index, inputs, mask) in enumerate(_ahead(load, mine, row.runtime.workers)):
+            for done, (index, inputs, mask) in enumerate(ahead(load, mine, row.runtime.workers)):
                 target = mask.to(device, non_blocking=True)
                 labels, host = rates.labels(done, inputs, on_host=index in keep)
                 confusion.update(labels, target)
@@ -782,7 +782,7 @@ def _bare(model: nn.Module) -> nn.Module:
     return getattr(model, "_orig_mod", model)
 
 
-def _ahead(function: Callable[[int], _T], items: Sequence[int], threads: int) -> Iterator[_T]:
+def ahead(function: Callable[[int], _T], items: Sequence[int], threads: int) -> Iterator[_T]:
     """Results in order, computed by threads up to two items per thread ahead."""
     if threads == 0:
         yield from map(function, items)

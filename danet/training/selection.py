@@ -13,12 +13,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from danet.config.rows import Row
 from danet.core.process import Process
 from danet.data.transforms import normalise
+from danet.evaluation.evaluate import ahead
 from danet.evaluation.metrics import Confusion
 from danet.models.numerics import autocast
 
@@ -55,22 +56,27 @@ def centre_crop(image: Array8, mask: Array8, side: int) -> tuple[Array8, Array8]
 def selection_score(row: Row, dataset: Labelled, process: Process) -> Callable[[nn.Module], float]:
     """What is to be as high as can be: (pixAcc + mIoU) / 2 in percent over the centre crops, absent classes 0.
 
-    Each process takes its share of the images; all get the same score. The model must be in evaluation mode.
+    Each process takes its share of the images, prepared by ``row.runtime.workers`` threads; all get the same score. The
+    model must be in evaluation mode.
     """
     side, device = row.augment.crop_size[0], process.device
 
+    def load(index: int) -> tuple[Tensor, Tensor]:
+        mask = dataset.mask(index)
+        assert mask is not None
+        image, labels = centre_crop(dataset.image(index), mask, side)
+        pixels = np.empty((1, 3, side, side), np.float32)
+        normalise(image, pixels[0])
+        return torch.from_numpy(pixels), torch.from_numpy(labels.copy())
+
     def score(model: nn.Module) -> float:
         confusion = Confusion(dataset.num_classes, device)
-        for index in range(process.rank, len(dataset), process.world):
-            mask = dataset.mask(index)
-            assert mask is not None
-            image, labels = centre_crop(dataset.image(index), mask, side)
-            pixels = np.empty((3, side, side), np.float32)
-            normalise(image, pixels)
+        mine = range(process.rank, len(dataset), process.world)
+        for pixels, labels in ahead(load, mine, row.runtime.workers):
             with torch.inference_mode(), autocast(row.numerics, device):
-                logits = model(torch.from_numpy(pixels)[None].to(device))["main"].float()
+                logits = model(pixels.to(device))["main"].float()
             logits = F.interpolate(logits, (side, side), mode="bilinear", align_corners=row.model.align_corners)
-            confusion.update(logits[0].argmax(0).to(torch.uint8), torch.from_numpy(labels.copy()).to(device))
+            confusion.update(logits[0].argmax(0).to(torch.uint8), labels.to(device))
         confusion.reduce(process)
         scores = confusion.scores("zero")
         return 50 * (scores.aacc + scores.miou)

@@ -157,7 +157,7 @@ def test_released_weights_have_their_column(workspace: Workspace, params: Params
     (folder / "verification.json").write_text(verification(row, 79.97))
     page = write_table("official", params, workspace).page.read_text()
     main, ms, aacc, _ = cells(page, OFFICIAL)[:4]
-    assert main[-5:] == ["79.93", "79.97, agrees", "not run", "-", "not run"]
+    assert main[-5:] == ["79.93", "79.97, agrees", "not run †", "-", "not run"]
     assert ms[2:4] == ["81.49", "81.47, agrees"]
     assert aacc[2:4] == ["95.97", "94.97, differs by -1.00"]
     assert cells(page, DRANET)[0][-4] == "not run"
@@ -368,7 +368,7 @@ def test_one_bad_seed_does_not_take_the_others(workspace: Workspace, params: Par
     folder = samples.write(row, workspace, {0: 79.6, 1: 79.9, 2: 10.0}, points=0)
     spoil(lambda data: data["runs"][2]["modes"]["ss"].update(miou=float("nan")))(folder)
     report = write_table("official", params, workspace)
-    assert cells(report.page.read_text(), OFFICIAL)[0][-3] == "79.75 ± 0.21 (2 of 3)"
+    assert cells(report.page.read_text(), OFFICIAL)[0][-3] == "79.75 ± 0.21 (2 of 3) †"
     assert "seed 2" in report.problems[0].reason
 
 
@@ -548,7 +548,7 @@ def test_seeds_that_are_missing_show(workspace: Workspace, params: Params) -> No
     row = params.row(OFFICIAL)
     samples.write(row, workspace, {0: 79.6, 2: 79.9}, points=0)
     page = write_table("official", params, workspace).page.read_text()
-    assert cells(page, OFFICIAL)[0][-3] == "79.75 ± 0.21 (2 of 3)"
+    assert cells(page, OFFICIAL)[0][-3] == "79.75 ± 0.21 (2 of 3) †"
     samples.write(row, workspace, {1: 79.6}, points=0)
     page = write_table("official", params, workspace).page.read_text()
     assert cells(page, OFFICIAL)[0][-3] == "79.60 (1 of 3)"
