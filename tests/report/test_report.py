@@ -551,7 +551,7 @@ def test_seeds_that_are_missing_show(workspace: Workspace, params: Params) -> No
     assert cells(page, OFFICIAL)[0][-3] == "79.75 ± 0.21 (2 of 3) †"
     samples.write(row, workspace, {1: 79.6}, points=0)
     page = write_table("official", params, workspace).page.read_text()
-    assert cells(page, OFFICIAL)[0][-3] == "79.60 (1 of 3)"
+    assert cells(page, OFFICIAL)[0][-3] == "79.60 (1 of 3) †"
     with (workspace.reports() / "tables" / "official.csv").open() as stream:
         first = next(csv.DictReader(stream))
     assert (first["planned_seeds"], first["seeds"]) == ("0 1 2", "1")
