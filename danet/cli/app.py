@@ -538,7 +538,7 @@ def sweep(context: typer.Context) -> None:
     # the orchestration lies beside the stages, above this library
     arguments = [sys.executable, "-m", "pipelines.sweep", *context.args]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(PACKAGE_ROOT), os.environ.get("PYTHONPATH", "")])}
-    raise typer.Exit(subprocess.run(arguments, env=environment, check=False).returncode)
+    os.execve(sys.executable, arguments, environment)  # in this process's place, so that it gets Ctrl-C itself
 
 
 @app.command("flops")
