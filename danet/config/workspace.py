@@ -22,6 +22,10 @@ class Workspace:
         """The validated ``params.yaml``; raises ``ConfigError``."""
         return load_params(self.root / "params.yaml")
 
+    def archives(self) -> Path:
+        """Files that were placed by hand: archives of datasets and weights (folder)."""
+        return self.root / "data" / "archives"
+
     def raw(self, dataset: str) -> Path:
         """Downloaded archives of a dataset (folder)."""
         return self.root / "data" / "raw" / dataset

@@ -9,8 +9,7 @@ from typing import Any, Literal
 
 import torch
 
-from danet.acquire.download import Patience
-from danet.acquire.released import fetch_released, released_of, stored
+from danet.acquire.http import Patience
 from danet.config import rows
 from danet.config.published import published
 from danet.config.workspace import Workspace
@@ -20,6 +19,7 @@ from danet.data.prepared import PreparedDataset
 from danet.evaluation.evaluate import RowEvaluation, TrackerFactory, evaluate_released
 from danet.results.verdict import agreement
 from danet.weights.exchange import is_imported, refuse_other_file
+from danet.weights.fetch import fetch_released, released_of, stored
 from danet.weights.ours import metadata_of
 
 QUICK = Patience(retries=1)
