@@ -40,8 +40,8 @@ class Workspace:
                 raise ConfigError(
                     f"{link}: is a symbolic link to {target}, and DVC keeps no outputs behind one; to use that disk, "
                     f"run `rm {link}`, `dvc cache dir --local {target}/dvc-cache` and "
-                    f"`dvc config --local cache.type symlink` (what is finished then lies there), or mount it: `mkdir {link}` and `mount --bind "
-                    f"{target} {link}`"
+                    "`dvc config --local cache.type symlink` (what is finished then lies there), or mount it: "
+                    f"`mkdir {link}` and `mount --bind {target} {link}`"
                 )
 
     def archives(self) -> Path:
