@@ -30,7 +30,7 @@ PACKAGES = ("torch", "torchvision", "mlflow", "dvc", "opencv-python-headless", "
 
 ARCHIVES_GB = {"voc2012": 3.4, "ade20k": 0.97, "cityscapes": 11.9, "camvid": 0.2}
 """Of the official archives, by adapter."""
-USED_GB = {"voc2012": 1.4, "ade20k": 0.97, "cityscapes": 12.0, "camvid": 0.2}
+USED_GB = {"voc2012": 1.1, "ade20k": 0.97, "cityscapes": 12.0, "camvid": 0.2}
 """Of the images and masks in them that a row uses, as they come; about."""
 PIXELS = {"cityscapes": 1024 * 2048, "camvid": 360 * 480}
 """Of an image, where all have one size."""
