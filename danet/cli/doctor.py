@@ -47,11 +47,7 @@ def disk_gb(spec: Dataset) -> dict[str, float]:
         masks = images - (spec.counts.get("test", 0) if spec.adapter == "cityscapes" else 0)
         prepared = PIXELS[spec.adapter] * (3 * images + masks) / 1e9
     archives = ARCHIVES_GB[spec.adapter]
-    return {
-        "archives": archives,
-        "prepared": round(prepared, 1),
-        "needed": round(archives + USED_GB[spec.adapter] + prepared, 1),
-    }
+    return {"archives": archives, "prepared": prepared, "needed": archives + USED_GB[spec.adapter] + prepared}
 
 
 def examine(workspace: Workspace) -> dict[str, Any]:
@@ -240,7 +236,9 @@ def print_findings(findings: dict[str, Any]) -> None:
 
 
 def _sizes(gb: dict[str, float], free: float) -> str:
-    text = f"{gb['archives']:g} GB archives + {gb['prepared']:g} GB prepared, {gb['needed']:g} GB while converting"
+    text = (
+        f"{gb['archives']:.3g} GB archives + {gb['prepared']:.3g} GB prepared, {gb['needed']:.3g} GB while converting"
+    )
     return f"[red]{text}: more than is free[/]" if gb["needed"] > free else text
 
 

@@ -75,7 +75,7 @@ def verify_row(
     Raises:
         CheckpointError: if the file is not the row's released one (its SHA-256 is another than published, or it was
             trained here), or is damaged or of another network.
-        DownloadError: if the weights cannot be had.
+        DownloadError: if the weights cannot be obtained.
         DataError: if the data set is not prepared.
     """
     PreparedDataset(workspace.prepared(row.dataset), row.val_split)  # before a long download
