@@ -125,7 +125,7 @@ def _device() -> dict[str, Any]:
 
 def _dataset(name: str, spec: Dataset, workspace: Workspace) -> dict[str, Any]:
     finding: dict[str, Any] = {"title": spec.title, "counts": spec.counts, "gb": disk_gb(spec)}
-    changed = changed_source(workspace, name)
+    changed = changed_source(workspace, name, contents=False)
     if changed is not None:
         return {**finding, "state": "changed", "how": f"{changed}; run `dvc repro -f -s download@{name}` to use it"}
     if (workspace.prepared(name) / "dataset.json").is_file():

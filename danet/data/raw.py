@@ -94,8 +94,14 @@ def refuse_changed_source(workspace: Workspace, name: str) -> None:
         )
 
 
-def changed_source(workspace: Workspace, name: str) -> str | None:
-    """How what the environment names differs from ``data/raw/NAME``; None if it does not, or names nothing."""
+def changed_source(workspace: Workspace, name: str, *, contents: bool = True) -> str | None:
+    """How what the environment names differs from ``data/raw/NAME``; None if it does not, or names nothing.
+
+    Args:
+        workspace: with the dataset.
+        name: of the dataset.
+        contents: compare contents, not names and sizes alone.
+    """
     spec, raw = workspace.params().dataset(name), workspace.raw(name)
     recorded = _recorded(raw)
     tree = unpacked_folder(name)
@@ -104,7 +110,7 @@ def changed_source(workspace: Workspace, name: str) -> str | None:
     if tree is not None:
         if TREE not in recorded:
             return f"{folder_variable(name)} names {tree}, but {raw} was not taken from a folder"
-        difference = _compare_tree(ADAPTERS[spec.adapter], tree, raw / TREE)
+        difference = _compare_tree(ADAPTERS[spec.adapter], tree, raw / TREE, contents)
         return f"{tree} differs from what was taken of it: {difference}" if difference else None
     for archive in spec.archives:
         if archive.checksum is not None or archive.file not in recorded:
@@ -112,19 +118,22 @@ def changed_source(workspace: Workspace, name: str) -> str | None:
         local = next(sources(wanted_of(name, archive), Places.here(workspace.archives())), None)
         if local is None or local.path is None:
             continue
-        if files.sha256(local.path) != recorded[archive.file]["sha256"]:
+        old = recorded[archive.file]
+        same = local.path.stat().st_size == old["bytes"]
+        if not same or (contents and files.sha256(local.path) != old["sha256"]):
             return f"{local.path} is not the archive that was taken"
     return None
 
 
-def _compare_tree(adapter: DatasetSpec, tree: Path, packed: Path) -> str | None:
+def _compare_tree(adapter: DatasetSpec, tree: Path, packed: Path, contents: bool) -> str | None:
     members = _members(adapter, tree)
     with zipfile.ZipFile(packed) as archive:
         known = {info.filename: info for info in archive.infolist()}
     different = sorted(members.keys() ^ known.keys())
     for member, file in members.items():
         info = known.get(member)
-        if info is not None and (file.stat().st_size != info.file_size or zlib.crc32(file.read_bytes()) != info.CRC):
+        same = info is None or file.stat().st_size == info.file_size
+        if not same or (info is not None and contents and zlib.crc32(file.read_bytes()) != info.CRC):
             different.append(member)
     return f"{len(different)} files, as {different[0]}" if different else None
 

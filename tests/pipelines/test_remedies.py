@@ -16,6 +16,7 @@ import yaml
 from PIL import Image
 
 from danet.config.rows import write_raw
+from danet.core.errors import DataError
 from danet.data.prepared import PreparedDataset
 from tests.data.samples import camvid_tree, zip_of
 from tests.parameters import raw_params
@@ -133,6 +134,22 @@ def test_a_forced_download_that_fails_keeps_what_was_there(run: Run, tmp_path: P
     assert run("dvc repro -f -s download@camvid").returncode != 0, "neither folder nor network"
     assert (tmp_path / "w/data/raw/camvid/tree.zip").is_file()
     assert run("dvc repro convert@camvid").returncode == 0
+    assert masks(tmp_path) == before
+
+
+@pytest.mark.slow
+def test_a_damaged_prepared_form_is_made_again(run: Run, tmp_path: Path) -> None:
+    tree = camvid_tree(tmp_path / "tree")
+    assert run("dvc repro convert@camvid", DANET_CAMVID=tree).returncode == 0
+    before = masks(tmp_path)
+    manifest = tmp_path / "w/data/prepared/camvid/manifest.csv"
+    text = manifest.read_text()
+    manifest.unlink()
+    manifest.write_text(text.replace("train_0", "train_9"))
+    with pytest.raises(DataError) as error:
+        masks(tmp_path)
+    (command,) = re.findall(r"`([^`]+)`", str(error.value))
+    assert run(command).returncode == 0, "without the folder, too"
     assert masks(tmp_path) == before
 
 
