@@ -197,9 +197,9 @@ def print_findings(findings: dict[str, Any]) -> None:
         out.print(f"[yellow]note[/]    {device['note']}")
     out.print(f"        {findings['cpu_cores']} CPU cores, {findings['memory_gb']} GB memory")
     out.print(
-        f"        {findings['disk_free_gb']} GB disk free (where `dvc config cache.type` is copy, data take twice"
+        f"        {findings['disk_free_gb']} GB disk free; data take their size once where `dvc config cache.type`"
     )
-    out.print("        their size; with links, as .dvc/config has it, once)")
+    out.print("        prints hardlink,symlink, as .dvc/config has it, and may take it twice with any other value")
     out.print(f"[red]error[/]   {findings['link']}\n" if findings["link"] else "", end="")
     out.print(f"        MLflow: {findings['mlflow']}\n")
 

@@ -44,11 +44,14 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
 
+    (types,) = re.findall(r"type = (\S+)", (ROOT / ".dvc" / "config").read_text())
+
     def command(text: str, **environment: object) -> subprocess.CompletedProcess[str]:
         env = os.environ | {key: str(value) for key, value in environment.items()}
         return subprocess.run(text, shell=True, cwd=folder, env=env, capture_output=True, text=True, check=False)
 
     assert command("dvc init --quiet --no-scm").returncode == 0
+    assert command("dvc config cache.type " + types.strip('"')).returncode == 0
     return command
 
 
@@ -78,6 +81,8 @@ def test_a_folder_that_was_corrected_is_taken_again(run: Run, tmp_path: Path) ->
         done = run(command, DANET_CAMVID=tree)
         assert done.returncode == 0, done.stderr
     assert len(masks(tmp_path)) == 3
+    pack = tmp_path / "w/data/prepared/camvid/train.zip"
+    assert pack.stat().st_nlink == 2, "a link to DVC's cache, and no copy"
 
 
 @pytest.mark.slow
