@@ -14,6 +14,7 @@ import yaml
 from dvc.cli.parser import get_main_parser
 
 from danet.cli.app import app
+from pipelines.sweep.__main__ import app as sweep
 
 ROOT = Path(__file__).parents[1]
 SOURCES = sorted([*(ROOT / "danet").rglob("*.py"), *(ROOT / "pipelines").rglob("*.py")])
@@ -79,10 +80,8 @@ def problem(command: str, stages: set[str], targets: set[str]) -> str | None:
     chosen = CLI.get(words[1])
     if chosen is None:
         return f"no command danet {words[1]}"
-    options = {option for parameter in chosen.params for option in (*parameter.opts, *parameter.secondary_opts)}
-    if words[1] == "sweep":
-        options |= set(re.findall(r'"(--?[a-z-]+)"', (ROOT / "pipelines/sweep/__main__.py").read_text()))
-        options |= set(re.findall(r'"(--?[a-z-]+)"', (ROOT / "pipelines/sweep/command.py").read_text()))
+    parameters = typer.main.get_command(sweep).params if words[1] == "sweep" else chosen.params
+    options = {option for parameter in parameters for option in (*parameter.opts, *parameter.secondary_opts)}
     wrong = [word for word in words[2:] if word.startswith("-") and word.partition("=")[0] not in {*options, "--help"}]
     return f"danet {words[1]} has no option {wrong[0]}" if wrong else None
 
