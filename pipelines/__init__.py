@@ -26,7 +26,9 @@ def stage(work: Callable[[Workspace, str], None]) -> None:
     Exits with the error's code and one clear line if the harness refuses to go on.
     """
     with report_errors():
-        work(Workspace(), sys.argv[1] if len(sys.argv) > 1 else "")
+        workspace = Workspace()
+        workspace.refuse_links()
+        work(workspace, sys.argv[1] if len(sys.argv) > 1 else "")
 
 
 def dvc_died() -> Callable[[], bool] | None:

@@ -1,7 +1,8 @@
 """``make camvid``: the CamVid rows through DVC, with the full schedule on a GPU and the short one on a CPU.
 
-``CAMVID`` names a local folder with the images (it becomes ``DANET_CAMVID`` for the download stage); without it they
-are downloaded. The table then shows the rows that were run, and "not run" for the others.
+``CAMVID`` names a local folder with the images (it becomes ``DANET_CAMVID`` for the download stage) and is taken again
+if it has changed; without it they are downloaded. The table then shows the rows that were run, and "not run" for the
+others.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import torch
 from danet.config.workspace import Workspace
 from danet.core.console import console, report_errors
 from danet.core.errors import DataError
+from danet.data.raw import changed_source
 from pipelines import dvc_environment
 
 
@@ -24,14 +26,15 @@ def main() -> None:
     with report_errors():
         folder = os.environ.get("CAMVID")
         if folder:
-            if not Path(folder).is_dir():
+            if not Path(folder).expanduser().is_dir():
                 raise DataError(f"CAMVID={folder} is not a folder; give the one that holds train, trainannot, val, ...")
-            os.environ["DANET_CAMVID"] = str(Path(folder).resolve())
+            os.environ["DANET_CAMVID"] = str(Path(folder).expanduser().resolve())
         environment = dvc_environment()
         short = not torch.cuda.is_available()
         names = [row.name for row in Workspace().params().table_rows("camvid") if row.name.endswith("-short") == short]
         console.print(f"[bold]CamVid:[/] {'no GPU, short schedule' if short else 'full schedule'}: {', '.join(names)}")
-        for arguments in ([f"evaluate@{name}" for name in names], ["-s", "report@camvid"], ["-s", "index"]):
+        again = [["-f", "-s", "download@camvid"]] if changed_source(Workspace(), "camvid") else []
+        for arguments in (*again, [f"evaluate@{name}" for name in names], ["-s", "report@camvid"], ["-s", "index"]):
             code = subprocess.run(
                 [sys.executable, "-m", "dvc", "repro", *arguments], env=environment, check=False
             ).returncode

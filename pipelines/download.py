@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from danet.acquire.download import download_dataset
 from danet.config.workspace import Workspace
+from danet.data.raw import download_dataset
 from pipelines import stage
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from danet.config.workspace import Workspace
+from danet.data.raw import refuse_changed_source
 from danet.evaluation.evaluate import evaluate_row
 from danet.results.tracking import run
 from pipelines import stage
@@ -11,7 +12,9 @@ from pipelines.sweep.launch import launched
 
 def main(workspace: Workspace, name: str) -> None:
     """Evaluates every seed in every mode the row defines; seeds that are evaluated already keep their results."""
-    evaluate_row(workspace.params().row(name), workspace, tracker_factory=run, reuse=True)
+    row = workspace.params().row(name)
+    refuse_changed_source(workspace, row.dataset)
+    evaluate_row(row, workspace, tracker_factory=run, reuse=True)
 
 
 if __name__ == "__main__":

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from danet.acquire.released import fetch_released
 from danet.config.workspace import Workspace
+from danet.weights.fetch import fetch_released
 from pipelines import stage
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from danet.config.workspace import Workspace
+from danet.data.raw import refuse_changed_source
 from danet.results.tracking import run
 from danet.training.train import train_row
 from pipelines import dvc_died, stage
@@ -11,7 +12,9 @@ from pipelines.sweep.launch import launched
 
 def main(workspace: Workspace, name: str) -> None:
     """Trains the row by its recipe; stops, with its state saved, if DVC dies."""
-    train_row(workspace.params().row(name), workspace, tracker_factory=run, orphaned=dvc_died())
+    row = workspace.params().row(name)
+    refuse_changed_source(workspace, row.dataset)
+    train_row(row, workspace, tracker_factory=run, orphaned=dvc_died())
 
 
 if __name__ == "__main__":

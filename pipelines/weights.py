@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from danet.acquire.imagenet import fetch_weights
 from danet.config.workspace import Workspace
+from danet.weights.fetch import fetch_weights
 from pipelines import stage
 
 

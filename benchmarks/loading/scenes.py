@@ -15,12 +15,12 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from danet.acquire.download import download_dataset
 from danet.config.rows import Dataset
 from danet.core.files import write_json
 from danet.data.cityscapes import CLASSES, LABEL_TO_TRAIN
 from danet.data.convert import convert_dataset
 from danet.data.layout import IGNORE
+from danet.data.raw import download_dataset
 
 SIZE = (1024, 2048)
 LEAVES = 400

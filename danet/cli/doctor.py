@@ -7,21 +7,47 @@ import platform
 import shutil
 import sys
 from importlib import metadata
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from danet.acquire.sources import (
+    Places,
+    Wanted,
+    by_hand,
+    folder_variable,
+    sources,
+    unpacked_folder,
+)
 from danet.config.rows import Dataset, Params, Weights
 from danet.config.workspace import Workspace
-from danet.core.errors import DanetError
+from danet.core.errors import ConfigError, DanetError
+from danet.data.raw import changed_source, wanted_of
+from danet.weights.fetch import imagenet_wanted
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 PACKAGES = ("torch", "torchvision", "mlflow", "dvc", "opencv-python-headless", "numpy", "pandas")
 
-DISK_GB = {"voc2012": 6, "ade20k": 5, "cityscapes": 26, "camvid": 1}
-"""Free space a dataset needs for its archives, the scratch copy while converting and the prepared form: the archives'
-published sizes (2.0, 0.9, 11.8 and 0.2 GB) twice over plus the unpacked files, rounded up."""
+ARCHIVES_GB = {"voc2012": 3.4, "ade20k": 0.97, "cityscapes": 11.9, "camvid": 0.2}
+"""Of the official archives, by adapter."""
+USED_GB = {"voc2012": 1.1, "ade20k": 0.97, "cityscapes": 12.0, "camvid": 0.2}
+"""Of the images and masks in them that a row uses, as they come; about."""
+PIXELS = {"cityscapes": 1024 * 2048, "camvid": 360 * 480}
+"""Of an image, where all have one size."""
+
+
+def disk_gb(spec: Dataset) -> dict[str, float]:
+    """What a dataset takes on disk: archives, prepared form, and in all while it is converted.
+
+    Raw storage holds three bytes a pixel of an image and one of its mask (the test split has none).
+    """
+    prepared = USED_GB[spec.adapter]
+    if spec.storage == "raw" and spec.adapter in PIXELS:
+        images = sum(spec.counts.values())
+        masks = images - (spec.counts.get("test", 0) if spec.adapter == "cityscapes" else 0)
+        prepared = PIXELS[spec.adapter] * (3 * images + masks) / 1e9
+    archives = ARCHIVES_GB[spec.adapter]
+    return {"archives": archives, "prepared": prepared, "needed": archives + USED_GB[spec.adapter] + prepared}
 
 
 def examine(workspace: Workspace) -> dict[str, Any]:
@@ -41,6 +67,7 @@ def examine(workspace: Workspace) -> dict[str, Any]:
         "cpu_cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "memory_gb": _memory_gb(),
         "disk_free_gb": round(shutil.disk_usage(workspace.root.resolve()).free / 1e9, 1),
+        "link": _link(workspace),
         "datasets": datasets,
         "weights": weights,
         "mlflow": os.environ.get("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db in the workspace"),
@@ -57,6 +84,14 @@ def _costs(workspace: Workspace) -> dict[str, str]:
         return estimates(workspace)
     except DanetError:
         return {}
+
+
+def _link(workspace: Workspace) -> str | None:
+    try:
+        workspace.refuse_links()
+    except ConfigError as error:
+        return str(error)
+    return None
 
 
 def _version(package: str) -> str | None:
@@ -89,39 +124,34 @@ def _device() -> dict[str, Any]:
 
 
 def _dataset(name: str, spec: Dataset, workspace: Workspace) -> dict[str, Any]:
-    prepared = (workspace.prepared(name) / "dataset.json").is_file()
-    raw = workspace.raw(name)
-    tree = os.environ.get(f"DANET_{name.upper()}")
-    archives = os.environ.get("DANET_ARCHIVES")
-    placed = [a.file for a in spec.archives if _placed(a.file, name, archives)]
-    finding: dict[str, Any] = {"title": spec.title, "counts": spec.counts, "needs_gb": DISK_GB.get(spec.adapter, 10)}
-    if prepared:
+    finding: dict[str, Any] = {"title": spec.title, "counts": spec.counts, "gb": disk_gb(spec)}
+    changed = changed_source(workspace, name, contents=False)
+    if changed is not None:
+        return {**finding, "state": "changed", "how": f"{changed}; run `dvc repro -f -s download@{name}` to use it"}
+    if (workspace.prepared(name) / "dataset.json").is_file():
         return {**finding, "state": "prepared", "how": str(workspace.prepared(name))}
+    raw, tree = workspace.raw(name), unpacked_folder(name)
     if raw.is_dir() and any(raw.iterdir()):
         return {**finding, "state": "downloaded", "how": f"converted by `dvc repro convert@{name}`"}
-    if tree:
-        if Path(tree).is_dir():
-            return {**finding, "state": "local", "how": f"DANET_{name.upper()} names an unpacked copy"}
-        return {**finding, "state": "missing", "how": f"DANET_{name.upper()}={tree} is no folder: correct or unset it"}
-    if len(placed) == len(spec.archives):
-        return {**finding, "state": "local", "how": "all archives lie in DANET_ARCHIVES"}
-    if os.environ.get("DANET_MIRROR"):
-        return {**finding, "state": "downloadable", "how": "from the mirror in DANET_MIRROR"}
-    if all(a.url for a in spec.archives):
-        return {**finding, "state": "downloadable", "how": "public archives, fetched by `dvc repro`"}
-    if os.environ.get("CITYSCAPES_USERNAME") and os.environ.get("CITYSCAPES_PASSWORD"):
-        return {**finding, "state": "downloadable", "how": "login from CITYSCAPES_USERNAME and CITYSCAPES_PASSWORD"}
-    missing = ", ".join(a.file for a in spec.archives if a.file not in placed)
-    return {
-        **finding,
-        "state": "missing",
-        "how": "register at cityscapes-dataset.com, then set CITYSCAPES_USERNAME and CITYSCAPES_PASSWORD, "
-        f"or put {missing} into a folder and set DANET_ARCHIVES to it",
-    }
+    if tree is not None:
+        variable = folder_variable(name)
+        if tree.is_dir():
+            return {**finding, "state": "local", "how": f"{variable} names an unpacked copy"}
+        return {**finding, "state": "missing", "how": f"{variable}={tree} is no folder: correct or unset it"}
+    found = {archive.file: _first(wanted_of(name, archive), workspace) for archive in spec.archives}
+    states = [source["state"] for source in found.values()]
+    state = next(state for state in ("missing", "downloadable", "local") if state in states)
+    files = [file for file, source in found.items() if source["state"] == state]
+    return {**finding, "state": state, "how": f"{', '.join(files)}: {found[files[0]]['how']}"}
 
 
-def _placed(file: str, dataset: str, archives: str | None) -> bool:
-    return archives is not None and any((Path(archives) / part / file).is_file() for part in ("", dataset))
+def _first(wanted: Wanted, workspace: Workspace) -> dict[str, str]:
+    """Where a file would come from."""
+    places = Places.here(workspace.archives())
+    source = next(sources(wanted, places), None)
+    if source is None:
+        return {"state": "missing", "how": by_hand(wanted, places)}
+    return {"state": "downloadable" if source.path is None else "local", "how": f"{source.kind}: {source}"}
 
 
 def _weights(name: str, spec: Weights, workspace: Workspace) -> dict[str, Any]:
@@ -129,12 +159,7 @@ def _weights(name: str, spec: Weights, workspace: Workspace) -> dict[str, Any]:
         return {"state": "ready", "how": spec.title}
     if (workspace.weights(name) / "weights.safetensors").is_file():
         return {"state": "ready", "how": str(workspace.weights(name))}
-    if _placed(spec.file, "weights", os.environ.get("DANET_ARCHIVES")):
-        return {"state": "local", "how": f"{spec.file} lies in DANET_ARCHIVES"}
-    return {
-        "state": "downloadable",
-        "how": f"fetched by `dvc repro`, or put {spec.file} into a folder and set DANET_ARCHIVES to it",
-    }
+    return _first(imagenet_wanted(spec), workspace)
 
 
 def _rows(
@@ -171,7 +196,11 @@ def print_findings(findings: dict[str, Any]) -> None:
     else:
         out.print(f"[yellow]note[/]    {device['note']}")
     out.print(f"        {findings['cpu_cores']} CPU cores, {findings['memory_gb']} GB memory")
-    out.print(f"        {findings['disk_free_gb']} GB disk free")
+    out.print(
+        f"        {findings['disk_free_gb']} GB disk free; data take their size once where `dvc config cache.type`"
+    )
+    out.print("        prints hardlink,symlink, as .dvc/config has it, and may take it twice with any other value")
+    out.print(f"[red]error[/]   {findings['link']}\n" if findings["link"] else "", end="")
     out.print(f"        MLflow: {findings['mlflow']}\n")
 
     table = Table(
@@ -179,12 +208,12 @@ def print_findings(findings: dict[str, Any]) -> None:
     )
     for title in ("name", "state", "how"):
         table.add_column(title, overflow="fold")
-    colour = {"missing": "red", "prepared": "green", "ready": "green", "local": "green"}
+    colour = {"missing": "red", "changed": "red", "prepared": "green", "ready": "green", "local": "green"}
     for name, finding in {**findings["datasets"], **findings["weights"]}.items():
         state = finding["state"]
         how = finding["how"]
-        if "needs_gb" in finding and state != "prepared" and finding["needs_gb"] > findings["disk_free_gb"]:
-            how += f" (needs about {finding['needs_gb']} GB of disk, {findings['disk_free_gb']} GB are free)"
+        if "gb" in finding and state != "prepared":
+            how += f" ({_sizes(finding['gb'], findings['disk_free_gb'])})"
         table.add_row(name, f"[{colour.get(state, 'yellow')}]{state}[/]", how)
     out.print(table)
 
@@ -204,6 +233,13 @@ def print_findings(findings: dict[str, Any]) -> None:
     _print_costs(out, findings)
     for reason in sorted({reason for row in findings["rows"] for reason in row["missing"]}):
         out.print(f"  [red]missing[/] {reason}")
+
+
+def _sizes(gb: dict[str, float], free: float) -> str:
+    text = (
+        f"{gb['archives']:.3g} GB archives + {gb['prepared']:.3g} GB prepared, {gb['needed']:.3g} GB while converting"
+    )
+    return f"[red]{text}: more than is free[/]" if gb["needed"] > free else text
 
 
 def _print_costs(out: Console, findings: dict[str, Any]) -> None:

@@ -1,7 +1,7 @@
 """Where everything lies. One place for every path, so that stages, commands and tests agree.
 
 A workspace is a folder with a ``params.yaml``: the repository root for the full sweep, or the folder that
-``danet demo`` makes. All paths are relative to it.
+``make demo`` makes. All paths are relative to it.
 """
 
 from __future__ import annotations
@@ -10,6 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from danet.config.rows import Params, Row, load_params
+from danet.core.errors import ConfigError
+
+_PARENTS = ("data", "data/raw", "data/prepared", "data/weights", "data/released", "models", "evaluations")
 
 
 @dataclass(frozen=True)
@@ -21,6 +24,29 @@ class Workspace:
     def params(self) -> Params:
         """The validated ``params.yaml``; raises ``ConfigError``."""
         return load_params(self.root / "params.yaml")
+
+    def refuse_links(self) -> None:
+        """Stops where a folder of DVC's outputs is a symbolic link.
+
+        In a Git repository DVC refuses what lies behind one, but only when the stage has done its work.
+
+        Raises:
+            ConfigError: naming the link and the two ways to use another disk.
+        """
+        for name in _PARENTS:
+            link = self.root / name
+            if link.is_symlink() and (self.root / ".git").exists():
+                target = link.resolve()
+                raise ConfigError(
+                    f"{link}: is a symbolic link to {target}, and DVC keeps no outputs behind one; to use that disk, "
+                    f"run `rm {link}`, `dvc cache dir --local {target}/dvc-cache` and "
+                    "`dvc config --local cache.type symlink` (what is finished then lies there), or mount it: "
+                    f"`mkdir {link}` and `mount --bind {target} {link}`"
+                )
+
+    def archives(self) -> Path:
+        """Files that were placed by hand: archives of datasets and weights (folder)."""
+        return self.root / "data" / "archives"
 
     def raw(self, dataset: str) -> Path:
         """Downloaded archives of a dataset (folder)."""

@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import tempfile
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -106,3 +107,22 @@ def sha256(path: Path) -> str:
     """Hex SHA-256 of a file."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def replace_folder(new: Path, out: Path) -> None:
+    """Renames the folder ``new`` to ``out``, removing what was there."""
+    old = out.with_name(f".{out.name}.old.tmp")
+    shutil.rmtree(old, ignore_errors=True)
+    if out.is_symlink() or out.is_file():
+        out.unlink()
+    elif out.exists():
+        out.rename(old)
+    new.rename(out)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def zip_entry(name: str) -> zipfile.ZipInfo:
+    """A zip entry with fixed time, mode and system: the same input gives the same bytes."""
+    entry = zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0))
+    entry.create_system, entry.external_attr = 3, 0o100644 << 16
+    return entry

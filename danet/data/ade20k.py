@@ -48,8 +48,8 @@ def locate(root: Path) -> dict[str, Path]:
     folder = find(root, ("images/validation", "annotations/validation"), prefer=FOLDER)
     if folder is None:
         raise DataError(
-            f"{root}: no folder with images/validation and annotations/validation; unpack ADEChallengeData2016.zip "
-            "there (the full ADE20K download has another layout)"
+            f"{root}: holds no folder with images/validation and annotations/validation, as ADEChallengeData2016.zip "
+            "does (the full ADE20K download has another layout)"
         )
     return {FOLDER: folder}
 

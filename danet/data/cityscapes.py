@@ -47,7 +47,7 @@ def locate(root: Path) -> dict[str, Path]:
     for name, archive in ((IMAGES, "leftImg8bit_trainvaltest.zip"), (LABELS, "gtFine_trainvaltest.zip")):
         parent = find(root, (f"{name}/val",)) or find(root, (f"{name}/train",))
         if parent is None:
-            raise DataError(f"{root}: no folder {name}/ with train and val; unpack {archive} there")
+            raise DataError(f"{root}: holds no folder {name}/ with train and val, as {archive} does")
         found[name] = parent / name
     return found
 

@@ -2,7 +2,7 @@
 
 A file that cannot be used does not stop the conversion: the rest is looked at, all offenders are listed at once, and
 then it fails. The result appears only when everything is right, and the same archives give the same bytes. What was
-right is kept beside the result until then, so that the next conversion does only what was mended.
+right is kept beside the result until then, so that the next conversion does only what was fixed.
 """
 
 from __future__ import annotations
@@ -24,8 +24,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from danet.acquire.download import TREE, swap, zip_entry
-from danet.acquire.unpack import Limits, unpack
+from danet.acquire.unpack import unpack
 from danet.config.rows import Dataset
 from danet.core import files
 from danet.core.errors import DataError
@@ -43,6 +42,7 @@ from danet.data.prepared import (
     npy_bytes,
     png_bytes,
 )
+from danet.data.raw import TREE
 from danet.data.registry import ADAPTERS
 
 SHOWN = 20
@@ -77,9 +77,8 @@ def convert_dataset(
     *,
     progress: bool = True,
     workers: int | None = None,
-    limits: Limits | None = None,
 ) -> dict[str, int]:
-    """Converts the archives in the folder ``raw`` (of :func:`danet.acquire.download.download_dataset`) into ``out``.
+    """Converts the archives in the folder ``raw`` (of :func:`danet.data.raw.download_dataset`) into ``out``.
 
     Returns the number of images per split.
 
@@ -101,28 +100,34 @@ def convert_dataset(
                 archive,
                 scratch / archive.name,
                 wanted=misspelt.search,
-                limits=limits,
                 progress=progress,
-                remedy=f"delete {raw} and run `dvc repro -f download@{name}`",
+                remedy=f"run `dvc repro -f -s download@{name}` to take it again, then `dvc repro convert@{name}`",
             )
         try:
             conversion = _Conversion(name, spec, adapter, scratch, new, kept)
             counts = conversion.run(progress, workers or min(os.cpu_count() or 1, 8))
-        except DataError as error:
-            raise DataError(f"{error}{misspelt}") from error
-        swap(new, out)
+        except DataError as error:  # the scratch folder is gone when this is read
+            text = str(error).replace(f"{scratch}/", "").replace(str(scratch), str(raw))
+            raise DataError(f"{text}{misspelt}\n{remedy_for(name)}") from error
+        files.replace_folder(new, out)
         kept.close(remove=True)
         return counts
     except OSError as error:
         full = error.errno in {errno.ENOSPC, errno.EDQUOT}
         problem = "the disk is full" if full else str(error.strerror or error)
-        raise DataError(
-            f"{out}: cannot be written ({problem}); mend that and run `dvc repro convert@{name}`"
-        ) from error
+        raise DataError(f"{out}: cannot be written ({problem}); fix that and run `dvc repro convert@{name}`") from error
     finally:
         kept.close()
         for folder in (scratch, new):
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def remedy_for(name: str) -> str:
+    """What to do about files that cannot be used."""
+    return (
+        f"fix the folder or archive that {name} was taken from, take it again by `dvc repro -f -s download@{name}`, "
+        f"then `dvc repro convert@{name}`; if datasets.{name} in datasets.yaml is wrong, correct it and run the last"
+    )
 
 
 class _Misspelt:
@@ -298,8 +303,7 @@ class _Conversion:
                 )
             lines.append(line)
         if lines:
-            remedy = f"mend the source or datasets.yaml, then run `dvc repro download@{self.name} convert@{self.name}`"
-            raise DataError(f"{self.name}: " + "\n".join([*lines, remedy]))
+            raise DataError(f"{self.name}: " + "\n".join(lines))
 
     def _missing(self, split: str, count: int) -> list[str]:
         if self.adapter.expected_ids is None:
@@ -314,9 +318,9 @@ class _Conversion:
         raw = self.spec.storage == "raw"
         image = f"images/{item.id}{converted.suffix}"
         mask = f"masks/{item.id}{'.npy' if raw else '.png'}" if item.mask is not None else ""
-        packs[pack].writestr(zip_entry(image), converted.image)
+        packs[pack].writestr(files.zip_entry(image), converted.image)
         if mask:
-            packs[pack].writestr(zip_entry(mask), converted.mask)
+            packs[pack].writestr(files.zip_entry(mask), converted.mask)
         return Entry(
             item.id,
             ";".join(item.splits),

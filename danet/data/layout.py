@@ -240,7 +240,7 @@ def read_list(path: Path, *, paths: bool = False) -> list[str]:
         names = [words[0] for line in path.read_text(encoding="utf-8").splitlines() if (words := line.split())]
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-        raise DataError(f"{path}: list cannot be read ({reason}); unpack the archive again") from error
+        raise DataError(f"{path}: list cannot be read ({reason}); take it from the official archive") from error
     seen: set[str] = set()
     for name in names:
         if name in seen:

@@ -351,7 +351,7 @@ class PreparedDataset:
 
     def _damaged(self, problem: str) -> DataError:
         name = self.folder.name
-        return DataError(f"{self.folder}: {problem}; run `dvc repro -f convert@{name}` to make it again")
+        return DataError(f"{self.folder}: {problem}; run `dvc repro -f -s convert@{name}` to make it again")
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_open": {}, "_maps": {}, "_pid": -1}

@@ -42,8 +42,8 @@ def locate(root: Path) -> dict[str, Path]:
     voc = find(root, ("JPEGImages", "ImageSets/Segmentation"), prefer="VOC2012")
     if voc is None:
         raise DataError(
-            f"{root}: no VOC2012 folder with JPEGImages and ImageSets/Segmentation; "
-            "unpack VOCtrainval_11-May-2012.tar there"
+            f"{root}: holds no VOC2012 folder with JPEGImages and ImageSets/Segmentation, as "
+            "VOCtrainval_11-May-2012.tar does"
         )
     found = {VOC: voc}
     sbd = find(root, ("cls", "train.txt", "val.txt"), prefer="dataset")

@@ -15,11 +15,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from danet.acquire.download import zip_entry
 from danet.config import rows
 from danet.config.workspace import Workspace
 from danet.core.errors import CheckpointError, ConfigError, DataError
-from danet.core.files import atomic_write
+from danet.core.files import atomic_write, zip_entry
 from danet.core.process import select_device
 from danet.core.progress import Progress
 from danet.data.cityscapes import TRAIN_TO_LABEL

@@ -9,8 +9,7 @@ from typing import Any, Literal
 
 import torch
 
-from danet.acquire.download import Patience
-from danet.acquire.released import fetch_released, released_of, stored
+from danet.acquire.http import Patience
 from danet.config import rows
 from danet.config.published import published
 from danet.config.workspace import Workspace
@@ -20,6 +19,7 @@ from danet.data.prepared import PreparedDataset
 from danet.evaluation.evaluate import RowEvaluation, TrackerFactory, evaluate_released
 from danet.results.verdict import agreement
 from danet.weights.exchange import is_imported, refuse_other_file
+from danet.weights.fetch import fetch_released, released_of, stored
 from danet.weights.ours import metadata_of
 
 QUICK = Patience(retries=1)
@@ -75,7 +75,7 @@ def verify_row(
     Raises:
         CheckpointError: if the file is not the row's released one (its SHA-256 is another than published, or it was
             trained here), or is damaged or of another network.
-        DownloadError: if the weights cannot be had.
+        DownloadError: if the weights cannot be obtained.
         DataError: if the data set is not prepared.
     """
     PreparedDataset(workspace.prepared(row.dataset), row.val_split)  # before a long download

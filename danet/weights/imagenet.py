@@ -149,7 +149,7 @@ def prepare_weights(name: str, spec: rows.Weights, source_file: Path | None, out
     if not any(found.startswith(digest.lower()) for found in digests[algorithm]):
         raise CheckpointError(
             f"{source_file}: its {algorithm} is {' / '.join(sorted(digests[algorithm]))}, wanted is {digest}; "
-            "delete it and fetch it again"
+            f"delete it and run `dvc repro weights@{name}`"
         )
     state = _convert(source_file, tensors, spec.backbone, spec.stem)
     with atomic_write(out / WEIGHTS_FILE) as temporary:
@@ -196,13 +196,13 @@ def load_backbone(model: Segmentor, folder: Path) -> str | None:
     Raises:
         CheckpointError: if the folder is incomplete, the file was changed, or it is of another backbone.
     """
-    remedy = f"delete {folder} and make it again (dvc repro, or danet weights)"
+    remedy = f"make it again with `dvc repro -f -s weights@{folder.name}`"
     try:
         source = json.loads((folder / SOURCE_FILE).read_text(encoding="utf-8"))
         random, wanted_sha256 = source["random"], source.get("weights_sha256")
     except FileNotFoundError:
         raise CheckpointError(
-            f"{folder / SOURCE_FILE}: does not exist; make it first (dvc repro, or danet weights)"
+            f"{folder / SOURCE_FILE}: does not exist; run `dvc repro weights@{folder.name}`"
         ) from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{folder / SOURCE_FILE}: is damaged ({error}); {remedy}") from error

@@ -127,7 +127,7 @@ def read_model(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
         CheckpointError: if it is missing, damaged or not ours.
     """
     if not path.is_file():
-        raise CheckpointError(f"{path}: does not exist; train the row first (dvc repro, or danet train)")
+        raise CheckpointError(f"{path}: does not exist; train the row first, with `dvc repro train@ROW`")
     if path.stat().st_size == 0:
         raise CheckpointError(f"{path}: is empty; delete it and train the row again")
     try:

@@ -104,7 +104,7 @@ def prepare(repository: Path, folder: Path, *, seeds: int = 1, datasets: Sequenc
         # A workspace of its own inside Git's ignored build/: no entries in the repository's graph, lock or status.
         dvc(folder, "init", "--quiet", "--no-scm")
         dvc(folder, "config", "core.analytics", "false")
-        dvc(folder, "config", "cache.type", "reflink,hardlink,symlink,copy")
+        dvc(folder, "config", "cache.type", "hardlink,symlink")
 
 
 def _command(seeds: int, datasets: Sequence[str] | None) -> str:

@@ -21,8 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from danet.acquire.download import zip_entry
 from danet.core import files
+from danet.core.files import zip_entry
 from danet.data import cityscapes, voc2012
 from danet.data.layout import Colour
 

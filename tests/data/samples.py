@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from danet.acquire.download import download_dataset
 from danet.config.rows import Archive, Dataset
 from danet.data.convert import convert_dataset
 from danet.data.prepared import PreparedDataset
+from danet.data.raw import download_dataset
 from pipelines.demo.scenes import Sizes, make_archives
 
 SMALL = Sizes(train=8, val=4, test=2, size=(32, 48), cityscapes=(24, 64))

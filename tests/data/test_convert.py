@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from danet.acquire.download import download_dataset
+from danet.acquire.sources import Places
 from danet.config.rows import Dataset
 from danet.core.errors import ArchiveError, DataError
 from danet.data import convert
 from danet.data.convert import convert_dataset
 from danet.data.prepared import PreparedDataset
+from danet.data.raw import download_dataset
 from tests.data.samples import camvid_spec, camvid_tree, dataset, generated, prepare
 
 
@@ -70,7 +71,7 @@ def test_generated_sets_in_both_storages(tmp_path: Path) -> None:
     specs = generated(tmp_path / "made")
     for name, spec in specs.items():
         raw = tmp_path / "raw" / name
-        download_dataset(name, spec, raw, archives=tmp_path / "made", progress=False)
+        download_dataset(name, spec, raw, places=Places(tmp_path / "made"), progress=False)
         folders = {}
         for storage in ("source", "raw"):
             chosen = spec.model_copy(update={"storage": storage})
@@ -91,7 +92,7 @@ def test_voc_masks_come_from_the_right_source(tmp_path: Path) -> None:
     """VOC's own masks have a 255 border and SBD's none, for every image of trainaug."""
     specs = generated(tmp_path / "made")
     raw, out = tmp_path / "raw", tmp_path / "out"
-    download_dataset("voc2012", specs["voc2012"], raw, archives=tmp_path / "made", progress=False)
+    download_dataset("voc2012", specs["voc2012"], raw, places=Places(tmp_path / "made"), progress=False)
     convert_dataset("voc2012", specs["voc2012"], raw, out, progress=False)
     samples = PreparedDataset(out, "trainaug")
     train = PreparedDataset(out, "train").ids
@@ -287,7 +288,7 @@ def test_names_in_the_wrong_case_are_told(tmp_path: Path) -> None:
     archive = tmp_path / "archives" / "archive.zip"
     archive.parent.mkdir()
     shutil.make_archive(str(archive.with_suffix("")), "zip", tmp_path, "CamVid")
-    download_dataset("camvid", camvid_spec(), tmp_path / "raw", archives=archive.parent, progress=False)
+    download_dataset("camvid", camvid_spec(), tmp_path / "raw", places=Places(archive.parent), progress=False)
     with pytest.raises(DataError, match=r"1 member differs .* case alone .*'CamVid/val/val_1\.PNG'") as error:
         convert_dataset("camvid", camvid_spec(), tmp_path / "raw", tmp_path / "out", progress=False)
     assert "CamVid/val/val_1.png: missing" in str(error.value)
@@ -358,7 +359,7 @@ def test_grey_images_of_ade20k_are_kept_and_told(tmp_path: Path, capsys: pytest.
             archive.writestr(entry, data)
     spec = dataset("ade20k", specs["ade20k"].counts, (path.name,))
     raw = tmp_path / "raw"
-    download_dataset("ade20k", spec, raw, archives=tmp_path / "made", progress=False)
+    download_dataset("ade20k", spec, raw, places=Places(tmp_path / "made"), progress=False)
     convert_dataset("ade20k", spec, raw, tmp_path / "out", progress=False)
     assert "1 greyscale images" in capsys.readouterr().err
     image = PreparedDataset(tmp_path / "out", "train").image(1)
@@ -373,7 +374,7 @@ def test_missing_archives_and_sbd(tmp_path: Path) -> None:
         convert_dataset("voc2012", spec, tmp_path / "raw", tmp_path / "out", progress=False)
     raw = tmp_path / "raw"
     alone = spec.model_copy(update={"archives": spec.archives[:1]})
-    download_dataset("voc2012", alone, raw, archives=tmp_path / "made", progress=False)
+    download_dataset("voc2012", alone, raw, places=Places(tmp_path / "made"), progress=False)
     with pytest.raises(DataError, match="split trainaug: 0 usable images, expected 8"):
         convert_dataset("voc2012", alone, raw, tmp_path / "out", progress=False)
     assert not (tmp_path / "out").exists()
@@ -394,7 +395,7 @@ def test_failure_leaves_the_old_result(tmp_path: Path, monkeypatch: pytest.Monke
     with pytest.raises(DataError, match="the disk is full"):
         convert_dataset("camvid", camvid_spec(), raw, out, progress=False)
     (raw / "tree.zip").write_bytes((raw / "tree.zip").read_bytes()[:-100])
-    with pytest.raises(ArchiveError, match=r"tree\.zip.*dvc repro -f download@camvid"):
+    with pytest.raises(ArchiveError, match=r"tree\.zip.*dvc repro -f -s download@camvid"):
         convert_dataset("camvid", camvid_spec(), raw, out, progress=False)
     assert fingerprint(out) == before
     assert visible(out.parent) == ["camvid"]

@@ -15,14 +15,14 @@ import pytest
 import torch
 import yaml
 
-from danet.acquire.download import download_dataset
-from danet.acquire.released import fetch_released, stored
+from danet.acquire.sources import Places
 from danet.config.rows import Dataset, load_params, merge, read_raw, write_raw
 from danet.config.workspace import Workspace
 from danet.core.errors import CheckpointError, ConfigError, DataError, DownloadError
 from danet.core.files import sha256
 from danet.data.convert import convert_dataset
 from danet.data.prepared import PreparedDataset
+from danet.data.raw import download_dataset
 from danet.evaluation.evaluate import evaluate_row
 from danet.evaluation.submission import label_ids, write_submission
 from danet.evaluation.verify import exit_code, verify_all, verify_row
@@ -30,6 +30,7 @@ from danet.models import build_model
 from danet.report import write_table
 from danet.results.verdict import agreement
 from danet.weights.exchange import export_weights, import_weights
+from danet.weights.fetch import fetch_released, stored
 from danet.weights.ours import load_model, save_model
 from pipelines.demo.scenes import Sizes, make_archives
 from tests.parameters import raw_params
@@ -73,7 +74,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workspace]:
     write_raw(raw, folder)
     space = Workspace(folder)
     spec = Dataset.model_validate(cityscapes)
-    download_dataset("cityscapes", spec, space.raw("cityscapes"), archives=folder / "archives", progress=False)
+    download_dataset("cityscapes", spec, space.raw("cityscapes"), places=Places(folder / "archives"), progress=False)
     convert_dataset("cityscapes", spec, space.raw("cityscapes"), space.prepared("cityscapes"), progress=False)
     yield space
     shutil.rmtree(folder)  # pytest keeps what tests leave, and these are gigabytes
@@ -174,9 +175,7 @@ def test_released_weights_are_taken_from_a_folder_and_verified(
     digest = sha256(raw)
     add_released(workspace, name, file="other.pth", checksum=f"sha256:{digest[:8]}")
     out = workspace.released(row)
-    with pytest.raises(
-        DownloadError, match=r"no URL; download other\.pth with a browser and place it in data/archives"
-    ):
+    with pytest.raises(DownloadError, match=r"no URL: save it as .*data/archives/other\.pth"):
         fetch_released(workspace, name)
     (skipped,) = [each for each in verify_all(workspace, device="cpu") if each.row == name]
     assert (skipped.state, "no URL" in skipped.reason) == ("skipped", True)
@@ -211,7 +210,7 @@ def test_released_weights_are_taken_from_a_folder_and_verified(
     assert stored(workspace, row, spec) is None
 
     raw.write_bytes(raw.read_bytes()[:1000])
-    with pytest.raises(DownloadError, match="the released file's begins with"):
+    with pytest.raises(DownloadError, match=rf"{raw}: is not the expected file \(sha256:{digest[:8]}\)"):
         fetch_released(workspace, name)
 
 

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from danet.acquire.download import download_dataset
+from danet.acquire.sources import Places
 from danet.config.rows import Dataset
 from danet.core.files import sha256
 from danet.data.convert import convert_dataset
 from danet.data.prepared import PreparedDataset
+from danet.data.raw import download_dataset
 from pipelines.demo.scenes import make_archives
 from tests.data.samples import SMALL
 
@@ -32,7 +33,7 @@ def prepared(made: tuple[Path, dict[str, dict[str, Any]]]) -> dict[str, Path]:
     for name, entry in entries.items():
         spec = Dataset.model_validate({"adapter": name, "title": name, **entry})
         raw, folders[name] = folder / "raw" / name, folder / "prepared" / name
-        download_dataset(name, spec, raw, archives=folder, progress=False)
+        download_dataset(name, spec, raw, places=Places(folder), progress=False)
         convert_dataset(name, spec, raw, folders[name], progress=False)
     return folders
 

@@ -14,12 +14,19 @@ import torch
 import torchvision
 from torch import Tensor
 
+from danet.acquire import http
+from danet.cli import doctor
 from danet.config import rows
-from danet.core.errors import CheckpointError
+from danet.config.rows import write_raw
+from danet.config.workspace import Workspace
+from danet.core.errors import CheckpointError, DownloadError
 from danet.core.files import sha256
 from danet.models import Segmentor, build_model
 from danet.models.resnet import ResNet
+from danet.weights.fetch import fetch_weights
 from danet.weights.imagenet import load_backbone, load_imagenet, prepare_weights
+from tests.acquire.server import Site
+from tests.parameters import raw_params
 
 STEMS = ["7x7", "deep-32-32-64", "deep-64-64-128"]
 
@@ -222,7 +229,7 @@ def test_random_initialisation(tmp_path: Path) -> None:
 
 
 def test_folders_that_must_not_be_loaded(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"source\.json: does not exist; make it first"):
+    with pytest.raises(CheckpointError, match=r"source\.json: does not exist; run `dvc repro weights@"):
         load_backbone(network(), tmp_path)
     with pytest.raises(CheckpointError, match="is for stem 7x7, the row has deep-32-32-64"):
         load_backbone(network("deep-32-32-64"), folder / "out")
@@ -240,3 +247,33 @@ def test_folders_that_must_not_be_loaded(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "source.json").write_text(source[:50])
     with pytest.raises(CheckpointError, match=r"source\.json: is damaged"):
         load_backbone(network(), tmp_path)
+
+
+@pytest.mark.usefixtures("no_environment")
+def test_weights_come_through_the_same_sources_as_archives(
+    folder: Path, site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A wrong file in data/archives and a mirror without it are passed over; the URL is resumed; doctor agrees."""
+    digest = hashlib.sha256((folder / "w.pth").read_bytes()).hexdigest()
+    raw = raw_params(released=False)
+    entry = {"title": "Test", "file": "w.pth", "backbone": "resnet50", "stem": "7x7", "url": f"{site.url}/w.pth"}
+    raw["weights"]["test"] = entry | {"checksum": f"sha256:{digest[:8]}"}
+    write_raw(raw, tmp_path)
+    space, spec = Workspace(tmp_path), Workspace(tmp_path).params().imagenet("test")
+    monkeypatch.setattr(http.time, "sleep", lambda seconds: None)
+    monkeypatch.setenv("DANET_MIRROR", f"{site.url}/mirror")
+    site.files["/w.pth"] = (folder / "w.pth").read_bytes()
+    site.cut = [1000, *[0] * 20]
+    space.archives().mkdir(parents=True)
+    (space.archives() / "w.pth").write_bytes(b"another file")
+    with pytest.raises(DownloadError, match=r"data/archives/w\.pth: is not the expected file.*1,000 bytes so far"):
+        fetch_weights(space, "test")
+    assert doctor._weights("test", spec, space)["state"] == "local"
+    (space.archives() / "w.pth").unlink()
+    assert doctor._weights("test", spec, space)["how"] == f"mirror: {site.url}/mirror/w.pth"
+    site.cut = []
+    fetch_weights(space, "test")
+    assert site.ranges_asked()[-1] == "bytes=1000-"
+    assert sha256(space.weights("test") / "weights.safetensors") == sha256(folder / "out/weights.safetensors")
+    assert doctor._weights("test", spec, space)["state"] == "ready"
+    assert [path.name for path in space.weights("test").parent.iterdir()] == ["test"]

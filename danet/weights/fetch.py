@@ -1,63 +1,84 @@
-"""The weights that a source released for a row: fetched or taken from a folder, verified, in our format."""
+"""Weights from elsewhere, in our format: ImageNet initialisations, and what a source released for a row."""
 
 from __future__ import annotations
 
 import json
-import os
+import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
-from danet.acquire.download import Patience, fetch_file
-from danet.acquire.drive import direct_url
+from danet.acquire.http import Patience, public
+from danet.acquire.sources import Places, Source, Wanted, obtain
 from danet.config import rows
 from danet.config.workspace import Workspace
 from danet.core.errors import CheckpointError, ConfigError, DownloadError
 from danet.core.files import sha256, write_json
 from danet.weights.exchange import import_weights, refuse_other_file
+from danet.weights.imagenet import prepare_weights
 
 FORMAT: Final = 1
 WEIGHTS_FILE: Final = "weights.safetensors"
 SOURCE_FILE: Final = "source.json"
 
 
+def imagenet_wanted(spec: rows.Weights) -> Wanted:
+    """The file of an ImageNet initialisation, which has one; the checksum of a zip is that of the file in it."""
+    assert spec.file is not None
+    return Wanted(spec.file, "weights", spec.url, None if spec.file.endswith(".zip") else spec.checksum)
+
+
+def fetch_weights(workspace: Workspace, name: str) -> None:
+    """Writes ``data/weights/NAME``, from the first of :func:`danet.acquire.sources.sources` that serves.
+
+    Raises:
+        ConfigError: if ``datasets.yaml`` has no such weights.
+        DownloadError: if no source serves the file whose digest ``datasets.yaml`` gives.
+        CheckpointError: if it does not hold that backbone.
+    """
+    spec = workspace.params().imagenet(name)
+    out = workspace.weights(name)
+    if spec.file is None:
+        prepare_weights(name, spec, None, out)
+        return
+    with _obtained(imagenet_wanted(spec), out, workspace) as (file, _):
+        prepare_weights(name, spec, file, out)
+
+
 def fetch_released(workspace: Workspace, name: str, *, patience: Patience | None = None, progress: bool = True) -> Path:
     """Writes ``data/released/ROW`` (``weights.safetensors``, ``source.json``) and returns the weights file.
 
-    The checkpoint is taken from the folder in ``DANET_ARCHIVES`` or from ``data/archives`` (as ``FILE``,
-    ``released/FILE`` or ``released/ROW.pth``), else from the mirror in ``DANET_MIRROR``, else from its URL.
-
     Raises:
         ConfigError: if the row is unknown, or its source released no weights.
-        DownloadError: if the file cannot be had, or is not the one whose checksum is published.
+        DownloadError: if no source serves the file whose checksum is published.
         CheckpointError: if it is damaged, unsafe or of another network.
     """
     params = workspace.params()
     row = params.row(name)
     spec = released_of(params, name)
     out = workspace.released(row)
-    local = placed_by_hand(workspace, row, spec)
-    if local is not None:
-        return _store(local, "local file", None, params, row, spec, out)
-    remedy = f"download {spec.file} with a browser and place it in data/archives (or a folder named by DANET_ARCHIVES)"
-    mirror = os.environ.get("DANET_MIRROR")
-    url = f"{mirror.rstrip('/')}/{spec.file}" if mirror else spec.url
-    if url is None:
-        raise DownloadError(f"released weights of {name}: they have no URL; {remedy}")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    # Not a temporary folder: what came of an interrupted download is resumed next time
-    part = out.parent / f".{name}.download"
-    file = part / spec.file
+    wanted = Wanted(spec.file, "released", spec.url, spec.checksum, also=(f"{name}.pth",))
     try:
-        address = direct_url(url, remedy, patience=patience)
-        fetch_file(address, spec.checksum, file, patience=patience, progress=progress)
+        with _obtained(wanted, out, workspace, patience, progress) as (file, source):
+            return _store(file, source, params, row, spec, out)
     except DownloadError as error:
-        raise DownloadError(f"released weights of {name}: {error}; or {remedy}") from error
+        raise DownloadError(f"released weights of {name}: {error}") from error
+
+
+@contextmanager
+def _obtained(
+    wanted: Wanted, out: Path, workspace: Workspace, patience: Patience | None = None, progress: bool = True
+) -> Iterator[tuple[Path, Source]]:
+    """The file, while it is used. A download that broke off stays in a folder beside ``out``, to be resumed."""
+    folder = out.with_name(f".{out.name}.download")
+    places = Places.here(workspace.archives())
+    found = obtain(wanted, folder / wanted.file, places, patience=patience, progress=progress)
     try:
-        return _store(file, "mirror" if mirror else "url", url, params, row, spec, out)
+        yield found
     finally:
-        file.unlink(missing_ok=True)
-        part.rmdir()
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def released_of(params: rows.Params, name: str) -> rows.Released:
@@ -72,17 +93,6 @@ def released_of(params: rows.Params, name: str) -> rows.Released:
     return params.released[name]
 
 
-def placed_by_hand(workspace: Workspace, row: rows.Row, spec: rows.Released) -> Path | None:
-    """The checkpoint in ``DANET_ARCHIVES`` or ``data/archives``, if it is there."""
-    named = os.environ.get("DANET_ARCHIVES")
-    folders = [Path(named).expanduser()] if named else []
-    for folder in [*folders, workspace.root / "data" / "archives"]:
-        for part in (spec.file, f"released/{spec.file}", f"released/{row.name}.pth"):
-            if (folder / part).is_file():
-                return folder / part
-    return None
-
-
 def stored(workspace: Workspace, row: rows.Row, spec: rows.Released) -> Path | None:
     """The weights that :func:`fetch_released` wrote earlier, if they are whole and of the file that is wanted today."""
     folder = workspace.released(row)
@@ -95,9 +105,7 @@ def stored(workspace: Workspace, row: rows.Row, spec: rows.Released) -> Path | N
     return folder / WEIGHTS_FILE if whole else None
 
 
-def _store(
-    file: Path, kind: str, url: str | None, params: rows.Params, row: rows.Row, spec: rows.Released, out: Path
-) -> Path:
+def _store(file: Path, source: Source, params: rows.Params, row: rows.Row, spec: rows.Released, out: Path) -> Path:
     try:
         refuse_other_file(file, sha256(file), spec)
     except CheckpointError as error:
@@ -111,8 +119,8 @@ def _store(
             "row": row.name,
             "source": imported.source,
             "file": spec.file,
-            "from": kind,
-            "url": url or spec.url,
+            "from": source.kind,
+            "url": public(source.url) if source.url is not None else spec.url,
             "sha256": imported.sha256,
             "checksum": imported.checksum,
             "tensors": imported.tensors,

@@ -1,0 +1,204 @@
+"""Where does this file come from? One answer, for archives, ImageNet weights and released weights alike.
+
+In order:
+
+1. the folder that ``DANET_ARCHIVES`` names;
+2. ``data/archives`` in the workspace;
+3. the mirror that ``DANET_MIRROR`` names (an http(s) address, or a folder);
+4. the file's official URL;
+5. for Cityscapes the login, with ``CITYSCAPES_USERNAME`` and ``CITYSCAPES_PASSWORD``.
+
+A folder may hold the file itself, or a folder named as the dataset (or ``weights``, ``released``) that holds it. A
+source that does not serve is noted, and the next one tried. Before all of them comes a dataset's own unpacked folder
+(:func:`unpacked_folder`), from which :mod:`danet.data.raw` packs what is needed.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+from urllib.parse import urlsplit
+
+import requests
+
+from danet.acquire import cityscapes_login
+from danet.acquire.http import Patience, checksum_matches, fetch_file, is_web_page, public
+from danet.core.errors import DownloadError
+
+PAGES = ("drive.google.com",)
+"""Hosts whose links are pages for people: a browser gets the file, a program a form."""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A file, and what is known of it."""
+
+    file: str
+    group: str
+    """The dataset, ``weights`` or ``released``: a folder of archives may hold the file below that name."""
+    url: str | None = None
+    checksum: str | None = None
+    """As in :func:`~danet.acquire.http.fetch_file`."""
+    package: int | None = None
+    """Cityscapes: the number of the package behind the login."""
+    also: tuple[str, ...] = ()
+    """Other names under which a folder of archives may hold it."""
+
+
+@dataclass(frozen=True)
+class Places:
+    """Folders and mirror to look in."""
+
+    archives: Path
+    """``data/archives`` of the workspace."""
+    named: Path | None = None
+    mirror: str | None = None
+
+    @classmethod
+    def here(cls, archives: Path) -> Places:
+        """With what the environment names."""
+        named = os.environ.get("DANET_ARCHIVES")
+        return cls(archives, Path(named).expanduser() if named else None, os.environ.get("DANET_MIRROR") or None)
+
+    @property
+    def folders(self) -> list[Path]:
+        """The folders in order; a mirror on this disk is the last."""
+        local = urlsplit(self.mirror or "http:")
+        folders = [self.named, self.archives, None if local.scheme in {"http", "https"} else Path(local.path)]
+        return [folder.expanduser() for folder in folders if folder is not None]
+
+    @property
+    def mirror_url(self) -> str | None:
+        """The mirror, if it is a server."""
+        return self.mirror if self.mirror and urlsplit(self.mirror).scheme in {"http", "https"} else None
+
+
+@dataclass(frozen=True)
+class Source:
+    """One place that may serve a file."""
+
+    kind: Literal["local folder", "mirror", "url", "login"]
+    path: Path | None = None
+    """Of a local file."""
+    url: str | None = None
+
+    def __str__(self) -> str:
+        return str(self.path) if self.path is not None else public(self.url or "")
+
+
+def unpacked_folder(dataset: str) -> Path | None:
+    """The unpacked official folder that ``DANET_<DATASET>`` (as ``DANET_CAMVID``) names."""
+    named = os.environ.get(folder_variable(dataset))
+    return Path(named).expanduser() if named else None
+
+
+def folder_variable(dataset: str) -> str:
+    """The environment variable that names a dataset's unpacked folder."""
+    return "DANET_" + dataset.upper().replace("-", "_")
+
+
+def sources(wanted: Wanted, places: Places) -> Iterator[Source]:
+    """Where the file may come from, in order; local ones only where a file of that name lies."""
+    for folder in places.folders:
+        for name in (wanted.file, *wanted.also):
+            for path in (folder / name, folder / wanted.group / name):
+                if path.is_file():
+                    yield Source("local folder", path=path)
+    if places.mirror_url is not None:
+        yield Source("mirror", url=f"{places.mirror_url.rstrip('/')}/{wanted.file}")
+    if wanted.url is not None and urlsplit(wanted.url).hostname not in PAGES:
+        yield Source("url", url=wanted.url)
+    if wanted.package is not None and cityscapes_login.has_credentials():
+        yield Source("login", url=cityscapes_login.package_url(wanted.package))
+
+
+def by_hand(wanted: Wanted, places: Places) -> str:
+    """What a person can do to place the file."""
+    place = places.archives / wanted.file
+    if wanted.package is not None:
+        site = cityscapes_login.SITE
+        return (
+            f"register at {site}/register/, then set CITYSCAPES_USERNAME and CITYSCAPES_PASSWORD, or download "
+            f"{wanted.file} with a browser and save it as {place}"
+        )
+    if wanted.url is not None:
+        return f"open {public(wanted.url)} in a browser and save the file as {place}"
+    return f"it has no URL: save it as {place}"
+
+
+def obtain(
+    wanted: Wanted,
+    target: Path,
+    places: Places,
+    *,
+    check: Callable[[Path], str | None] = lambda path: None,
+    progress: bool = True,
+    patience: Patience | None = None,
+) -> tuple[Path, Source]:
+    """The file and its source: a local file where it lies, else downloaded to ``target`` (resumed in a later call).
+
+    Args:
+        wanted: the file.
+        target: where a download goes.
+        places: where to look.
+        check: says what is wrong with a file that has no checksum, if anything is.
+        progress: whether to print progress.
+        patience: with servers.
+
+    Raises:
+        DownloadError: saying for each source why it does not serve, and where to place the file by hand.
+    """
+    missing = [folder for folder in places.folders if folder != places.archives and not folder.is_dir()]
+    tried = [f"{folder}: no such folder" for folder in missing]
+    for source in sources(wanted, places):
+        try:
+            if source.path is not None:
+                path = source.path
+                problem = _wrong(path, wanted.checksum) or (None if wanted.checksum else check(path))
+                remedy = "replace or delete it"
+            else:
+                session = cityscapes_login.log_in() if source.kind == "login" else None
+                _download(source, wanted, target, session, progress, patience)
+                path, problem, remedy = target, None if wanted.checksum else check(target), "try another source"
+            if problem is None:
+                return path, source
+            tried.append(f"{source}: {problem}; {remedy}")
+            if source.path is None:
+                target.unlink()
+        except DownloadError as error:
+            tried.append(str(error))
+    tried.append(by_hand(wanted, places))
+    raise DownloadError(f"{wanted.file} could not be obtained: " + "; ".join(tried))
+
+
+def _download(
+    source: Source,
+    wanted: Wanted,
+    target: Path,
+    session: requests.Session | None,
+    progress: bool,
+    patience: Patience | None,
+) -> None:
+    assert source.url is not None
+    try:
+        fetch_file(source.url, wanted.checksum, target, progress=progress, session=session, patience=patience)
+    except DownloadError as error:
+        if session is not None and "web page" in str(error):
+            raise DownloadError(
+                f"{error} (the login was probably refused, or this account lacks the permission to download)"
+            ) from error
+        raise
+
+
+def _wrong(path: Path, checksum: str | None) -> str | None:
+    """What is wrong with a file placed by hand, if anything is."""
+    if checksum is not None:
+        return None if checksum_matches(path, checksum) else f"is not the expected file ({checksum})"
+    with path.open("rb") as stream:
+        head = stream.read(512)
+    if not head:
+        return "has zero bytes"
+    return "is a web page, not the file" if is_web_page(head) else None

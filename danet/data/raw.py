@@ -1,0 +1,274 @@
+"""The archives of a dataset in ``data/raw/DATASET``: taken, checked, and compared with where they were taken from.
+
+Either the official archives (:mod:`danet.acquire.sources` says where they come from), or ``tree.zip``, packed from the
+unpacked official folder that ``DANET_<DATASET>`` (as ``DANET_CAMVID``) names. ``SOURCE.json`` beside them says which.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import shutil
+import sys
+import zipfile
+import zlib
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from danet.acquire.http import Patience, checksum_matches, disk_errors, public
+from danet.acquire.sources import Places, Wanted, folder_variable, obtain, sources, unpacked_folder
+from danet.acquire.unpack import damage
+from danet.config.rows import Archive, Dataset
+from danet.config.workspace import Workspace
+from danet.core import files
+from danet.core.errors import DataError, DownloadError
+from danet.core.progress import Progress
+from danet.data.layout import DatasetSpec
+from danet.data.registry import ADAPTERS
+
+SOURCE = "SOURCE.json"
+TREE = "tree.zip"
+
+
+def download_dataset(
+    name: str,
+    spec: Dataset,
+    out: Path,
+    *,
+    places: Places | None = None,
+    tree: Path | None = None,
+    progress: bool = True,
+    patience: Patience | None = None,
+) -> None:
+    """Brings the archives of a dataset into the folder ``out``, with ``out/SOURCE.json`` saying where each came from.
+
+    ``out`` appears, or changes, only when all are there and right. An archive that ``out`` has already stays, unless a
+    folder has another one.
+
+    Args:
+        name: of the dataset.
+        spec: of the dataset.
+        out: ``data/raw/NAME``.
+        places: where to look; with ``tree``, by default as the environment says.
+        tree: the unpacked official folder.
+        progress: whether to print progress.
+        patience: with servers.
+
+    Raises:
+        DownloadError: saying for each source why it did not serve, and what to do.
+        DataError: if ``tree`` is not the dataset's official folder.
+    """
+    if places is None and tree is None:
+        tree = unpacked_folder(name)
+    job = _Job(name, spec, out, places or Places.here(out.parent.parent / "archives"), progress, patience)
+    with disk_errors(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with FileLock(out.parent / f".{out.name}.lock", timeout=0):
+                job.from_archives() if tree is None else job.from_tree(tree)
+        except Timeout as error:
+            raise DownloadError(f"{out}: another process is downloading {name}; wait for it or stop it") from error
+
+
+def wanted_of(name: str, archive: Archive) -> Wanted:
+    """An archive, for :mod:`danet.acquire.sources`."""
+    return Wanted(archive.file, name, archive.url, archive.checksum, archive.package)
+
+
+def refuse_changed_source(workspace: Workspace, name: str) -> None:
+    """Stops where a folder or archive that the environment names is not what ``data/raw/NAME`` was made from.
+
+    DVC does not see the environment, so without this a change would be taken for "up to date". Contents are compared.
+
+    Raises:
+        DataError: naming the difference and the commands.
+    """
+    difference = changed_source(workspace, name)
+    if difference is not None:
+        raise DataError(
+            f"{name}: {difference}; to use it run `dvc repro -f -s download@{name}` and then this again, to go on with "
+            f"what {workspace.raw(name)} holds, unset {folder_variable(name)} or remove that file"
+        )
+
+
+def changed_source(workspace: Workspace, name: str, *, contents: bool = True) -> str | None:
+    """How what the environment names differs from ``data/raw/NAME``; None if it does not, or names nothing.
+
+    Args:
+        workspace: with the dataset.
+        name: of the dataset.
+        contents: compare contents, not names and sizes alone.
+    """
+    spec, raw = workspace.params().dataset(name), workspace.raw(name)
+    recorded = _recorded(raw)
+    tree = unpacked_folder(name)
+    if not recorded or (tree is not None and not tree.is_dir()):
+        return None
+    if tree is not None:
+        if TREE not in recorded:
+            return f"{folder_variable(name)} names {tree}, but {raw} was not taken from a folder"
+        difference = _compare_tree(ADAPTERS[spec.adapter], tree, raw / TREE, contents)
+        return f"{tree} differs from what was taken of it: {difference}" if difference else None
+    for archive in spec.archives:
+        if archive.checksum is not None or archive.file not in recorded:
+            continue  # there is only one such file
+        local = next(sources(wanted_of(name, archive), Places.here(workspace.archives())), None)
+        if local is None or local.path is None:
+            continue
+        old = recorded[archive.file]
+        same = local.path.stat().st_size == old["bytes"]
+        if not same or (contents and files.sha256(local.path) != old["sha256"]):
+            return f"{local.path} is not the archive that was taken"
+    return None
+
+
+def _compare_tree(adapter: DatasetSpec, tree: Path, packed: Path, contents: bool) -> str | None:
+    members = _members(adapter, tree)
+    with zipfile.ZipFile(packed) as archive:
+        known = {info.filename: info for info in archive.infolist()}
+    different = sorted(members.keys() ^ known.keys())
+    for member, file in members.items():
+        info = known.get(member)
+        same = info is None or file.stat().st_size == info.file_size
+        if not same or (info is not None and contents and zlib.crc32(file.read_bytes()) != info.CRC):
+            different.append(member)
+    return f"{len(different)} files, as {different[0]}" if different else None
+
+
+def _recorded(raw: Path) -> dict[str, dict[str, Any]]:
+    try:
+        recorded = json.loads((raw / SOURCE).read_text(encoding="utf-8"))["archives"]
+        return {entry["file"]: entry for entry in recorded}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
+class _Job:
+    """The download of one dataset: collects in ``staging``, then swaps."""
+
+    def __init__(
+        self, name: str, spec: Dataset, out: Path, places: Places, progress: bool, patience: Patience | None
+    ) -> None:
+        self.name, self.spec, self.out, self.places = name, spec, out, places
+        self.progress, self.patience = progress, patience
+        self.staging = out.with_name(f".{out.name}.download")
+        self.old = _recorded(out)
+
+    def from_tree(self, tree: Path) -> None:
+        """Packs the official folder ``tree``."""
+        if not tree.is_dir():
+            variable = folder_variable(self.name)
+            raise DownloadError(f"{tree}: no such folder; correct or unset {variable} (the unpacked {self.spec.title})")
+        self.staging.mkdir(exist_ok=True)
+        with files.atomic_write(self.staging / TREE) as temporary:
+            pack_tree(ADAPTERS[self.spec.adapter], tree, temporary, progress=self.progress)
+        self.finish([self.record(TREE, "tree", None)])
+
+    def from_archives(self) -> None:
+        """Gets every archive from the first source that serves it."""
+        self.staging.mkdir(exist_ok=True)
+        records, problems = [], []
+        for archive in self.spec.archives:
+            try:
+                records.append(self.get(archive))
+            except DownloadError as error:
+                if archive.optional:
+                    print(f"{self.name}: optional archive left out: {error}", file=sys.stderr)
+                else:
+                    problems.append(str(error))
+        if problems:
+            packed = f"; {self.out} was packed from a folder and stays" if TREE in self.old else ""
+            raise DownloadError(f"{self.name}: " + "\n".join(problems) + packed)
+        self.finish(records)
+
+    def get(self, archive: Archive) -> dict[str, Any]:
+        """Puts one archive into ``staging``: what a folder has, what ``out`` has, or a download."""
+        target, wanted = self.staging / archive.file, wanted_of(self.name, archive)
+        local = next((s for s in sources(wanted, self.places) if s.path is not None), None)
+        if (archive.checksum is not None or local is None) and self.keep(archive):
+            return self.old[archive.file]
+        if target.exists():  # of an earlier run that another archive stopped
+            if archive.checksum is not None and checksum_matches(target, archive.checksum):
+                return self.record(archive.file, "earlier run", archive.url)
+            target.unlink()
+        path, source = obtain(wanted, target, self.places, check=damage, progress=self.progress, patience=self.patience)
+        if path != target:
+            _link_or_copy(path.resolve(), target)
+        return self.record(archive.file, source.kind, source.url)
+
+    def keep(self, archive: Archive) -> bool:
+        """Takes over an archive that ``out`` already has, if it is what is wanted."""
+        present, old = self.out / archive.file, self.old.get(archive.file)
+        if old is None or not present.is_file():
+            return False
+        if not checksum_matches(present, archive.checksum or f"sha256:{old.get('sha256')}"):
+            return False
+        if archive.checksum is None and old.get("from") == "url" and old.get("url") != archive.url:
+            return False
+        _link_or_copy(present.resolve(), self.staging / archive.file)
+        return True
+
+    def record(self, file: str, kind: str, url: str | None) -> dict[str, Any]:
+        """The entry of SOURCE.json; an unchanged archive keeps its old one, so that the folder's hash stays."""
+        path = self.staging / file
+        digest, size = files.sha256(path), path.stat().st_size
+        old = self.old.get(file)
+        if old is not None and old.get("sha256") == digest:
+            return old
+        date = datetime.datetime.now(datetime.UTC).date().isoformat()
+        address = public(url) if url is not None else None
+        return {"file": file, "from": kind, "url": address, "sha256": digest, "bytes": size, "date": date}
+
+    def finish(self, records: list[dict[str, Any]]) -> None:
+        """Leaves in ``staging`` what belongs there and makes it ``out``."""
+        expected = {str(record["file"]) for record in records}
+        for path in self.staging.iterdir():
+            if path.name not in expected:
+                path.unlink()
+        files.write_json(self.staging / SOURCE, {"format": 1, "dataset": self.name, "archives": records})
+        files.replace_folder(self.staging, self.out)
+
+
+def _link_or_copy(source: Path, target: Path) -> None:
+    target.unlink(missing_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:  # another file system, or one without links
+        with files.atomic_write(target) as temporary:
+            shutil.copyfile(source, temporary)
+
+
+def pack_tree(adapter: DatasetSpec, tree: Path, path: Path, *, progress: bool = True) -> None:
+    """Writes the files that ``adapter`` needs of an unpacked official folder into a zip in official layout.
+
+    Stored, sorted, with fixed time stamps: the same tree gives the same bytes. Links to files are followed.
+
+    Raises:
+        DataError: if the tree has not the dataset's layout or none of its files.
+    """
+    members = _members(adapter, tree)
+    if not members:
+        raise DataError(f"{tree}: has none of the files of {adapter.name}")
+    with (
+        zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive,
+        Progress(f"pack {tree.name}", len(members), "files", show=progress) as bar,
+    ):
+        for name in sorted(members):
+            archive.writestr(files.zip_entry(name), members[name].read_bytes())
+            bar.advance()
+
+
+def _members(adapter: DatasetSpec, tree: Path) -> dict[str, Path]:
+    """Official name -> file, of what is needed and there; what is missing is convert's to report."""
+    located = adapter.locate(tree)
+    found = adapter.layout(located)
+    needed = [*found.lists, *(item.image for item in found.items), *(item.mask for item in found.items if item.mask)]
+    members: dict[str, Path] = {}
+    for file in needed:
+        prefix, folder = next((prefix, folder) for prefix, folder in located.items() if file.is_relative_to(folder))
+        if file.is_file():
+            members[f"{prefix}/{file.relative_to(folder).as_posix()}"] = file
+    return members

@@ -1,0 +1,171 @@
+"""A server that fails in every way in which one can, for the tests of downloads."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+import socketserver
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import pytest
+
+from danet.acquire.http import Patience
+
+FAST = Patience(connect_s=2, read_s=0.3, window_s=0.2, window_bytes=1000, retries=2, backoff_s=0.01)
+
+
+@dataclasses.dataclass
+class Site:
+    """What the test server serves, and what it was asked."""
+
+    files: dict[str, bytes] = dataclasses.field(default_factory=dict)
+    headers: dict[str, str] = dataclasses.field(default_factory=lambda: {"ETag": '"one"'})
+    status: dict[str, int] = dataclasses.field(default_factory=dict)
+    redirects: dict[str, str] = dataclasses.field(default_factory=dict)
+    cut: list[int] = dataclasses.field(default_factory=list)
+    """Bytes after which the next connections break off."""
+    ranges: bool = True
+    drip: float = 0.0
+    hang: bool = False
+    chunked: bool = False
+    forced: dict[str, str | None] = dataclasses.field(default_factory=dict)
+    """Headers that are sent whatever is right; null leaves one out."""
+    stubborn: bool = False
+    """Sends the range asked for, even of a changed file."""
+    new_each_time: bool = False
+    asked: list[tuple[str, dict[str, str]]] = dataclasses.field(default_factory=list)
+    posted: list[str] = dataclasses.field(default_factory=list)
+    login: bool = True
+    url: str = ""
+
+    def ranges_asked(self) -> list[str | None]:
+        return [headers.get("Range") for _, headers in self.asked]
+
+
+class Handler(BaseHTTPRequestHandler):
+    site: Site
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *args: Any) -> None:
+        pass
+
+    def do_POST(self) -> None:
+        self.site.posted.append(self.rfile.read(int(self.headers["Content-Length"])).decode())
+        self.send_response(200)
+        if self.site.login:
+            self.send_header("Set-Cookie", "session=good; Path=/")
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def do_GET(self) -> None:
+        site = self.site
+        site.asked.append((self.path, dict(self.headers)))
+        path = self.path
+        if path in site.redirects or path in site.status:
+            self.send_response(site.status.get(path, 302))
+            if path in site.redirects:
+                self.send_header("Location", site.redirects[path])
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
+        if path.startswith("/file-handling") and "session=good" not in self.headers.get("Cookie", ""):
+            page = b"<!DOCTYPE html><html>log in</html>"
+            self.send_response(200)
+            self.send_header("Content-Type", "text/html; charset=utf-8")
+            self.send_header("Content-Length", str(len(page)))
+            self.end_headers()
+            self.wfile.write(page)
+            return
+        if path not in site.files:
+            self.send_error(404)
+            return
+        self.serve(site.files[path])
+
+    def serve(self, data: bytes) -> None:  # noqa: PLR0912 - every way in which a server can fail
+        site = self.site
+        wanted = re.match(r"bytes=(\d+)-", self.headers.get("Range", ""))
+        start = int(wanted[1]) if wanted and site.ranges else 0
+        condition = self.headers.get("If-Range")
+        if site.new_each_time:
+            site.headers = {"ETag": f'"{len(site.asked)}"'}
+        if condition is not None and condition not in site.headers.values() and not site.stubborn:
+            start = 0
+        if start and start >= len(data):
+            self.send_response(416)
+            self.send_header("Content-Range", f"bytes */{len(data)}")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
+        self.send_response(206 if start else 200)
+        headers: dict[str, str | None] = dict(site.headers)
+        if start:
+            headers["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
+        if site.chunked:
+            headers["Transfer-Encoding"] = "chunked"
+        else:
+            headers["Content-Length"] = str(len(data) - start)
+        headers |= site.forced
+        for key, value in headers.items():
+            if value is not None:
+                self.send_header(key, value)
+        if headers.get("Content-Length") is None:
+            self.close_connection = True
+        self.end_headers()
+        body = data[start:]
+        if site.hang:
+            time.sleep(1.0)
+            self.close_connection = True
+            return
+        if site.cut:
+            body = body[: site.cut.pop(0)]
+            self.wfile.write(f"{len(body) + 9:x}\r\n".encode() + body if site.chunked else body)
+            self.close_connection = True
+            return
+        if site.drip:
+            try:
+                for index in range(0, len(body), 10):
+                    piece = body[index : index + 10]
+                    self.wfile.write(b"%x\r\n%s\r\n" % (len(piece), piece) if site.chunked else piece)
+                    self.wfile.flush()
+                    time.sleep(site.drip)
+            except OSError:
+                pass
+            return
+        if site.chunked:
+            self.wfile.write(f"{len(body):x}\r\n".encode() + body + b"\r\n0\r\n\r\n")
+            return
+        self.wfile.write(body)
+
+
+class Server(ThreadingHTTPServer):
+    daemon_threads = True
+    block_on_close = False
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        pass  # clients hang up on purpose
+
+
+@pytest.fixture
+def site() -> Iterator[Site]:
+    site = Site()
+    handler = type("ThisHandler", (Handler,), {"site": site})
+    server = Server(("127.0.0.1", 0), handler)
+    assert isinstance(server, socketserver.ThreadingMixIn)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+    thread.start()
+    site.url = f"http://127.0.0.1:{server.server_address[1]}"
+    yield site
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture
+def no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in list(os.environ):
+        if name.startswith(("DANET_", "CITYSCAPES_")) or name.lower().endswith("_proxy"):
+            monkeypatch.delenv(name)

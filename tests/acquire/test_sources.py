@@ -1,0 +1,174 @@
+"""One order of sources for every file, and one way to obtain it."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+
+from danet.acquire import cityscapes_login
+from danet.acquire.sources import Places, Wanted, obtain, sources, unpacked_folder
+from danet.core.errors import DownloadError
+from tests.acquire.server import FAST, Site
+
+pytestmark = pytest.mark.usefixtures("no_environment")
+
+DATA = bytes(range(256)) * 4000
+WANTED = Wanted("a.bin", "group", "http://127.0.0.1:9/a.bin", f"sha256:{hashlib.sha256(DATA).hexdigest()}")
+
+
+def put(path: Path, data: bytes = DATA) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)
+    return path
+
+
+def get(wanted: Wanted, places: Places, target: Path) -> tuple[bytes, str]:
+    path, source = obtain(wanted, target, places, progress=False, patience=FAST)
+    return path.read_bytes(), source.kind
+
+
+def test_the_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("DANET_ARCHIVES", "~/named")
+    monkeypatch.setenv("DANET_MIRROR", "http://mirror/path/")
+    monkeypatch.setenv("CITYSCAPES_USERNAME", "someone")
+    monkeypatch.setenv("CITYSCAPES_PASSWORD", "secret")
+    archives = tmp_path / "data" / "archives"
+    local = [put(tmp_path / "named/a.bin"), put(tmp_path / "named/group/a.bin"), put(archives / "a.bin")]
+    wanted = Wanted("a.bin", "group", "https://official/a.bin", package=3)
+    found = list(sources(wanted, Places.here(archives)))
+    assert [source.kind for source in found] == [*["local folder"] * 3, "mirror", "url", "login"]
+    assert [source.path for source in found[:3]] == local
+    assert [source.url for source in found[3:]] == [
+        "http://mirror/path/a.bin",
+        "https://official/a.bin",
+        "https://www.cityscapes-dataset.com/file-handling/?packageID=3",
+    ]
+
+
+def test_home_is_expanded_everywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("DANET_CAMVID", "~/CamVid")
+    assert unpacked_folder("camvid") == tmp_path / "CamVid"
+    assert unpacked_folder("voc2012") is None
+    put(tmp_path / "mirror/a.bin")
+    for variable in ("DANET_ARCHIVES", "DANET_MIRROR"):
+        monkeypatch.setenv(variable, "~/mirror")
+        assert get(WANTED, Places.here(tmp_path / "none"), tmp_path / "t") == (DATA, "local folder")
+        monkeypatch.delenv(variable)
+    file_mirror = Places(tmp_path / "none", mirror=(tmp_path / "mirror").as_uri())
+    assert get(WANTED, file_mirror, tmp_path / "t") == (DATA, "local folder")
+
+
+@pytest.mark.parametrize("checksum", [WANTED.checksum, None])
+def test_each_source_that_fails_is_followed_by_the_next(site: Site, tmp_path: Path, checksum: str | None) -> None:
+    """A wrong local file, a mirror without it, then the URL; what broke off is resumed by a later call."""
+    site.files = {"/official/a.bin": DATA}
+    wanted = Wanted("a.bin", "group", f"{site.url}/official/a.bin", checksum)
+    places = Places(tmp_path / "archives", mirror=f"{site.url}/mirror")
+    put(tmp_path / "archives/a.bin", b"")
+    site.cut = [400_000, 0, 0, 0]
+    with pytest.raises(DownloadError) as error:
+        get(wanted, places, tmp_path / "a.bin")
+    for fact in (
+        str(tmp_path / "archives/a.bin"),
+        "replace or delete it",
+        "/mirror/a.bin",
+        "404",
+        "400,000 bytes so far",
+    ):
+        assert fact in str(error.value)
+    site.asked.clear()
+    site.cut = []
+    assert get(wanted, places, tmp_path / "a.bin") == (DATA, "url")
+    assert site.ranges_asked() == [None, "bytes=400000-"]
+    assert (tmp_path / "archives/a.bin").read_bytes() == b"", "a person's file is never touched"
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [(b"", "has zero bytes"), (b"<!DOCTYPE html>", "is a web page"), (b"\xef\xbb\xbf <html>", "is a web page")],
+)
+def test_rubbish_placed_by_hand_is_not_taken(tmp_path: Path, content: bytes, problem: str) -> None:
+    file = put(tmp_path / "a.bin", content)
+    with pytest.raises(DownloadError, match=rf"{file}: {problem}.*; replace or delete it"):
+        get(Wanted("a.bin", "group"), Places(tmp_path), tmp_path / "t")
+    file.write_bytes(DATA)  # as the message says
+    assert get(Wanted("a.bin", "group"), Places(tmp_path), tmp_path / "t") == (DATA, "local folder")
+
+
+def test_where_to_place_it_by_hand(tmp_path: Path) -> None:
+    """Following the message is enough; a link to Google Drive is for a browser and not asked for by us."""
+    link = "https://drive.google.com/open?id=1XmpFEF-tbPH0Rmv4eKRxYJngr3pTbj6p"
+    for url in (link, None):
+        wanted, places = Wanted("net.pth.tar", "released", url), Places(tmp_path / str(url is None))
+        with pytest.raises(DownloadError) as error:
+            get(wanted, places, tmp_path / "t")
+        assert (link in str(error.value)) == (url is not None)
+        place = Path(str(error.value).rpartition(" as ")[2])
+        put(place)
+        assert get(wanted, places, tmp_path / "t") == (DATA, "local folder")
+
+
+def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(DownloadError, match=f"{tmp_path / 'typo'}: no such folder"):
+        get(Wanted("a.bin", "group"), Places(tmp_path, named=tmp_path / "typo"), tmp_path / "t")
+
+
+def test_credentials_are_not_shown(site: Site, tmp_path: Path) -> None:
+    places = Places(tmp_path, mirror=site.url.replace("http://", "http://me:secret@"))
+    with pytest.raises(DownloadError) as error:
+        get(WANTED, places, tmp_path / "t")
+    assert "secret" not in str(error.value)
+    assert f"{site.url}/a.bin" in str(error.value)
+
+
+def test_cityscapes_login(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cityscapes_login, "SITE", site.url)
+    wanted, places = Wanted("gtFine.zip", "cityscapes", package=1), Places(tmp_path / "archives")
+    with pytest.raises(DownloadError) as error:
+        get(wanted, places, tmp_path / "t")
+    for fact in ("/register/", "CITYSCAPES_USERNAME", "CITYSCAPES_PASSWORD", str(tmp_path / "archives/gtFine.zip")):
+        assert fact in str(error.value)
+    assert site.posted == []
+    monkeypatch.setenv("CITYSCAPES_USERNAME", "someone")
+    monkeypatch.setenv("CITYSCAPES_PASSWORD", "s3cret&word")
+    site.login = False
+    with pytest.raises(DownloadError, match="'someone' was refused") as error:
+        get(wanted, places, tmp_path / "t")
+    assert "s3cret" not in str(error.value)
+    site.login = True
+    site.files["/file-handling/?packageID=1"] = b"<html>no permission</html>"
+    with pytest.raises(DownloadError, match=r"web page.*login was probably refused"):
+        get(wanted, places, tmp_path / "t")
+    site.files["/file-handling/?packageID=1"] = b"labels"
+    assert get(wanted, places, tmp_path / "t") == (b"labels", "login")
+    assert site.posted[-1] == "username=someone&password=s3cret%26word&submit=Login"
+
+
+def test_the_login_is_not_sent_on_to_http(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def post(self: requests.Session, url: str, **kwargs: Any) -> requests.Response:
+        assert kwargs["allow_redirects"] is False
+        response = requests.Response()
+        response.status_code, response.headers["Location"] = 307, "http://www.cityscapes-dataset.com/login/"
+        return response
+
+    monkeypatch.setattr(requests.Session, "post", post)
+    monkeypatch.setenv("CITYSCAPES_USERNAME", "me")
+    monkeypatch.setenv("CITYSCAPES_PASSWORD", "secret")
+    with pytest.raises(DownloadError, match="insecure http://www") as error:
+        get(Wanted("one.zip", "cityscapes", package=1), Places(tmp_path), tmp_path / "t")
+    assert "secret" not in str(error.value)
+
+
+def test_this_room_knows_nothing_of_data_sets() -> None:
+    """danet.data builds on danet.acquire, and not the other way round."""
+    folder = Path(sources.__code__.co_filename).parent
+    texts = [path.read_text() for path in folder.glob("*.py")]
+    imported = {name for text in texts for name in re.findall(r"(?:from|import) (danet\.\w+)", text)}
+    assert imported <= {"danet.acquire", "danet.core"}

@@ -1,0 +1,65 @@
+"""``danet doctor`` asks the same sources as the stages, and states true sizes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from danet.cli import doctor
+from danet.config.rows import load_params, write_raw
+from danet.config.workspace import Workspace
+from danet.data.raw import download_dataset
+from tests.data.samples import camvid_spec, camvid_tree, prepare, zip_of
+from tests.parameters import ROOT, raw_params
+
+pytestmark = pytest.mark.usefixtures("no_environment")
+
+
+def state(workspace: Workspace, name: str) -> tuple[str, str]:
+    found = doctor._dataset(name, workspace.params().dataset(name), workspace)
+    return found["state"], found["how"]
+
+
+def test_where_a_dataset_comes_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    raw = raw_params()
+    raw["datasets"]["camvid"] |= {"archives": [{"file": "CamVid.zip"}]}
+    write_raw(raw, tmp_path)
+    workspace = Workspace(tmp_path)
+    place = tmp_path / "data/archives/CamVid.zip"
+    assert state(workspace, "camvid") == ("missing", f"CamVid.zip: it has no URL: save it as {place}")
+    assert state(workspace, "ade20k")[0] == "downloadable"
+    files, text = state(workspace, "cityscapes")[1].split(": register")
+    assert files == "gtFine_trainvaltest.zip, leftImg8bit_trainvaltest.zip"
+    assert "CITYSCAPES_PASSWORD" in text
+    monkeypatch.setenv("DANET_MIRROR", "http://mirror")
+    assert state(workspace, "camvid") == ("downloadable", "CamVid.zip: mirror: http://mirror/CamVid.zip")
+    monkeypatch.delenv("DANET_MIRROR")
+    place.parent.mkdir(parents=True)
+    zip_of(place, {"a": b"1"})
+    assert state(workspace, "camvid") == ("local", f"CamVid.zip: local folder: {place}")
+    download_dataset("camvid", workspace.params().dataset("camvid"), workspace.raw("camvid"), progress=False)
+    assert state(workspace, "camvid") == ("downloaded", "converted by `dvc repro convert@camvid`")
+    zip_of(place, {"a": b"1", "b": b"2"})
+    assert state(workspace, "camvid")[0] == "changed"
+    assert "dvc repro -f -s download@camvid" in state(workspace, "camvid")[1]
+
+
+def test_sizes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The size of raw storage is that of what a conversion writes, for images as large as those of Cityscapes."""
+    spec = camvid_spec(1, storage="raw")
+    monkeypatch.setitem(doctor.PIXELS, "camvid", 512 * 1024)
+    out = prepare(camvid_tree(tmp_path / "tree", 1, (512, 1024)), spec, tmp_path)
+    written = sum(path.stat().st_size for path in out.iterdir())
+    assert doctor.disk_gb(spec)["prepared"] * 1e9 == pytest.approx(written, rel=0.001)
+    cityscapes = load_params(ROOT / "params.yaml").dataset("cityscapes")
+    assert round(doctor.disk_gb(cityscapes)["prepared"]) == 39
+
+
+def test_a_link_is_told(tmp_path: Path) -> None:
+    assert doctor._link(Workspace(tmp_path)) is None
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "data").symlink_to(tmp_path / "disk")
+    assert doctor._link(Workspace(tmp_path)) is None, "DVC takes it where there is no Git"
+    (tmp_path / ".git").mkdir()
+    assert f"dvc cache dir --local {tmp_path}/disk" in str(doctor._link(Workspace(tmp_path)))
