@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from danet.config.workspace import Workspace
 from danet.evaluation.evaluate import evaluate_row
-from danet.results.tracking import run
+from danet.results.tracking import log
 from pipelines import stage
 from pipelines.sweep.launch import launched
 
 
 def main(workspace: Workspace, name: str) -> None:
     """Evaluates every seed in every mode the row defines; seeds that are evaluated already keep their results."""
-    evaluate_row(workspace.params().row(name), workspace, tracker_factory=run, reuse=True)
+    row = workspace.params().row(name)
+    evaluate_row(row, workspace, reuse=True)
+    log([row], workspace)
 
 
 if __name__ == "__main__":

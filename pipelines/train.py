@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from danet.config.workspace import Workspace
-from danet.results.tracking import run
+from danet.results.tracking import log, run
 from danet.training.train import train_row
 from pipelines import dvc_died, stage
 from pipelines.sweep.launch import launched
@@ -11,7 +11,9 @@ from pipelines.sweep.launch import launched
 
 def main(workspace: Workspace, name: str) -> None:
     """Trains the row by its recipe; stops, with its state saved, if DVC dies."""
-    train_row(workspace.params().row(name), workspace, tracker_factory=run, orphaned=dvc_died())
+    row = workspace.params().row(name)
+    train_row(row, workspace, tracker_factory=run, orphaned=dvc_died())
+    log([row], workspace)
 
 
 if __name__ == "__main__":

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from danet.config.workspace import Workspace
 from danet.evaluation.verify import verify_row
-from danet.results.tracking import run
+from danet.results.tracking import log
 from pipelines import stage
 
 
 def main(workspace: Workspace, name: str) -> None:
     """Evaluates what the stage ``released`` wrote, in every mode the row defines."""
     row = workspace.params().row(name)
-    verify_row(row, workspace, weights=workspace.released(row) / "weights.safetensors", tracker_factory=run, reuse=True)
+    verify_row(row, workspace, weights=workspace.released(row) / "weights.safetensors", reuse=True)
+    log([row], workspace)
 
 
 if __name__ == "__main__":

@@ -343,9 +343,9 @@ def _cost_lines(
     if not lines:
         return None
     if has_published:
-        head = ["Row", "Published: GB", "fps", "on", "Measured: GB", "fps", "hours", "on"]
+        head = ["Row", "Published: GB", "fps", "on", "Measured: GiB", "fps", "hours", "on"]
         return head, lines, "lrrlrrrl"
-    return ["Row", "Memory, GB", "Testing, fps", "Training, images/s", "Training, hours", "on"], lines, "lrrrrl"
+    return ["Row", "Memory, GiB", "Testing, fps", "Training, images/s", "Training, hours", "on"], lines, "lrrrrl"
 
 
 def _first_edition_lines(table: str, rows: Iterable[Mapping[str, Any]]) -> list[list[str]]:
