@@ -5,7 +5,7 @@ from __future__ import annotations
 from danet.config.workspace import Workspace
 from danet.data.raw import refuse_changed_source
 from danet.evaluation.evaluate import evaluate_row
-from danet.results.tracking import run
+from danet.results.tracking import log
 from pipelines import stage
 from pipelines.sweep.launch import launched
 
@@ -14,7 +14,8 @@ def main(workspace: Workspace, name: str) -> None:
     """Evaluates every seed in every mode the row defines; seeds that are evaluated already keep their results."""
     row = workspace.params().row(name)
     refuse_changed_source(workspace, row.dataset)
-    evaluate_row(row, workspace, tracker_factory=run, reuse=True)
+    evaluate_row(row, workspace, reuse=True)
+    log([row], workspace)
 
 
 if __name__ == "__main__":

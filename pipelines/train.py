@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from danet.config.workspace import Workspace
 from danet.data.raw import refuse_changed_source
-from danet.results.tracking import run
+from danet.results.tracking import log, run
 from danet.training.train import train_row
 from pipelines import dvc_died, stage
 from pipelines.sweep.launch import launched
@@ -15,6 +15,7 @@ def main(workspace: Workspace, name: str) -> None:
     row = workspace.params().row(name)
     refuse_changed_source(workspace, row.dataset)
     train_row(row, workspace, tracker_factory=run, orphaned=dvc_died())
+    log([row], workspace)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from __future__ import annotations
 from danet.config.workspace import Workspace
 from danet.data.raw import refuse_changed_source
 from danet.evaluation.verify import verify_row
-from danet.results.tracking import run
+from danet.results.tracking import log
 from pipelines import stage
 
 
@@ -13,7 +13,8 @@ def main(workspace: Workspace, name: str) -> None:
     """Evaluates what the stage ``released`` wrote, in every mode the row defines."""
     row = workspace.params().row(name)
     refuse_changed_source(workspace, row.dataset)
-    verify_row(row, workspace, weights=workspace.released(row) / "weights.safetensors", tracker_factory=run, reuse=True)
+    verify_row(row, workspace, weights=workspace.released(row) / "weights.safetensors", reuse=True)
+    log([row], workspace)
 
 
 if __name__ == "__main__":

@@ -183,7 +183,7 @@ def damage_finished(how: Callable[[Path, Random], None], *names: str) -> Callabl
 
     def apply(folder: Path, row: Row, random: Random) -> bool:
         workspace = Workspace(folder)
-        places = (workspace.checkpoints(row, row.seeds[0]), workspace.metrics(row), workspace.model(row))
+        places = (workspace.metrics(row), workspace.model(row))
         found = [path for place in places for name in names if (path := place / name).is_file() and path.stat().st_size]
         if not found:
             return False
@@ -191,17 +191,6 @@ def damage_finished(how: Callable[[Path, Random], None], *names: str) -> Callabl
         return True
 
     return apply
-
-
-def damage_unsent(folder: Path, row: Row, random: Random) -> bool:
-    """Cuts off the last line of what MLflow has not got yet; False if there is nothing."""
-    found = [path for path in (folder / "mlflow-unsent").glob("*.jsonl") if path.stat().st_size]
-    if not found:
-        return False
-    data = found[0].read_bytes()
-    last = data.rstrip(b"\n").rfind(b"\n") + 1
-    found[0].write_bytes(data[: random.randrange(last, len(data))])
-    return True
 
 
 FULL = r"cannot be written \(|MLflow"
@@ -253,11 +242,10 @@ BETWEEN: dict[str, tuple[str, Callable[[Path, Row, Random], bool]]] = {
     "checkpoint flipped": ("1 to 8 bytes of the newest", damage_newest(flip)),
     "checkpoint emptied": ("the newest", damage_newest(empty)),
     "checksum lost": ("of the newest checkpoint", damage_newest(remove, sidecar=True)),
-    "unsent values torn": ("the last line of what MLflow has not got", damage_unsent),
     "curve.csv damaged": ("truncated, after the end", damage_finished(truncate, "curve.csv")),
     "train.json damaged": ("flipped, after the end", damage_finished(flip, "train.json")),
-    "weights damaged": ("flipped, after the end", damage_finished(flip, "final.safetensors")),
-    "result damaged": ("truncated, after the end", damage_finished(truncate, "result.json")),
+    "weights damaged": ("flipped, after the end", damage_finished(flip, "seed0.safetensors")),
+    "result damaged": ("truncated, after the end", damage_finished(truncate, "seed0.json")),
 }
 """Damage done to files while no session runs (group ``corrupt``), by name."""
 

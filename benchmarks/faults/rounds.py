@@ -27,7 +27,7 @@ from danet.results import tracking
 
 VARIANTS = ("plain", "accumulate", "deterministic")
 WORKERS = (0, 1, 4)
-TIMED = {"images_per_second", "data_wait_share", "peak_memory_gb"}
+TIMED = {"images_per_second", "data_wait_share", "peak_memory_gib"}
 """Metrics that are measured and not computed: of them only the steps must agree."""
 FAULTS = 6
 """Faults in a round."""
@@ -44,7 +44,7 @@ class Result:
     momentum: str
     curve: list[dict[str, str]]
     metrics: dict[str, Any]
-    tracked: dict[str, list[tuple[int, float | None]]]
+    tracked: dict[str, list[tuple[int, str]]]
     """Of each metric in MLflow: step and value."""
     problems: list[str] = field(default_factory=list)
 
@@ -238,7 +238,7 @@ def _orphans_end() -> bool:
 def collect(folder: Path, row: Row, momentum: str) -> Result:
     """Reads what a training left, after ``danet sync``."""
     workspace, problems = Workspace(folder), []
-    code, output = in_fork(lambda: tracking.sync(workspace))
+    code, output = in_fork(lambda: tracking.send([row], workspace))
     if code:
         problems.append(f"danet sync: exit status {code}: {output.strip()[-300:]}")
     metrics = json.loads((workspace.metrics(row) / "train.json").read_text(encoding="utf-8"))
@@ -248,26 +248,30 @@ def collect(folder: Path, row: Row, momentum: str) -> Result:
     problems += [f"left behind: {path.relative_to(folder)}" for path in folder.rglob("*.tmp")]
     checkpoints = workspace.checkpoints(row, row.seeds[0])
     problems += [f"left behind: {path.name}" for path in checkpoints.glob("iteration_*")]
-    problems += [f"left behind: {path.name}" for path in (folder / tracking.UNSENT).glob("*")]
     tracked, statuses = _tracked(folder / "mlflow.db")
-    if statuses != [("FINISHED", "FINISHED")]:
-        problems.append(f"MLflow has runs with status and train.status {statuses}, expected one that is finished")
+    if statuses != {"FINISHED"}:
+        problems.append(f"MLflow has runs with status {sorted(statuses)}, expected finished ones alone")
     run = metrics["runs"][0]
     kept = {key: run[key] for key in ("seed", "iterations", "final_loss", "accumulate", "weights_sha256")}
     return Result(sha256(weights), momentum, curve, kept, tracked, problems)
 
 
-def _tracked(database: Path) -> tuple[dict[str, list[tuple[int, float | None]]], list[tuple[str, str]]]:
-    """Metrics and statuses, read from the tables: a client would start threads, after which nothing may fork."""
+def _tracked(database: Path) -> tuple[dict[str, list[tuple[int, str]]], set[str]]:
+    """Step metrics of the newest run of the seed, to the digits of curve.csv, and the statuses of all runs.
+
+    Read from the tables: a client would start threads, after which nothing may fork.
+    """
     with contextlib.closing(sqlite3.connect(database)) as connection:
-        rows = connection.execute("SELECT key, step, value FROM metrics ORDER BY key, step").fetchall()
-        statuses = connection.execute(
-            "SELECT runs.status, tags.value FROM runs LEFT JOIN tags ON tags.run_uuid = runs.run_uuid "
-            "AND tags.key = 'train.status'"
+        rows = connection.execute(
+            "SELECT key, step, value FROM metrics WHERE key LIKE 'train/%' AND run_uuid = (SELECT runs.run_uuid "
+            "FROM runs JOIN tags ON tags.run_uuid = runs.run_uuid WHERE tags.key = 'seed' AND tags.value = '0' "
+            "ORDER BY start_time DESC LIMIT 1) ORDER BY key, step"
         ).fetchall()
-    tracked: dict[str, list[tuple[int, float | None]]] = {}
+        statuses = {status for (status,) in connection.execute("SELECT status FROM runs")}
+    tracked: dict[str, list[tuple[int, str]]] = {}
     for key, step, value in rows:
-        tracked.setdefault(key, []).append((step, None if key in TIMED else value))
+        if key.removeprefix("train/") not in TIMED:
+            tracked.setdefault(key, []).append((step, f"{value:.6g}"))
     return tracked, statuses
 
 

@@ -26,12 +26,16 @@ import torch
 from torch import Tensor, nn
 
 from danet.config import rows
-from danet.config.rows import Dataset, Row, load_params
+from danet.config.rows import Dataset, Row, load_params, read_raw, write_raw
 from danet.config.workspace import Workspace
 from danet.core.console import report_errors
+from danet.core.errors import CheckpointError
+from danet.core.provenance import PACKAGE_ROOT
 from danet.data.convert import convert_dataset
+from danet.data.prepared import PreparedDataset
 from danet.models.segmentor import Segmentor
-from danet.results import tracking
+from danet.results import mlflow_store, store, tracking
+from danet.results.identity import TrainingIdentity
 from danet.training import train as training
 from danet.training.checkpoint import CheckpointStore
 from pipelines.demo.scenes import Sizes, make_archives
@@ -168,7 +172,8 @@ def make_template(folder: Path) -> None:
     spec = Dataset.model_validate({"adapter": DATASET, "title": DATASET, **made})
     workspace = Workspace(folder / "workspace")
     convert_dataset(DATASET, spec, folder / "raw", workspace.prepared(DATASET), progress=False)
-    code, output = in_fork(lambda: tracking.connect(tracking.tracking_uri(workspace)))
+    write_raw(read_raw(PACKAGE_ROOT / "params.yaml"), workspace.root)
+    code, output = in_fork(lambda: mlflow_store.connect(mlflow_store.tracking_uri(workspace)))
     if code:
         raise RuntimeError(f"MLflow's store cannot be made: {output}")
 
@@ -213,8 +218,8 @@ def set_up(points: Points) -> None:
     torch.set_num_threads(1)
     keep = training._keep
 
-    def build(row: Row, workspace: Workspace, num_classes: int) -> tuple[nn.Module, None]:
-        return Narrow(row.model, num_classes, points), None
+    def build(row: Row, workspace: Workspace, num_classes: int) -> nn.Module:
+        return Narrow(row.model, num_classes, points)
 
     def noting(trainer: training.Trainer, *arguments: Any) -> None:
         points.momentum = digest_of(trainer.optimizer.state_dict()["state"])
@@ -223,7 +228,7 @@ def set_up(points: Points) -> None:
     setattr(training, "_build_model", build)  # noqa: B010 - replaced on purpose, and only in this process
     setattr(training, "_keep", noting)  # noqa: B010
     setattr(training, "available_cpus", lambda: 8)  # noqa: B010
-    tracking.TIMEOUT_SECONDS = 1
+    mlflow_store.TIMEOUT_SECONDS = 1
 
 
 def digest_of(value: Any) -> str:
@@ -246,10 +251,13 @@ def digest_of(value: Any) -> str:
 
 def resumable(workspace: Workspace, row: Row) -> int:
     """Iterations that no session has to do again: of the newest undamaged checkpoint, or all."""
-    folder = workspace.checkpoints(row, row.seeds[0])
-    if training._finished(folder, row, row.seeds[0]) is not None:
+    folder, seed = workspace.checkpoints(row, row.seeds[0]), row.seeds[0]
+    with contextlib.suppress(CheckpointError):
+        store.load_record(workspace, row, seed)
         return ITERATIONS
-    good = CheckpointStore(folder, row, row.seeds[0]).last_good() if folder.is_dir() else None
+    data = PreparedDataset(workspace.prepared(row.dataset), row.train_split).manifest_hash
+    identity = TrainingIdentity.of(row, seed, data=data, initial_weights=None)
+    good = CheckpointStore(folder, identity).last_good() if folder.is_dir() else None
     return int(good.stem.removeprefix("iteration_")) if good else 0
 
 

@@ -6,7 +6,6 @@ import csv
 import io
 import json
 import os
-import subprocess
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -167,11 +166,14 @@ def train(
 
     With several GPUs: torchrun --nproc-per-node N -m danet.cli train ROW.
     """
-    from danet.results.tracking import run
+    from danet.results.tracking import log, run
     from danet.training.train import train_row
 
     space = Workspace(workspace)
-    train_row(space.params().row(row), space, tracker_factory=None if no_mlflow else run, device=device)
+    chosen = space.params().row(row)
+    train_row(chosen, space, tracker_factory=None if no_mlflow else run, device=device)
+    if not no_mlflow:
+        log([chosen], space)
 
 
 @app.command()
@@ -187,12 +189,13 @@ def evaluate(
 ) -> None:
     """Evaluate a row's trained weights by its source's testing protocol."""
     from danet.evaluation.evaluate import evaluate_row
-    from danet.results.tracking import run
+    from danet.results.tracking import log
 
     space = Workspace(workspace)
-    evaluate_row(
-        space.params().row(row), space, weights=weights, tracker_factory=None if no_mlflow else run, device=device
-    )
+    chosen = space.params().row(row)
+    evaluate_row(chosen, space, weights=weights, device=device)
+    if weights is None and not no_mlflow:
+        log([chosen], space)
 
 
 @app.command()
@@ -224,27 +227,29 @@ def verify(
     """
     from danet.core.errors import ConfigError
     from danet.evaluation.verify import exit_code, summary_of, verify_all, verify_row
-    from danet.results.tracking import run
+    from danet.results.tracking import log
 
     space = Workspace(workspace)
-    tracker = None if no_mlflow else run
     if every == (row is not None) or (every and weights is not None):
         raise ConfigError("give either one ROW (with --weights FILE if you like) or --all")
     if row is not None:
         params = space.params()
         chosen = params.row(row)
-        result = verify_row(chosen, space, weights=weights, device=device, tracker_factory=tracker)
+        result = verify_row(chosen, space, weights=weights, device=device)
+        if not no_mlflow:
+            log([chosen], space)
         _print_verified([summary_of(chosen, result.metrics, "measured", params.bands.released)])
         return
     results = verify_all(
         space,
         device=device,
-        tracker_factory=tracker,
         again=again,
         report=lambda one, done, count: console.print(
             f"{done}/{count} {one.row}: {one.state}{': ' if one.reason else ''}{one.reason}", markup=False
         ),
     )
+    if not no_mlflow:
+        log([space.params().row(one.row) for one in results if one.state == "measured"], space)
     _print_verified(results)
     if exit_code(results):
         raise typer.Exit(exit_code(results))
@@ -411,9 +416,6 @@ def report(
             show_default=False,
         ),
     ] = None,
-    mlflow: Annotated[
-        bool, typer.Option("--mlflow", help="Log page and figures to MLflow too, as the stage does.")
-    ] = False,
     workspace: Root = Path(),
 ) -> None:
     """Rebuild tables and figures from the metrics files at hand; runs nothing else."""
@@ -427,12 +429,6 @@ def report(
         written = write_table(each, params, space, keep_pictures=keep_pictures)
         typer.echo(written)
         left_out += written.problems
-        if mlflow and written.measured:
-            from danet.results.tracking import log_report
-
-            reason = log_report(each, space, written.files)
-            if reason:
-                console.print(f"MLflow: {reason}", markup=False)
     if table is None:
         typer.echo(write_index(params, space))
     for problem in left_out:
@@ -504,14 +500,30 @@ def reproduce(
 
 @app.command()
 def sync(workspace: Root = Path()) -> None:
-    """Send to MLflow what earlier runs could not send because it was unreachable."""
-    from danet.results.tracking import sync as send
+    """Send to MLflow what it lacks of the metrics files, however often: after it could not be reached, say."""
+    from danet.results.tracking import send
 
-    sent = send(Workspace(workspace))
-    for path, operations in sent.items():
-        typer.echo(f"{path}: {operations} operations sent")
+    space = Workspace(workspace)
+    sent = send(space.params().rows.values(), space)
+    for row, values in sent.items():
+        typer.echo(f"{row}: {values} values sent" if values else f"{row}: nothing was missing")
     if not sent:
-        typer.echo("nothing was waiting to be sent")
+        typer.echo("no row has metrics files of its settings")
+
+
+@app.command(name="open")
+def open_(
+    table: Annotated[
+        str | None, typer.Argument(metavar="[TABLE]", help="Whose runs to show (default: those of the newest run).")
+    ] = None,
+    port: Annotated[int, typer.Option(help="For the pages, where no server is named by MLFLOW_TRACKING_URI.")] = 5000,
+    browser: Annotated[bool, typer.Option("--browser/--no-browser", help="Open it in a browser.")] = True,
+    workspace: Root = Path(),
+) -> None:
+    """Show the runs in MLflow: published, measured, difference and verdict of each row as columns."""
+    from danet.cli.mlflow_pages import show
+
+    show(Workspace(workspace), table, port, browser)
 
 
 @app.command()
@@ -536,9 +548,9 @@ def doctor(
 def sweep(context: typer.Context) -> None:
     """Train and evaluate many rows side by side: on this machine's GPUs, or with --slurm on a cluster."""
     # the orchestration lies beside the stages, above this library
-    arguments = [sys.executable, "-m", "pipelines.sweep", *context.args]
+    command = [sys.executable, "-m", "pipelines.sweep", *context.args]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(PACKAGE_ROOT), os.environ.get("PYTHONPATH", "")])}
-    os.execve(sys.executable, arguments, environment)  # in this process's place, so that it gets Ctrl-C itself
+    os.execve(sys.executable, command, environment)  # noqa: S606  # in this process's place, so that it gets Ctrl-C itself
 
 
 @app.command("flops")

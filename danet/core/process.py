@@ -5,7 +5,9 @@ from __future__ import annotations
 import gc
 import json
 import os
+import resource
 import socket
+import sys
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -209,3 +211,11 @@ def select_device(device: str | torch.device | None, local_rank: int = 0, local_
             )
         return torch.device("cuda", index)
     return chosen
+
+
+def peak_memory_gib(device: torch.device) -> float:
+    """Peak memory of this process in GiB: allocated on a GPU (as mmcv logs it), resident on the CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30

@@ -13,9 +13,11 @@ import functools
 import importlib.metadata
 import os
 import platform
+import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -30,8 +32,8 @@ def collect(**extra: Any) -> dict[str, Any]:
     """What is known about this process.
 
     Args:
-        extra: further facts, for instance of a row and seed, ``manifest_hash``, ``weights_sha256``, ``peak_memory_gb``,
-            ``energy_kj``; they replace what was found here.
+        extra: further facts, for instance of a row and seed, ``manifest_hash``, ``weights_sha256``,
+            ``peak_memory_gib``, ``energy_kj``; they replace what was found here.
 
     Returns:
         JSON-serialisable values under ``commit, dirty, date, command, python, torch, torchvision, cuda, cudnn,
@@ -59,6 +61,16 @@ def collect(**extra: Any) -> dict[str, Any]:
         "weights_sha256": None,
     }
     return facts | extra
+
+
+def device_name(provenance: Mapping[str, Any]) -> str | None:
+    """What computed a result: the GPU's name (and how many), else the processor's without its trade marks."""
+    gpu = provenance.get("gpu")
+    if gpu:
+        count = provenance.get("gpus") or 1
+        return f"{count} x {gpu}" if count > 1 else str(gpu)
+    cpu = re.sub(r"\((?:R|TM)\)|\b(?:\d+-Core )?Processor\b|\bCPU\b", " ", provenance.get("cpu") or "")
+    return f"CPU ({' '.join(cpu.split())})" if cpu.strip() else None
 
 
 def code_version(root: Path = PACKAGE_ROOT) -> tuple[str, bool | None]:

@@ -5,15 +5,13 @@ from __future__ import annotations
 import csv
 import functools
 import json
-import resource
 import shutil
-import sys
 import tempfile
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar
@@ -31,7 +29,7 @@ from danet.core import provenance
 from danet.core.console import console
 from danet.core.errors import CheckpointError, DanetError, DataError
 from danet.core.files import atomic_write, sha256, write_json
-from danet.core.process import Process, processes
+from danet.core.process import Process, peak_memory_gib, processes
 from danet.core.progress import Progress
 from danet.data.prepared import PreparedDataset
 from danet.evaluation import visualise
@@ -72,13 +70,6 @@ class LabelledImages(Protocol):
 
     def mask(self, index: int, /) -> _Image | None:
         """``H x W`` train ids, 255 = ignored; None without labels. Called from threads."""
-
-
-class TrackerFactory(Protocol):
-    """:func:`danet.results.tracking.run`."""
-
-    def __call__(self, row: rows.Row, stage: Any, seed: int, workspace: Workspace) -> AbstractContextManager[Any]:
-        """A tracker for one row and seed."""
 
 
 @dataclass(frozen=True)
@@ -265,7 +256,6 @@ def evaluate_row(
     workspace: Workspace,
     *,
     device: str | torch.device | None = None,
-    tracker_factory: TrackerFactory | None = None,
     progress: bool = True,
     weights: Path | None = None,
     reuse: bool = False,
@@ -282,10 +272,9 @@ def evaluate_row(
         row: what to evaluate.
         workspace: where everything is.
         device: by default the GPU if there is one.
-        tracker_factory: :func:`danet.results.tracking.run`, or null for no tracking.
         progress: whether to print progress (``row.runtime.progress: never`` silences it too).
         weights: evaluate this file (trained, imported or raw released) instead of the row's trained weights. Nothing of
-            the row is then overwritten or tracked: everything goes to ``evaluations/<row>@<name of the file>``.
+            the row is then overwritten: everything goes to ``evaluations/<row>@<name of the file>``.
         reuse: take over the seeds whose whole :class:`EvaluationIdentity` was evaluated before (weights, settings,
             data, hardware, versions), instead of evaluating them again.
 
@@ -301,7 +290,6 @@ def evaluate_row(
         else:
             files = [_Subject(f"seed{row.seeds[0]}", row.seeds[0], weights)]
             pictures = metrics = workspace.evaluation(row).with_name(f"{row.name}@{weights.stem}")
-            tracker_factory = None
             if not weights.is_file():
                 raise CheckpointError(f"{weights}: does not exist")
         with _runs(row, workspace, dataset, process, files, pictures, progress, reuse) as evaluated:
@@ -311,8 +299,6 @@ def evaluate_row(
                 _write_per_class(metrics / "per_class.csv", dataset.classes, runs)
                 write_json(metrics / "evaluation.json", result.evaluation)
                 write_json(metrics / "metrics.json", result.metrics)
-                if tracker_factory is not None:
-                    _track(tracker_factory, row, workspace, runs)
         return result
 
 
@@ -323,7 +309,6 @@ def evaluate_released(
     facts: Mapping[str, Any],
     *,
     device: str | torch.device | None = None,
-    tracker_factory: TrackerFactory | None = None,
     progress: bool = True,
     reuse: bool = False,
 ) -> RowEvaluation:
@@ -338,7 +323,6 @@ def evaluate_released(
         weights: an imported or raw released file.
         facts: of the weights, kept in ``verification.json`` under ``weights``.
         device: by default the GPU if there is one.
-        tracker_factory: :func:`danet.results.tracking.run`, or null for no tracking.
         progress: whether to print progress.
         reuse: see :func:`evaluate_row`.
 
@@ -358,8 +342,6 @@ def evaluate_released(
                 _write_per_class(pictures / "per_class.csv", dataset.classes, runs)
                 write_json(metrics / "verification.json", document)
                 write_json(metrics / "verify.json", summary)
-                if tracker_factory is not None:
-                    _track(tracker_factory, row, workspace, runs, {f"released.{key}": facts[key] for key in facts})
         return result
 
 
@@ -586,7 +568,7 @@ class _Run:
             scores[mode] = result.scores
             matrix = result.confusion.matrix
             if mode == "ss":
-                fps, fps_batched, memory = result.fps, result.fps_batched, _peak_memory(device)
+                fps, fps_batched, memory = result.fps, result.fps_batched, peak_memory_gib(device)
                 baseline = constant_baseline(scores[mode].pixels, row.test.absent_class)
             if self.process.is_main:
                 _save_confusion(self.staging / f"{name}-confusion.npz", matrix, dataset.classes)
@@ -604,7 +586,7 @@ class _Run:
             "baseline_class": dataset.classes[baseline[1]],
             "fps": None if fps is None else round(fps, 3),
             "fps_batched": None if fps_batched is None else round(fps_batched, 3),
-            "peak_memory_gb": None if memory is None else round(memory, 3),
+            "peak_memory_gib": None if memory is None else round(memory, 3),
             "peak_memory_kind": "cuda allocated" if device.type == "cuda" else "process resident set",
             "provenance": provenance.collect(
                 **row.facts,
@@ -747,32 +729,6 @@ def _publish(staging: Path, final: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _track(
-    factory: TrackerFactory,
-    row: rows.Row,
-    workspace: Workspace,
-    runs: Sequence[_RunRecord],
-    tags: Mapping[str, Any] | None = None,
-) -> None:
-    for run, scores, (baseline, _), _ in runs:
-        seed, released = run["seed"], run["seed"] is None
-        pictures = workspace.verification(row) if released else workspace.evaluation(row)
-        name = "released" if released else f"seed{seed}"
-        with factory(row, "verify" if released else "evaluate", seed or 0, workspace) as tracker:
-            step = row.schedule.iterations or 0
-            values: dict[str, float | None] = {"eval/baseline_miou": percent(baseline), "eval/fps": run["fps"]}
-            values["eval/peak_memory_gb"] = run["peak_memory_gb"]
-            for mode, value in scores.items():
-                for metric in ("miou", "aacc", "macc"):
-                    values[f"eval/{mode}/{metric}"] = percent(getattr(value, metric))
-            tracker.metrics(step, values)
-            tracker.tags({"weights_sha256": run["provenance"]["weights_sha256"], **(tags or {})})
-            tracker.artifact((pictures if released else workspace.metrics(row)) / "per_class.csv", "evaluation")
-            for path in sorted(pictures.glob(f"{name}-*.png")):
-                if not path.name.endswith("-prediction.png"):
-                    tracker.artifact(path, "evaluation")
-
-
 def _bare(model: nn.Module) -> nn.Module:
     """The model inside torch.compile (which would compile anew for each image size) and DistributedDataParallel
     (which would wait for the other processes in each forward pass)."""
@@ -820,11 +776,3 @@ def _page_locked(inputs: Inputs) -> Inputs:
 def _synchronise(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-
-
-def _peak_memory(device: torch.device) -> float:
-    """GiB: the CUDA allocator's peak (as the sources report it), on the CPU the process's largest resident set."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**30
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30

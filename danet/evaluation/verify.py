@@ -16,7 +16,7 @@ from danet.config.workspace import Workspace
 from danet.core.errors import CheckpointError, DanetError
 from danet.core.files import sha256
 from danet.data.prepared import PreparedDataset
-from danet.evaluation.evaluate import RowEvaluation, TrackerFactory, evaluate_released
+from danet.evaluation.evaluate import RowEvaluation, evaluate_released
 from danet.results.verdict import agreement
 from danet.weights.exchange import is_imported, refuse_other_file
 from danet.weights.fetch import fetch_released, released_of, stored
@@ -53,7 +53,6 @@ def verify_row(
     *,
     weights: Path | None = None,
     device: str | torch.device | None = None,
-    tracker_factory: TrackerFactory | None = None,
     progress: bool = True,
     patience: Patience | None = None,
     reuse: bool = False,
@@ -67,7 +66,6 @@ def verify_row(
         workspace: with the prepared data set.
         weights: an imported or raw released file; by default ``data/released/ROW``, fetched first if it is not there.
         device: by default the GPU if there is one.
-        tracker_factory: :func:`danet.results.tracking.run`, or null for no tracking.
         progress: whether to print progress.
         patience: with servers.
         reuse: see :func:`danet.evaluation.evaluate.evaluate_row`.
@@ -91,7 +89,6 @@ def verify_row(
         weights,
         facts,
         device=device,
-        tracker_factory=tracker_factory,
         progress=progress,
         reuse=reuse,
     )
@@ -141,7 +138,6 @@ def verify_all(
     workspace: Workspace,
     *,
     device: str | torch.device | None = None,
-    tracker_factory: TrackerFactory | None = None,
     again: bool = False,
     report: Callable[[Verified, int, int], None] | None = None,
 ) -> list[Verified]:
@@ -150,7 +146,6 @@ def verify_all(
     Args:
         workspace: where everything is.
         device: by default the GPU if there is one.
-        tracker_factory: as in :func:`verify_row`.
         again: measure also what was measured before with the same weights, data and protocol.
         report: called after each row with its result, the rows done and all rows.
 
@@ -161,7 +156,7 @@ def verify_all(
     chosen = [row for row in params.rows.values() if params.tables[row.table].published or row.name in params.released]
     results: list[Verified] = []
     for row in chosen:
-        result = _verify_one(row, workspace, params, device, tracker_factory, again)
+        result = _verify_one(row, workspace, params, device, again)
         results.append(result)
         if report is not None:
             report(result, len(results), len(chosen))
@@ -173,7 +168,6 @@ def _verify_one(
     workspace: Workspace,
     params: rows.Params,
     device: str | torch.device | None,
-    tracker_factory: TrackerFactory | None,
     again: bool,
 ) -> Verified:
     spec = params.released.get(row.name)
@@ -185,9 +179,7 @@ def _verify_one(
     except DanetError as error:
         return Verified(row.name, "skipped", str(error))
     try:
-        result = verify_row(
-            row, workspace, weights=weights, device=device, tracker_factory=tracker_factory, reuse=not again
-        )
+        result = verify_row(row, workspace, weights=weights, device=device, reuse=not again)
     except DanetError as error:
         return Verified(row.name, "failed", str(error))
     return summary_of(row, result.metrics, "kept" if result.kept else "measured", params.bands.released)

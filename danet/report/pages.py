@@ -349,8 +349,8 @@ def _cost_lines(
         return None
     fps = ["fps, one by one", "fps, batched"]
     if has_published:
-        return ["Row", "Published: GB", "fps", "on", "Measured: GB", *fps, "hours", "on"], lines, "lrrlrrrrl"
-    return ["Row", "Memory, GB", *fps, "Training, images/s", "Training, hours", "on"], lines, "lrrrrrl"
+        return ["Row", "Published: GB", "fps", "on", "Measured: GiB", *fps, "hours", "on"], lines, "lrrlrrrrl"
+    return ["Row", "Memory, GiB", *fps, "Training, images/s", "Training, hours", "on"], lines, "lrrrrrl"
 
 
 def _memory(numbers: Mapping[str, Any]) -> str:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from danet.config.published import NUMBERS, published, row_record
 from danet.config.rows import Bands, Params
+from danet.core.provenance import device_name
 from danet.results.measured import Measurement
 from danet.results.verdict import agreement, judge, summarise
 
@@ -145,19 +145,9 @@ def _provenance(measurement: Measurement) -> list[dict[str, Any]]:
     ]
 
 
-def device(provenance: Mapping[str, Any]) -> str | None:
-    """What computed a result: the GPU's name (and how many), else the processor's without its trade marks."""
-    gpu = provenance.get("gpu")
-    if gpu:
-        count = provenance.get("gpus") or 1
-        return f"{count} x {gpu}" if count > 1 else str(gpu)
-    cpu = re.sub(r"\((?:R|TM)\)|\b(?:\d+-Core )?Processor\b|\bCPU\b", " ", provenance.get("cpu") or "")
-    return f"CPU ({' '.join(cpu.split())})" if cpu.strip() else None
-
-
 def _devices(provenances: Iterable[Mapping[str, Any]]) -> str | None:
     """What computed the seeds of a row: one name, or several if they differ."""
-    return "; ".join(dict.fromkeys(name for facts in provenances if (name := device(facts)))) or None
+    return "; ".join(dict.fromkeys(name for facts in provenances if (name := device_name(facts)))) or None
 
 
 def csv_rows(record: Mapping[str, Any]) -> tuple[list[str], list[list[Any]]]:

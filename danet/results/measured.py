@@ -86,6 +86,8 @@ class Evaluated(_File):
     """As published: one image at a time, its windows one after another."""
     fps_batched: Amount | None = None
     """With the windows and mirror images of an image batched."""
+    training: str | None = None
+    """Digest of the training's identity."""
     provenance: dict[str, Any] = {}
 
     @model_validator(mode="after")
@@ -116,9 +118,19 @@ class Trained(_File):
     final_loss: Finite
     images_per_second: Amount | None = None
     hours: Amount | None = None
-    peak_memory_gb: Amount | None = None
+    peak_memory_gib: Amount | None = None
     weights_sha256: str | None = None
+    identity: str | None = None
+    """Digest of :class:`.TrainingIdentity`."""
     provenance: dict[str, Any] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _memory_in_gib(cls, data: Any) -> Any:
+        """Files of before December 2026 give GB of 1e9 bytes."""
+        if isinstance(data, dict) and isinstance(data.get("peak_memory_gb"), int | float):
+            return {"peak_memory_gib": round(data["peak_memory_gb"] * 1e9 / 2**30, 3), **data}
+        return data
 
     @property
     def devices(self) -> int:
@@ -211,7 +223,7 @@ class Measurement:
         elif metric == "device_hours":
             found = [None if run.hours is None else run.hours * run.devices for run in self.trained]
         else:
-            name = {"memory_gb": "peak_memory_gb"}.get(metric, metric)
+            name = {"memory_gb": "peak_memory_gib"}.get(metric, metric)
             found = [getattr(run, name) for run in self.trained]
         return [value for value in found if value is not None]
 
@@ -443,4 +455,4 @@ def explain(error: ValidationError) -> str:
 
 def fact_name(key: str) -> str:
     """A fact of the provenance in words: ``wall seconds``, ``energy, kJ``."""
-    return {"peak_memory_gb": "peak memory, GB", "energy_kj": "energy, kJ"}.get(key, key.replace("_", " "))
+    return {"peak_memory_gib": "peak memory, GiB", "energy_kj": "energy, kJ"}.get(key, key.replace("_", " "))

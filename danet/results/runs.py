@@ -71,7 +71,7 @@ class Run:
                 keys = dict.fromkeys(key for run in runs for key in run.provenance)
                 stages[stage] = {key: _joined(run.provenance.get(key) for run in runs) for key in keys}
         for run in self.trained[:1]:
-            names = ("iterations", "hours", "images_per_second", "peak_memory_gb", "weights_sha256")
+            names = ("iterations", "hours", "images_per_second", "peak_memory_gib", "weights_sha256")
             stages["training"] |= {
                 name: _joined(getattr(each, name) for each in self.trained)
                 for name in names
@@ -230,7 +230,7 @@ class Difference:
         }
 
 
-UNCOMPARED = {"date", "wall_seconds", "energy_kj", "fps", "hours", "images_per_second", "peak_memory_gb"}
+UNCOMPARED = {"date", "wall_seconds", "energy_kj", "fps", "hours", "images_per_second", "peak_memory_gib"}
 """What is measured of a run, not what it was made from: two runs never share it."""
 OF_THE_ROW = {"row_hash", "train_hash"}
 """Said of the run once, not of each stage again."""

@@ -29,7 +29,7 @@ from torch.nn.parallel import DistributedDataParallel
 from danet.config.rows import Row
 from danet.core.console import console
 from danet.core.errors import CheckpointError, ConfigError, DanetError, Interrupted, TrainingError
-from danet.core.process import Process
+from danet.core.process import Process, peak_memory_gib
 from danet.core.provenance import EnergyMeter
 from danet.data.loader import Batch, BatchStream, Source, images_per_process
 from danet.models import numerics
@@ -38,7 +38,7 @@ from danet.training.batch_norm import synchronise_batch_norm
 from danet.training.checkpoint import Checkpoint, CheckpointStore
 from danet.training.losses import loss_divisors, segmentation_losses
 from danet.training.optim import build_optimizer, set_learning_rates
-from danet.training.progress import History, Reporter, peak_memory_gb, progress_line, write_status
+from danet.training.progress import History, Reporter, progress_line, write_status
 from danet.training.stop import StopRequest
 
 CHECK_EVERY = 25
@@ -241,7 +241,7 @@ class Trainer:
                 lr=lr,
                 speed=speed,
                 wait=history.data_wait_share,
-                memory_gb=history.peak_memory_gb,
+                memory_gib=history.peak_memory_gib,
                 eta=eta(),
             )
 
@@ -411,7 +411,7 @@ class Trainer:
             if not math.isfinite(gradient):
                 raise self._not_finite(f"{self._bad_gradient()} is not finite", step.iteration + 1, step.ids)
             self.history.add(named)
-        self.history.peak_memory_gb = max(self.history.peak_memory_gb, peak_memory_gb(self.device))
+        self.history.peak_memory_gib = max(self.history.peak_memory_gib, peak_memory_gib(self.device))
 
     def _bad_gradient(self) -> str:
         named = self.model.named_parameters()
@@ -528,7 +528,7 @@ class Trainer:
             raise
 
     def _does_not_fit(self) -> TrainingError:
-        used = f" (peak {peak_memory_gb(self.device):.1f} GB)" if self.device.type == "cuda" else ""
+        used = f" (peak {peak_memory_gib(self.device):.1f} GiB)" if self.device.type == "cuda" else ""
         finer = [n for n in _divisors(self.local_batch) if n > self.accumulate]
         choices = " or ".join(f"{n} ({self.local_batch // n} at a time)" for n in finer)
         auto = " or, on one GPU, auto" if self.process.world == 1 and not self.finds_accumulation else ""

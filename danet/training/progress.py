@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import resource
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,7 +12,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
@@ -45,7 +42,7 @@ class History:
     interval_seconds: float = 0.0
     interval_wait: float = 0.0
     interval_images: int = 0
-    peak_memory_gb: float = 0.0
+    peak_memory_gib: float = 0.0
     resumed: int = 0
     accumulate: list[list[int]] = field(default_factory=list)
     """Micro-batches per optimizer step: ``[first iteration, number]``, one entry unless memory ran out in mid-run."""
@@ -76,7 +73,7 @@ class History:
         row |= {name: self.sums[name] / self.counted if name in self.sums else None for name in LOSSES}
         row |= {"lr": lr, "images_per_second": round(speed, 3), "val_miou": val_miou}
         wait = self.interval_wait / self.interval_seconds if self.interval_seconds > 0 else 0.0
-        row |= {"data_wait_share": wait, "peak_memory_gb": self.peak_memory_gb}
+        row |= {"data_wait_share": wait, "peak_memory_gib": self.peak_memory_gib}
         self.curve.append(row)
         self.sums, self.counted = {}, 0
         self.interval_seconds = self.interval_wait = 0.0
@@ -121,14 +118,6 @@ def write_status(
     value |= {"eta_seconds": round(eta_seconds, 1), "updated": datetime.now(UTC).isoformat(timespec="seconds")}
     with contextlib.suppress(DanetError):
         write_json(folder / STATUS, value)
-
-
-def peak_memory_gb(device: torch.device) -> float:
-    """Peak memory of this process in GB (1e9 bytes): allocated on a GPU, resident on the CPU."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 1e9
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
 
 
 def duration(seconds: float) -> str:
@@ -201,12 +190,12 @@ def progress_line(
     lr: float,
     speed: float,
     wait: float,
-    memory_gb: float,
+    memory_gib: float,
     eta: float,
 ) -> str:
     """Iteration, loss, learning rate, images/s, data-wait share, peak memory and time to go."""
     shown = "-" if loss is None else f"{loss:.4f}"
     return (
         f"iter {iteration}/{total}  loss {shown}  lr {lr:.2e}  {speed:.1f} img/s  "
-        f"data wait {100 * wait:.0f}%  mem {memory_gb:.1f} GB  eta {duration(eta)}"
+        f"data wait {100 * wait:.0f}%  mem {memory_gib:.1f} GiB  eta {duration(eta)}"
     )

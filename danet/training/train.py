@@ -41,7 +41,7 @@ FORMAT = 1
 _SAME_FILES = "every node must see the same files: put the workspace on a shared file system, or copy it to all"
 
 TrackerFactory = Callable[..., AbstractContextManager[Tracker]]
-"""``factory(row, "train", seed, workspace)``, as :func:`.tracking.run`."""
+"""``factory(row, seed, workspace, identity)``, as :func:`.tracking.run`."""
 
 
 def train_row(
@@ -89,7 +89,7 @@ def train_row(
                 if process.gather(_is_finished(row, identity, workspace, reporter))[0]:
                     continue
                 factory = tracker_factory if process.is_main else None
-                tracking = factory(row, "train", seed, workspace) if factory else contextlib.nullcontext()
+                tracking = factory(row, seed, workspace, identity.digest) if factory else contextlib.nullcontext()
                 with tracking as tracker:
                     _train_seed(
                         row,
@@ -212,7 +212,7 @@ def _keep(trainer: Trainer, identity: TrainingIdentity, workspace: Workspace, be
         "final_loss": round(float(final["loss"] or 0.0), 6),
         "images_per_second": round(history.images_per_second, 3),
         "hours": round(history.seconds / 3600, 6),
-        "peak_memory_gb": round(history.peak_memory_gb, 3),
+        "peak_memory_gib": round(history.peak_memory_gib, 3),
         "data_wait_share": round(history.data_wait_share, 4),
         "resumed": history.resumed,
         "accumulate": history.accumulate,
@@ -224,7 +224,7 @@ def _keep(trainer: Trainer, identity: TrainingIdentity, workspace: Workspace, be
             weights_sha256=digest,
             imagenet_sha256=identity.initial_weights,
             processes=trainer.process.world,
-            peak_memory_gb=round(history.peak_memory_gb, 3),
+            peak_memory_gib=round(history.peak_memory_gib, 3),
             wall_seconds=round(history.seconds, 1),
             energy_kj=history.energy_kj,
         ),

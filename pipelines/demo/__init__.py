@@ -206,7 +206,7 @@ def show(folder: Path, seconds: float) -> None:
         f"  tables and figures     {shown(table)}, {shown(folder / 'reports' / 'demo')}/\n"
         f"  overlays, confusion    {shown(folder / 'evaluations')}/ROW/\n"
         f"  trained weights        {shown(folder / 'models')}/ROW/\n"
-        "  runs                   `.venv/bin/mlflow ui` here, then Model training, danet / Demo on generated scenes\n"
+        "  runs in MLflow         `.venv/bin/danet open` here\n"
         f"  the pipeline           cd {shown(folder)} && dvc dag\n"
     )
     sys.stdout.flush()

@@ -7,7 +7,6 @@ import json
 import os
 import pickle
 import threading
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -255,8 +254,7 @@ def test_row_writes_everything_with_the_agreed_names(row, workspace):
     assert summary["aacc"] == round(100 * truth.aacc, 4)
     assert summary["macc"] == round(100 * truth.macc, 4)
     assert summary["baseline_miou"] == round(100 * baseline, 4)
-    assert summary["fps"] > 0
-    assert summary["seeds"] == 2
+    assert (summary["fps"] > 0, summary["seeds"]) == (True, 2)
 
     document = json.loads((metrics / "evaluation.json").read_text())
     assert document == result.evaluation
@@ -268,7 +266,7 @@ def test_row_writes_everything_with_the_agreed_names(row, workspace):
     for run in document["runs"]:
         assert sorted(run["modes"]) == ["ms", "ss"]
         assert run["baseline_class"] == Shades.classes[best]
-        assert run["peak_memory_gb"] > 0
+        assert run["peak_memory_gib"] > 0
         assert run["provenance"]["seed"] == run["seed"]
         assert run["provenance"]["manifest_hash"] == Shades.manifest_hash
         assert len(run["provenance"]["weights_sha256"]) == 64
@@ -379,41 +377,6 @@ def test_row_without_multi_scale_and_overlays(row, workspace):
     assert list(result.evaluation["runs"][0]["modes"]) == ["ss"]
     names = {path.name for path in workspace.evaluation(row).iterdir()}
     assert names == {"seed3-ss-confusion.npz", "seed3-ss-confusion.png", "seed3.json"}
-
-
-def test_tracking_gets_final_metrics_and_pictures(row, workspace):
-    logged: dict[int, dict] = {}
-
-    class Recorder:
-        def __init__(self, seed: int) -> None:
-            self.of = logged[seed] = {"metrics": {}, "artifacts": [], "tags": {}}
-
-        def metrics(self, step, values):
-            self.of["metrics"] |= values
-
-        def tags(self, values):
-            self.of["tags"] |= values
-
-        def artifact(self, path, folder=None):
-            assert path.is_file()
-            self.of["artifacts"].append(path.name)
-
-    @contextmanager
-    def factory(row, stage, seed, workspace):
-        assert stage == "evaluate"
-        yield Recorder(seed)
-
-    result = evaluate_row(row, workspace, device="cpu", tracker_factory=factory)
-    assert list(logged) == [3, 5]
-    assert logged[5]["metrics"]["eval/ss/miou"] == result.metrics["miou"]
-    assert logged[5]["metrics"]["eval/ms/miou"] == result.metrics["miou_ms_flip"]
-    assert set(logged[3]["artifacts"]) == {
-        "per_class.csv",
-        "seed3-ss-confusion.png",
-        "seed3-ms-confusion.png",
-        "seed3-image_00-panels.png",
-        "seed3-image_06-panels.png",
-    }
 
 
 def test_progress_is_shown_with_the_time_left(row, workspace, capfd):

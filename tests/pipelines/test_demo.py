@@ -122,13 +122,15 @@ def test_runs_are_in_mlflow(done: Path) -> None:
 
     client = MlflowClient(f"sqlite:///{done / 'mlflow.db'}")
     runs = client.search_runs([e.experiment_id for e in client.search_experiments()])
-    (report,) = [run for run in runs if run.data.tags["stage"] == "report"]
-    assert "results.png" in {file.path for file in client.list_artifacts(report.info.run_id)}
-    runs = [run for run in runs if run != report]
-    assert {run.data.tags["row"] for run in runs} == set(ROWS)
+    assert {(run.data.tags["row"], run.data.tags["seed"]) for run in runs} == {
+        (row, seed) for row in ROWS for seed in ("all", "0")
+    }
     for run in runs:
         assert run.data.params["model.backbone"] == "resnet50"
-        assert {"miou", "loss"} <= {name.split("/")[-1] for name in run.data.metrics}
+        assert "miou" in run.data.metrics
+        whole = run.data.tags["seed"] == "all"
+        assert ("train/loss" in run.data.metrics) != whole
+        assert (f"{run.data.tags['row']}.md" in {file.path for file in client.list_artifacts(run.info.run_id)}) == whole
 
 
 def test_a_missing_archive_is_one_clear_error(workspace: Path, tmp_path: Path) -> None:

@@ -14,11 +14,11 @@ from PIL import Image
 
 from danet.config.rows import Params
 from danet.config.workspace import Workspace
+from danet.core.provenance import device_name
 from danet.data.prepared import PreparedDataset
 from danet.evaluation.visualise import save_palette_png
 from danet.report import write_table
 from danet.report.figures import cost_name, device_hours, legend_below, possible
-from danet.report.records import device
 from danet.results.measured import read
 from tests.data.samples import camvid_spec, camvid_tree, prepare
 from tests.parameters import raw_params
@@ -189,7 +189,7 @@ def test_legend_keeps_clear_of_the_axis_label(label: str) -> None:
     ],
 )
 def test_processor_without_trade_marks(cpu: str | None, shown: str | None) -> None:
-    assert device({"cpu": cpu}) == shown
+    assert device_name({"cpu": cpu}) == shown
 
 
 def test_axes_of_percentages_end_where_these_end() -> None:

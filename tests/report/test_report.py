@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from danet.config.published import load_published
-from danet.config.rows import Params, Row, load_params, write_raw
+from danet.config.rows import Params, load_params, write_raw
 from danet.config.workspace import Workspace
 from danet.core.errors import ConfigError, DanetError
 from danet.report import write_index, write_table
@@ -142,19 +142,11 @@ def test_three_seeds_by_hand(workspace: Workspace, params: Params) -> None:
     assert "| mIoU | 79.75 ± 0.15 (3) † | 79.60, 79.90, 79.75 |" in own
 
 
-def verification(measured: Row, miou: float, **over: Any) -> str:
-    """``verification.json`` of a row whose multi-scale result is 1.5 points higher."""
-    document = samples.evaluation(measured, {0: miou}, ms=1.5)
-    document["runs"][0]["seed"] = None
-    weights = {"file": "DANet101.pth.tar", "sha256": "ab" * 32, "source": "official", "checksum": "none"}
-    return json.dumps({**document, "weights": weights, **over})
-
-
 def test_released_weights_have_their_column(workspace: Workspace, params: Params) -> None:
     row = params.row(OFFICIAL)
     folder = workspace.metrics(row)
     folder.mkdir(parents=True)
-    (folder / "verification.json").write_text(verification(row, 79.97))
+    (folder / "verification.json").write_text(samples.verification(row, 79.97))
     page = write_table("official", params, workspace).page.read_text()
     main, ms, aacc, _ = cells(page, OFFICIAL)[:4]
     assert main[-5:] == ["79.93", "79.97, agrees", "not run †", "-", "not run"]
@@ -190,7 +182,7 @@ def test_verifications_that_cannot_be_used(
     row = params.row(OFFICIAL)
     folder = workspace.metrics(row)
     folder.mkdir(parents=True)
-    (folder / "verification.json").write_text(verification(row, 79.97, **over))
+    (folder / "verification.json").write_text(samples.verification(row, 79.97, **over))
     report = write_table("official", params, workspace)
     assert cells(report.page.read_text(), OFFICIAL)[0][-4] == cell
     assert [reason in problem.reason for problem in report.problems] == [True]

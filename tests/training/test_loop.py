@@ -32,7 +32,7 @@ from danet.training.stop import StopRequest
 from danet.training.train import train_row
 from tests.training.fakes import Images, TinyNet, identical, state, tiny_row, trainer
 
-TIMED = {"images_per_second", "data_wait_share", "peak_memory_gb", "seed"}
+TIMED = {"images_per_second", "data_wait_share", "peak_memory_gib", "seed"}
 
 
 def stopping(model, after):
@@ -394,8 +394,8 @@ def test_outputs(harness):
     trackers = []
 
     @contextlib.contextmanager
-    def factory(row, stage, seed, space):
-        assert (stage, space) == ("train", workspace)
+    def factory(row, seed, space, identity):
+        assert space == workspace
         trackers.append((seed, Recorder()))
         yield trackers[-1][1]
 
@@ -404,7 +404,7 @@ def test_outputs(harness):
     assert {"format", "row", "train_hash", "final_loss", "images_per_second", "hours", "runs"} == set(metrics)
     for run, seed in zip(metrics["runs"], (0, 7), strict=True):
         assert set(run) == {
-            "seed", "identity", "iterations", "final_loss", "images_per_second", "hours", "peak_memory_gb",
+            "seed", "identity", "iterations", "final_loss", "images_per_second", "hours", "peak_memory_gib",
             "data_wait_share", "resumed", "accumulate", "weights_sha256", "provenance",
         }  # fmt: skip
         assert run["seed"] == seed

@@ -20,7 +20,7 @@ from danet.training.loop import Trainer
 from danet.training.stop import StopRequest
 from tests.training.fakes import Images, TinyNet, identical, state, tiny_row, trainer
 
-TIMED = {"images_per_second", "data_wait_share", "peak_memory_gb"}
+TIMED = {"images_per_second", "data_wait_share", "peak_memory_gib"}
 WORKERS = (0, 1, 4)
 ITERATIONS = 23
 ROWS = {
