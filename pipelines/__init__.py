@@ -19,6 +19,8 @@ except ModuleNotFoundError as missing:  # `.venv/bin/dvc repro` runs the stages 
         "of the harness; activate its environment and run the command again: . .venv/bin/activate"
     ) from None
 
+os.environ["MPLBACKEND"] = "agg"  # a notebook's, which its shell commands inherit, need not be installed here
+
 
 def stage(work: Callable[[Workspace, str], None]) -> None:
     """Runs a stage on the workspace in the current folder; its one argument is the name that DVC filled in.

@@ -22,6 +22,8 @@ from danet.core.provenance import PACKAGE_ROOT
 if TYPE_CHECKING:
     from danet.config.rows import Params
 
+os.environ["MPLBACKEND"] = "agg"  # a notebook's, which its shell commands inherit, need not be installed here
+
 app = typer.Typer(
     name="danet",
     help=(

@@ -9,13 +9,13 @@ import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
 
 from danet.config import rows
 from danet.core.errors import CheckpointError, ConfigError, DataError
 from danet.core.files import atomic_write
 from danet.core.process import select_device
 from danet.core.progress import Progress
+from danet.data.layout import check_image
 from danet.data.registry import ADAPTERS
 from danet.evaluation.inference import Mode, Predictor, numeric_settings
 from danet.evaluation.visualise import overlay, save_palette_png, save_rgb_png
@@ -48,7 +48,7 @@ def predict_files(
     Args:
         row: gives model, protocol and numerics.
         weights: of that row's model: trained, imported or raw as released.
-        images: files that OpenCV reads; an EXIF orientation is applied.
+        images: JPEG or PNG of 8-bit RGB or grey; an EXIF orientation is applied.
         out: folder, made if missing.
         adapter: the dataset's, a key of ``ADAPTERS``: gives classes and palette.
         mode: ``ss`` or, where the row defines it, ``ms``.
@@ -102,24 +102,16 @@ def read_image(path: Path) -> NDArray[np.uint8]:
     """``H x W x 3`` BGR pixels of an image file, turned as its EXIF orientation says.
 
     Raises:
-        DataError: if it is missing, empty, no image, damaged or cut off.
+        DataError: if it cannot be read, or is no image by :func:`~danet.data.layout.check_image`.
     """
-    if not path.exists():
-        raise DataError(f"{path}: does not exist")
-    if not path.is_file():
-        raise DataError(f"{path}: is not a file; give image files")
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
-    if not data:
-        raise DataError(f"{path}: is empty (0 bytes)")
-    try:
-        with Image.open(path) as picture:  # OpenCV would fill the missing part of a cut-off file with grey
-            picture.load()
-    except Exception as error:  # decoders of damaged files raise anything from OSError to struct.error
-        reason = "no image format that is known" if isinstance(error, UnidentifiedImageError) else str(error)
-        raise DataError(f"{path}: cannot be read as an image ({reason}); give a whole JPEG or PNG file") from error
+        raise DataError(f"{path}: cannot be read ({error.strerror}); give image files") from error
+    problems: list[str] = []
+    check_image(data, str(path), problems, grey=True, turned=True)
+    if problems:
+        raise DataError(f"{problems[0]}; convert it to an 8-bit RGB JPEG or PNG")
     pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
     if pixels is None:
         raise DataError(f"{path}: cannot be decoded by OpenCV; convert it to JPEG or PNG")
