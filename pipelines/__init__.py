@@ -12,14 +12,14 @@ try:
     from joblib import cpu_count
 
     from danet.config.workspace import Workspace
-    from danet.core.console import report_errors
+    from danet.core.console import prepare_program, report_errors
 except ModuleNotFoundError as missing:  # `.venv/bin/dvc repro` runs the stages with the `python` that is first in PATH
     raise SystemExit(
         f"error: {sys.executable} has no module {missing.name!r}: the stage was started with another Python than that "
         "of the harness; activate its environment and run the command again: . .venv/bin/activate"
     ) from None
 
-os.environ["MPLBACKEND"] = "agg"  # a notebook's, which its shell commands inherit, need not be installed here
+prepare_program()  # first of all, as a stage imports what it needs before it begins
 
 
 def stage(work: Callable[[Workspace, str], None]) -> None:

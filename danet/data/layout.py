@@ -235,9 +235,10 @@ def _by_colour(pixels: Mask, palette: Sequence[int], ids: Mapping[Colour, int], 
     unknown = [colour for colour in colours.values() if colour not in ids]
     grey = all(len(colour) == 3 and len(set(colour)) == 1 for colour in colours.values())
     if unknown and not grey:
+        shown = next((colour for colour in unknown if len(set(colour)) > 1), unknown[0])
         raise DataError(
-            f"{path}: its palette has the colour {unknown[0]}, which stands for no label; take the official file, or "
-            "save the label ids as 8-bit grey PNG"
+            f"{path}: its palette has the colour {shown}, which stands for no label; take the official file, or save "
+            "the label ids as 8-bit grey PNG"
         )
     table = np.zeros(256, np.uint8)
     for index, colour in colours.items():

@@ -248,7 +248,7 @@ def evaluate_row(
         tracker_factory: :func:`danet.results.tracking.run`, or null for no tracking.
         progress: whether to print progress (``row.runtime.progress: never`` silences it too).
         weights: evaluate this file (trained, imported or raw released) instead of the row's trained weights. Nothing of
-            the row is then overwritten or tracked: everything goes to ``evaluations/<row>@<name of the file>``.
+            the row is then overwritten or tracked: everything goes to ``workspace.evaluation_of(row, weights)``.
         reuse: take over the seeds whose whole :class:`EvaluationIdentity` was evaluated before (weights, settings,
             data, hardware, versions), instead of evaluating them again.
 
@@ -263,10 +263,10 @@ def evaluate_row(
             pictures, metrics = workspace.evaluation(row), workspace.metrics(row)
         else:
             files = [_Subject(f"seed{row.seeds[0]}", row.seeds[0], weights)]
-            pictures = metrics = workspace.evaluation(row).with_name(f"{row.name}@{weights.stem}")
             tracker_factory = None
             if not weights.is_file():
                 raise CheckpointError(f"{weights}: does not exist")
+            pictures = metrics = workspace.evaluation_of(row, weights)
         with _runs(row, workspace, dataset, process, files, pictures, progress, reuse) as runs:
             result = RowEvaluation(_summary(runs), _document(row, dataset, [each.run for each in runs]), metrics)
             if process.is_main:

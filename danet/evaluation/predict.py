@@ -11,8 +11,8 @@ import torch
 from numpy.typing import NDArray
 
 from danet.config import rows
-from danet.core.errors import CheckpointError, ConfigError, DataError
-from danet.core.files import atomic_write
+from danet.core.errors import CheckpointError, ConfigError, DanetError, DataError, out_of_memory
+from danet.core.files import atomic_write, refuse_existing
 from danet.core.process import select_device
 from danet.core.progress import Progress
 from danet.data.layout import check_image
@@ -33,6 +33,7 @@ def predict_files(
     mode: Mode = "ss",
     logits: bool = False,
     device: str | torch.device | None = None,
+    force: bool = False,
 ) -> list[Path]:
     """Writes, for each image ``<stem>.*``, into ``out``:
 
@@ -54,12 +55,14 @@ def predict_files(
         mode: ``ss`` or, where the row defines it, ``ms``.
         logits: also write the ``.npy`` files.
         device: by default the GPU if there is one.
+        force: overwrite files that are there.
 
     Returns:
         the files written, in the order of ``images``.
 
     Raises:
         DataError: if an image is missing, empty, damaged or cut off, or two results would have the same name.
+        DanetError: if a result is there already and ``force`` is not given, or the memory does not suffice.
         CheckpointError: if the weights are of another model.
         ConfigError: if the row has no such mode.
     """
@@ -69,6 +72,7 @@ def predict_files(
         raise ConfigError(f"row {row.name} defines no multi-scale test; use mode ss")
     if out.exists() and not out.is_dir():
         raise DataError(f"{out}: is a file; give a folder for the results")
+    refuse_existing([path for paths in names for path in paths if path is not None], force=force)
     for path in images:
         read_image(path)
 
@@ -91,6 +95,13 @@ def predict_files(
                 mask = predictor.labels(inputs).cpu().numpy()
             except CheckpointError as error:
                 raise CheckpointError(f"{weights}, on {path}: {error}") from error
+            except (RuntimeError, MemoryError) as error:
+                if not out_of_memory(error):
+                    raise
+                raise DanetError(
+                    f"{path}: the memory of {chosen} does not suffice for {image.shape[1]}x{image.shape[0]} pixels; "
+                    "make the image smaller, or try --device cpu"
+                ) from error
             save_palette_png(mask_path, mask, dataset.palette)
             save_rgb_png(overlay_path, overlay(image, mask, dataset.palette))
             written += [p for p in (mask_path, overlay_path, scores_path) if p is not None]
