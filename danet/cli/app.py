@@ -16,7 +16,7 @@ import typer
 
 from danet import __version__
 from danet.config.workspace import Workspace
-from danet.core.console import console, prepare_program, report_errors
+from danet.core.console import console, report_errors
 from danet.core.files import refuse_existing
 from danet.core.provenance import PACKAGE_ROOT
 
@@ -613,7 +613,6 @@ def flops_command(
 
 def main() -> None:
     """Entry point of ``danet`` and ``python -m danet.cli``."""
-    prepare_program()
     with report_errors():
         app()
 

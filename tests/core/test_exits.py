@@ -81,7 +81,7 @@ def test_a_terminal_that_cannot_print_a_name(encoding: str) -> None:
     assert "Traceback" not in shown
 
 
-@pytest.mark.parametrize("entry", ["danet.cli.app as app; app.prepare_program()", "pipelines"])
+@pytest.mark.parametrize("entry", ["danet.cli.app", "pipelines"])
 def test_the_backend_of_a_notebook_is_not_used(entry: str) -> None:
     """Colab, Kaggle and Jupyter set it; a command started from a cell inherits it."""
     code = (
