@@ -196,10 +196,10 @@ def evaluate_model(
                     predictions[index] = host.numpy()
                 if progress is not None:
                     progress(done + 1, len(mine))
-    except torch.cuda.OutOfMemoryError as error:
+    except (torch.OutOfMemoryError, MemoryError) as error:
         raise DanetError(
-            f"row {row.name}: the GPU's memory does not suffice for an image of {dataset.ids[index]}'s size or larger; "
-            "set numerics.precision to bf16, or evaluate with device cpu"
+            f"row {row.name}: the memory of {device} does not suffice for an image of {dataset.ids[index]}'s size or "
+            "larger; set numerics.precision to bf16, or evaluate with device cpu"
         ) from error
     except CheckpointError as error:
         raise CheckpointError(f"row {row.name}, image {dataset.ids[index]}: {error}") from error

@@ -317,13 +317,13 @@ def test_labels_that_are_all_ignored_stop_the_training(tmp_path, average):
         def mask(self, i):
             return np.full((40, 60), 255, np.uint8)
 
-    for iterations in (3, 100):
-        row = tiny_row(iterations, loss={"average": average})
-        run = trainer(row, tmp_path / str(iterations), dataset=Void())
+    for count in (3, 100):
+        row = tiny_row(count, loss={"average": average})
+        run = trainer(row, tmp_path / str(count), dataset=Void())
         with pytest.raises(TrainingError, match=r"tiny seed 0: no pixel .*image\d.*danet browse tiny --out") as caught:
             run.run()
-        assert f"the last {min(iterations, EMPTY_BATCHES)} batches" in str(caught.value)
-        assert run.iteration == min(iterations, EMPTY_BATCHES)
+        assert f"the last {min(count, EMPTY_BATCHES)} batches" in str(caught.value)
+        assert run.iteration == min(count, EMPTY_BATCHES)
 
 
 def test_single_batches_without_labels_are_no_fault(tmp_path):
