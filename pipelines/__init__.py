@@ -12,12 +12,21 @@ try:
     from joblib import cpu_count
 
     from danet.config.workspace import Workspace
-    from danet.core.console import report_errors
+    from danet.core.console import prepare_program, report_errors
 except ModuleNotFoundError as missing:  # `.venv/bin/dvc repro` runs the stages with the `python` that is first in PATH
     raise SystemExit(
         f"error: {sys.executable} has no module {missing.name!r}: the stage was started with another Python than that "
         "of the harness; activate its environment and run the command again: . .venv/bin/activate"
     ) from None
+
+prepare_program()  # first of all, as a stage imports what it needs before it begins
+
+
+NO_GIT = (
+    "in a copy without .git (a zip, rsync) run `dvc config --local core.no_scm true` once, then the same command again "
+    "(DANET_COMMIT=<commit> tells the metrics files which code it is)"
+)
+"""What DVC does not say when it says that a folder is not a git repository."""
 
 
 def stage(work: Callable[[Workspace, str], None]) -> None:

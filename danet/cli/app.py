@@ -16,6 +16,7 @@ import typer
 from danet import __version__
 from danet.config.workspace import Workspace
 from danet.core.console import console, report_errors
+from danet.core.files import refuse_existing
 from danet.core.provenance import PACKAGE_ROOT
 
 if TYPE_CHECKING:
@@ -42,6 +43,8 @@ RowName = Annotated[str, typer.Argument(metavar="ROW", help="A row's name, as `d
 Device = Annotated[
     str | None, typer.Option(help="cpu, cuda or cuda:N (default: the GPU if there is one).", show_default=False)
 ]
+
+Force = Annotated[bool, typer.Option("--force", help="Overwrite what is there already.")]
 
 
 class Format(StrEnum):
@@ -302,6 +305,7 @@ def import_weights_command(
         bool,
         typer.Option("--incomplete", help="Import also a file that lacks tensors or has others; they are listed."),
     ] = False,
+    force: Force = False,
     workspace: Root = Path(),
 ) -> None:
     """Bring a released checkpoint (mmsegmentation, sssegmentation, official DANet, DRANet, ClusterDANet) to our format.
@@ -310,6 +314,7 @@ def import_weights_command(
     """
     from danet.weights.exchange import import_weights
 
+    refuse_existing([out], force=force)
     typer.echo(import_weights(file, out, Workspace(workspace).params(), row=row, incomplete=incomplete))
 
 
@@ -320,10 +325,12 @@ def export_weights_command(
     to: Annotated[
         str, typer.Option(help="mmsegmentation, sssegmentation, official, official-dranet or clusterdanet.")
     ] = "mmsegmentation",
+    force: Force = False,
 ) -> None:
     """Write weights in another toolbox's names, to be loaded there; `import-weights` brings them back exactly."""
     from danet.weights.exchange import export_weights
 
+    refuse_existing([out], force=force)
     typer.echo(f"{out}: {export_weights(file, out, target=to)} tensors in the names of {to}")
 
 
@@ -337,11 +344,13 @@ def submit(
         typer.Option(help="ss or ms (default: ms where the row defines it).", show_default=False),
     ] = None,
     device: Device = None,
+    force: Force = False,
     workspace: Root = Path(),
 ) -> None:
     """Write the zip for the Cityscapes test server: label ids of the 1525 test images at 1024x2048."""
     from danet.evaluation.submission import write_submission
 
+    refuse_existing([out], force=force)
     space = Workspace(workspace)
     count = write_submission(
         space.params().row(row), space, weights=weights, out=out, mode=mode.value if mode else None, device=device
@@ -358,6 +367,7 @@ def predict(
     mode: Annotated[Mode, typer.Option(help="ss: single scale; ms: multi-scale + flip.")] = Mode.ss,
     logits: Annotated[bool, typer.Option("--logits", help="Also write float32 C x H x W scores as .npy.")] = False,
     device: Device = None,
+    force: Force = False,
     workspace: Root = Path(),
 ) -> None:
     """Segment images: for each a mask PNG with the dataset's palette and an overlay PNG."""
@@ -367,7 +377,15 @@ def predict(
     chosen = params.row(row)
     adapter = params.dataset(chosen.dataset).adapter
     written = predict_files(
-        chosen, weights=weights, images=images, out=out, mode=mode.value, logits=logits, device=device, adapter=adapter
+        chosen,
+        weights=weights,
+        images=images,
+        out=out,
+        mode=mode.value,
+        logits=logits,
+        device=device,
+        adapter=adapter,
+        force=force,
     )
     for path in written:
         typer.echo(path)
@@ -384,11 +402,13 @@ def browse(
     ] = None,
     number: Annotated[int, typer.Option("--number", "-n", min=1, max=64, help="How many samples.")] = 12,
     seed: Annotated[int, typer.Option(help="Which samples and, for a row, which augmentation draws.")] = 0,
+    force: Force = False,
     workspace: Root = Path(),
 ) -> None:
     """Write a contact sheet of samples: image, mask, names; raw, or augmented as a row trains on them."""
     from danet.data.browse import browse_dataset, browse_row
 
+    refuse_existing([out], force=force)
     space = Workspace(workspace)
     params = space.params()
     if name in params.datasets:
@@ -606,11 +626,7 @@ def flops_command(
 def main() -> None:
     """Entry point of ``danet`` and ``python -m danet.cli``."""
     with report_errors():
-        try:
-            app()
-        except KeyboardInterrupt:
-            console.print("[yellow]stopped[/] by the keyboard")
-            sys.exit(130)
+        app()
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from danet.config.rows import Params, Row, load_params
 from danet.core.errors import ConfigError
+from danet.core.files import sha256
 
 _PARENTS = ("data", "data/raw", "data/prepared", "data/weights", "data/released", "models", "evaluations")
 
@@ -83,6 +84,10 @@ class Workspace:
     def evaluation(self, row: Row) -> Path:
         """Pictures and arrays of an evaluation, cached by DVC (folder)."""
         return self.root / "evaluations" / row.name
+
+    def evaluation_of(self, row: Row, weights: Path) -> Path:
+        """Evaluation of any weights by a row's protocol (folder): files of one name, ``latest.pth``, stay apart."""
+        return self.root / "evaluations" / f"{row.name}@{weights.stem}-{sha256(weights)[:8]}"
 
     def evaluation_examples(self, table: str) -> Path:
         """Pictures of fixed images across a table's rows (folder); no row's name has an ``@``."""

@@ -2,30 +2,67 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import TracebackType
 
 from rich.console import Console
 from rich.markup import escape
 
-from danet.core.errors import DanetError, Interrupted
+from danet.core.errors import DanetError, Interrupted, out_of_memory
 
 console = Console(stderr=True, highlight=False, soft_wrap=True)
 """For everything that is not a command's result: results go to standard output, so that they can be piped."""
 
 
+def prepare_program() -> None:
+    """Makes this process a program of ours; for entry points, not for a notebook that imports the library."""
+    # a notebook's backend, which its shell commands inherit, need not be installed here; figures are files anyway
+    os.environ["MPLBACKEND"] = "agg"
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal of Latin-1 cannot print every name
+    sys.excepthook = _except_interrupts
+
+
+def _except_interrupts(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Ctrl-C is a line too, also while modules are being imported; Python then exits as the signal has it (130)."""
+    if issubclass(kind, KeyboardInterrupt):
+        sys.stderr.write("stopped by the keyboard\n")
+    else:
+        sys.__excepthook__(kind, error, trace)
+
+
 @contextmanager
 def report_errors() -> Iterator[None]:
-    """Turns a :class:`DanetError` into a line on standard error and its exit code; bugs keep their traceback."""
+    """Turns what a user can act on into a line on standard error and an exit code; bugs keep their traceback.
+
+    That is a :class:`DanetError`, and what the system refuses: files (``OSError``) and memory.
+    """
     try:
         yield
     except Interrupted as stop:
         console.print(f"[yellow]stopped:[/] {escape(str(stop))}")
         sys.exit(stop.exit_code)
-    except DanetError as error:
-        if os.environ.get("DANET_DEBUG"):
+    except BrokenPipeError:  # `| head` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
+    except (DanetError, OSError, MemoryError, RuntimeError) as error:
+        if os.environ.get("DANET_DEBUG") or (isinstance(error, RuntimeError) and not out_of_memory(error)):
             raise
-        console.print(f"[bold red]error:[/] {escape(str(error))}")
-        sys.exit(error.exit_code)
+        console.print(f"[bold red]error:[/] {escape(_message(error))}")
+        sys.exit(error.exit_code if isinstance(error, DanetError) else DanetError.exit_code)
+
+
+def _message(error: DanetError | OSError | MemoryError | RuntimeError) -> str:
+    if isinstance(error, DanetError):
+        return str(error)
+    if isinstance(error, OSError):
+        shown = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes | os.PathLike) else None
+        where = f"{shown if len(shown) <= 200 else shown[:200] + '...'}: " if shown else ""
+        return f"{where}{error.strerror or error}; fix that and run again"
+    first = next(iter(str(error).splitlines()), "")[:200]
+    return f"the memory does not suffice ({first}); close other programs, or take a smaller image or batch"

@@ -10,7 +10,7 @@ import os
 import shutil
 import tempfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -55,6 +55,19 @@ def atomic_write(path: Path, needed: int | None = None) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):  # of a vanished mount, where there is nothing to remove either
             temporary.unlink(missing_ok=True)
+
+
+def refuse_existing(paths: Iterable[Path], *, force: bool) -> None:
+    """Keeps a user's files: a command that is told where to write calls it with all that it would write.
+
+    Raises:
+        DanetError: if one is there and ``force`` is not given, or if one is a folder.
+    """
+    for path in paths:
+        if path.is_dir():
+            raise DanetError(f"{path}: is a folder; give the name of a file")
+        if not force and (path.exists() or path.is_symlink()):
+            raise DanetError(f"{path}: is there already; give another --out, or --force to overwrite it")
 
 
 def remove_leftovers(path: Path) -> None:

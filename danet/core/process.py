@@ -195,6 +195,8 @@ def select_device(device: str | torch.device | None, local_rank: int = 0, local_
         chosen = torch.device(device)
     except RuntimeError as error:
         raise TrainingError(f"device {device!r} is unknown; allowed: cpu, cuda, cuda:N") from error
+    if chosen.type not in {"cpu", "cuda"}:
+        raise TrainingError(f"device {chosen} is not supported; allowed: cpu, cuda, cuda:N")
     if chosen.type == "cuda":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if local_world > 1 and chosen.index is not None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import collections
 import errno
 import hashlib
-import io
 import json
 import os
 import re
@@ -22,14 +21,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 
-from PIL import Image
-
 from danet.acquire.unpack import unpack
 from danet.config.rows import Dataset
 from danet.core import files
 from danet.core.errors import DataError
 from danet.core.progress import Progress
-from danet.data.layout import EXIF_ORIENTATION, MAX_PIXELS, SAFE_ID, DatasetSpec, Item, bit_depth
+from danet.data.layout import SAFE_ID, DatasetSpec, Item, bit_depth, check_image
 from danet.data.prepared import (
     DESCRIPTION,
     FORMAT,
@@ -50,7 +47,7 @@ SHOWN = 20
 LISTED = 200
 """Offenders in a message; where there are more, a file has them all."""
 KEPT = "kept.json"
-CHECKS = 1
+CHECKS = 2
 """To be raised when the checks or encodings here change: what an earlier version kept is then done again."""
 
 
@@ -350,7 +347,7 @@ class _Conversion:
                 return replace(kept, note=name if kept.note is not None else None)
         size, note = None, None
         if data is not None:
-            size, mode = check_image(data, name, self.adapter.grey_images, problems)
+            size, mode = check_image(data, name, problems, grey=self.adapter.grey_images)
             note = name if mode == "L" else None
         mask: Pixels | None = None
         if item.mask is not None and mask_data is not None:
@@ -387,42 +384,6 @@ class _Conversion:
 
     def _relative(self, path: Path) -> str:
         return path.relative_to(self.scratch).as_posix() if path.is_relative_to(self.scratch) else str(path)
-
-
-def check_image(data: bytes, name: str, grey: bool, problems: list[str]) -> tuple[tuple[int, int] | None, str | None]:
-    """Decodes an image: its (height, width), None if it cannot be used, and Pillow's name of its mode.
-
-    Args:
-        data: the bytes of a file.
-        name: of it, for the problems.
-        grey: whether 8-bit greyscale is fine.
-        problems: what is wrong is added to these.
-    """
-    if not data:
-        problems.append(f"{name}: has zero bytes")
-        return None, None
-    try:
-        with Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as image:
-            width, height = image.size
-            if width * height > MAX_PIXELS:
-                problems.append(f"{name}: is {height}x{width}; allowed are {MAX_PIXELS:,} pixels")
-                return None, None
-            mode, orientation = image.mode, image.getexif().get(EXIF_ORIENTATION, 1)
-            image.load()
-    except Exception as error:  # Pillow raises a dozen kinds on damaged files
-        text = " ".join(str(error).split()).replace(repr(data)[:60], "")[:120] or type(error).__name__
-        text = text.encode("utf-8", "backslashreplace").decode()
-        problems.append(f"{name}: cannot be decoded, truncated or no JPEG or PNG ({text})")
-        return None, None
-    depth = bit_depth(data)
-    before = len(problems)
-    if depth is not None and depth[0] == 16:
-        problems.append(f"{name}: has 16 bits per channel; images must be 8-bit RGB")
-    elif mode != "RGB" and not (mode == "L" and grey):
-        problems.append(f"{name}: is {mode}; images must be 8-bit RGB")
-    if orientation not in {0, 1}:
-        problems.append(f"{name}: has EXIF orientation {orientation}; turn its pixels and remove the tag")
-    return ((height, width) if len(problems) == before else None), mode
 
 
 def _in_order(

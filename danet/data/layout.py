@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -113,6 +114,8 @@ class DatasetSpec:
     layout: Callable[[Mapping[str, Path]], Layout]
     expected_ids: Callable[[str, int], list[str]] | None = None
     """The ids that a split of the given size must have, where the numbering says so."""
+    palette_ids: Mapping[Colour, int] = field(default_factory=dict)
+    """Colour -> raw label id, where the official masks are palette PNGs."""
     grey_images: bool = False
     """Whether the official set has 8-bit greyscale images (read as colour with three equal channels)."""
     ignore_index: int = IGNORE
@@ -140,7 +143,8 @@ class DatasetSpec:
         Raises:
             DataError: naming file and value.
         """
-        return self.labels.apply(read_mat(path) if path.suffix == ".mat" else read_index_png(path), path)
+        raw = read_mat(path) if path.suffix == ".mat" else read_index_png(path, self.palette_ids)
+        return self.labels.apply(raw, path)
 
 
 def bit_depth(data: bytes) -> tuple[int, int] | None:
@@ -150,11 +154,56 @@ def bit_depth(data: bytes) -> tuple[int, int] | None:
     return data[24], data[25]
 
 
-def read_index_png(path: Path) -> Mask:
-    """Label ids (H, W) of a PNG: palette *indices* (as VOC) or 8-bit grey values, never luminance of colours.
+def check_image(
+    data: bytes, name: str, problems: list[str], *, grey: bool, turned: bool = False
+) -> tuple[tuple[int, int] | None, str | None]:
+    """The one rule of what an image is: a whole JPEG or PNG of 8-bit RGB.
+
+    Args:
+        data: the bytes of a file.
+        name: of it, for the problems.
+        problems: what is wrong is added to these.
+        grey: whether 8-bit greyscale is fine too.
+        turned: whether an EXIF orientation is fine, because it will be applied.
+
+    Returns:
+        (height, width) as stored, None if the image cannot be used, and Pillow's name of its mode.
+    """
+    if not data:
+        problems.append(f"{name}: has zero bytes")
+        return None, None
+    try:
+        with Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as image:
+            width, height = image.size
+            if width * height > MAX_PIXELS:
+                problems.append(f"{name}: is {height}x{width}; allowed are {MAX_PIXELS:,} pixels")
+                return None, None
+            mode, orientation = image.mode, image.getexif().get(EXIF_ORIENTATION, 1)
+            image.load()  # OpenCV would fill the missing part of a cut-off file with grey
+    except Exception as error:  # Pillow raises a dozen kinds on damaged files
+        text = _reason(error).replace(repr(data)[:60], "")[:120]
+        problems.append(f"{name}: cannot be decoded, truncated or no JPEG or PNG ({text})")
+        return None, None
+    depth = bit_depth(data)
+    before = len(problems)
+    if depth is not None and depth[0] == 16:
+        problems.append(f"{name}: has 16 bits per channel; images must be 8-bit RGB")
+    elif mode != "RGB" and not (mode == "L" and grey):
+        problems.append(f"{name}: is {mode}; images must be 8-bit RGB")
+    if orientation not in {0, 1} and not turned:
+        problems.append(f"{name}: has EXIF orientation {orientation}; turn its pixels and remove the tag")
+    return ((height, width) if len(problems) == before else None), mode
+
+
+def read_index_png(path: Path, palette_ids: Mapping[Colour, int] | None = None) -> Mask:
+    """Label ids (H, W) of a PNG, never luminance of colours.
+
+    Of an 8-bit grey PNG they are the values. Of a palette PNG they are read from the colours, since programs that
+    shrink files give the same colours other indices: ``palette_ids``, else grey colours (v, v, v) as v.
 
     Raises:
-        DataError: if it cannot be decoded, or is RGB, 16-bit or of another kind that holds no label ids.
+        DataError: if it cannot be decoded, is RGB, 16-bit or of another kind that holds no label ids, or has colours
+            that stand for none.
     """
     try:
         with path.open("rb") as stream:
@@ -165,7 +214,7 @@ def read_index_png(path: Path) -> Mask:
             if image.width * image.height > MAX_PIXELS:
                 raise DataError(f"{path}: mask is {image.height}x{image.width}, allowed are {MAX_PIXELS:,} pixels")
             image.load()
-            mode, pixels = image.mode, np.array(image)
+            mode, pixels, palette = image.mode, np.array(image), image.getpalette("RGB")
             orientation = image.getexif().get(EXIF_ORIENTATION, 1)
     except DataError:
         raise
@@ -177,7 +226,24 @@ def read_index_png(path: Path) -> Mask:
         raise DataError(f"{path}: mask is {kind}; label ids come as palette or 8-bit grey PNG")
     if orientation not in {0, 1}:
         raise DataError(f"{path}: mask has EXIF orientation {orientation}; turn its pixels and remove the tag")
-    return pixels.astype(np.uint8, copy=False)
+    pixels = pixels.astype(np.uint8, copy=False)
+    return pixels if palette is None else _by_colour(pixels, palette, palette_ids or {}, path)
+
+
+def _by_colour(pixels: Mask, palette: Sequence[int], ids: Mapping[Colour, int], path: Path) -> Mask:
+    colours = {i: tuple(palette[3 * i : 3 * i + 3]) for i in np.unique(pixels).tolist()}
+    unknown = [colour for colour in colours.values() if colour not in ids]
+    grey = all(len(colour) == 3 and len(set(colour)) == 1 for colour in colours.values())
+    if unknown and not grey:
+        shown = next((colour for colour in unknown if len(set(colour)) > 1), unknown[0])
+        raise DataError(
+            f"{path}: its palette has the colour {shown}, which stands for no label; take the official file, or save "
+            "the label ids as 8-bit grey PNG"
+        )
+    table = np.zeros(256, np.uint8)
+    for index, colour in colours.items():
+        table[index] = colour[0] if unknown else ids[colour]  # type: ignore[index]
+    return table[pixels]
 
 
 def read_mat(path: Path) -> Mask:

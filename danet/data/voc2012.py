@@ -88,6 +88,7 @@ SPEC = DatasetSpec(
     name="voc2012",
     classes=tuple(NAMES.split()),
     palette=colour_map(21),
+    palette_ids={colour: index for index, colour in enumerate(colour_map(256)) if index <= 20 or index == IGNORE},
     labels=LabelMap({**{index: index for index in range(21)}, IGNORE: IGNORE}),
     wanted=re.compile(
         r"(^|/)(JPEGImages/[^/]+\.jpg|SegmentationClass(Aug)?/[^/]+\.png|ImageSets/Segmentation/[^/]+\.txt"

@@ -184,10 +184,10 @@ def evaluate_model(
                     predictions[index] = host.numpy()
                 if progress is not None:
                     progress(done + 1, len(mine))
-    except torch.cuda.OutOfMemoryError as error:
+    except (torch.OutOfMemoryError, MemoryError) as error:
         raise DanetError(
-            f"row {row.name}: the GPU's memory does not suffice for an image of {dataset.ids[index]}'s size or larger; "
-            "set numerics.precision to bf16, or evaluate with device cpu"
+            f"row {row.name}: the memory of {device} does not suffice for an image of {dataset.ids[index]}'s size or "
+            "larger; set numerics.precision to bf16, or evaluate with device cpu"
         ) from error
     except CheckpointError as error:
         raise CheckpointError(f"row {row.name}, image {dataset.ids[index]}: {error}") from error
@@ -274,7 +274,7 @@ def evaluate_row(
         device: by default the GPU if there is one.
         progress: whether to print progress (``row.runtime.progress: never`` silences it too).
         weights: evaluate this file (trained, imported or raw released) instead of the row's trained weights. Nothing of
-            the row is then overwritten: everything goes to ``evaluations/<row>@<name of the file>``.
+            the row is then overwritten: everything goes to ``workspace.evaluation_of(row, weights)``.
         reuse: take over the seeds whose whole :class:`EvaluationIdentity` was evaluated before (weights, settings,
             data, hardware, versions), instead of evaluating them again.
 
@@ -289,9 +289,9 @@ def evaluate_row(
             pictures, metrics = workspace.evaluation(row), workspace.metrics(row)
         else:
             files = [_Subject(f"seed{row.seeds[0]}", row.seeds[0], weights)]
-            pictures = metrics = workspace.evaluation(row).with_name(f"{row.name}@{weights.stem}")
             if not weights.is_file():
                 raise CheckpointError(f"{weights}: does not exist")
+            pictures = metrics = workspace.evaluation_of(row, weights)
         with _runs(row, workspace, dataset, process, files, pictures, progress, reuse) as evaluated:
             runs = _with_best(files, evaluated)
             result = RowEvaluation(_summary(runs), _document(row, dataset, [each.run for each in runs]), metrics)

@@ -9,13 +9,13 @@ import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
 
 from danet.config import rows
-from danet.core.errors import CheckpointError, ConfigError, DataError
-from danet.core.files import atomic_write
+from danet.core.errors import CheckpointError, ConfigError, DanetError, DataError, out_of_memory
+from danet.core.files import atomic_write, refuse_existing
 from danet.core.process import select_device
 from danet.core.progress import Progress
+from danet.data.layout import check_image
 from danet.data.registry import ADAPTERS
 from danet.evaluation.inference import Mode, Predictor, numeric_settings
 from danet.evaluation.visualise import overlay, save_palette_png, save_rgb_png
@@ -33,6 +33,7 @@ def predict_files(
     mode: Mode = "ss",
     logits: bool = False,
     device: str | torch.device | None = None,
+    force: bool = False,
 ) -> list[Path]:
     """Writes, for each image ``<stem>.*``, into ``out``:
 
@@ -48,18 +49,20 @@ def predict_files(
     Args:
         row: gives model, protocol and numerics.
         weights: of that row's model: trained, imported or raw as released.
-        images: files that OpenCV reads; an EXIF orientation is applied.
+        images: JPEG or PNG of 8-bit RGB or grey; an EXIF orientation is applied.
         out: folder, made if missing.
         adapter: the dataset's, a key of ``ADAPTERS``: gives classes and palette.
         mode: ``ss`` or, where the row defines it, ``ms``.
         logits: also write the ``.npy`` files.
         device: by default the GPU if there is one.
+        force: overwrite files that are there.
 
     Returns:
         the files written, in the order of ``images``.
 
     Raises:
         DataError: if an image is missing, empty, damaged or cut off, or two results would have the same name.
+        DanetError: if a result is there already and ``force`` is not given, or the memory does not suffice.
         CheckpointError: if the weights are of another model.
         ConfigError: if the row has no such mode.
     """
@@ -69,6 +72,7 @@ def predict_files(
         raise ConfigError(f"row {row.name} defines no multi-scale test; use mode ss")
     if out.exists() and not out.is_dir():
         raise DataError(f"{out}: is a file; give a folder for the results")
+    refuse_existing([path for paths in names for path in paths if path is not None], force=force)
     for path in images:
         read_image(path)
 
@@ -91,6 +95,13 @@ def predict_files(
                 mask = predictor.labels(inputs).cpu().numpy()
             except CheckpointError as error:
                 raise CheckpointError(f"{weights}, on {path}: {error}") from error
+            except (RuntimeError, MemoryError) as error:
+                if not out_of_memory(error):
+                    raise
+                raise DanetError(
+                    f"{path}: the memory of {chosen} does not suffice for {image.shape[1]}x{image.shape[0]} pixels; "
+                    "make the image smaller, or try --device cpu"
+                ) from error
             save_palette_png(mask_path, mask, dataset.palette)
             save_rgb_png(overlay_path, overlay(image, mask, dataset.palette))
             written += [p for p in (mask_path, overlay_path, scores_path) if p is not None]
@@ -102,24 +113,16 @@ def read_image(path: Path) -> NDArray[np.uint8]:
     """``H x W x 3`` BGR pixels of an image file, turned as its EXIF orientation says.
 
     Raises:
-        DataError: if it is missing, empty, no image, damaged or cut off.
+        DataError: if it cannot be read, or is no image by :func:`~danet.data.layout.check_image`.
     """
-    if not path.exists():
-        raise DataError(f"{path}: does not exist")
-    if not path.is_file():
-        raise DataError(f"{path}: is not a file; give image files")
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
-    if not data:
-        raise DataError(f"{path}: is empty (0 bytes)")
-    try:
-        with Image.open(path) as picture:  # OpenCV would fill the missing part of a cut-off file with grey
-            picture.load()
-    except Exception as error:  # decoders of damaged files raise anything from OSError to struct.error
-        reason = "no image format that is known" if isinstance(error, UnidentifiedImageError) else str(error)
-        raise DataError(f"{path}: cannot be read as an image ({reason}); give a whole JPEG or PNG file") from error
+        raise DataError(f"{path}: cannot be read ({error.strerror}); give image files") from error
+    problems: list[str] = []
+    check_image(data, str(path), problems, grey=True, turned=True)
+    if problems:
+        raise DataError(f"{problems[0]}; convert it to an 8-bit RGB JPEG or PNG")
     pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
     if pixels is None:
         raise DataError(f"{path}: cannot be decoded by OpenCV; convert it to JPEG or PNG")

@@ -28,9 +28,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from danet.config.rows import Row
 from danet.core.console import console
-from danet.core.errors import CheckpointError, ConfigError, DanetError, Interrupted, TrainingError
+from danet.core.errors import CheckpointError, ConfigError, DanetError, Interrupted, TrainingError, out_of_memory
 from danet.core.process import Process, peak_memory_gib
 from danet.core.provenance import EnergyMeter
+from danet.data.layout import IGNORE
 from danet.data.loader import Batch, BatchStream, Source, images_per_process
 from danet.models import numerics
 from danet.models.fast import for_training
@@ -56,6 +57,9 @@ class Tracker(Protocol):
         """Sends what was kept back."""
         ...
 
+
+EMPTY_BATCHES = 10
+"""So many in a row without a labelled pixel are no chance: training stops."""
 
 GRADIENT = "gradient"
 
@@ -137,6 +141,7 @@ class Trainer:
         self.iteration = 0
         self._updating = False  # in the optimizer's step, of which there is no going back
         self._saved: int | None = None
+        self._empty = 0  # batches in a row that had no labelled pixel
         self._pending: deque[_Step] = deque()
         self._meter: EnergyMeter | None = None
         self._energy_before: float | None = 0.0
@@ -310,7 +315,7 @@ class Trainer:
             try:
                 step = self._compute(batch)
             except Exception as error:
-                if _out_of_memory(error):
+                if out_of_memory(error):
                     if self._updating or not self._divide_finer():
                         raise
                     del error  # its traceback holds on to what did not fit
@@ -411,7 +416,19 @@ class Trainer:
             if not math.isfinite(gradient):
                 raise self._not_finite(f"{self._bad_gradient()} is not finite", step.iteration + 1, step.ids)
             self.history.add(named)
+            # the scaler of fp16 hides the gradient, but a loss of exactly 0 is one of no pixel
+            self._empty = self._empty + 1 if named["loss"] == 0 and gradient == 0 else 0
+            if self._empty >= min(EMPTY_BATCHES, self.total):
+                raise self._learns_nothing(step)
         self.history.peak_memory_gib = max(self.history.peak_memory_gib, peak_memory_gib(self.device))
+
+    def _learns_nothing(self, step: _Step) -> TrainingError:
+        return TrainingError(
+            f"{self.title}: no pixel of the last {self._empty} batches is labelled (loss 0, all labels "
+            f"{IGNORE} = ignore), up to iteration {step.iteration + 1}, images {', '.join(step.ids)}; look at them "
+            f"with `danet browse {self.row.name} --out samples.png`, correct the labels and convert the data set again "
+            f"(dvc repro -f -s download@{self.row.dataset}, dvc repro convert@{self.row.dataset})"
+        )
 
     def _bad_gradient(self) -> str:
         named = self.model.named_parameters()
@@ -508,7 +525,7 @@ class Trainer:
             yield
         except (RuntimeError, ValueError, IndexError, MemoryError) as error:
             text = str(error)
-            if _out_of_memory(error):
+            if out_of_memory(error):
                 raise self._does_not_fit() from error
             if "more than 1 value per channel" in text:
                 raise TrainingError(
@@ -543,15 +560,6 @@ class Trainer:
             f"(schedule.batch_size {self.row.schedule.batch_size}, world size {self.process.world}, "
             f"numerics.accumulate {self.accumulate}); {remedy}"
         )
-
-
-def _out_of_memory(error: BaseException) -> bool:
-    """Of a GPU or of the host; PyTorch raises the latter as a plain RuntimeError."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    return isinstance(error, RuntimeError) and any(
-        words in str(error) for words in ("can't allocate memory", "out of memory")
-    )
 
 
 def _first_lines(error: BaseException) -> str:

@@ -126,6 +126,8 @@ def read_model(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
     Raises:
         CheckpointError: if it is missing, damaged or not ours.
     """
+    if path.is_dir():
+        raise CheckpointError(f"{path}: is a folder; give a weights file")
     if not path.is_file():
         raise CheckpointError(f"{path}: does not exist; train the row first, with `dvc repro train@ROW`")
     if path.stat().st_size == 0:
@@ -137,7 +139,8 @@ def read_model(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
     except (SafetensorError, OSError, ValueError, LookupError, TypeError, RuntimeError, AttributeError) as error:
         reason = str(error).encode("utf-8", "backslashreplace").decode()[:300]
         raise CheckpointError(
-            f"{path}: is not a safetensors file or is cut off ({reason}); delete it and train the row again"
+            f"{path}: is not a safetensors file or is cut off ({reason}); train the row again, or bring a source's "
+            "checkpoint to our format with `danet import-weights`"
         ) from error
     if metadata.get("format") != FORMAT:
         raise CheckpointError(

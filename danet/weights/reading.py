@@ -1,74 +1,53 @@
 """Reading weights files that come from elsewhere, and saying what is wrong with them.
 
-Nothing in a file is ever executed: PyTorch files are read with ``weights_only=True``, zips in memory. A tensor must be
-plain (dense, of ordinary numbers, on the CPU), and all together must not be much larger than the bytes that the file
-has for them: a few bytes can claim a view of terabytes, which only the first use would try to allocate.
+Nothing in a file is ever executed: PyTorch files are read with ``weights_only=True``, zips in memory. What a training
+keeps beside its weights (logs, schedules, NumPy scores) is replaced by :class:`_Inert`.
 """
 
 from __future__ import annotations
 
 import hashlib
 import io
-import pickle
-import re
-import struct
+import pickletools
 import warnings
 import zipfile
-import zlib
-from collections.abc import Iterable, Mapping
-from contextlib import AbstractContextManager
+from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
-import numpy as np
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
 from torch import Tensor
 
 from danet.core.errors import CheckpointError
 
-_NUMBERS: Final = {
-    torch.float64,
-    torch.float32,
-    torch.float16,
-    torch.bfloat16,
-    torch.int64,
-    torch.int32,
-    torch.int16,
-    torch.int8,
-    torch.uint8,
-    torch.bool,
-}
-MAX_MEMBER_BYTES: Final = 4 * 2**30
-"""Largest file unpacked from a zip: four times the largest released checkpoint, and no zip bomb."""
-ZIP_DAMAGE: Final = (
-    zipfile.BadZipFile,
-    zlib.error,
-    EOFError,
-    NotImplementedError,
-    RuntimeError,
-    ValueError,
-    LookupError,
-    OverflowError,
-    OSError,
-    struct.error,
-)
-"""What Python's zip reader raises on damaged ones."""
-MAX_VIEW_BYTES: Final = 2**29
-"""Of all tensors of a file together, where that is more than twice their stored bytes."""
 _SHOWN: Final = 5
 _DEFAULT_REMEDY: Final = "delete it and fetch it again"
+_WRAPPERS: Final = ("state_dict", "model_state_dict", "model", "network", "net", "module")
+"""Entries under which training code keeps the state dict."""
+_PREFIXES: Final = ("module.", "_orig_mod.", "model.", "network.", "net.")
+"""What DataParallel, ``torch.compile`` and modules around the network put before every name."""
+
+
+class _Inert:
+    """Stands for any object of a file that is not a tensor or a plain value: takes everything, does nothing."""
+
+    def __new__(cls, *_: object) -> _Inert:
+        return object.__new__(cls)
+
+    def __setstate__(self, state: object) -> None:
+        pass
 
 
 def read_tensors(file: Path, remedy: str = _DEFAULT_REMEDY) -> dict[str, Tensor]:
     """The tensors of a ``.pth``/``.pt``, ``.safetensors`` or ``.zip`` (of one ``.pth``), by name, on the CPU.
 
-    A ``state_dict`` inside is taken, and ``module.`` (DataParallel) removed from the names.
+    The state dict inside a training's checkpoint is taken, and prefixes that all names share (``module.``) removed.
 
     Raises:
-        CheckpointError: if the file is missing, empty, cut off, a web page, wants to run code, or holds anything but
-            named tensors.
+        CheckpointError: if the file is missing, empty, cut off, a web page, can only be read by running code, or holds
+            no state dict.
     """
     return read_tensors_and_digests(file, (), remedy)[0]
 
@@ -79,11 +58,21 @@ def read_tensors_and_digests(
     """:func:`read_tensors`, and per algorithm the hex digests of the file and of the ``.pth`` that a zip holds."""
     data = _read(file, remedy)
     contents = [data]
-    if _is_zip_of_checkpoint(data):
-        data = _member(file, data, remedy)
-        contents.append(data)
+    try:
+        if (member := _zipped_checkpoint(file, data, remedy)) is not None:
+            data = member
+            contents.append(data)
+        value = load_safetensors(data) if file.suffix == ".safetensors" else _load(data)
+    except CheckpointError:
+        raise
+    except Exception as error:  # the readers raise whatever the damaged bytes lead to
+        kind = "safetensors" if file.suffix == ".safetensors" else "PyTorch"
+        raise CheckpointError(
+            f"{file}: is not a {kind} file, is cut off, or can only be read by running code in it, which is refused "
+            f"({_short(error)}); {remedy}"
+        ) from error
     digests = {name: {hashlib.new(name, content).hexdigest() for content in contents} for name in algorithms}
-    return _named_tensors(file, _load(file, data, remedy), remedy), digests
+    return _named_tensors(file, value, remedy), digests
 
 
 def check_names(
@@ -156,153 +145,82 @@ def _read(file: Path, remedy: str) -> bytes:
     return data
 
 
-def _entries(data: bytes) -> list[zipfile.ZipInfo] | None:
-    """The directory of a zip; None for anything else, and for a damaged one (which PyTorch's reader will refuse)."""
+def _pickle_of(archive: zipfile.ZipFile) -> str | None:
+    """The member ``<name>/data.pkl`` that every PyTorch zip has."""
+    return next((name for name in archive.namelist() if PurePosixPath(name).name == "data.pkl"), None)
+
+
+def _zipped_checkpoint(file: Path, data: bytes, remedy: str) -> bytes | None:
+    """The one ``.pth`` in a zip that is not itself a PyTorch file; None for any other file."""
     if not data.startswith(b"PK"):
         return None
-    try:
-        with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            return archive.infolist()
-    except ZIP_DAMAGE:
-        return None
-
-
-def _is_zip_of_checkpoint(data: bytes) -> bool:
-    """A zip that is not itself a PyTorch file (those hold ``<name>/data.pkl``)."""
-    entries = _entries(data)
-    return entries is not None and not any(PurePosixPath(info.filename).name == "data.pkl" for info in entries)
-
-
-def _is_torchscript(entries: Iterable[zipfile.ZipInfo]) -> bool:
-    """A PyTorch zip with the ``<name>/code/`` of a scripted module."""
-    return any(PurePosixPath(info.filename).parts[1:2] == ("code",) for info in entries)
-
-
-def _is_tar(data: bytes) -> bool:
-    """PyTorch's format of before 2017."""
-    return data[257:262] == b"ustar"
-
-
-def _member(file: Path, data: bytes, remedy: str) -> bytes:
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
-        members = [
-            item
-            for item in archive.infolist()
-            if not item.filename.startswith("__MACOSX/") and item.filename[-1:] != "/"
-        ]
-        for item in members:
-            path = PurePosixPath(item.filename)
-            if path.is_absolute() or ".." in path.parts or "\\" in item.filename:
-                raise CheckpointError(f"{file}: holds a member with an unsafe name ({item.filename!r}); {remedy}")
-        if len(members) != 1 or not members[0].filename.endswith((".pth", ".pt")):
-            found = ", ".join(item.filename for item in members[:_SHOWN]) or "nothing"
+        if _pickle_of(archive) is not None:
+            return None
+        names = [name for name in archive.namelist() if not name.startswith("__MACOSX/") and not name.endswith("/")]
+        if len(names) != 1 or not names[0].endswith((".pth", ".pt")):
+            found = ", ".join(names[:_SHOWN]) or "nothing"
             raise CheckpointError(f"{file}: must hold exactly one .pth file, holds {found}; {remedy}")
-        if members[0].compress_type not in {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}:
-            raise CheckpointError(f"{file}: {members[0].filename!r} is packed by an unusual method; {remedy}")
-        if members[0].file_size > MAX_MEMBER_BYTES:
-            raise CheckpointError(
-                f"{file}: {members[0].filename} unpacks to {members[0].file_size} bytes, allowed are "
-                f"{MAX_MEMBER_BYTES}; {remedy}"
-            )
-        try:
-            return archive.read(members[0])
-        except ZIP_DAMAGE as error:
-            raise CheckpointError(f"{file}: is a damaged zip ({_short(error)}); {remedy}") from error
+        return archive.read(names[0])
 
 
-def _load(file: Path, data: bytes, remedy: str) -> Any:
-    if file.suffix == ".safetensors":
-        try:
-            return load_safetensors(data)
-        except (SafetensorError, LookupError, ValueError, TypeError, RuntimeError, AttributeError) as error:
-            raise CheckpointError(
-                f"{file}: is not a safetensors file or is cut off ({_short(error)}); {remedy}"
-            ) from error
-    entries = _entries(data) or []
-    if _is_torchscript(entries):
-        raise CheckpointError(
-            f"{file}: is a TorchScript archive, which is a program, and none is run; take the checkpoint with the "
-            "state dict, or re-save module.state_dict() where you trust it"
-        )
-    if _is_tar(data):
-        raise CheckpointError(
-            f"{file}: is in PyTorch's tar format of before 2017, which only a reader that runs code can read; re-save "
-            "it with today's torch.save where you trust it"
-        )
-    if sum(info.file_size for info in entries) > len(data):  # a bomb at worst
-        raise CheckpointError(f"{file}: has packed records, which PyTorch never writes; {remedy}")
-    try:
-        with _numpy_scalars(), warnings.catch_warnings(action="ignore"):  # what they warn of is refused or harmless
-            return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        if wanted := re.search(r"GLOBAL (\S+)", str(error)):
-            raise CheckpointError(
-                f"{file}: would run code when loaded ({wanted[1]}), which is refused; re-save its state dict as plain "
-                "tensors or safetensors where you trust it"
-            ) from error
-        raise CheckpointError(f"{file}: is no PyTorch file; {remedy}") from error
-    except Exception as error:  # PyTorch's readers raise whatever the damaged bytes lead to
-        raise CheckpointError(f"{file}: is damaged or cut off ({_short(error)}); {remedy}") from error
+def _load(data: bytes) -> Any:
+    """What a PyTorch file holds; classes and functions that PyTorch does not know become :class:`_Inert`."""
+    inert = [(type(name, (_Inert,), {}), name) for name in sorted(set(_globals(data)))]
+    with torch.serialization.safe_globals(inert), warnings.catch_warnings(action="ignore"):  # type: ignore[arg-type]
+        return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
 
 
-def _numpy_scalars() -> AbstractContextManager[None]:
-    """Allows plain NumPy numbers, which the official repository's checkpoints keep beside the weights (best score)."""
-    scalar = np.float64(0).__reduce__()[0]
-    kinds = {type(np.dtype(name)) for name in ("float32", "float64", "int32", "int64")}
-    allowed = [(scalar, "numpy.core.multiarray.scalar"), (scalar, "numpy._core.multiarray.scalar"), np.dtype, *kinds]
-    context: AbstractContextManager[None] = torch.serialization.safe_globals(allowed)  # type: ignore[arg-type]
-    return context
+def _globals(data: bytes) -> Iterator[str]:
+    """Every class and function that a PyTorch file names, as Python 3 calls it. PyTorch's own ones go before them."""
+    if data.startswith(b"PK"):
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            stream, pickles = io.BytesIO(archive.read(_pickle_of(archive) or "data.pkl")), 1
+    else:  # before PyTorch 1.6: magic number, version, system and the object, one pickle after the other
+        stream, pickles = io.BytesIO(data), 4
+    for _ in range(pickles):
+        for operation, argument, _ in pickletools.genops(stream):
+            if operation.name == "GLOBAL":
+                module, name = str(argument).split(" ", 1)
+                module, name = NAME_MAPPING.get((module, name), (IMPORT_MAPPING.get(module, module), name))
+                yield f"{module}.{name}"
+
+
+def _state_dict(value: Any) -> Mapping[Any, Any] | None:
+    """The tensors by name that a checkpoint holds, under however many wrappings."""
+    if not isinstance(value, Mapping):
+        return None
+    for wrapper in _WRAPPERS:
+        if (found := _state_dict(value.get(wrapper))) is not None:
+            return found
+    return value if any(isinstance(entry, Tensor) for entry in value.values()) else None
 
 
 def _named_tensors(file: Path, value: Any, remedy: str) -> dict[str, Tensor]:
-    for wrapper in ("state_dict", "model"):
-        if isinstance(value, Mapping) and isinstance(value.get(wrapper), Mapping):
-            value = value[wrapper]
-    if isinstance(value, Mapping) and _is_optimizer(value):
+    state = _state_dict(value)
+    if state is None:
+        found = f"a {type(value).__name__}"
+        if isinstance(value, Mapping):
+            found = f"the entries {', '.join(str(key)[:80] for key in list(value)[:_SHOWN]) or '(none)'}"
         raise CheckpointError(
-            f"{file}: holds the state of an optimizer and no weights; take the file with the model's state dict"
+            f"{file}: no state dict was found in it, but {found}; take the file with the model's state dict, or save "
+            "model.state_dict() alone"
         )
-    if not isinstance(value, Mapping) or not value:
-        raise CheckpointError(f"{file}: holds no state dict but a {type(value).__name__}; {remedy}")
-    result: dict[str, Tensor] = {}
-    for key, tensor in value.items():
+    for key, tensor in state.items():
         if not isinstance(key, str) or not isinstance(tensor, Tensor):
-            shown = repr(key)[:200]
-            raise CheckpointError(f"{file}: entry {shown} is a {type(tensor).__name__}, not a tensor; {remedy}")
-        if problem := _unusual(tensor):
-            raise CheckpointError(f"{file}: {key[:200]!r} is {problem}; {remedy}")
-        name = key.removeprefix("module.")
-        if name in result:
-            raise CheckpointError(f"{file}: tensor {name} appears twice, once as {key}; {remedy}")
-        result[name] = tensor
-    stored = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in result.values()}
-    claimed = sum(tensor.numel() * tensor.element_size() for tensor in result.values())
-    if claimed > max(MAX_VIEW_BYTES, 2 * sum(stored.values())):
-        raise CheckpointError(
-            f"{file}: its tensors would have {claimed:,} bytes, of which {sum(stored.values()):,} are in it; {remedy}"
-        )
-    return result
-
-
-def _unusual(tensor: Tensor) -> str | None:
-    """What makes a tensor no plain array of numbers, if anything does."""
-    if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_nested:
-        return "a sparse, quantised or nested tensor"
-    if tensor.device.type != "cpu":
-        return f"without data (on the device {tensor.device.type})"
-    if tensor.dtype not in _NUMBERS:
-        return f"of the type {tensor.dtype}"
-    return None
-
-
-def _is_optimizer(value: Mapping[Any, Any]) -> bool:
-    """Whether it is a checkpoint without weights: an optimizer's own state dict, or one beside numbers and texts."""
-    optimizers = [entry for entry in (value, *value.values()) if isinstance(entry, Mapping) and "param_groups" in entry]
-    return bool(optimizers) and not any(isinstance(entry, Tensor) for entry in value.values())
+            raise CheckpointError(
+                f"{file}: entry {repr(key)[:200]} is a {type(tensor).__name__}, not a tensor; {remedy}"
+            )
+        if tensor.layout != torch.strided or tensor.is_quantized or tensor.device.type != "cpu":
+            raise CheckpointError(f"{file}: {key[:200]!r} is sparse, quantised or without data; {remedy}")
+    names = [name.replace("._orig_mod.", ".") for name in state]
+    while prefix := next((text for text in _PREFIXES if all(name.startswith(text) for name in names)), None):
+        names = [name.removeprefix(prefix) for name in names]
+    return dict(zip(names, state.values(), strict=True))
 
 
 def _short(error: Exception) -> str:
-    """The first line of a library's message."""
-    text = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-    text = text.encode("utf-8", "backslashreplace").decode()
+    """The first line of a library's message that says something."""
+    told = str(error).rpartition("WeightsUnpickler error: ")[2].strip()
+    text = told.splitlines()[0] if told else type(error).__name__
     return text if len(text) <= 160 else text[:157] + "..."

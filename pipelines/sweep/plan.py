@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from dvc.exceptions import DvcException
 from dvc.lock import LockError
 from dvc.repo import Repo, lock_repo
+from dvc.scm import SCMError
 
 from danet.config.rows import Params, Row
 from danet.config.workspace import Workspace
 from danet.core.errors import ConfigError, DanetError
+from pipelines import NO_GIT
 
 
 @dataclass(frozen=True)
@@ -103,6 +105,8 @@ def make_plan(workspace: Workspace, rows: Sequence[Row], *, verify: bool = False
                         stale.add(name)
                 except LockError:
                     busy.add(name)
+    except SCMError as error:
+        raise ConfigError(f"{error}; {NO_GIT}") from error
     except (DvcException, KeyError) as error:
         raise DanetError(f"{workspace.root.resolve()}: DVC cannot tell what is done: {error}") from error
     return Plan(params, tuple(rows), verify, frozenset(stale | busy), frozenset(missing | busy), frozenset(busy))

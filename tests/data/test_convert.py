@@ -256,7 +256,9 @@ def test_after_mending_only_what_was_mended_is_converted(
     (tree / "val" / "val_1.png").write_bytes(good)
     looked_at = []
     check = convert.check_image
-    monkeypatch.setattr(convert, "check_image", lambda *given: (looked_at.append(given[1]), check(*given))[1])
+    monkeypatch.setattr(
+        convert, "check_image", lambda *given, **kw: (looked_at.append(given[1]), check(*given, **kw))[1]
+    )
     assert fingerprint(prepare(tree, spec, tmp_path)) == whole, "the same bytes as a conversion in one go"
     assert looked_at == ["tree.zip/CamVid/val/val_1.png"]
     assert [path.name for path in (tmp_path / "prepared").iterdir()] == ["camvid"]

@@ -15,8 +15,9 @@ from scipy.io import savemat
 
 from danet.core.errors import DataError
 from danet.data import layout
-from danet.data.convert import check_image
-from danet.data.layout import SAFE_ID, LabelMap, read_index_png, read_list, read_mat
+from danet.data.layout import SAFE_ID, LabelMap, check_image, read_index_png, read_list, read_mat
+from danet.data.registry import ADAPTERS
+from danet.data.voc2012 import colour_map
 
 IN_FOLDER = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
@@ -27,15 +28,18 @@ def file(folder: Path, name: str, data: bytes) -> Path:
     return path
 
 
-def png(array: np.ndarray, palette: bool = False) -> bytes:
+def png(array: np.ndarray) -> bytes:
     stream = io.BytesIO()
-    image = Image.fromarray(array)
-    if palette:
-        image = Image.new("P", image.size)
-        image.putdata(array.ravel().tolist())
-        image.putpalette([(7 * value) % 256 for value in range(768)])
-    image.save(stream, "PNG")
+    Image.fromarray(array).save(stream, "PNG")
     return stream.getvalue()
+
+
+def palette_png(path: Path, ids: np.ndarray, colours: np.ndarray, order: np.ndarray) -> Path:
+    """A palette PNG in which the colour of id ``order[i]`` has the index ``i``."""
+    image = Image.fromarray(np.argsort(order).astype(np.uint8)[ids], mode="P")
+    image.putpalette(colours[order].ravel().tolist())
+    image.save(path)
+    return path
 
 
 def mat(array: np.ndarray, compressed: bool) -> bytes:
@@ -48,9 +52,33 @@ SMALL = arrays(np.uint8, st.tuples(st.integers(1, 6), st.integers(1, 6)))
 
 
 @IN_FOLDER
-@given(SMALL, st.booleans())
-def test_ids_are_indices_and_never_colours(tmp_path: Path, ids: np.ndarray, palette: bool) -> None:
-    assert (read_index_png(file(tmp_path, "m.png", png(ids, palette))) == ids).all()
+@given(SMALL, st.permutations(range(256)))
+def test_ids_are_grey_values_whatever_the_order_of_the_palette(
+    tmp_path: Path, ids: np.ndarray, order: list[int]
+) -> None:
+    assert (read_index_png(file(tmp_path, "m.png", png(ids))) == ids).all()
+    ramp = np.repeat(np.arange(256), 3).reshape(256, 3)
+    assert (read_index_png(palette_png(tmp_path / "p.png", ids, ramp, np.array(order))) == ids).all()
+
+
+@IN_FOLDER
+@given(SMALL, st.permutations(range(256)))
+def test_the_ids_of_a_voc_mask_are_its_colours(tmp_path: Path, raw: np.ndarray, order: list[int]) -> None:
+    """A program that shrinks files may write the same colours with other indices."""
+    ids = np.where(raw % 22 == 21, 255, raw % 22).astype(np.uint8)
+    path = palette_png(tmp_path / "m.png", ids, np.array(colour_map(256)), np.array(order))
+    assert (ADAPTERS["voc2012"].read_mask(path) == ids).all()
+
+
+def test_colours_that_stand_for_no_label_are_refused(tmp_path: Path) -> None:
+    ids = np.array([[0, 1, 2]], np.uint8)
+    colours = np.array(colour_map(256))
+    for name in ("camvid", "ade20k", "cityscapes"):
+        with pytest.raises(DataError, match=r"m\.png: its palette has the colour \(128, 0, 0\)"):
+            ADAPTERS[name].read_mask(palette_png(tmp_path / "m.png", ids, colours, np.arange(256)))
+    colours[2] = (1, 2, 3)
+    with pytest.raises(DataError, match=r"m\.png: its palette has the colour \(1, 2, 3\).*8-bit grey PNG"):
+        ADAPTERS["voc2012"].read_mask(palette_png(tmp_path / "m.png", ids, colours, np.arange(256)))
 
 
 @IN_FOLDER
@@ -88,7 +116,7 @@ def test_any_damage_is_label_ids_or_our_error(tmp_path: Path, data: st.DataObjec
 @example(b"BM" + bytes(100))
 def test_any_bytes_as_an_image_are_one_problem_in_words(tmp_path: Path, data: bytes) -> None:
     problems: list[str] = []
-    size, _ = check_image(data, "train/a.jpg", False, problems)
+    size, _ = check_image(data, "train/a.jpg", problems, grey=False)
     assert size is None
     assert len(problems) == 1
     assert problems[0].startswith("train/a.jpg: ")

@@ -352,7 +352,7 @@ def test_given_weights_do_not_touch_the_row_s_results(one, workspace, monkeypatc
     weights = workspace.root / "mine.safetensors"
     weights.write_bytes(b"other")
     result = evaluate_row(one, workspace, device="cpu", weights=weights)
-    assert result.folder == workspace.root / "evaluations" / f"{one.name}@mine"
+    assert result.folder == workspace.evaluation_of(one, weights)
     assert (result.folder / "metrics.json").is_file()
     assert result.metrics["seeds"] == 1
     after = tree(workspace.root)

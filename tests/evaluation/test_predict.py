@@ -11,7 +11,8 @@ from torch import nn
 
 from danet.config import rows
 from danet.config.rows import MultiScale, Row, load_params
-from danet.core.errors import CheckpointError, ConfigError, DataError
+from danet.core.errors import CheckpointError, ConfigError, DanetError, DataError
+from danet.data.layout import check_image
 from danet.data.registry import ADAPTERS
 from danet.evaluation import predict
 
@@ -109,14 +110,28 @@ def test_exif_orientation_is_applied(row, tmp_path, small_model):
         assert mask.getpixel((5, 44)) == 1
 
 
-@pytest.mark.parametrize("mode", ["L", "RGBA", "P", "I;16"])
-def test_other_kinds_of_png(row, tmp_path, small_model, mode):
-    grey = Image.fromarray(half_light()[..., 0])
-    picture = Image.fromarray(half_light()[..., 0].astype(np.uint16) * 257) if mode == "I;16" else grey.convert(mode)
-    picture.save(tmp_path / "a.png")
+def test_grey_images(row, tmp_path, small_model):
+    Image.fromarray(half_light()[..., 0]).save(tmp_path / "a.png")
     run(row, tmp_path, [tmp_path / "a.png"])
     with Image.open(tmp_path / "out" / "a.png") as mask:
         np.testing.assert_array_equal(np.asarray(mask), (half_light()[..., 0] > 100).astype(np.uint8))
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "P", "I;16", "CMYK", "RGB;16"])
+def test_what_convert_refuses_is_not_predicted(row, tmp_path, small_model, mode):
+    path = tmp_path / ("a.jpg" if mode == "CMYK" else "a.png")
+    if mode == "RGB;16":  # Pillow cannot write it
+        cv2.imwrite(str(path), half_light().astype(np.uint16) * 257)
+    elif mode == "I;16":
+        Image.fromarray(half_light()[..., 0].astype(np.uint16) * 257).save(path)
+    else:
+        Image.fromarray(half_light()).convert(mode).save(path)
+    problems: list[str] = []
+    check_image(path.read_bytes(), str(path), problems, grey=True)
+    with pytest.raises(DataError) as error:
+        run(row, tmp_path, [path])
+    assert str(error.value).startswith(problems[0])
+    assert "8-bit RGB" in problems[0]
 
 
 def damaged(tmp_path, kind):
@@ -161,6 +176,31 @@ def test_results_that_would_overwrite_are_refused(row, tmp_path, small_model):
     with pytest.raises(DataError, match="no image"):
         run(row, tmp_path, [])
     np.testing.assert_array_equal(cv2.imread(str(tmp_path / "b.png")), half_light())
+
+
+def test_files_that_are_there_are_kept(row, tmp_path, small_model):
+    """A photograph and its label often lie side by side: x.jpg and x.png."""
+    cv2.imwrite(str(tmp_path / "x.jpg"), half_light())
+    (tmp_path / "x.png").write_bytes(b"a label")
+    with pytest.raises(DanetError, match=r"x\.png: is there already.*--force"):
+        run(row, tmp_path, [tmp_path / "x.jpg"], out=tmp_path)
+    assert (tmp_path / "x.png").read_bytes() == b"a label"
+    assert not (tmp_path / "x-overlay.png").exists()
+    written = run(row, tmp_path, [tmp_path / "x.jpg"], out=tmp_path, force=True)
+    with Image.open(written[0]) as mask:
+        assert mask.size == (48, 32)
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory."), MemoryError()])
+def test_out_of_memory_names_the_image(row, tmp_path, small_model, monkeypatch, error):
+    class Huge(Brightness):
+        def forward(self, x):
+            raise error
+
+    monkeypatch.setattr(predict, "build_model", lambda config, classes, attention: Huge(classes))
+    cv2.imwrite(str(tmp_path / "a.png"), half_light())
+    with pytest.raises(DanetError, match=r"a\.png: the memory of cpu does not suffice for 48x32 pixels"):
+        run(row, tmp_path, [tmp_path / "a.png"])
 
 
 def test_diverged_weights_are_named(row, tmp_path, small_model, monkeypatch):

@@ -28,9 +28,10 @@ from danet.results import store
 from danet.training import lock, loop
 from danet.training import train as training
 from danet.training.checkpoint import iterations
+from danet.training.loop import EMPTY_BATCHES
 from danet.training.stop import StopRequest
 from danet.training.train import train_row
-from tests.training.fakes import Images, TinyNet, identical, state, tiny_row, trainer
+from tests.training.fakes import Images, TinyNet, identical, labels, state, tiny_row, trainer
 
 TIMED = {"images_per_second", "data_wait_share", "peak_memory_gib", "seed"}
 
@@ -311,6 +312,32 @@ def test_out_of_memory_says_what_would_fit(tmp_path):
         trainer(tiny_row(numerics={"accumulate": 3}), tmp_path)
 
 
+@pytest.mark.parametrize("average", ["all", "valid"])
+def test_labels_that_are_all_ignored_stop_the_training(tmp_path, average):
+    class Void(Images):
+        def mask(self, i):
+            return np.full((40, 60), 255, np.uint8)
+
+    for count in (3, 100):
+        row = tiny_row(count, loss={"average": average})
+        run = trainer(row, tmp_path / str(count), dataset=Void())
+        with pytest.raises(TrainingError, match=r"tiny seed 0: no pixel .*image\d.*danet browse tiny --out") as caught:
+            run.run()
+        assert f"the last {min(count, EMPTY_BATCHES)} batches" in str(caught.value)
+        assert run.iteration == min(count, EMPTY_BATCHES)
+
+
+def test_single_batches_without_labels_are_no_fault(tmp_path):
+    class Sparse(Images):
+        def mask(self, i):
+            return labels(40, 60, i) if i == 0 else np.full((40, 60), 255, np.uint8)
+
+    run = trainer(tiny_row(20, schedule={"iterations": 20, "batch_size": 1}), tmp_path, dataset=Sparse(3))
+    history = run.run()
+    assert run.iteration == 20
+    assert max(entry["loss"] for entry in history.curve) > 0
+
+
 def test_one_image_in_a_1x1_batch_norm_is_explained(tmp_path):
     class Pooled(TinyNet):
         def __init__(self):
@@ -564,7 +591,7 @@ def _already():
 
 
 def test_unknown_devices():
-    for device in ("gpu7", "cuda:99"):
+    for device in ("gpu7", "cuda:99", "mps", "meta"):
         with pytest.raises(TrainingError, match=device):
             train_row(tiny_row(), Workspace(), device=device)
 

@@ -259,7 +259,7 @@ def test_bad_files_each_with_its_own_message(tmp_path: Path, exported: Path, unp
 
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], 0.1).state_dict()
     files = {
-        "cut.pth": (data[: len(data) // 2], "is damaged or cut off"),
+        "cut.pth": (data[: len(data) // 2], "is not a PyTorch file, is cut off"),
         "empty.pth": (b"", "is empty"),
         "page.pth": (b"<!DOCTYPE html><title>Sign in</title>", "is a web page, not weights"),
         "none.pth": (None, "does not exist"),
@@ -271,7 +271,7 @@ def test_bad_files_each_with_its_own_message(tmp_path: Path, exported: Path, unp
             import_weights(tmp_path / name, tmp_path / "x.safetensors", unpublished)
     torch.save({"state_dict": Evil()}, tmp_path / "evil.pth")
     torch.save({"optimizer": optimizer}, tmp_path / "optimizer.pth")
-    for name, message in (("evil.pth", "would run code"), ("optimizer.pth", "state of an optimizer and no weights")):
+    for name, message in (("evil.pth", "running code in it"), ("optimizer.pth", "but the entries optimizer")):
         with pytest.raises(CheckpointError, match=message):
             import_weights(tmp_path / name, tmp_path / "x.safetensors", unpublished)
     for row, message in (

@@ -1,0 +1,32 @@
+"""Commands that are told where to write keep what is there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from danet.cli.app import app
+from danet.core.errors import DanetError
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("import-weights", "iter_20000.pth"),
+        ("export-weights", "seed0.safetensors"),
+        ("browse", "camvid"),
+        ("submit", "mmseg-r50-d8-cityscapes-512x1024-40k", "--weights", "seed0.safetensors"),
+    ],
+)
+def test_a_users_file_is_kept(tmp_path: Path, command: tuple[str, ...]) -> None:
+    mine = tmp_path / "mine"
+    mine.write_bytes(b"mine")
+    refused = CliRunner().invoke(app, [*command, "--out", str(mine)])
+    assert isinstance(refused.exception, DanetError)
+    assert str(refused.exception).startswith(f"{mine}: is there already")
+    assert "--force" in str(refused.exception)
+    forced = CliRunner().invoke(app, [*command, "--out", str(mine), "--force"])
+    assert "is there already" not in str(forced.exception)
+    assert mine.read_bytes() == b"mine"  # as there is no input, nothing is written

@@ -1,0 +1,121 @@
+"""Every exit of a command is a result or one message: files, memory, the keyboard, terminals, notebooks."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from danet.config.workspace import Workspace
+from danet.core.console import report_errors
+from danet.core.errors import DanetError, out_of_memory
+from danet.core.files import refuse_existing, write_text
+
+ROOT = Path(__file__).parents[2]
+
+
+def python(code: str, **environment: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)} | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        encoding="latin-1" if "PYTHONIOENCODING" in environment else "utf-8",
+    )
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (PermissionError(13, "Permission denied", "/here/params.yaml"), "/here/params.yaml: Permission denied"),
+        (OSError(36, "File name too long", "n" * 300), "n" * 200 + "...: File name too long"),
+        (OSError(30, "Read-only file system"), "Read-only file system"),
+        (MemoryError("Unable to allocate 8 TiB"), "the memory does not suffice (Unable to allocate 8 TiB)"),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried ..."), "the memory does not suffice (CUDA out of memory."),
+        (DanetError("said by us"), "said by us"),
+    ],
+)
+def test_what_the_system_refuses_is_one_line(
+    error: Exception, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stop, report_errors():
+        raise error
+    assert stop.value.code == 2
+    shown = capsys.readouterr().err
+    assert message in shown
+    assert shown.count("\n") == 1
+
+
+def test_bugs_keep_their_traceback() -> None:
+    with pytest.raises(RuntimeError, match="a bug"), report_errors():
+        raise RuntimeError("a bug")
+    assert not out_of_memory(RuntimeError("a bug"))
+
+
+def test_ctrl_c_in_a_stage_is_one_line() -> None:
+    stage = python(
+        "import pipelines, time\n"
+        "def work(space, name):\n    print('started', flush=True)\n    time.sleep(60)\n"
+        "pipelines.stage(work)"
+    )
+    assert stage.stdout is not None
+    assert stage.stdout.readline() == "started\n"
+    stage.send_signal(signal.SIGINT)
+    _, shown = stage.communicate(timeout=60)
+    assert shown == "stopped by the keyboard\n"
+    assert stage.returncode == -signal.SIGINT
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "ascii"])
+def test_a_terminal_that_cannot_print_a_name(encoding: str) -> None:
+    code = "import sys\nfrom danet.cli import app\nsys.argv = ['danet', 'rows', '\\u4e2d\\u6587']\napp.main()"
+    _, shown = python(code, PYTHONIOENCODING=encoding).communicate(timeout=120)
+    assert shown.startswith("error: unknown row")
+    assert "Traceback" not in shown
+
+
+@pytest.mark.parametrize("entry", ["danet.cli.app", "pipelines"])
+def test_the_backend_of_a_notebook_is_not_used(entry: str) -> None:
+    """Colab, Kaggle and Jupyter set it; a command started from a cell inherits it."""
+    code = (
+        f"import {entry}\nimport danet.evaluation.visualise, danet.report.figures, matplotlib\n"
+        "from matplotlib.figure import Figure\nFigure().savefig('/dev/null', format='png')\n"
+        "print(matplotlib.get_backend())"
+    )
+    process = python(code, MPLBACKEND="module://no_such_module.backend_inline")
+    shown, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    assert shown.strip().lower() == "agg"
+
+
+def test_a_file_that_is_there_is_refused(tmp_path: Path) -> None:
+    there, new, link = tmp_path / "there.png", tmp_path / "new.png", tmp_path / "link"
+    write_text(there, "a label")
+    link.symlink_to(tmp_path / "nowhere")
+    refuse_existing([new], force=False)
+    refuse_existing([new, there], force=True)
+    for path in (there, link):
+        with pytest.raises(DanetError, match=rf"{path.name}: is there already.*--force"):
+            refuse_existing([new, path], force=False)
+    with pytest.raises(DanetError, match="is a folder"):
+        refuse_existing([tmp_path], force=True)
+
+
+def test_weights_of_one_name_are_evaluated_into_two_places(tmp_path: Path) -> None:
+    row = Workspace().params().row("camvid-r50-d8")
+    files = [tmp_path / folder / "latest.pth" for folder in ("a", "b", "c")]
+    for path, content in zip(files, ("1", "2", "1"), strict=True):
+        write_text(path, content)
+    first, second, third = (Workspace(tmp_path).evaluation_of(row, path) for path in files)
+    assert first.parent == tmp_path / "evaluations"
+    # printf 1 | sha256sum
+    assert first.name == "camvid-r50-d8@latest-6b86b273"
+    assert second != first
+    assert third == first
