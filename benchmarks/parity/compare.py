@@ -12,12 +12,10 @@ float64 the same happens to activations within 1e-15 of 0, of which there are no
 
 from __future__ import annotations
 
-import contextlib
 import functools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import numpy as np
 import torch
@@ -103,11 +101,6 @@ def no_dropout(model: nn.Module) -> None:
             module.p = 0.0
 
 
-def exact() -> contextlib.AbstractContextManager[object]:
-    """Lets our code, which takes losses and scores in float32 whatever comes, stay in float64."""
-    return mock.patch.object(Tensor, "float", Tensor.double)
-
-
 def projection_difference(
     ours: dict[str, Tensor], theirs: dict[str, np.ndarray], mapping: dict[str, str]
 ) -> tuple[float, str]:
@@ -153,13 +146,12 @@ def check_network(
     for precision, mode in (("float32", "eval"), ("float64", "eval"), ("float64", "train")):
         dtype = getattr(torch, precision)
         model.to(dtype).train(mode == "train")
-        with exact(), torch.set_grad_enabled(mode == "train"):
+        with torch.set_grad_enabled(mode == "train"):
             outputs = model(torch.from_numpy(image).to(dtype), all_heads=True)
         heads = [head for head in ("main", "pam", "cam", "aux") if f"{mode}_{head}" in theirs]
         worst = max(difference(outputs[head].detach(), theirs[f"{mode}_{head}"]) for head in heads)
         yield Result(title, f"logits in {precision}", f"{case}, {mode}", worst, peer, ", ".join(heads))
-    with exact():
-        total = segmentation_losses(outputs, target, loss, align_corners=align_corners)["loss"]
+    total = segmentation_losses(outputs, target, loss, align_corners=align_corners)["loss"]
     yield Result(title, "loss in float64", case, difference(total.detach(), theirs["loss"]), peer)
     total.backward()  # type: ignore[no-untyped-call]
     ours = {
@@ -651,8 +643,7 @@ def check_inference(folder: Path) -> Iterator[Result]:
                 modes.append((f"multi_{rule}", "ms", multi))
         for key, mode, multi_scale in modes:
             test = base.test.model_copy(update=update | {"multi_scale": multi_scale})
-            with exact():
-                scores, labels = predicted(model, image, test, meta["align_corners"], mode)
+            scores, labels = predicted(model, image, test, meta["align_corners"], mode)
             title = f"{case.split('-', 2)[2]}, {key.replace('_', ', ')}"
             yield Result(
                 PEERS[source], "inference, scores", title, difference(scores, arrays[key]), against(source, meta)
@@ -709,8 +700,7 @@ def check_official_inference() -> Iterator[Result]:
                     expected = reference.official_scores(
                         lambda x: model(x)["main"], tensor, base, crop, stride, scales, black
                     )
-                with exact():
-                    scores, labels = predicted(model, image, test, True, mode)
+                scores, labels = predicted(model, image, test, True, mode)
                 title = "clusterdanet" if kind == "clusterdanet" else "official"
                 name = f"{size[0]}x{size[1]}, {mode}"
                 yield Result(title, "inference, scores", name, difference(scores, expected.log()), "own plain loops")

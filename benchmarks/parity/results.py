@@ -41,7 +41,8 @@ norm's epsilon.)
 
 *In float64*: the same with u = 2^-53 is 1e-13; twenty training steps let it grow a thousandfold.
 
-*Inference*: the networks run in float64; what is left are inputs rounded to float32, pixel by pixel, on either side.
+*Inference*: the networks run in float64; around them, our inputs and scores are float32 and each the result of a few
+operations, which leaves some 1e-7.
 """
 
 
