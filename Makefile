@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: benchmark faults scaling report-diff loading verdicts help setup demo test test-slow test-slurm lint camvid parity hooks constraints clean clean-demo
+.PHONY: benchmark scaling report-diff loading verdicts help setup demo test test-slow test-slurm lint camvid parity hooks constraints clean clean-demo
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -53,9 +53,6 @@ benchmark: $(READY)  ## speed beside mmsegmentation on this machine, which must 
 
 verdicts: $(READY)  ## simulate the verdicts' error rates; writes reports/verdict-simulation.md
 	@$(BIN)/python -m benchmarks.verdict_simulation
-
-faults: $(READY)  ## kill, corrupt, fill and disconnect small trainings; writes reports/reliability.md
-	@$(BIN)/python -m benchmarks.faults $(ARGS)
 
 hooks: $(READY)  ## install the git hooks
 	@$(BIN)/pre-commit install

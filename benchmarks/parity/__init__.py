@@ -12,15 +12,15 @@ source             compared with
 mmsegmentation     package mmsegmentation 1.2.2 with the configs inside it (no CUDA, mmcv-lite); 0.x by closed form
                    (poly over T) or by the package's own parts driven as 0.x drove them (scales of the ms test)
 sssegmentation     package sssegmentation 1.7.0 (settings of its repository's DANet configs)
-official, DRANet,  not installable: ``reference.py``, slow and plain, from the formulas, checked in float64 and float32;
-ClusterDANet       PIL for the augmentation
+official, DRANet,  not installable: ``reference.py``, slow and plain, from the formulas; PIL for the augmentation
+ClusterDANet
 metrics            also torchmetrics, and pixel-by-pixel Python
 =================  =========================================================================================
 
 Weights and inputs are functions of names (``common.py``), so nothing large is stored. ``tests/parity/data`` holds the
 small cases' outputs of our own runs of the peers; ``--write-fixtures`` renews them after a run.
 
-Training is compared at the recipes' own learning rates in float32 and in float64 (``training.py``).
+Gradients and training are compared in float64, where nothing hangs on rounding (``compare.py``, ``training.py``).
 
 Dropout is off on both sides: masks of two torch versions cannot be shared, and its rate and places show in the code.
 """

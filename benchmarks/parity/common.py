@@ -16,16 +16,13 @@ import numpy as np
 ATTENTION_SCALES = {"pam": 0.3, "cam": 0.2}
 """gamma of the two attention modules; their initial 0 would hide the modules."""
 
-TRAININGS: dict[str, dict[str, Any]] = {
-    "float32": {"dtype": "float32", "iterations": 20, "batch": 16, "height": 25, "width": 33},
-    "float64": {"dtype": "float64", "iterations": 20, "batch": 4, "height": 25, "width": 33},
-    "small": {"dtype": "float64", "iterations": 2, "batch": 2, "height": 33, "width": 41},
+TRAININGS: dict[str, dict[str, int]] = {
+    "full": {"iterations": 20, "batch": 4, "height": 25, "width": 33},
+    "small": {"iterations": 2, "batch": 2, "height": 33, "width": 41},
 }
 """Training runs of every source, at its recipe's learning rates; ``small`` is CI's.
 
-Sixteen images, the batch size of the VOC and ADE20K recipes: with two larger ones, as many pixels in all, the rates are
-too high for the batch, and rounding errors grow ten times further. In float64 they have far to grow: as
-many images as the official code has processes, each of which takes its own mean.
+As many images as the official code has processes, each of which takes its own mean.
 """
 
 
@@ -103,11 +100,11 @@ def network_label(case: str, batch: int, height: int, width: int, classes: int) 
     return result
 
 
-def training_batch(case: str, iteration: int, run: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
-    """Images and labels of an iteration: eight classes that show in the colours, so that there is something to learn.
+def training_batch(case: str, iteration: int, run: dict[str, int]) -> tuple[np.ndarray, np.ndarray]:
+    """Images (float64) and labels of an iteration of a ``run`` of :data:`TRAININGS`.
 
-    From labels that are noise the gradient is noise, and rounding errors grow tenfold every few steps. The images are
-    float32 numbers, in the type of the ``run`` (of :data:`TRAININGS`).
+    Eight classes show in the colours, so that there is something to learn: from labels that are noise the gradient is
+    noise, and rounding errors grow tenfold every few steps.
     """
     batch, height, width = run["batch"], run["height"], run["width"]
     rng = generator(case, "batch", iteration)
@@ -117,7 +114,7 @@ def training_batch(case: str, iteration: int, run: dict[str, Any]) -> tuple[np.n
     image = (2.0 * bits - 1 + 0.3 * rng.standard_normal((batch, 3, height, width))).astype(np.float32)
     label = (bits * np.array([1, 2, 4])[None, :, None, None]).sum(1)
     label[rng.random(label.shape) < 0.1] = 255
-    return np.ascontiguousarray(image, dtype=run["dtype"]), np.ascontiguousarray(label, dtype=np.int64)
+    return image.astype(np.float64), np.ascontiguousarray(label, dtype=np.int64)
 
 
 def photograph(case: str, height: int, width: int) -> np.ndarray:
@@ -164,6 +161,13 @@ def projections(name: str, value: np.ndarray) -> np.ndarray:
     return np.concatenate([[np.linalg.norm(flat)], signs_dot])
 
 
+def after_a_step(model: Any) -> dict[str, np.ndarray]:
+    """Projections of a PyTorch model's gradients and batch-norm statistics after a forward and backward pass."""
+    gradients = {f"gradient/{key}": value.grad for key, value in model.named_parameters()}
+    buffers = {f"statistic/{k}": v for k, v in model.named_buffers() if k.endswith(("running_mean", "running_var"))}
+    return {name: projections(name.partition("/")[2], value.numpy()) for name, value in (gradients | buffers).items()}
+
+
 def save(folder: Path, name: str, arrays: dict[str, Any], meta: dict[str, Any]) -> None:
     """Writes ``folder/name.npz`` with ``meta`` (JSON) beside the arrays."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -173,14 +177,9 @@ def save(folder: Path, name: str, arrays: dict[str, Any], meta: dict[str, Any]) 
 def save_training(
     folder: Path, name: str, losses: list[float], rates: list[float], state: dict[str, Any], meta: dict[str, Any]
 ) -> None:
-    """Writes a peer's training run: the final state in full (``weights-NAME.npz``), of the small run by projections."""
-    arrays = {key: value.numpy() for key, value in state.items()}
-    curves = {"loss": np.array(losses), "lr": np.array(rates)}
-    if name.endswith("small"):
-        curves |= {f"projection/{key}": projections(key, value) for key, value in arrays.items()}
-    else:
-        np.savez(folder / f"weights-{name}.npz", **arrays)
-    save(folder, f"training-{name}", curves, meta)
+    """Writes a peer's training run: its curves, and projections of the final state."""
+    final = {f"state/{key}": projections(key, value.numpy()) for key, value in state.items()}
+    save(folder, f"training-{name}", {"loss": np.array(losses), "lr": np.array(rates), **final}, meta)
 
 
 def load(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:

@@ -1,7 +1,7 @@
 """Slow, plain implementations of what no package provides: the official DANet, DRANet and ClusterDANet.
 
-Written from the formulas of RECIPES (sections 0, 3 and 4) for comparison only: float64 or float32, functions of a
-dictionary of weights under the *official* names, no module classes, no shared code with ``danet``.
+Written from the official code's formulas for comparison only: float64, functions of a dictionary of weights under the
+*official* names, no module classes, no shared code with ``danet``.
 """
 
 from __future__ import annotations
@@ -33,11 +33,6 @@ class Network:
     weights: Weights
     multi_grid: tuple[int, int, int] | None
     training: bool = False
-    kernel_norm: bool = False
-    """Normalise by PyTorch's kernel instead of the formula: in float32 the two round differently, which flips the sign
-    of activations next to 0 and with them whole entries of the gradient."""
-    clearance: float = math.inf
-    """Least distance from 0 of what any ReLU of the head was given, as BN leaves it (standard deviation 1)."""
     statistics: Weights = field(default_factory=dict)
 
     def norm(self, x: Tensor, name: str) -> Tensor:
@@ -52,11 +47,6 @@ class Network:
                 self.statistics[f"{name}.running_mean"] = 0.9 * mean + 0.1 * batch_mean
                 self.statistics[f"{name}.running_var"] = 0.9 * var + 0.1 * batch_var * count / (count - 1)
             mean, var = batch_mean, batch_var
-        if self.kernel_norm:
-            weight, bias = self.weights[f"{name}.weight"], self.weights[f"{name}.bias"]
-            if self.training:
-                return F.batch_norm(x, None, None, weight, bias, True)
-            return F.batch_norm(x, mean, var, weight, bias)
         scaled = (x - mean.view(shape)) / torch.sqrt(var.view(shape) + 1e-5)
         return scaled * self.weights[f"{name}.weight"].view(shape) + self.weights[f"{name}.bias"].view(shape)
 
@@ -68,9 +58,7 @@ class Network:
 
     def unit(self, x: Tensor, name: str) -> Tensor:
         """The official Sequential(conv, norm, relu)."""
-        y = self.norm(self.conv(x, f"{name}.0"), f"{name}.1")
-        self.clearance = min(self.clearance, float(y.detach().abs().min()))
-        return y.clamp_min(0)
+        return self.norm(self.conv(x, f"{name}.0"), f"{name}.1").clamp_min(0)
 
     def backbone(self, x: Tensor) -> list[Tensor]:
         """Features of layer1 to layer4, output stride 8."""
@@ -230,15 +218,13 @@ def interpolation(size: int, target: int, align_corners: bool) -> Tensor:
 
 
 def bilinear(x: Tensor, size: tuple[int, int], align_corners: bool) -> Tensor:
-    """Bilinear resize by two matrix products, computed in float64."""
-    rows = interpolation(x.shape[-2], size[0], align_corners)
-    columns = interpolation(x.shape[-1], size[1], align_corners)
-    return (rows @ x.double() @ columns.T).to(x.dtype)
+    """Bilinear resize by two matrix products."""
+    return interpolation(x.shape[-2], size[0], align_corners) @ x @ interpolation(x.shape[-1], size[1], align_corners).T
 
 
 def cross_entropy(logits: Tensor, label: Tensor, align_corners: bool, average: str) -> Tensor:
     """Mean of -log p over valid or over all pixels, after the bilinear resize."""
-    logits = bilinear(logits.double(), (label.shape[1], label.shape[2]), align_corners)
+    logits = bilinear(logits, (label.shape[1], label.shape[2]), align_corners)
     logp = logits - torch.logsumexp(logits, 1, keepdim=True)
     valid = label != 255
     picked = -logp.gather(1, torch.where(valid, label, 0)[:, None])[:, 0]
@@ -248,7 +234,7 @@ def cross_entropy(logits: Tensor, label: Tensor, align_corners: bool, average: s
 def weight_shapes(  # noqa: PLR0915
     kind: str, depth: int, classes: int, stem: str
 ) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Names and shapes of the official state dict (``shared/keys`` lists them)."""
+    """Names and shapes of the official state dict."""
 
     def norm(name: str, channels: int) -> Iterator[tuple[str, tuple[int, ...]]]:
         for leaf in ("weight", "bias", "running_mean", "running_var"):
@@ -383,7 +369,7 @@ def official_scores(
             h, w = long, int(1.0 * width * long / height + 0.5)
         else:
             h, w = int(1.0 * height * long / width + 0.5), long
-        scaled = bilinear(image, (h, w), True).float()
+        scaled = bilinear(image, (h, w), True)
         rows = max(0, math.ceil((max(h, crop) - crop) / stride)) + 1
         columns = max(0, math.ceil((max(w, crop) - crop) / stride)) + 1
         canvas = black.repeat(1, 1, (rows - 1) * stride + crop, (columns - 1) * stride + crop).clone()
@@ -393,8 +379,8 @@ def official_scores(
             for j in range(columns):
                 y, x = i * stride, j * stride
                 window = canvas[:, :, y : y + crop, x : x + crop]
-                plain = bilinear(network(window).double(), (crop, crop), True)
-                mirrored = bilinear(network(window.flip(3)).double(), (crop, crop), True).flip(3)
+                plain = bilinear(network(window), (crop, crop), True)
+                mirrored = bilinear(network(window.flip(3)), (crop, crop), True).flip(3)
                 if sums is None:
                     sums = torch.zeros(1, plain.shape[1], *canvas.shape[2:], dtype=torch.float64)
                 sums[:, :, y : y + crop, x : x + crop] += torch.exp(plain + mirrored)

@@ -47,13 +47,14 @@ def loss_divisors(
 
 
 def summed_cross_entropy(logits_NChw: Tensor, labels_NHW: Tensor, align_corners: bool) -> Tensor:
-    """Cross-entropy of the bilinearly resized logits, in float32, summed over each sample's labelled pixels, ``(N,)``.
+    """Cross-entropy of the bilinearly resized logits, summed over each sample's labelled pixels, ``(N,)``.
 
-    In deterministic mode classes go last and pixels flat, as only that loss kernel is deterministic on CUDA; the
-    resize then takes PyTorch's deterministic path by itself.
+    In float32 at least. In deterministic mode classes go last and pixels flat, as only that loss kernel is
+    deterministic on CUDA; the resize then takes PyTorch's deterministic path by itself.
     """
     size = labels_NHW.shape[-2:]
-    logits = F.interpolate(logits_NChw.float(), size=size, mode="bilinear", align_corners=align_corners)
+    wide = logits_NChw.to(torch.promote_types(logits_NChw.dtype, torch.float32))
+    logits = F.interpolate(wide, size=size, mode="bilinear", align_corners=align_corners)
     labels = labels_NHW.long()
     if torch.are_deterministic_algorithms_enabled():
         logits = logits.permute(0, 2, 3, 1).reshape(-1, logits.shape[1])

@@ -52,7 +52,7 @@ def row(name):
 def build(name, folder, **more):
     numerics.seed_initialisation(0)
     model = Clustered() if name == "clusters" else TinyNet()
-    return trainer(row(name), folder, model=model, dataset=Uneven(), **more)
+    return trainer(row(name), folder, model=model, dataset=Uneven(), **{"double": True} | more)
 
 
 def losses(history):
@@ -101,10 +101,10 @@ def test_any_number_of_processes_is_one(tmp_path, alone, world):
     """Batch, data order, dropout, loss average, statistics, schedule: the same curve and weights, but for rounding."""
     for rank, found in enumerate(launch(world, everything, tmp_path)):
         for name, (curve, tensors) in found.items():
-            np.testing.assert_allclose(curve, alone[name][0], rtol=1e-4, err_msg=f"{name}, rank {rank}")
+            np.testing.assert_allclose(curve, alone[name][0], rtol=1e-9, err_msg=f"{name}, rank {rank}")
             assert tensors.keys() == alone[name][1].keys()
             for key, tensor in alone[name][1].items():
-                torch.testing.assert_close(tensors[key], tensor, rtol=1e-3, atol=1e-5, msg=f"{name}: {key}")
+                torch.testing.assert_close(tensors[key], tensor, rtol=1e-8, atol=1e-8, msg=f"{name}: {key}")
 
 
 def test_the_cases_differ(alone):
@@ -123,7 +123,7 @@ def test_an_interrupted_run_goes_on_with_other_numbers_of_processes(tmp_path, al
         found = launch(world, continued, folder) if world > 1 else [continued(folder)]
         for started, curve in found:
             assert started == 3
-            np.testing.assert_allclose(curve, alone["valid"][0], rtol=1e-4)
+            np.testing.assert_allclose(curve, alone["valid"][0], rtol=1e-9)
 
 
 @pytest.mark.parametrize("parts", [2, 4])
@@ -133,9 +133,10 @@ def test_accumulation_draws_the_same_dropout(tmp_path, parts):
     for accumulate in (1, parts):
         settings = tiny_row(iterations=STEPS, numerics={"accumulate": accumulate}, **CASES["replicas"])
         numerics.seed_initialisation(0)
-        run = trainer(settings, tmp_path / str(accumulate), model=TinyNet(norm=False), dataset=Uneven())
+        model = TinyNet(norm=False)
+        run = trainer(settings, tmp_path / str(accumulate), model=model, dataset=Uneven(), double=True)
         curves.append(losses(run.run().curve))
-    np.testing.assert_allclose(*curves, rtol=1e-5)
+    np.testing.assert_allclose(*curves, rtol=1e-9)
 
 
 # batch statistics
@@ -306,7 +307,7 @@ def test_an_error_keeps_nothing_of_the_group_alive():
 @pytest.mark.gpu
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
 def test_two_gpus_are_one(tmp_path):
-    one = build("valid", tmp_path / "one", process=replace(Process(), device=torch.device("cuda", 0)))
+    one = build("valid", tmp_path / "one", double=False, process=replace(Process(), device=torch.device("cuda", 0)))
     curve = losses(one.run().curve)
     for found in launch(2, on_gpus, tmp_path / "two"):
         np.testing.assert_allclose(found, curve, rtol=1e-4)
@@ -314,4 +315,4 @@ def test_two_gpus_are_one(tmp_path):
 
 def on_gpus(folder):
     with processes("cuda") as process:
-        return losses(build("valid", folder, process=process).run().curve)
+        return losses(build("valid", folder, double=False, process=process).run().curve)

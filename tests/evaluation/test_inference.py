@@ -130,6 +130,12 @@ def official(image: np.ndarray, long_sides: list[int], crop: int, stride: int, f
     return scores
 
 
+def assert_best(labels: np.ndarray, scores: np.ndarray, tie: float = 1e-4) -> None:
+    """Each label has the best score, but for ties: which of two nearly equal scores wins is rounding's."""
+    picked = np.take_along_axis(scores, labels[None].astype(int), 0)[0]
+    assert (scores.max(axis=0) - picked <= tie).all()
+
+
 def scores_of(image, test, align, **arguments) -> np.ndarray:
     return predict_scores(Sampler().eval(), image, test, align, **arguments).numpy()
 
@@ -231,7 +237,7 @@ def test_whole_image_single_scale_is_resized_logits(align, logit_resize, score):
     np.testing.assert_allclose(scores, expected, atol=1e-5)
     labels = predict_labels(Sampler(), image, test, align)
     assert labels.dtype == np.uint8
-    np.testing.assert_array_equal(labels, scores.argmax(axis=0))
+    assert_best(labels, scores)
 
 
 @pytest.mark.parametrize("relative_to", ["test-scale", "image"])
@@ -263,7 +269,7 @@ def test_multi_scale_and_flip_are_means(relative_to, flip, score):
             count += 1
     scores = scores_of(image, test, False, mode="ms")
     np.testing.assert_allclose(scores, total / count, atol=1e-5)
-    np.testing.assert_array_equal(predict_labels(Sampler(), image, test, False, "ms"), scores.argmax(axis=0))
+    assert_best(predict_labels(Sampler(), image, test, False, "ms"), scores)
 
 
 def test_softmax_without_augmentation_does_not_move_the_argmax():
@@ -348,8 +354,7 @@ def test_official_windows(size, flip):
     expected = official(image, [64], 24, 16, flip)
     scores = scores_of(image, test, True)
     np.testing.assert_allclose(scores, np.log(expected), atol=2e-5)
-    labels = predict_labels(Sampler(), image, test, True)
-    assert (labels == expected.argmax(axis=0)).mean() > 0.9999
+    assert_best(predict_labels(Sampler(), image, test, True), np.log(expected))
 
 
 def test_official_multi_scale_with_its_own_window():
@@ -527,12 +532,11 @@ def test_memory_format_and_precision(protocol):
 def test_argmax_by_parts_equals_argmax_of_scores(monkeypatch):
     image = picture(37, 53)
     test = rows.Test(resize="fit", scale=(48, 200))
-    whole = predict_labels(Sampler(), image, test, False)
-    for elements in (1, 2 * 37 * 53, 3 * 37 * 53):
+    scores = scores_of(image, test, False)
+    assert len(np.unique(scores.argmax(axis=0))) > 1
+    for elements in (10**6, 1, 2 * 37 * 53, 3 * 37 * 53):
         monkeypatch.setattr(inference, "_CHUNK", elements)
-        np.testing.assert_array_equal(predict_labels(Sampler(), image, test, False), whole)
-    np.testing.assert_array_equal(whole, scores_of(image, test, False).argmax(axis=0))
-    assert len(np.unique(whole)) > 1
+        assert_best(predict_labels(Sampler(), image, test, False), scores)
 
 
 def test_ties_go_to_the_lower_class(monkeypatch):

@@ -58,7 +58,8 @@ def test_folding_changes_logits_by_rounding_only(kind: str) -> None:
         exact = copy.deepcopy(model).double()(x.double(), True)
         in_double = folded(copy.deepcopy(model).double())(x.double(), True)
     for head, value in expected.items():
-        assert (got[head] - value).abs().max() <= 1e-5 * max(1.0, float(value.abs().max()))
+        # the bound of logits in float32, in any order of summation: benchmarks/parity/results.py
+        assert (got[head] - value).abs().max() <= 1e-4 * max(1.0, float(value.abs().max()))
         torch.testing.assert_close(in_double[head], exact[head], rtol=0, atol=1e-10)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())  # it is a copy
 

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.parity import __main__ as command
-from benchmarks.parity import compare, reference, training
+from benchmarks.parity import common, compare, reference, training
 from benchmarks.parity.results import ASPECTS, Result
 from danet.config import rows
 from danet.training import loop
 
-RUN = {"dtype": "float64", "iterations": 6, "batch": 2, "height": 17, "width": 25}
+RUN = {"iterations": 6, "batch": 2, "height": 17, "width": 25}
 
 
 class Tiny(nn.Module):
@@ -57,35 +57,27 @@ def tiny_row(**changes: dict[str, Any]) -> rows.Row:
     return row.model_copy(update={name: getattr(row, name).model_copy(update=u) for name, u in sections.items()})
 
 
-def tiny_distance(**changes: dict[str, Any]) -> training.Distance:
-    """How far our Trainer ends from the recipe written out."""
+def tiny_results(**changes: dict[str, Any]) -> dict[str, Result]:
+    """How far our Trainer ends from the recipe written out, by aspect."""
     model = Tiny().double()
-    start = {key: value.clone() for key, value in model.state_dict().items()}
-    weights = {
-        f"{theirs}.{key.removeprefix(f'{name}.')}": value.clone()
-        for theirs, name in NAMES.items()
-        for key, value in start.items()
-        if key.startswith(f"{name}.") and not key.endswith("num_batches_tracked")
+    mapping = {
+        f"{theirs}.{leaf}": f"{ours}.{leaf}"
+        for theirs, ours in NAMES.items()
+        for leaf in model.get_submodule(ours).state_dict()
+        if leaf != "num_batches_tracked"
     }
+    weights = {key: model.state_dict()[ours].clone() for key, ours in mapping.items()}
     for key, value in weights.items():
         if not key.endswith(("running_mean", "running_var")):
             value.requires_grad_()
     network = TinyReference("danet", 50, weights, None, training=True)
-    losses, rates = training.reference_training(network, tiny_row().loss, "tiny-training", RUN)
-    state = {
-        f"{NAMES[prefix]}.{leaf}": value.detach()
-        for prefix, leaf, value in ((*key.rsplit(".", 1), value) for key, value in network.weights.items())
-    }
+    theirs = training.reference_training(network, tiny_row().loss, "tiny-training", RUN).projected()
     ours = training.trained(model, tiny_row(**changes), "tiny-training", RUN)
-    parameters = {key for key, _ in model.named_parameters()}
-    return training.distance(ours, training.Trained(losses, rates, state), start, parameters)
+    return {r.aspect: r for r in training.compared("official", "tiny", "-", ours, theirs, mapping)}
 
 
-def test_the_recipe_holds_in_float64() -> None:
-    apart = tiny_distance()
-    assert apart.loss < 1e-13
-    assert apart.weights < 1e-13
-    assert apart.tensor < 1e-12
+def test_the_recipe_holds() -> None:
+    assert all(result.measured < 1e-12 for result in tiny_results().values())
 
 
 @pytest.mark.parametrize(
@@ -102,14 +94,14 @@ def test_the_recipe_holds_in_float64() -> None:
     ids=str,
 )
 def test_a_deviation_from_the_recipe_is_noticed(changes: dict[str, Any]) -> None:
-    apart = tiny_distance(**changes)
-    assert apart.loss > 1e2 * ASPECTS["training in float64, loss curve"][1]
-    assert apart.weights > 1e3 * ASPECTS["training in float64, weights"][1]
+    results = tiny_results(**changes)
+    for aspect in ("training, loss curve", "training, weights"):
+        assert results[aspect].measured > 1e2 * ASPECTS[aspect][1]
 
 
 def test_a_batch_smaller_than_the_replicas_is_refused() -> None:
     with pytest.raises(ValueError, match="2 images do not divide over the 4 replicas"):
-        tiny_distance(loss={"replicas": 4})
+        tiny_results(loss={"replicas": 4})
 
 
 def test_a_norm_without_decay_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -125,58 +117,24 @@ def test_a_norm_without_decay_is_noticed(monkeypatch: pytest.MonkeyPatch) -> Non
         return optimizer
 
     monkeypatch.setattr(loop, "build_optimizer", undecayed)
-    assert tiny_distance().weights > 1e3 * ASPECTS["training in float64, weights"][1]
+    assert tiny_results()["training, weights"].measured > 1e3 * ASPECTS["training, weights"][1]
 
 
-def test_a_nudge_is_one_unit_in_the_last_place() -> None:
-    start = {"weight": torch.randn(50, 40), "gate": torch.zeros(1), "steps": torch.tensor(3)}
-    nudged = training.nudged(start)
-    value = start["weight"].numpy()
-    assert np.array_equal(np.abs(nudged["weight"].numpy() - value), np.spacing(np.abs(value)))
-    up = float((nudged["weight"] > start["weight"]).float().mean())
-    assert 0.4 < up < 0.6
-    assert nudged["gate"].item() == 0
-    assert nudged["steps"].item() == 3
-
-
-def test_distance_of_known_runs() -> None:
-    start = {"w": torch.tensor([3.0, 0.0]), "b": torch.zeros(1), "w.running_var": torch.ones(1)}
-    theirs = {"w": torch.tensor([3.0, 4.0]), "b": torch.tensor([0.0]), "w.running_var": torch.tensor([2.0])}
-    ours = {"w": torch.tensor([3.0, 4.5]), "b": torch.tensor([1.2]), "w.running_var": torch.tensor([2.5])}
-    apart = training.distance(
-        training.Trained(np.array([2.0, 1.0]), np.zeros(2), ours),
-        training.Trained(np.array([2.0, 1.25]), np.zeros(2), theirs),
-        start,
-        {"w", "b"},
-    )
-    assert apart.loss == pytest.approx(0.2)
-    assert apart.weights == pytest.approx(1.3 / 5)  # 0.5 and 1.2 over (3, 4, 0)
-    assert apart.learned == pytest.approx(1.3 / 4)
-    assert (apart.tensor, apart.worst) == (pytest.approx(0.25), "w.running_var")  # "b" starts at 0
+def test_distance_of_known_tensors() -> None:
+    theirs = {key: common.projections(key, np.array(value)) for key, value in {"a": [3.0, 4.0], "b": [1.0]}.items()}
+    names = {"a": "ours.a", "b": "ours.b"}
+    ours = {"ours.a": torch.tensor([3.0, 4.5]).double(), "ours.b": torch.tensor([1.2]).double()}
+    worst, where = compare.projection_difference(ours, theirs, names)
+    assert (worst, where) == (pytest.approx(0.2), "b")
 
 
 @pytest.mark.parametrize(("value", "expected"), [(0.0, 0.0), (1e-30, np.inf)])
 def test_what_stays_at_zero_must_stay_there_in_both(value: float, expected: float) -> None:
-    zero = {"w": torch.ones(1, dtype=torch.float64), "unused.bias": torch.zeros(2, dtype=torch.float64)}
-    ours = zero | {"unused.bias": torch.tensor([value, 0.0], dtype=torch.float64)}
-    curve = np.ones(1)
-    moved = {"w": torch.zeros(1, dtype=torch.float64), "unused.bias": zero["unused.bias"]}
-    apart = training.distance(training.Trained(curve, curve, ours), training.Trained(curve, curve, zero), moved, {"w"})
-    assert apart.tensor == expected
+    theirs = {"unused.bias": common.projections("unused.bias", np.zeros(2))}
+    ours = {"b": torch.tensor([value, 0.0], dtype=torch.float64)}
+    assert compare.projection_difference(ours, theirs, {"unused.bias": "b"})[0] == expected
 
 
 @pytest.mark.parametrize("function", [*command.CHECKS, command.measure])
 def test_spawned_processes_can_import_every_check(function: Any) -> None:
     assert b"__main__" not in pickle.dumps(function)
-
-
-def test_the_report_sets_the_noise_beside_the_difference() -> None:
-    results = [
-        Result("official", "training, weights", "danet", 2e-5, "own reference", noise=3e-5),
-        Result("official", "training in float64, weights", "danet", 5e-14, "own reference"),
-    ]
-    line = command.training_section(results)
-    expected = "| official | danet | weights | 2.0e-05 | 1.0e-03 | 3.0e-05 | 5.0e-14 | 1.0e-09 | ok |"
-    assert expected in line
-    broken = command.training_section([results[0], Result("official", results[1].aspect, "danet", 1e-8, "")])
-    assert any(row.endswith("| **broken** |") for row in broken)

@@ -97,9 +97,21 @@ def tiny_row(iterations=8, **sections) -> Row:
     return Row.model_validate(row.model_copy(update=update).model_dump())
 
 
-def trainer(row: Row, folder: Path, seed=0, model=None, **more) -> Trainer:
+def in_float64(model: nn.Module) -> nn.Module:
+    """The same network, in place. Two ways to compute one training then differ by some 1e-13 on every processor.
+
+    In float32 an activation within rounding of a ReLU's kink would come out on either side of it, and the two ways
+    would part by as much as a gradient.
+    """
+    model.double().register_forward_pre_hook(lambda _, images: (images[0].double(),))
+    return model
+
+
+def trainer(row: Row, folder: Path, seed=0, model=None, double=False, **more) -> Trainer:
     seed_initialisation(seed)
     model = TinyNet() if model is None else model
+    if double:
+        in_float64(model)
     return Trainer(
         row, seed, model, more.pop("dataset", Images()), CheckpointStore(folder, identity(row, seed)), **more
     )

@@ -31,7 +31,7 @@ from danet.training.checkpoint import iterations
 from danet.training.loop import EMPTY_BATCHES
 from danet.training.stop import StopRequest
 from danet.training.train import train_row
-from tests.training.fakes import Images, TinyNet, identical, labels, state, tiny_row, trainer
+from tests.training.fakes import Images, TinyNet, identical, in_float64, labels, state, tiny_row, trainer
 
 TIMED = {"images_per_second", "data_wait_share", "peak_memory_gib", "seed"}
 
@@ -67,9 +67,9 @@ def uninterrupted(tmp_path_factory):
 def test_equals_a_loop_written_out(tmp_path):
     """Data order, dropout seed, loss, momentum and schedule, all written out again."""
     row = tiny_row(iterations=5)
-    trained = trainer(row, tmp_path, seed=2)
+    trained = trainer(row, tmp_path, seed=2, double=True)
     numerics.seed_initialisation(2)
-    model = TinyNet().train()
+    model = in_float64(TinyNet()).train()
     momentum = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
     data, losses = Images(), []
     for iteration in range(5):
@@ -98,11 +98,11 @@ def test_equals_a_loop_written_out(tmp_path):
                 parameter.sub_(rate * momentum[name])
     history = trained.run()
     for name, tensor in model.state_dict().items():
-        torch.testing.assert_close(trained.model.state_dict()[name], tensor, rtol=1e-5, atol=1e-6, msg=name)
+        torch.testing.assert_close(trained.model.state_dict()[name], tensor, rtol=1e-9, atol=1e-9, msg=name)
     assert [row["iteration"] for row in history.curve] == [1, 3, 5]
-    assert history.curve[0]["loss"] == pytest.approx(losses[0], rel=1e-5)
-    assert history.curve[1]["loss"] == pytest.approx((losses[1] + losses[2]) / 2, rel=1e-5)
-    assert history.curve[2]["loss"] == pytest.approx((losses[3] + losses[4]) / 2, rel=1e-5)
+    assert history.curve[0]["loss"] == pytest.approx(losses[0], rel=1e-9)
+    assert history.curve[1]["loss"] == pytest.approx((losses[1] + losses[2]) / 2, rel=1e-9)
+    assert history.curve[2]["loss"] == pytest.approx((losses[3] + losses[4]) / 2, rel=1e-9)
     parts = sum(history.curve[2][f"loss_{part}"] for part in ("main", "pam", "cam", "aux"))
     assert parts == pytest.approx(history.curve[2]["loss"], rel=1e-6)
 
@@ -158,13 +158,15 @@ def test_accumulation_is_the_whole_batch(tmp_path, accumulate):
     for parts in (1, accumulate):
         for average in ("all", "valid"):
             row = tiny_row(iterations=4, numerics={"accumulate": parts}, loss={"average": average})
-            run = trainer(row, tmp_path / f"{parts}{average}", model=_seeded(TinyNet, norm=False, dropout=False))
+            run = trainer(
+                row, tmp_path / f"{parts}{average}", model=_seeded(TinyNet, norm=False, dropout=False), double=True
+            )
             history = run.run()
             nets.append((run.model.state_dict(), [entry["loss"] for entry in history.curve]))
     for (whole, losses), (split, split_losses) in zip(nets[:2], nets[2:], strict=True):
-        assert split_losses == pytest.approx(losses, rel=1e-5)
+        assert split_losses == pytest.approx(losses, rel=1e-9)
         for name, tensor in whole.items():
-            torch.testing.assert_close(split[name], tensor, rtol=1e-4, atol=1e-6, msg=name)
+            torch.testing.assert_close(split[name], tensor, rtol=1e-9, atol=1e-9, msg=name)
 
 
 def _seeded(kind, **settings):
@@ -215,17 +217,19 @@ def test_faster_convolutions_train_the_same(tmp_path):
         torch.testing.assert_close(finals[1][name], tensor, rtol=1e-3, atol=1e-4)
 
 
-def test_deterministic_mode_repeats_and_agrees(tmp_path, uninterrupted):
+def test_deterministic_mode_repeats_and_agrees(tmp_path):
     row = tiny_row(numerics={"deterministic": True})
     with numerics.configured(row.numerics):
         assert torch.are_deterministic_algorithms_enabled()
-        runs = [trainer(row, tmp_path / str(i)) for i in range(2)]
+        runs = [trainer(row, tmp_path / str(i), double=i > 1) for i in range(3)]
         for run in runs:
             run.run()
     assert not torch.are_deterministic_algorithms_enabled()
-    assert identical(*map(state, runs))
-    for name, tensor in uninterrupted[0].items():
-        torch.testing.assert_close(state(runs[0])[name], tensor, rtol=1e-3, atol=1e-5)
+    assert identical(*map(state, runs[:2]))
+    plain = trainer(tiny_row(), tmp_path / "plain", double=True)
+    plain.run()
+    for name, tensor in state(plain).items():
+        torch.testing.assert_close(state(runs[2])[name], tensor, rtol=1e-9, atol=1e-9)
 
 
 def test_failed_compilation_falls_back(tmp_path, monkeypatch, uninterrupted):
@@ -604,7 +608,8 @@ torch.set_num_threads(1)
 from danet.core.process import processes
 from tests.training.fakes import TinyNet, tiny_row, trainer
 with processes("cpu") as process:
-    run = trainer(tiny_row(iterations=4, loss={"average": "valid"}), pathlib.Path(sys.argv[1]), process=process)
+    row, folder = tiny_row(iterations=4, loss={"average": "valid"}), pathlib.Path(sys.argv[1])
+    run = trainer(row, folder, process=process, double=True)
     run.model.dropout.p = 0.0
     history = run.run()
     if process.is_main:
@@ -623,12 +628,12 @@ def test_two_processes_are_one(tmp_path):
         )
         for rank in ("0", "1")
     ]
-    one = trainer(tiny_row(iterations=4, loss={"average": "valid"}), tmp_path / "one")
+    one = trainer(tiny_row(iterations=4, loss={"average": "valid"}), tmp_path / "one", double=True)
     one.model.dropout.p = 0.0
     losses = [entry["loss"] for entry in one.run().curve]
     assert [run.wait(timeout=120) for run in runs] == [0, 0]
     two = torch.load(tmp_path / "out.pt")
-    assert two["curve"] == pytest.approx(losses, rel=1e-4)
+    assert two["curve"] == pytest.approx(losses, rel=1e-9)
     assert one.model.state_dict().keys() == two["model"].keys()
     for name, tensor in one.model.state_dict().items():
-        torch.testing.assert_close(two["model"][name], tensor, rtol=1e-3, atol=1e-5, msg=name)
+        torch.testing.assert_close(two["model"][name], tensor, rtol=1e-9, atol=1e-9, msg=name)

@@ -96,64 +96,40 @@ def samples(label: np.ndarray) -> list[Any]:
 
 
 MODEL_CASES = {
-    # name: (config, batch, height, width, keep full gradients)
-    "small": ("danet_r50-d8_4xb2-40k_cityscapes-512x1024", 2, 33, 41, False),
-    "r50-cityscapes": ("danet_r50-d8_4xb2-80k_cityscapes-512x1024", 2, 128, 160, True),
-    "r50-cityscapes-769": ("danet_r50-d8_4xb2-80k_cityscapes-769x769", 2, 97, 129, True),
-    "r101-cityscapes-769": ("danet_r101-d8_4xb2-80k_cityscapes-769x769", 2, 97, 97, True),
-    "r50-ade20k": ("danet_r50-d8_4xb4-160k_ade20k-512x512", 2, 96, 128, True),
-    "r101-voc": ("danet_r101-d8_4xb4-40k_voc12aug-512x512", 2, 96, 96, True),
+    # name: (config, batch, height, width)
+    "small": ("danet_r50-d8_4xb2-40k_cityscapes-512x1024", 2, 33, 41),
+    "r50-cityscapes": ("danet_r50-d8_4xb2-80k_cityscapes-512x1024", 2, 128, 160),
+    "r50-cityscapes-769": ("danet_r50-d8_4xb2-80k_cityscapes-769x769", 2, 97, 129),
+    "r101-cityscapes-769": ("danet_r101-d8_4xb2-80k_cityscapes-769x769", 2, 97, 97),
+    "r50-ade20k": ("danet_r50-d8_4xb4-160k_ade20k-512x512", 2, 96, 128),
+    "r101-voc": ("danet_r101-d8_4xb4-40k_voc12aug-512x512", 2, 96, 96),
 }
 
 
-def trained(model: Any, image: torch.Tensor, label: np.ndarray) -> tuple[Any, Any, dict[str, Any]]:
-    """One forward and backward pass in training mode: logits of the head's outputs, of the auxiliary head, losses."""
-    model.train()
-    features = model.extract_feat(image)
-    logits = model.decode_head(features)
-    aux = model.auxiliary_head(features)
-    losses = {
-        **model.decode_head.loss_by_feat(logits, samples(label)),
-        **{f"aux_{key}": value for key, value in model.auxiliary_head.loss_by_feat(aux, samples(label)).items()},
-    }
-    parts = {key: value for key, value in losses.items() if "loss" in key}
-    sum(parts.values()).backward()
-    return logits, aux, parts
-
-
 def models(folder: Path) -> None:
-    """Logits of all heads in both modes, loss, gradients and the batch-norm statistics after one step."""
-    for name, (file, batch, height, width, full) in MODEL_CASES.items():
+    """In float64: logits of all heads in both modes, loss, gradients and the batch-norm statistics after one step."""
+    for name, (file, batch, height, width) in MODEL_CASES.items():
         case = f"mmseg-{name}"
-        model = build(config(file), case)
-        keys = {key: list(value.shape) for key, value in model.state_dict().items()}
-        image = torch.from_numpy(common.network_input(case, batch, height, width))
-        label = common.network_label(case, batch, height, width, model.num_classes)
+        model = build(config(file), case).double()
+        image = torch.from_numpy(common.network_input(case, batch, height, width)).double()
+        label = samples(common.network_label(case, batch, height, width, model.num_classes))
         arrays: dict[str, Any] = {}
-        model.eval()
-        with torch.no_grad():
-            features = model.extract_feat(image)
-            main, pam, cam = model.decode_head(features)
-            arrays |= {"eval_main": main, "eval_pam": pam, "eval_cam": cam, "eval_aux": model.auxiliary_head(features)}
-        logits, aux, parts = trained(model, image, label)
-        arrays |= {f"train_{head}": value.detach() for head, value in zip(("main", "pam", "cam"), logits, strict=True)}
-        arrays["train_aux"] = aux.detach()
-        arrays["loss"] = sum(parts.values()).detach()
-        arrays |= {f"loss_{key}": value.detach() for key, value in parts.items()}
-        arrays = {key: value.numpy() for key, value in arrays.items()}
-        for key, value in model.named_buffers():
-            if key.endswith(("running_mean", "running_var")):
-                arrays[f"statistic/{key}"] = common.projections(key, value.numpy())
-        if full:
-            gradients = {key: value.grad.numpy() for key, value in model.named_parameters()}
-            np.savez(folder / f"gradients-{case}.npz", **gradients)
-        else:  # kept for other machines, on which float32 may round an activation to the other side of a ReLU
-            model.zero_grad()
-            trained(model.double(), image.double(), label)
-            for key, value in model.named_parameters():
-                arrays[f"projection/{key}"] = common.projections(key, value.grad.numpy())
+        for mode in ("eval", "train"):
+            model.train(mode == "train")
+            with torch.set_grad_enabled(mode == "train"):
+                features = model.extract_feat(image)
+                logits, aux = model.decode_head(features), model.auxiliary_head(features)
+            heads = zip(("main", "pam", "cam", "aux"), (*logits, aux), strict=True)
+            arrays |= {f"{mode}_{head}": value.detach().numpy() for head, value in heads}
+        losses = {
+            **model.decode_head.loss_by_feat(logits, label),
+            **{f"aux_{key}": value for key, value in model.auxiliary_head.loss_by_feat(aux, label).items()},
+        }
+        loss = sum(value for key, value in losses.items() if "loss" in key)
+        loss.backward()
+        arrays |= {"loss": loss.detach().numpy(), **common.after_a_step(model)}
         meta = {
-            "keys": keys,
+            "keys": {key: list(value.shape) for key, value in model.state_dict().items()},
             "config": file,
             "classes": model.num_classes,
             "align_corners": model.align_corners,
@@ -195,8 +171,6 @@ def schedule(folder: Path) -> None:
             scheduler.step()
         arrays[str(total)] = values
     common.save(folder, "schedule-mmseg", arrays, {"versions": VERSIONS})
-    small = {"20000": arrays["20000"][::97]}
-    common.save(folder, "schedule-mmseg-small", small, {"step": 97, "versions": VERSIONS})
 
 
 AUGMENT_CASES = {
@@ -291,7 +265,7 @@ def _predict(model: Any, image: np.ndarray, transforms: list[Any]) -> Any:
     packed = Compose([*transforms, PackSegInputs()])(data)
     batch = model.data_preprocessor({"inputs": [packed["inputs"]], "data_samples": [packed["data_samples"]]}, False)
     with torch.no_grad():
-        return model.predict(batch["inputs"], batch["data_samples"])[0]
+        return model.predict(batch["inputs"].double(), batch["data_samples"])[0]
 
 
 INFERENCE_CASES = {
@@ -310,7 +284,7 @@ def inference(folder: Path) -> None:
         settings = config(file)
         if window:
             settings.model.test_cfg = {"mode": "slide", "crop_size": window, "stride": stride}
-        model = build(settings, case).eval()
+        model = build(settings, case).double().eval()
         merger = SegTTAModel.__new__(SegTTAModel)
         torch.nn.Module.__init__(merger)
         merger.module = model
@@ -333,11 +307,7 @@ def inference(folder: Path) -> None:
             merged = merger.merge_preds([copy.deepcopy(parts)])[0]
             arrays[f"multi_{rule}"] = mean.numpy()
             arrays[f"multi_{rule}_class"] = merged.pred_sem_seg.data.numpy().reshape(size)
-        if name != "small":
-            arrays = {key: (value.astype(np.float32) if value.ndim == 3 else value) for key, value in arrays.items()}
-        for key in list(arrays):
-            if key.endswith("_class"):
-                arrays[key] = arrays[key].astype(np.uint8)
+        arrays = {key: value.astype(np.uint8) if key.endswith("_class") else value for key, value in arrays.items()}
         meta = {
             "keys": {key: list(value.shape) for key, value in model.state_dict().items()},
             "classes": model.num_classes,
@@ -395,7 +365,7 @@ def training(folder: Path) -> None:
     settings = config("danet_r50-d8_4xb2-40k_cityscapes-512x1024")
     case = "mmseg-training"
     for name, run in common.TRAININGS.items():
-        model = build(settings, case).to(getattr(torch, run["dtype"])).train()
+        model = build(settings, case).double().train()
         keys = {key: list(value.shape) for key, value in model.state_dict().items()}
         arguments = {key: value for key, value in settings.optim_wrapper.optimizer.items() if key != "type"}
         optimizer = torch.optim.SGD(model.parameters(), **arguments)

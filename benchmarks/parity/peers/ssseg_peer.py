@@ -2,7 +2,7 @@
 
     build/parity-env/bin/python -m benchmarks.parity.peers.ssseg_peer FOLDER
 
-Its package holds no configs: the settings below are those of its repository's DANet configs, see RECIPES section 2.
+Its package holds no configs: the settings below are those of its repository's DANet configs.
 """
 
 from __future__ import annotations
@@ -95,50 +95,37 @@ def structure(image: np.ndarray, label: np.ndarray | None, mode: str) -> Any:
 
 
 MODEL_CASES = {
-    # name: (depth, output stride, classes, batch, height, width, keep full gradients)
-    "small": (50, 16, 21, 2, 49, 65, False),
-    "r50-os8-voc": (50, 8, 21, 2, 96, 128, True),
-    "r50-os16-ade20k": (50, 16, 150, 2, 129, 161, True),
-    "r101-os8-cityscapes": (101, 8, 19, 2, 97, 129, True),
-    "r101-os16-cityscapes": (101, 16, 19, 2, 129, 161, True),
+    # name: (depth, output stride, classes, batch, height, width)
+    "small": (50, 16, 21, 2, 49, 65),
+    "r50-os8-voc": (50, 8, 21, 2, 96, 128),
+    "r50-os16-ade20k": (50, 16, 150, 2, 129, 161),
+    "r101-os8-cityscapes": (101, 8, 19, 2, 97, 129),
+    "r101-os16-cityscapes": (101, 16, 19, 2, 129, 161),
 }
 
 
 def models(folder: Path) -> None:
-    """Logits of all heads in both modes, loss, gradients and the batch-norm statistics after one step."""
-    for name, (depth, stride, classes, batch, height, width, full) in MODEL_CASES.items():
+    """In float64: logits of all heads in both modes, loss, gradients and the batch-norm statistics after one step."""
+    for name, (depth, stride, classes, batch, height, width) in MODEL_CASES.items():
         case = f"ssseg-{name}"
-        model = build(settings(depth, stride, classes), case)
-        image = common.network_input(case, batch, height, width)
+        model = build(settings(depth, stride, classes), case).double()
+        image = common.network_input(case, batch, height, width).astype(np.float64)
         label = common.network_label(case, batch, height, width, classes)
         seen: dict[str, torch.Tensor] = {}
         for head, attribute in HEADS.items():
             getattr(model, attribute).register_forward_hook(
                 lambda _module, _inputs, output, head=head, seen=seen: seen.__setitem__(head, output.detach().clone())
             )
-        arrays: dict[str, Any] = {}
         model.eval()
         with torch.no_grad():
             model(structure(image, None, "TEST"))
-        arrays["eval_main"] = seen["main"].numpy()
-        for head in ("pam", "cam", "aux"):  # heads that the peer computes in training only
-            seen.pop(head, None)
+        arrays: dict[str, Any] = {"eval_main": seen["main"].numpy()}
+        seen.clear()  # it computes the other heads in training only
         model.train()
         output = model(structure(image, label, "TRAIN"))
         output.loss.backward()
         arrays |= {f"train_{head}": value.numpy() for head, value in seen.items()}
-        arrays["loss"] = output.loss.detach().numpy()
-        for key, value in model.named_buffers():
-            if key.endswith(("running_mean", "running_var")):
-                arrays[f"statistic/{key}"] = common.projections(key, value.numpy())
-        if full:
-            gradients = {key: value.grad.numpy() for key, value in model.named_parameters()}
-            np.savez(folder / f"gradients-{case}.npz", **gradients)
-        else:  # kept for other machines, on which float32 may round an activation to the other side of a ReLU
-            model.zero_grad()
-            model.double()(structure(image.astype(np.float64), label, "TRAIN")).loss.backward()
-            for key, value in model.named_parameters():
-                arrays[f"projection/{key}"] = common.projections(key, value.grad.numpy())
+        arrays |= {"loss": output.loss.detach().numpy(), **common.after_a_step(model)}
         meta = {
             "keys": {key: list(value.shape) for key, value in model.state_dict().items()},
             "depth": depth,
@@ -255,7 +242,7 @@ def inference(folder: Path) -> None:
     for name, stride, size, scale in (("whole", 8, (60, 80), (256, 80)), ("small", 16, (40, 60), (96, 64))):
         case = f"ssseg-inference-{name}"
         config = settings(50, stride, 21)
-        model = build(config, case)
+        model = build(config, case).double()
         model.eval()
         image = common.photograph(case, *size)
         steps = [
@@ -267,7 +254,7 @@ def inference(folder: Path) -> None:
         for kind, arguments in steps:
             sample = DataTransformBuilder.REGISTERED_MODULES[kind](**arguments)(sample)
         with torch.no_grad():
-            outputs = model.auginference(sample["image"][None])
+            outputs = model.auginference(sample["image"][None].double())
             resized = [F.interpolate(one, size=size, mode="bilinear", align_corners=False) for one in outputs]
             logits = (sum(resized) / len(resized))[0]
         arrays = {"single": logits.numpy(), "single_class": logits.argmax(0).numpy().astype(np.uint8)}
@@ -304,7 +291,7 @@ def training(folder: Path) -> None:
         config = settings(50, 8, 19)
         config["scheduler"]["max_epochs"] = 1
         config["scheduler"]["min_lr"] = 1e-4
-        model = build(config, case).to(getattr(torch, run["dtype"]))
+        model = build(config, case).double()
         model.train()
         keys = {key: list(value.shape) for key, value in model.state_dict().items()}
         optimizer = BuildOptimizer(model, config["scheduler"]["optimizer"])
