@@ -1,0 +1,94 @@
+"""``danet doctor``, ``flops`` and ``sync``: what this machine has, what a row costs, what MLflow waits for."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from danet.cli.options import Format, Root
+from danet.config.workspace import Workspace
+
+app = typer.Typer()
+
+
+@app.command()
+def doctor(
+    format: Annotated[Format, typer.Option(help="table for people, json for programs.")] = Format.table,
+    workspace: Root = Path(),
+) -> None:
+    """Check Python, torch, GPU, disk, datasets and credentials: which rows can run here, and what the others need."""
+    from danet.cli.doctor import examine, print_findings
+
+    findings = examine(Workspace(workspace))
+    if format is Format.json:
+        typer.echo(json.dumps(findings, indent=2))
+    else:
+        print_findings(findings)
+
+
+@app.command("flops")
+def flops_command(
+    row: Annotated[str | None, typer.Argument(metavar="[ROW]", help="A row's name; or --all.")] = None,
+    every: Annotated[bool, typer.Option("--all", help="All rows.")] = False,
+    format: Annotated[Format, typer.Option(help="table for people, json and csv for programs.")] = Format.table,
+    workspace: Root = Path(),
+) -> None:
+    """Count parameters and the operations of a forward pass, at the crop and for a test image; computes nothing.
+
+    A multiplication and an addition are two operations; convolutions and matrix products count, with the heads that
+    only training uses; position attention as the explicit map. R-50 D8: 0.44 TFLOP at 512x512, 4.6 at 1024x2048.
+    """
+    from dataclasses import asdict
+
+    from danet.core.errors import ConfigError
+    from danet.evaluation.flops import count_row, size_text
+
+    params = Workspace(workspace).params()
+    if every == (row is not None):
+        raise ConfigError("give either a ROW or --all")
+    counted = [count_row(each, params) for each in ([params.row(row)] if row else params.rows.values())]
+    if format is Format.json:
+        typer.echo(json.dumps([asdict(each) for each in counted], indent=2))
+        return
+    records = [
+        {
+            "row": each.row, "parameters": each.parameters, "crop": size_text(each.crop),
+            "crop_tflop": f"{each.crop_flop / 1e12:.3f}", "image": size_text(each.image),
+            "input": size_text(each.input), "passes": each.passes, "test_tflop": f"{each.test_flop / 1e12:.3f}",
+        }
+        for each in counted
+    ]  # fmt: skip
+    if format is Format.csv:
+        out = io.StringIO()
+        writer = csv.DictWriter(out, fieldnames=list(records[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(records)
+        typer.echo(out.getvalue(), nl=False)
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    shown = Table(box=None, pad_edge=False, header_style="bold")
+    for title in records[0]:
+        shown.add_column(title, justify="left" if title == "row" else "right", no_wrap=True)
+    for record in records:
+        shown.add_row(*map(str, record.values()))
+    (Console() if sys.stdout.isatty() else Console(width=140)).print(shown)
+
+
+@app.command()
+def sync(workspace: Root = Path()) -> None:
+    """Send to MLflow what earlier runs could not send because it was unreachable."""
+    from danet.results.tracking import sync as send
+
+    sent = send(Workspace(workspace))
+    for path, operations in sent.items():
+        typer.echo(f"{path}: {operations} operations sent")
+    if not sent:
+        typer.echo("nothing was waiting to be sent")
