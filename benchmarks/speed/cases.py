@@ -99,12 +99,10 @@ def implementations(what: str, device: str, own: rows.Numerics | None = None) ->
     reference = rows.Numerics(attention="reference")
     result = [Implementation("reference", reference, one_by_one=True)]
     if device == "cpu":
-        fast = rows.Numerics(channels_last=True, fold_bn=True, winograd=True)
+        fast = rows.Numerics(channels_last=True, fold_bn=True)
         result.append(Implementation("fast", fast))
         if has_fast_bf16():
-            result.append(
-                Implementation("fast bf16", fast.model_copy(update={"precision": "bf16", "winograd": False}), "bf16")
-            )
+            result.append(Implementation("fast bf16", fast.model_copy(update={"precision": "bf16"}), "bf16"))
         result.append(Implementation(PEER, None))
     else:
         fast = rows.Numerics(precision="bf16", tf32=True, channels_last=True, compile=True, fold_bn=True)

@@ -198,7 +198,7 @@ class Predictor:
         self.align_corners = align_corners
         self.device = torch.device(device)
         self.numerics = numerics or rows.Numerics()
-        self.model = for_prediction(model, self.numerics, self.device)
+        self.model = for_prediction(model, self.numerics)
         self.max_batch = max_batch or (8 if self.device.type == "cuda" else 1)
         self._plan = _plan(test, mode)
         mean, std = (torch.tensor(x, device=self.device).view(1, 3, 1, 1) for x in (MEAN_RGB, STD_RGB))
