@@ -7,7 +7,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import yaml
-from tabulate import tabulate
 
 from danet.config.rows import Params, Row, Table
 from danet.report.figures import METHODS, backbone_text, short_schedule
@@ -101,23 +100,6 @@ def table_page(
         page.text("Nothing has been measured yet.")
     page.text(f"The same table as data: [{name}.csv](tables/{name}.csv), [{name}.json](tables/{name}.json).")
     return page.end()
-
-
-def plain_table(record: Mapping[str, Any], params: Params, measurements: Sequence[Measurement]) -> str:
-    """The main table for a terminal: no links, one line per row."""
-    records = {row["row"]: row for row in record["rows"]}
-    has_published = record["has_published"]
-    only_danet = all(item.row.model.method == "danet" for item in measurements)
-    main = _main_table(record["table"], measurements, records, {}, has_published)
-    head, lines, align = _without_method(*main, only_danet)
-    datasets = [params.datasets[item.row.dataset].title for item in measurements]
-    names = [item.row.name for item in measurements]
-    body = [[name, dataset, *line[1:]] for name, dataset, line in zip(names, datasets, lines, strict=True)]
-    sides = ["right" if side == "r" else "left" for side in "ll" + align[1:]]
-    head = ["Row", "Dataset", *head[1:]]
-    text = tabulate(body, headers=head, colalign=sides, disable_numparse=True)
-    banner = params.tables[record["table"]].banner
-    return f"{banner}\n\n{text}\n" if banner else f"{text}\n"
 
 
 def row_page(
