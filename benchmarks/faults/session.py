@@ -222,7 +222,7 @@ def set_up(points: Points) -> None:
 
     setattr(training, "_build_model", build)  # noqa: B010 - replaced on purpose, and only in this process
     setattr(training, "_keep", noting)  # noqa: B010
-    setattr(training, "available_cpus", lambda: 8)  # noqa: B010
+    setattr(training, "cpu_cores", lambda: 8)  # noqa: B010
     tracking.TIMEOUT_SECONDS = 1
 
 

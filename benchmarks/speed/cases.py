@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-import joblib
 import torch
 
 from danet.config import rows
 from danet.config.published import published
+from danet.core.provenance import cpu_cores
 from danet.evaluation import flops
 from danet.evaluation.inference import input_size
 
@@ -69,7 +69,7 @@ class Case:
         return {
             "what": self.what,
             "device": device,
-            "threads": self.threads or cores(),
+            "threads": self.threads or cpu_cores(),
             "warm_up": warm_up,
             "height": self.size[0],
             "width": self.size[1],
@@ -87,11 +87,6 @@ class Case:
             "depth": 101 if model and model.backbone == "resnet101" else 50,
             "output_stride": model.output_stride if model else 8,
         }
-
-
-def cores() -> int:
-    """CPU cores that this process may use."""
-    return int(joblib.cpu_count())
 
 
 def implementations(what: str, device: str, own: rows.Numerics | None = None) -> list[Implementation]:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -13,6 +10,7 @@ import typer
 
 from danet.cli.options import Format, Root
 from danet.config.workspace import Workspace
+from danet.core.console import output, result_table
 
 app = typer.Typer()
 
@@ -65,21 +63,14 @@ def flops_command(
         for each in counted
     ]  # fmt: skip
     if format is Format.csv:
-        out = io.StringIO()
-        writer = csv.DictWriter(out, fieldnames=list(records[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(records)
-        typer.echo(out.getvalue(), nl=False)
-        return
-    from rich.console import Console
-    from rich.table import Table
+        import pandas as pd
 
-    shown = Table(box=None, pad_edge=False, header_style="bold")
-    for title in records[0]:
-        shown.add_column(title, justify="left" if title == "row" else "right", no_wrap=True)
+        typer.echo(pd.DataFrame(records).to_csv(index=False), nl=False)
+        return
+    shown = result_table(*records[0], left=["row"])
     for record in records:
         shown.add_row(*map(str, record.values()))
-    (Console() if sys.stdout.isatty() else Console(width=140)).print(shown)
+    output().print(shown)
 
 
 @app.command()

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,7 +10,8 @@ import typer
 
 from danet.cli.options import Format, Root
 from danet.config.workspace import Workspace
-from danet.core.console import console
+from danet.core.console import console, output, result_table
+from danet.core.text import number
 
 if TYPE_CHECKING:
     from danet.config.rows import Params
@@ -64,30 +62,14 @@ def _show_row(row: object, format: Format) -> None:
 
 
 def _csv(records: list[dict]) -> str:  # type: ignore[type-arg]
-    flat = [
-        {**{k: v for k, v in r.items() if k != "published"}, **{f"published_{k}": v for k, v in r["published"].items()}}
-        for r in records
-    ]
-    out = io.StringIO()
-    writer = csv.DictWriter(out, fieldnames=list(flat[0]) if flat else [], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(flat)
-    return out.getvalue()
+    import pandas as pd
+
+    return str(pd.json_normalize(records, sep="_").astype(object).to_csv(index=False))
 
 
 def _print_rows(records: list[dict], params: Params) -> None:  # type: ignore[type-arg]
-    from rich.console import Console
-    from rich.table import Table
-
-    shown = Table(box=None, pad_edge=False, header_style="bold")
-    for title in ("row", "backbone", "os", "crop", "schedule"):
-        shown.add_column(title, no_wrap=True)
-    for title in ("mIoU", "ms+flip", "aAcc", "GB", "fps"):
-        shown.add_column(title, justify="right", no_wrap=True)
-
-    def number(value: float | None, digits: int = 2) -> str:
-        return "-" if value is None else f"{value:.{digits}f}"
-
+    settings = ("row", "backbone", "os", "crop", "schedule")
+    shown = result_table(*settings, "mIoU", "ms+flip", "aAcc", "GB", "fps", left=settings)
     last = None
     for r in records:
         if last not in (None, (r["source"], r["dataset"])):
@@ -99,7 +81,7 @@ def _print_rows(records: list[dict], params: Params) -> None:  # type: ignore[ty
             number(p["miou"]), number(p["miou_ms_flip"]), number(p["aacc"]),
             number(p["memory_gb"], 1), number(p["fps"]),
         )  # fmt: skip
-    wide = Console() if sys.stdout.isatty() else Console(width=140)
+    wide = output()
     wide.print(shown)
     protocols: dict[str, list[str]] = {}
     for r in records:

@@ -11,8 +11,9 @@ import typer
 
 from danet.cli.options import Device, NoMlflow, Root, RowName
 from danet.config.workspace import Workspace
-from danet.core.console import console
+from danet.core.console import console, output, result_table
 from danet.core.provenance import PACKAGE_ROOT
+from danet.core.text import number, signed
 
 app = typer.Typer()
 
@@ -112,24 +113,19 @@ def verify(
 
 
 def _print_verified(results: list) -> None:  # type: ignore[type-arg]
-    from rich.console import Console
-    from rich.table import Table
-
-    shown = Table(box=None, pad_edge=False, header_style="bold")
-    shown.add_column("row", no_wrap=True)
-    for title in ("published", "released weights", "difference", "verdict", "published ms+flip", "measured", "verdict"):
-        shown.add_column(title, justify="left" if title == "verdict" else "right")
+    numbers = ("published", "released weights", "difference", "verdict", "published ms+flip", "measured", "verdict")
+    shown = result_table("row", *numbers, left=("row", "verdict"))
 
     def cells(published: float | None, measured: float | None, verdict: str) -> list[str]:
-        gap = "-" if None in (published, measured) else f"{(measured or 0) - (published or 0):+.2f}"
-        return [_two(published), _two(measured), gap, verdict or "-"]
+        gap = None if published is None or measured is None else measured - published
+        return [number(published), number(measured), signed(gap), verdict or "-"]
 
     measured = [each for each in results if each.state in ("measured", "kept")]
     for each in measured:
         single, multi = each.verdicts
         more = cells(each.published_ms_flip, each.miou_ms_flip, multi)
         shown.add_row(each.row, *cells(each.published_miou, each.miou, single), more[0], more[1], more[3])
-    wide = Console() if sys.stdout.isatty() else Console(width=160)
+    wide = output(160)
     if measured:
         wide.print(shown)
     if not results:
@@ -140,10 +136,6 @@ def _print_verified(results: list) -> None:  # type: ignore[type-arg]
         f"{len(measured)} of {len(results)} rows verified (mIoU in percent)"
         + "".join(f", {count} {state}" for state, count in others.items() if count)
     )
-
-
-def _two(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f}"
 
 
 @app.command()
@@ -178,4 +170,4 @@ def sweep(context: typer.Context) -> None:
     # the orchestration lies beside the stages, above this library
     arguments = [sys.executable, "-m", "pipelines.sweep", *context.args]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(PACKAGE_ROOT), os.environ.get("PYTHONPATH", "")])}
-    os.execve(sys.executable, arguments, environment)  # in this process's place, so that it gets Ctrl-C itself
+    os.execve(sys.executable, arguments, environment)  # noqa: S606 - in this process's place, so that it gets Ctrl-C itself

@@ -344,6 +344,7 @@ NEUTRAL: Mapping[str, Any] = {
     "numerics.attention": "fused",
     "numerics.deterministic": False,
     "numerics.sync_batch_norm": True,
+    "numerics.winograd": False,
     "numerics.accumulate": 1,
     "fold_bn": False,
     "revision": 1,

@@ -48,7 +48,7 @@ def collect(**extra: Any) -> dict[str, Any]:
         "torchvision": _version("torchvision"),
         **_cuda(),
         "cpu": _cpu(),
-        "cpu_cores": _cores(),
+        "cpu_cores": cpu_cores(),
         "os": f"{platform.system()} {platform.release()} {platform.machine()}",
         "precision": None,
         "row_hash": None,
@@ -176,11 +176,11 @@ def _cpu() -> str | None:
     )
 
 
-def _cores() -> int | None:
-    """Cores this process may use, which in a container are fewer than the machine has."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count()
+def cpu_cores() -> int:
+    """Cores this process may use: affinity and a container's quota count."""
+    from joblib import cpu_count
+
+    return int(cpu_count())
 
 
 class EnergyMeter:

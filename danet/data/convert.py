@@ -12,7 +12,6 @@ import errno
 import hashlib
 import io
 import json
-import os
 import re
 import shutil
 import sys
@@ -29,6 +28,7 @@ from danet.config.rows import Dataset
 from danet.core import files
 from danet.core.errors import DataError
 from danet.core.progress import Progress
+from danet.core.provenance import cpu_cores
 from danet.data.layout import EXIF_ORIENTATION, MAX_PIXELS, SAFE_ID, DatasetSpec, Item, bit_depth
 from danet.data.prepared import (
     DESCRIPTION,
@@ -105,7 +105,7 @@ def convert_dataset(
             )
         try:
             conversion = _Conversion(name, spec, adapter, scratch, new, kept)
-            counts = conversion.run(progress, workers or min(os.cpu_count() or 1, 8))
+            counts = conversion.run(progress, workers or min(cpu_cores(), 8))
         except DataError as error:  # the scratch folder is gone when this is read
             text = str(error).replace(f"{scratch}/", "").replace(str(scratch), str(raw))
             raise DataError(f"{text}{misspelt}\n{remedy_for(name)}") from error

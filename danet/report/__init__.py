@@ -5,13 +5,13 @@ The same metrics files give the same bytes: dates and versions come from the mea
 
 from __future__ import annotations
 
-import csv
-import io
 import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+import pandas as pd
 
 from danet.config.rows import Params
 from danet.config.workspace import Workspace
@@ -104,9 +104,8 @@ def write_table(
     write_text(page, pages.table_page(record, params, measurements, linked))
     write_json(reports / "tables" / f"{table}.json", record)
     head, lines = csv_rows(record)
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([head, *lines])
-    write_text(reports / "tables" / f"{table}.csv", text.getvalue())
+    text = pd.DataFrame(lines, columns=head, dtype=object).to_csv(index=False)
+    write_text(reports / "tables" / f"{table}.csv", text)
     problems = tuple(problem for item in measurements for problem in item.problems)
     measured = sum(item.status == "measured" for item in measurements)
     drawn = [path for path in sorted(kept) if path.suffix in PICTURE_SUFFIXES] + [path for _, path in shown]
