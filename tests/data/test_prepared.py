@@ -177,7 +177,7 @@ def test_damage_found_on_reading(copy: Path) -> None:
     samples = PreparedDataset(copy, "train")
     samples.image(0)
     if not raw:  # mapped pixels are not checked on every access
-        with pytest.raises(DataError, match=r"train_1.*repro -f convert@camvid"):
+        with pytest.raises(DataError, match=r"train_1.*repro -f -s convert@camvid"):
             samples.image(1)
 
 
