@@ -29,7 +29,8 @@ SETTINGS = {
     "bf16": {"precision": "bf16"},
     "channels_last": {"channels_last": True},
     "fold_bn": {"fold_bn": True},
-    "fold_bn, winograd, channels_last": {"fold_bn": True, "winograd": True, "channels_last": True},
+    "fold_bn, channels_last": {"fold_bn": True, "channels_last": True},
+    "bf16, fold_bn, channels_last": {"precision": "bf16", "fold_bn": True, "channels_last": True},
 }
 ON_CUDA = {"fp16": {"precision": "fp16"}, "tf32": {"tf32": True}, "compile": {"compile": True}}
 COLUMNS = ("row", "setting", "miou", "difference", "labels_changed_percent", "images", "device", "weights_sha256")

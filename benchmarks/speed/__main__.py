@@ -11,7 +11,7 @@ from benchmarks.speed.cases import SUBJECTS, row_cases, shapes
 from benchmarks.speed.profile import profile
 from benchmarks.speed.run import benchmark as measure
 from benchmarks.speed.run import loader
-from danet.cli.app import Device, Root, RowName
+from danet.cli.options import Device, Root, RowName
 from danet.config.workspace import Workspace
 from danet.core.console import report_errors
 from danet.core.errors import ConfigError

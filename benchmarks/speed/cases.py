@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-import joblib
 import torch
 
 from danet.config import rows
 from danet.config.published import published
+from danet.core.provenance import cpu_cores
 from danet.evaluation import flops
 from danet.evaluation.inference import input_size
 
@@ -69,7 +69,7 @@ class Case:
         return {
             "what": self.what,
             "device": device,
-            "threads": self.threads or cores(),
+            "threads": self.threads or cpu_cores(),
             "warm_up": warm_up,
             "height": self.size[0],
             "width": self.size[1],
@@ -89,22 +89,15 @@ class Case:
         }
 
 
-def cores() -> int:
-    """CPU cores that this process may use."""
-    return int(joblib.cpu_count())
-
-
 def implementations(what: str, device: str, own: rows.Numerics | None = None) -> list[Implementation]:
     """What a subject is measured with on a device; ``own`` adds the numerics of a row, if they are neither of ours."""
     reference = rows.Numerics(attention="reference")
     result = [Implementation("reference", reference, one_by_one=True)]
     if device == "cpu":
-        fast = rows.Numerics(channels_last=True, fold_bn=True, winograd=True)
+        fast = rows.Numerics(channels_last=True, fold_bn=True)
         result.append(Implementation("fast", fast))
         if has_fast_bf16():
-            result.append(
-                Implementation("fast bf16", fast.model_copy(update={"precision": "bf16", "winograd": False}), "bf16")
-            )
+            result.append(Implementation("fast bf16", fast.model_copy(update={"precision": "bf16"}), "bf16"))
         result.append(Implementation(PEER, None))
     else:
         fast = rows.Numerics(precision="bf16", tf32=True, channels_last=True, compile=True, fold_bn=True)

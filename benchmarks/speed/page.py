@@ -36,8 +36,8 @@ def report(folder: Path) -> str:
         "published training (2 on Cityscapes, else 4), and prediction is of a whole image by the row's protocol.",
         "*x mmseg*: median over rounds of mmsegmentation's time over ours;",
         "roofline is the least time for the counted operations and bytes at the device's measured peaks, as a share of",
-        "the time taken. Operations count as the plain network does them, so what computes less (Winograd's",
-        "convolutions) or fuses more may pass 100%.",
+        "the time taken. Operations count as the plain network does them, so what fuses more may pass",
+        "100%.",
         "",
     ]
     for kind, name in (("cpu", "CPU"), ("cuda", "GPU")):

@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.speed.cases import PEER, Case, Implementation, cores
+from benchmarks.speed.cases import PEER, Case, Implementation
 from danet.core.files import write_json, write_text
+from danet.core.provenance import cpu_cores
 from danet.evaluation import flops
 from danet.results.speed import COLUMNS, device_name
 
@@ -73,7 +74,7 @@ def record(line: Measured, lines: Sequence[Measured], peaks: Peaks) -> dict[str,
         "implementation": line.implementation.name,
         "precision": line.implementation.precision,
         "repeat": len(line.seconds),
-        "threads": case.threads or cores(),
+        "threads": case.threads or cpu_cores(),
         "torch": line.torch,
         "error": line.error,
     }

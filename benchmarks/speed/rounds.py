@@ -12,11 +12,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final
 
-from benchmarks.speed.cases import PEER, Case, Implementation, cores, has_fast_bf16, implementations
+from benchmarks.speed.cases import PEER, Case, Implementation, has_fast_bf16, implementations
 from benchmarks.speed.results import Measured, Peaks, against_peer
 from danet.config import rows
 from danet.core import provenance
 from danet.core.errors import DanetError
+from danet.core.provenance import cpu_cores
 from danet.evaluation import flops
 
 FPS_SKIPPED, FPS_IMAGES = 5, 200
@@ -132,7 +133,7 @@ def run(
             started = workers.get(implementation.name)
             if started is None or not started.alive:
                 started = stack.enter_context(
-                    Worker(command if implementation.numerics else list(peer or ()), cores(), device)
+                    Worker(command if implementation.numerics else list(peer or ()), cpu_cores(), device)
                 )
                 if "error" in started.facts:
                     shown = " ".join(map(str, command if implementation.numerics else peer or ()))
@@ -173,7 +174,7 @@ def run(
                 say(f"{case.what} {case.network} {flops.size_text(case.size)} {line.implementation.name}: {said}")
         facts = provenance.collect() | {
             "device": device,
-            "threads": cores(),
+            "threads": cpu_cores(),
             "repeat": repeat,
             "peer": workers[PEER].facts if PEER in workers else None,
         }
@@ -219,7 +220,7 @@ def _peaks(worker: Worker, device: str) -> Peaks:
     best: dict[str, float] = {}
 
     def rate(kind: str, side: int, work: float, numerics: rows.Numerics) -> float:
-        case = {"what": "peak", "kind": kind, "side": side, "device": device, "threads": cores(), "warm_up": 2}
+        case = {"what": "peak", "kind": kind, "side": side, "device": device, "threads": cpu_cores(), "warm_up": 2}
         if "error" in worker.ask(op="prepare", case=case | {"numerics": numerics.model_dump()}):
             return 0.0
         times = [worker.ask(op="time").get("seconds", float("inf")) for _ in range(20 if on_gpu else 5)]

@@ -14,7 +14,6 @@ from danet.evaluation.inference import Predictor, numeric_settings
 from danet.evaluation.metrics import Confusion
 from danet.models import build_model
 from danet.models.attention import PositionAttention
-from danet.models.fast import for_training
 from danet.models.numerics import autocast, configured, gradient_scaler
 from danet.training.losses import segmentation_losses
 from danet.training.optim import build_optimizer
@@ -74,7 +73,6 @@ def train(case: Mapping[str, Any]) -> Run:
     optimizer = build_optimizer(model.train(), rows.Optimizer(lr=1e-4, weight_decay=5e-4))  # type: ignore[arg-type]
     scaler = gradient_scaler(numerics, device)
     weights = rows.Loss.model_validate(case["loss"])
-    model = for_training(model, numerics, device)
     network = torch.compile(model) if numerics.compile else model
 
     def run() -> object:

@@ -20,6 +20,7 @@ from danet.acquire.sources import (
 from danet.config.rows import Dataset, Params, Weights
 from danet.config.workspace import Workspace
 from danet.core.errors import ConfigError, DanetError
+from danet.core.provenance import cpu_cores
 from danet.data.raw import changed_source, wanted_of
 from danet.weights.fetch import imagenet_wanted
 
@@ -64,7 +65,7 @@ def examine(workspace: Workspace) -> dict[str, Any]:
         "python_ok": sys.version_info >= (3, 11),
         "packages": {name: _version(name) for name in PACKAGES},
         "device": _device(),
-        "cpu_cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cpu_cores": cpu_cores(),
         "memory_gb": _memory_gb(),
         "disk_free_gb": round(shutil.disk_usage(workspace.root.resolve()).free / 1e9, 1),
         "link": _link(workspace),

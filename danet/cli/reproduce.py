@@ -18,6 +18,7 @@ from danet.config.rows import Params, Row
 from danet.config.workspace import Workspace
 from danet.core.errors import CheckpointError, ConfigError, DataError
 from danet.core.files import sha256, write_text
+from danet.core.text import signed
 from danet.data.prepared import PreparedDataset
 from danet.results.identity import SETUP, differing, flat
 from danet.results.runs import same_setup
@@ -51,7 +52,7 @@ class Check:
         lines = [f"{self.row}: {self.kind} run again"]
         for name, (reported, here) in self.numbers.items():
             lines.append(
-                f"  {name:<14} reported {reported:8.4f}   here {here:8.4f}   difference {_signed(here - reported)}"
+                f"  {name:<14} reported {reported:8.4f}   here {here:8.4f}   difference {signed(here - reported, 4)}"
             )
         changed = [f"{key}: {a or '-'} -> {b or '-'}" for key, (a, b) in self.setup.items()]
         lines.append("  hardware and versions: " + ("; ".join(changed) if changed else "the same"))
@@ -62,11 +63,6 @@ class Check:
         else:
             lines.append(f"DOES NOT AGREE: a number is more than {self.band:g} points away ({self.why}).")
         return "\n".join(lines)
-
-
-def _signed(gap: float) -> str:
-    text = f"{gap:+.4f}"
-    return "0" if text in {"+0.0000", "-0.0000"} else text
 
 
 def reported_row(report: Path, name: str) -> dict[str, Any]:

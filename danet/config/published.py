@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -103,30 +103,19 @@ def published(row_name: str, path: Path | str | None = None) -> Published:
     return _load(Path(path) if path else DEFAULT_PATH).get(row_name) or Published()
 
 
-def check_published(params: Params, path: Path | str | None = None, also: Collection[str] = ()) -> None:
-    """Checks that every published number belongs to a row, so that a misspelt or renamed row cannot lose its own.
-
-    Args:
-        params: whose rows are known.
-        path: another file than the repository's.
-        also: names known otherwise.
+def check_published(table: str, params: Params, path: Path | str | None = None) -> None:
+    """Checks that every row of a table with published numbers has an entry, so that a renamed row cannot lose its own;
+    and that a table's notes are of rows.
 
     Raises:
-        ConfigError: naming the keys that are no row, or rows of tables with published numbers that have no entry.
+        ConfigError: naming the rows without an entry, or the note without a row.
     """
     path = Path(path) if path else DEFAULT_PATH
-    known = set(params.rows) | set(also)
-    entries = _load(path)
-    strangers = [name for name in entries if name not in known]
-    if strangers:
-        raise ConfigError(f"{path}: {', '.join(strangers)}: no such row in {params.path}; rename or remove the entry")
-    for table, settings in params.tables.items():
-        if strangers := [name for name in settings.row_notes if name not in known]:
-            raise ConfigError(
-                f"{params.path}: tables.{table}.row_notes.{strangers[0]}: no such row; rename or remove it"
-            )
-    lost = [row.name for row in params.rows.values() if params.tables[row.table].published and row.name not in entries]
-    if lost:
+    settings = params.tables[table]
+    if strangers := [name for name in settings.row_notes if name not in params.rows]:
+        raise ConfigError(f"{params.path}: tables.{table}.row_notes.{strangers[0]}: no such row; rename or remove it")
+    lost = [row.name for row in params.table_rows(table) if row.name not in _load(path)]
+    if lost and settings.published:
         raise ConfigError(
             f"{path}: no entry for {', '.join(lost)} of {params.path}; add one (all null if the source gives nothing)"
         )

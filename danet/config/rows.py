@@ -265,8 +265,6 @@ class Numerics(Strict):
     sync_batch_norm: bool = True
     fold_bn: bool = False
     """Prediction: convolutions take over the batch normalisation behind them. Differs by rounding (logits: 1e-5)."""
-    winograd: bool = False
-    """On the CPU in fp32: large 3x3 convolutions by F(4x4, 3x3). Differs by rounding (logits: 1e-4 of the largest)."""
     accumulate: Annotated[int, Field(gt=0)] | Literal["auto"] = 1
     """Micro-batches per optimizer step; the batch size stays what the recipe says, but batch normalisation sees fewer
     images at a time. ``auto``: 1, and more whenever memory runs out (one process only); ``train.json`` has them."""

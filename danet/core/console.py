@@ -5,12 +5,14 @@ from __future__ import annotations
 import io
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from types import TracebackType
+from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
+from rich.table import Table
 
 from danet.core.errors import DanetError, Interrupted, out_of_memory
 
@@ -34,6 +36,19 @@ def _except_interrupts(kind: type[BaseException], error: BaseException, trace: T
         sys.stderr.write("stopped by the keyboard\n")
     else:
         sys.__excepthook__(kind, error, trace)
+
+
+def output(width: int = 140) -> Console:
+    """For a command's result, on standard output: of the terminal's width, or of ``width`` where it is piped."""
+    return Console(width=None if sys.stdout.isatty() else width, highlight=False)
+
+
+def result_table(*columns: str, left: Collection[str] = (), **options: Any) -> Table:
+    """A table of results without lines; the columns named in ``left`` are aligned there, all others right."""
+    table = Table(box=None, pad_edge=False, header_style="bold", **options)
+    for column in columns:
+        table.add_column(column, justify="left" if column in left else "right", no_wrap=True)
+    return table
 
 
 @contextmanager

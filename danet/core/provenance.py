@@ -7,7 +7,6 @@ committed with the metrics files.
 
 from __future__ import annotations
 
-import ctypes
 import datetime
 import functools
 import importlib.metadata
@@ -51,7 +50,7 @@ def collect(**extra: Any) -> dict[str, Any]:
         "torchvision": _version("torchvision"),
         **_cuda(),
         "cpu": _cpu(),
-        "cpu_cores": _cores(),
+        "cpu_cores": cpu_cores(),
         "os": f"{platform.system()} {platform.release()} {platform.machine()}",
         "precision": None,
         "row_hash": None,
@@ -164,9 +163,13 @@ def _cuda() -> dict[str, Any]:
 
 @functools.cache
 def _driver() -> str | None:
-    text = _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
-    lines = [line.strip() for line in (text or "").splitlines() if line.strip()]
-    return lines[0] if lines else None
+    import pynvml
+
+    pynvml.nvmlInit()
+    try:
+        return str(pynvml.nvmlSystemGetDriverVersion())
+    finally:
+        pynvml.nvmlShutdown()
 
 
 @functools.cache
@@ -185,11 +188,11 @@ def _cpu() -> str | None:
     )
 
 
-def _cores() -> int | None:
-    """Cores this process may use, which in a container are fewer than the machine has."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count()
+def cpu_cores() -> int:
+    """Cores this process may use: affinity and a container's quota count."""
+    from joblib import cpu_count
+
+    return int(cpu_count())
 
 
 class EnergyMeter:
@@ -210,34 +213,20 @@ class EnergyMeter:
 
 
 def gpu_energy_millijoules() -> int | None:
-    """NVML's total energy of the current CUDA device in mJ since the driver was loaded; ``None`` if there is none.
-
-    nvidia-smi does not print this counter, so its library is asked (``nvmlDeviceGetTotalEnergyConsumption``).
-    """
+    """NVML's total energy of the current CUDA device in mJ since the driver was loaded; ``None`` if there is none."""
     torch = sys.modules.get("torch")
     try:
         if torch is None or not torch.cuda.is_available():
             return None
+        import pynvml
+
         # by UUID: NVML numbers all GPUs, CUDA only those in CUDA_VISIBLE_DEVICES
         uuid = str(torch.cuda.get_device_properties(torch.cuda.current_device()).uuid)
-        return _nvml_energy(_nvml_library(), uuid if uuid.startswith("GPU-") else f"GPU-{uuid}")
-    except Exception:
+        pynvml.nvmlInit()
+        try:
+            device = pynvml.nvmlDeviceGetHandleByUUID(uuid if uuid.startswith("GPU-") else f"GPU-{uuid}")
+            return int(pynvml.nvmlDeviceGetTotalEnergyConsumption(device))
+        finally:
+            pynvml.nvmlShutdown()
+    except Exception:  # no NVML, or a GPU older than Volta
         return None
-
-
-def _nvml_library() -> Any:
-    return ctypes.CDLL("libnvidia-ml.so.1")
-
-
-def _nvml_energy(library: Any, uuid: str) -> int | None:
-    device, energy = ctypes.c_void_p(), ctypes.c_ulonglong()
-    if library.nvmlInit_v2() != 0:
-        return None
-    try:
-        if library.nvmlDeviceGetHandleByUUID(uuid.encode(), ctypes.byref(device)) != 0:
-            return None
-        if library.nvmlDeviceGetTotalEnergyConsumption(device, ctypes.byref(energy)) != 0:
-            return None
-        return int(energy.value)
-    finally:
-        library.nvmlShutdown()

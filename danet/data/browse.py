@@ -58,7 +58,7 @@ def contact_sheet(
     for name, image, mask in samples:
         if mask is not None and mask.shape != image.shape[:2]:
             raise DataError(f"{name}: image {image.shape[:2]} and mask {mask.shape} differ in size")
-        cells.append(_cell(name, image, mask, palette))
+        cells.append(_tile(name, image, mask, palette))
         present |= set(np.unique(mask).tolist()) if mask is not None else set()
     if not cells:
         raise DataError(f"{path}: nothing to show; ask for at least one sample")
@@ -81,7 +81,7 @@ def contact_sheet(
         sheet.save(temporary, "PNG")
 
 
-def _cell(name: str, image: Pixels, mask: Pixels | None, palette: tuple[Colour, ...]) -> Image.Image:
+def _tile(name: str, image: Pixels, mask: Pixels | None, palette: tuple[Colour, ...]) -> Image.Image:
     height, width = image.shape[:2]
     factor = _CELL / width
     size = (_CELL, max(1, min(round(height * factor), 2 * _CELL)))

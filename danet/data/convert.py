@@ -11,7 +11,6 @@ import collections
 import errno
 import hashlib
 import json
-import os
 import re
 import shutil
 import sys
@@ -26,6 +25,7 @@ from danet.config.rows import Dataset
 from danet.core import files
 from danet.core.errors import DataError
 from danet.core.progress import Progress
+from danet.core.provenance import cpu_cores
 from danet.data.layout import SAFE_ID, DatasetSpec, Item, bit_depth, check_image
 from danet.data.prepared import (
     DESCRIPTION,
@@ -102,7 +102,7 @@ def convert_dataset(
             )
         try:
             conversion = _Conversion(name, spec, adapter, scratch, new, kept)
-            counts = conversion.run(progress, workers or min(os.cpu_count() or 1, 8))
+            counts = conversion.run(progress, workers or min(cpu_cores(), 8))
         except DataError as error:  # the scratch folder is gone when this is read
             text = str(error).replace(f"{scratch}/", "").replace(str(scratch), str(raw))
             raise DataError(f"{text}{misspelt}\n{remedy_for(name)}") from error

@@ -20,7 +20,6 @@ from typing import Any, Protocol, runtime_checkable
 import cv2
 import numpy as np
 import torch
-from joblib import cpu_count
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
@@ -313,11 +312,6 @@ def _hear_of_deaths_while_fetching() -> None:
 
     handler.while_fetching = True  # type: ignore[attr-defined]
     signal.signal(_SIGCHLD, handler)
-
-
-def available_cpus() -> int:
-    """CPU cores that this process may use."""
-    return int(cpu_count())  # heeds affinity and the quota of a container
 
 
 class BatchStream:

@@ -23,7 +23,6 @@ import hashlib
 import io
 import json
 import os
-import re
 import struct
 import zipfile
 import zlib
@@ -44,15 +43,12 @@ _Value = Annotated[int, Field(ge=0, le=255)]
 _Colour = Annotated[tuple[_Value, _Value, _Value], Field(strict=False)]
 
 MAX_SIDE = 1 << 16
-_CLASS_PIXELS = re.compile(r"(\d{1,3}:\d{1,12}( |$))*", re.ASCII)
 
 FORMAT = 1
 MANIFEST = "manifest.csv"
 DESCRIPTION = "dataset.json"
 
 Pixels = NDArray[np.uint8]
-Region = tuple[int, int, int, int]
-"""(top, left, height, width)."""
 
 _LOCAL_HEADER = struct.Struct("<4s5H3I2H")
 _NPY_MAX_HEADER = 256
@@ -184,61 +180,35 @@ class PreparedDataset:
         entry = self._entries[index]
         return entry.height, entry.width
 
-    def class_pixels(self, index: int) -> dict[int, int]:
-        """Train id (and 255) -> pixels in the mask; empty without one."""
-        return parse_class_pixels(self._entries[index].class_pixels)
-
-    def image(self, index: int, region: Region | None = None) -> Pixels:
-        """An image or a region of it: (h, w, 3) uint8 BGR, the caller's own to change.
+    def image(self, index: int) -> Pixels:
+        """An image: (h, w, 3) uint8 BGR, the caller's own to change.
 
         Raises:
             DataError: if the pack is damaged there.
         """
         entry = self._entries[index]
-        return self._pixels(entry, entry.image, region, (entry.height, entry.width, 3))
+        return self._pixels(entry, entry.image, (entry.height, entry.width, 3))
 
-    def mask(self, index: int, region: Region | None = None) -> Pixels | None:
+    def mask(self, index: int) -> Pixels | None:
         """Train ids (h, w) uint8 with 255 = ignore, the caller's own to change; None for an image without labels.
 
         Raises:
             DataError: if the pack is damaged there.
         """
         entry = self._entries[index]
-        return self._pixels(entry, entry.mask, region, (entry.height, entry.width)) if entry.mask else None
+        return self._pixels(entry, entry.mask, (entry.height, entry.width)) if entry.mask else None
 
     def image_view(self, index: int) -> Pixels:
         """As :meth:`image`, but to be read only: with storage ``raw`` the mapped file itself, nothing copied."""
         entry = self._entries[index]
-        return self._pixels(entry, entry.image, None, (entry.height, entry.width, 3), copy=False)
+        return self._pixels(entry, entry.image, (entry.height, entry.width, 3), copy=False)
 
     def mask_view(self, index: int) -> Pixels | None:
         """As :meth:`mask`, but to be read only."""
         entry = self._entries[index]
-        return self._pixels(entry, entry.mask, None, (entry.height, entry.width), copy=False) if entry.mask else None
+        return self._pixels(entry, entry.mask, (entry.height, entry.width), copy=False) if entry.mask else None
 
-    def verify(self, full: bool = False) -> None:
-        """Checks the split's files; ``full`` reads all, else what opening has checked is all there is to it.
-
-        Raises:
-            DataError: listing the damaged members (first 20).
-        """
-        problems = []
-        for entry in self._entries if full else ():
-            for member, digest in ((entry.image, entry.image_sha256), (entry.mask, entry.mask_sha256)):
-                if member and hashlib.sha256(self._bytes(entry.pack, member)).hexdigest() != digest:
-                    problems.append(f"{entry.pack}/{member}")
-        if problems:
-            shown = ", ".join(problems[:20]) + (", ..." if len(problems) > 20 else "")
-            raise self._damaged(f"{len(problems)} members differ from the manifest: {shown}")
-
-    def _pixels(
-        self, entry: Entry, member: str, region: Region | None, shape: tuple[int, ...], *, copy: bool = True
-    ) -> Pixels:
-        if region is not None:
-            top, left, height, width = region
-            inside = min(top, left) >= 0 and top + height <= shape[0] and left + width <= shape[1]
-            if not inside or min(height, width) < 1:
-                raise ValueError(f"region {region} reaches over the image {entry.id} of {shape[0]}x{shape[1]}")
+    def _pixels(self, entry: Entry, member: str, shape: tuple[int, ...], *, copy: bool = True) -> Pixels:
         if member.endswith(".npy"):
             pixels = self._mapped(entry.pack, member, shape)
         else:
@@ -250,8 +220,6 @@ class PreparedDataset:
             if decoded is None or decoded.shape != shape:
                 raise self._damaged(f"{entry.pack}/{member} does not decode to {shape}")
             pixels = decoded
-        if region is not None:
-            pixels = pixels[top : top + height, left : left + width]
         if not copy or (pixels.base is None and pixels.flags.writeable):
             return pixels
         return np.array(pixels, order="C")
@@ -362,27 +330,10 @@ class PreparedDataset:
                 os.close(descriptor)
 
 
-def parse_class_pixels(text: str) -> dict[int, int]:
-    """The inverse of :func:`format_class_pixels`."""
-    return {int(value): int(count) for value, _, count in (pair.partition(":") for pair in text.split())}
-
-
 def _parse_manifest(text: str) -> Iterator[Entry]:
+    """Of a text whose hash is that of what was written."""
     reader = csv.reader(io.StringIO(text))
-    seen: set[str] = set()
     if tuple(next(reader, ())) != COLUMNS:
         raise ValueError("has other columns than this version writes")
-    for line in reader:
-        if len(line) != len(COLUMNS):
-            raise ValueError(f"line {reader.line_num} has {len(line)} of {len(COLUMNS)} cells")
-        key, splits, pack, image, mask, height, width, *rest = line
-        size = (height, width)
-        if not all(side.isascii() and side.isdigit() and len(side) < 6 and 0 < int(side) <= MAX_SIDE for side in size):
-            raise ValueError(f"line {reader.line_num}: {height[:20]!r} x {width[:20]!r} is no size of an image")
-        entry = Entry(key, splits, pack, image, mask, int(height), int(width), *rest)
-        if not _CLASS_PIXELS.fullmatch(entry.class_pixels):
-            raise ValueError(f"line {reader.line_num}: {entry.class_pixels[:40]!r} are no counts of pixels")
-        if key in seen:
-            raise ValueError(f"line {reader.line_num}: the id {key[:200]!r} comes twice")
-        seen.add(key)
-        yield entry
+    for key, splits, pack, image, mask, height, width, *rest in reader:
+        yield Entry(key, splits, pack, image, mask, int(height), int(width), *rest)

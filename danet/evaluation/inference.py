@@ -37,14 +37,12 @@ from torch.nn import functional as F
 
 from danet.config import rows
 from danet.core.errors import CheckpointError, ConfigError
+from danet.data.transforms import MEAN_RGB, STD_RGB
 from danet.models.fast import for_prediction
 from danet.models.numerics import autocast
 
 Size = tuple[int, int]
 Mode = Literal["ss", "ms"]
-
-MEAN_RGB = (123.675, 116.28, 103.53)
-STD_RGB = (58.395, 57.12, 57.375)
 
 _CHUNK = 2**26
 """Elements of an upsampled logit map held at once where only its argmax is wanted (256 MiB of float32)."""
@@ -198,7 +196,7 @@ class Predictor:
         self.align_corners = align_corners
         self.device = torch.device(device)
         self.numerics = numerics or rows.Numerics()
-        self.model = for_prediction(model, self.numerics, self.device)
+        self.model = for_prediction(model, self.numerics)
         self.max_batch = max_batch or (8 if self.device.type == "cuda" else 1)
         self._plan = _plan(test, mode)
         mean, std = (torch.tensor(x, device=self.device).view(1, 3, 1, 1) for x in (MEAN_RGB, STD_RGB))

@@ -27,7 +27,7 @@ QUICK = Patience(retries=1)
 
 
 @dataclass(frozen=True)
-class Verified:
+class Summary:
     """One row of the summary of ``danet verify``; percent."""
 
     row: str
@@ -139,8 +139,8 @@ def verify_all(
     *,
     device: str | torch.device | None = None,
     again: bool = False,
-    report: Callable[[Verified, int, int], None] | None = None,
-) -> list[Verified]:
+    report: Callable[[Summary, int, int], None] | None = None,
+) -> list[Summary]:
     """:func:`verify_row` for every row of the tables with published numbers; a row that cannot be is skipped.
 
     Args:
@@ -154,7 +154,7 @@ def verify_all(
     """
     params = workspace.params()
     chosen = [row for row in params.rows.values() if params.tables[row.table].published or row.name in params.released]
-    results: list[Verified] = []
+    results: list[Summary] = []
     for row in chosen:
         result = _verify_one(row, workspace, params, device, again)
         results.append(result)
@@ -169,26 +169,26 @@ def _verify_one(
     params: rows.Params,
     device: str | torch.device | None,
     again: bool,
-) -> Verified:
+) -> Summary:
     spec = params.released.get(row.name)
     if spec is None:
-        return Verified(row.name, "skipped", "its source released no weights")
+        return Summary(row.name, "skipped", "its source released no weights")
     try:
         PreparedDataset(workspace.prepared(row.dataset), row.val_split)  # before a long download
         weights = stored(workspace, row, spec) or fetch_released(workspace, row.name, patience=QUICK)
     except DanetError as error:
-        return Verified(row.name, "skipped", str(error))
+        return Summary(row.name, "skipped", str(error))
     try:
         result = verify_row(row, workspace, weights=weights, device=device, reuse=not again)
     except DanetError as error:
-        return Verified(row.name, "failed", str(error))
+        return Summary(row.name, "failed", str(error))
     return summary_of(row, result.metrics, "kept" if result.kept else "measured", params.bands.released)
 
 
-def summary_of(row: rows.Row, metrics: dict[str, Any], state: Literal["measured", "kept"], band: float) -> Verified:
+def summary_of(row: rows.Row, metrics: dict[str, Any], state: Literal["measured", "kept"], band: float) -> Summary:
     """The summary of a ``verify.json``."""
     source = published(row.name)
-    return Verified(
+    return Summary(
         row.name,
         state,
         miou=metrics["miou"],
@@ -199,6 +199,6 @@ def summary_of(row: rows.Row, metrics: dict[str, Any], state: Literal["measured"
     )
 
 
-def exit_code(results: Iterable[Verified]) -> int:
+def exit_code(results: Iterable[Summary]) -> int:
     """Of ``danet verify --all``: 2 if a row failed that had weights and data, else 0."""
     return 2 if any(result.state == "failed" for result in results) else 0

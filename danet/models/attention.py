@@ -18,8 +18,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from danet.models.matmul import matmul
-
 Attention = Literal["fused", "reference"]
 
 BLOCK = 2**22
@@ -91,7 +89,7 @@ def fused_attention(q_BND: Tensor, k_BND: Tensor, v_BNC: Tensor, heads: int | No
 
 
 class BlockAttention(torch.autograd.Function):
-    """``softmax(q k^T) v`` a block of queries at a time, in plain matrix products (:func:`danet.models.matmul.matmul`).
+    """``softmax(q k^T) v`` a block of queries at a time, in plain matrix products.
 
     A block's scores are never more than :data:`BLOCK` elements. Backward computes them again from the logarithm of the
     softmax's denominator, as FlashAttention does: ``p = exp(q k^T - lse)``, ``dv = p^T do``,
@@ -104,11 +102,11 @@ class BlockAttention(torch.autograd.Function):
         out_BNC = v_BNC.new_empty((*q_BND.shape[:2], v_BNC.shape[-1]))
         lse_BN1 = q_BND.new_empty((*q_BND.shape[:2], 1))
         for image, rows in _blocks(q_BND, k_BND):
-            score_nM = matmul(q_BND[image, rows], k_BND[image].T)
+            score_nM = q_BND[image, rows] @ k_BND[image].T
             top_n1 = score_nM.amax(dim=1, keepdim=True)
             weight_nM = score_nM.sub_(top_n1).exp_()
             sum_n1 = weight_nM.sum(dim=1, keepdim=True)
-            out_BNC[image, rows] = matmul(weight_nM, v_BNC[image]).div_(sum_n1)
+            out_BNC[image, rows] = (weight_nM @ v_BNC[image]).div_(sum_n1)
             lse_BN1[image, rows] = top_n1 + sum_n1.log()
         ctx.save_for_backward(q_BND, k_BND, v_BNC, out_BNC, lse_BN1)
         return out_BNC
@@ -122,12 +120,12 @@ class BlockAttention(torch.autograd.Function):
         dk_BND, dv_BNC = torch.zeros_like(k_BND), torch.zeros_like(v_BNC)
         for image, rows in _blocks(q_BND, k_BND):
             q_nD, k_MD, v_MC, do_nC = q_BND[image, rows], k_BND[image], v_BNC[image], do_BNC[image, rows]
-            p_nM = matmul(q_nD, k_MD.T).sub_(lse_BN1[image, rows]).exp_()
-            dv_BNC[image] += matmul(p_nM.T, do_nC)
+            p_nM = (q_nD @ k_MD.T).sub_(lse_BN1[image, rows]).exp_()
+            dv_BNC[image] += p_nM.T @ do_nC
             delta_n1 = (do_nC * out_BNC[image, rows]).sum(dim=1, keepdim=True)
-            ds_nM = matmul(do_nC, v_MC.T).sub_(delta_n1).mul_(p_nM)
-            dq_BND[image, rows] = matmul(ds_nM, k_MD)
-            dk_BND[image] += matmul(ds_nM.T, q_nD)
+            ds_nM = (do_nC @ v_MC.T).sub_(delta_n1).mul_(p_nM)
+            dq_BND[image, rows] = ds_nM @ k_MD
+            dk_BND[image] += ds_nM.T @ q_nD
         return dq_BND, dk_BND, dv_BNC
 
 

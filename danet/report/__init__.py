@@ -5,17 +5,17 @@ The same metrics files give the same bytes: dates and versions come from the mea
 
 from __future__ import annotations
 
-import csv
-import io
 import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import pandas as pd
+
 from danet.config.rows import Params
 from danet.config.workspace import Workspace
-from danet.core.errors import ConfigError, DanetError
+from danet.core.errors import ConfigError
 from danet.core.files import write_json, write_text
 from danet.report import costs, examples, figures, pages
 from danet.report.records import csv_rows, table_record
@@ -38,8 +38,6 @@ class TableReport:
     rows: int
     measured: int
     problems: tuple[Problem, ...]
-    text: str
-    """The main table for a terminal."""
     files: tuple[Path, ...] = ()
     """The page, the same as data, and all pictures."""
 
@@ -53,7 +51,6 @@ def write_table(
     params: Params,
     workspace: Workspace,
     *,
-    strict: bool = False,
     keep_pictures: bool | None = None,
     published_path: Path | None = None,
 ) -> TableReport:
@@ -63,7 +60,6 @@ def write_table(
         table: its name in ``params.yaml``.
         params: with the rows as they are today; results of other settings are left out.
         workspace: where metrics files are read and reports are written.
-        strict: whether anything left out is an error, once everything is written.
         keep_pictures: show the dataset's images: overlays on the row pages, examples across rows on the table's.
             By default as ``tables.<table>.pictures`` says: off, since pictures of most datasets must not be
             redistributed. The examples are drawn all the same, into ``evaluations/examples@<table>``, out of Git.
@@ -71,7 +67,6 @@ def write_table(
 
     Raises:
         ConfigError: for an unknown table, or one whose name is taken in ``reports/``.
-        DanetError: in strict mode, naming the files that were left out.
     """
     rows = params.table_rows(table)
     if table in RESERVED:
@@ -109,17 +104,13 @@ def write_table(
     write_text(page, pages.table_page(record, params, measurements, linked))
     write_json(reports / "tables" / f"{table}.json", record)
     head, lines = csv_rows(record)
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([head, *lines])
-    write_text(reports / "tables" / f"{table}.csv", text.getvalue())
+    text = pd.DataFrame(lines, columns=head, dtype=object).to_csv(index=False)
+    write_text(reports / "tables" / f"{table}.csv", text)
     problems = tuple(problem for item in measurements for problem in item.problems)
-    if strict and problems:
-        named = "; ".join(f"{problem.file}: {problem.reason}" for problem in problems)
-        raise DanetError(f"{page} is written, but not everything could be used: {named}")
     measured = sum(item.status == "measured" for item in measurements)
     drawn = [path for path in sorted(kept) if path.suffix in PICTURE_SUFFIXES] + [path for _, path in shown]
     files = (page, *(reports / "tables" / f"{table}.{suffix}" for suffix in ("csv", "json")), *dict.fromkeys(drawn))
-    return TableReport(page, len(rows), measured, problems, pages.plain_table(record, params, measurements), files)
+    return TableReport(page, len(rows), measured, problems, files)
 
 
 def write_index(params: Params, workspace: Workspace, *, published_path: Path | None = None) -> Path:

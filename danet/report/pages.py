@@ -7,9 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import yaml
-from tabulate import tabulate
 
 from danet.config.rows import Params, Row, Table
+from danet.core.text import fact, number, signed
 from danet.report.figures import METHODS, backbone_text, short_schedule
 from danet.results.measured import Measurement, fact_name
 from danet.results.verdict import ALPHA, summarise
@@ -103,23 +103,6 @@ def table_page(
     return page.end()
 
 
-def plain_table(record: Mapping[str, Any], params: Params, measurements: Sequence[Measurement]) -> str:
-    """The main table for a terminal: no links, one line per row."""
-    records = {row["row"]: row for row in record["rows"]}
-    has_published = record["has_published"]
-    only_danet = all(item.row.model.method == "danet" for item in measurements)
-    main = _main_table(record["table"], measurements, records, {}, has_published)
-    head, lines, align = _without_method(*main, only_danet)
-    datasets = [params.datasets[item.row.dataset].title for item in measurements]
-    names = [item.row.name for item in measurements]
-    body = [[name, dataset, *line[1:]] for name, dataset, line in zip(names, datasets, lines, strict=True)]
-    sides = ["right" if side == "r" else "left" for side in "ll" + align[1:]]
-    head = ["Row", "Dataset", *head[1:]]
-    text = tabulate(body, headers=head, colalign=sides, disable_numparse=True)
-    banner = params.tables[record["table"]].banner
-    return f"{banner}\n\n{text}\n" if banner else f"{text}\n"
-
-
 def row_page(
     row: Row, record: Mapping[str, Any], measurement: Measurement, params: Params, figures: Sequence[tuple[str, str]]
 ) -> str:
@@ -184,7 +167,7 @@ def _environment_lines(provenance: Sequence[Mapping[str, Any]]) -> list[list[str
         for facts in known:
             stage, seed = str(facts["stage"]), f"seed {facts['seed']}"
             for found, who in zip(ways, ("", stage, seed, f"{stage}, {seed}"), strict=True):
-                found.setdefault(who, set()).add(_cell(facts.get(key)))
+                found.setdefault(who, set()).add(_escape(fact(facts.get(key))))
         clear = next(found for found in ways if all(len(values) == 1 for values in found.values()))
         shown = [f"{who}: {min(values)}" if who else min(values) for who, values in clear.items()]
         lines.append([_escape(fact_name(key)), "<br>".join(shown) or "-"])
@@ -275,13 +258,13 @@ def _main_table(
         record = records[item.row.name]
         line = [_link(table, item.row.name, marks), *_settings_cells(item.row)]
         if has_published:
-            line += [_number(record["published"]["miou"]), _released(record, "miou"), _measured(record, "miou")]
-            line += [_signed(record["difference"]["miou"]), record["verdict"]["miou"] or "-"]
+            line += [number(record["published"]["miou"]), _released(record, "miou"), _measured(record, "miou")]
+            line += [signed(record["difference"]["miou"]), record["verdict"]["miou"] or "-"]
         else:
             measured = record["measured"] or {}
             above = _above(measured.get("miou"), measured.get("baseline_miou"))
-            line += [_measured(record, "miou"), _number(measured.get("baseline_miou")), _signed(above)]
-            line += [_number(measured.get("aacc")), _number(measured.get("macc"))]
+            line += [_measured(record, "miou"), number(measured.get("baseline_miou")), signed(above)]
+            line += [number(measured.get("aacc")), number(measured.get("macc"))]
             line += [_released(record, "miou")] if verified else []
         lines.append(line)
     if has_published:
@@ -319,8 +302,8 @@ def _further_lines(
             if against is None and (metric != "miou_ms_flip" or not (record["measured"] or {}).get(metric)):
                 continue
             verdict = record["verdict"].get(metric) or ("not run" if record["measured"] is None else "-")
-            line = [_link(table, item.row.name), METRIC_NAMES[metric], _number(against), _released(record, metric)]
-            lines.append([*line, _measured(record, metric), _signed(record["difference"][metric]), verdict])
+            line = [_link(table, item.row.name), METRIC_NAMES[metric], number(against), _released(record, metric)]
+            lines.append([*line, _measured(record, metric), signed(record["difference"][metric]), verdict])
     return lines
 
 
@@ -334,16 +317,16 @@ def _cost_lines(
         if measured is None and against["memory_gb"] is None and against["fps"] is None:
             continue
         made = measured or {}
-        numbers = [_memory(made), _number(made.get("fps")), _number(made.get("fps_batched"))]
+        numbers = [_memory(made), number(made.get("fps")), number(made.get("fps_batched"))]
         numbers = numbers if measured else [SHORT_STATUS[record["status"]], "", ""]
         hours = _hours(made)
         devices = dict.fromkeys(name for name in (made.get("device"), made.get("fps_device")) if name)
         hardware = "; ".join(devices)
         if has_published:
-            cells = [_memory(against), _number(against["fps"]), against["device"] or "-"]
+            cells = [_memory(against), number(against["fps"]), against["device"] or "-"]
             lines.append([_link(table, item.row.name), *cells, *numbers, hours, hardware or "-"])
         else:
-            speed = _number(made.get("images_per_second"), 1) if measured else ""
+            speed = number(made.get("images_per_second"), 1) if measured else ""
             lines.append([_link(table, item.row.name), *numbers, speed, hours, hardware or "-"])
     if not lines:
         return None
@@ -357,13 +340,13 @@ def _memory(numbers: Mapping[str, Any]) -> str:
     """``7.4 (2)``: gigabytes, and the images on a GPU that took them."""
     images = numbers.get("images_per_gpu")
     known = images is not None and numbers.get("memory_gb") is not None
-    return _number(numbers.get("memory_gb"), 1) + (f" ({images})" if known else "")
+    return number(numbers.get("memory_gb"), 1) + (f" ({images})" if known else "")
 
 
 def _first_edition_lines(table: str, rows: Iterable[Mapping[str, Any]]) -> list[list[str]]:
     """Published mIoU then and now, of the rows that the source's first edition had."""
     return [
-        [_link(table, row["row"]), _number(row["first_edition"]["miou"]), _number(row["published"]["miou"])]
+        [_link(table, row["row"]), number(row["first_edition"]["miou"]), number(row["published"]["miou"])]
         for row in rows
         if row["first_edition"] is not None
     ]
@@ -494,7 +477,7 @@ def _result_table(
         seeds = ", ".join(f"{value:.2f}" for value in measurement.values(metric)) or "-"
         line = [name, _measured(record, metric), seeds, interval]
         if has_published:
-            line += [_number(against), _signed(record["difference"].get(metric)), record["verdict"].get(metric) or "-"]
+            line += [number(against), signed(record["difference"].get(metric)), record["verdict"].get(metric) or "-"]
         lines.append(line)
     head = ["Metric", "Measured", "Seeds", "95 % interval"]
     if has_published:
@@ -502,7 +485,7 @@ def _result_table(
     measured = record["measured"]
     if measured.get("baseline_miou") is not None:
         where = f" (`{measured['baseline_class']}` everywhere)" if measured.get("baseline_class") else ""
-        lines.append([f"best constant mIoU{where}", _number(measured["baseline_miou"]), "", ""])
+        lines.append([f"best constant mIoU{where}", number(measured["baseline_miou"]), "", ""])
     return head, lines, "lrrl"
 
 
@@ -528,7 +511,7 @@ def _class_table(
     if published:
         head.append(f"published, {published['of']}")
         columns.append([published["iou"].get(name) for name in classes])
-    lines = [[_escape(name), *(_number(column[place]) for column in columns)] for place, name in enumerate(classes)]
+    lines = [[_escape(name), *(number(column[place]) for column in columns)] for place, name in enumerate(classes)]
     return head, lines, "l" + "r" * len(columns)
 
 
@@ -591,13 +574,13 @@ def _released(record: Mapping[str, Any], metric: str) -> str:
     if released["status"] != "measured":
         return SHORT_STATUS[released["status"]]
     text = released["agreement"].get(metric)
-    return _number(released[metric]) + (f", {text}" if text else "")
+    return number(released[metric]) + (f", {text}" if text else "")
 
 
 def _released_table(record: Mapping[str, Any]) -> tuple[list[str], list[list[str]], str]:
     released = record["released"]
     lines = [
-        [name, _number(record["published"].get(metric)), _released(record, metric)]
+        [name, number(record["published"].get(metric)), _released(record, metric)]
         for metric, name in METRIC_NAMES.items()
         if released[metric] is not None
     ]
@@ -616,29 +599,6 @@ def _released_text(record: Mapping[str, Any]) -> str:
 
 def _above(value: float | None, baseline: float | None) -> float | None:
     return None if value is None or baseline is None else value - baseline
-
-
-def _number(value: float | None, digits: int = 2) -> str:
-    return "-" if value is None else f"{value:.{digits}f}"
-
-
-def _signed(value: float | None) -> str:
-    if value is None:
-        return "-"
-    text = f"{value:+.2f}"
-    return "0.00" if text in {"+0.00", "-0.00"} else text
-
-
-_LONG_HASH = re.compile(r"[0-9a-f]{40,}")
-
-
-def _cell(value: Any) -> str:
-    """A fact in a table; of a long hash the beginning, all of it is in the table's JSON."""
-    if value is None:
-        return "-"
-    if isinstance(value, str) and _LONG_HASH.fullmatch(value):
-        return value[:16]
-    return _escape({True: "yes", False: "no"}.get(value, str(value)) if isinstance(value, bool) else str(value))
 
 
 def _escape(text: str) -> str:

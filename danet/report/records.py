@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from danet.config.published import NUMBERS, published, row_record
+from danet.config.published import NUMBERS, check_published, published, row_record
 from danet.config.rows import Bands, Params
 from danet.core.provenance import device_name
 from danet.results.measured import Measurement
@@ -39,7 +39,11 @@ def table_record(
         :func:`.row_record` and ``first_edition, published_classes, seeds, status, measured, spread,
         difference, verdict, iou, best_on_val, provenance, released`` (``None`` where there is nothing). Percentages,
         rounded to 4 decimals.
+
+    Raises:
+        ConfigError: if a row of a table with published numbers has no entry for them.
     """
+    check_published(table, params, path)
     settings = params.tables[table]
     return {
         "format": 1,

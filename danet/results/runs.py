@@ -8,7 +8,6 @@ that ``params.yaml`` has today.
 from __future__ import annotations
 
 import json
-import re
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +19,7 @@ from tabulate import tabulate
 
 from danet.config.workspace import Workspace
 from danet.core.errors import ConfigError, DataError
+from danet.core.text import fact, number, signed
 from danet.results.identity import SETUP, differing, flat
 from danet.results.measured import Evaluated, Trained, explain, fact_name
 from danet.results.verdict import summarise
@@ -303,14 +303,14 @@ def show_text(run: Run) -> str:
     lines = [["row hash", run.row_hash], ["training hash", str(run.train_hash)]]
     lines = [[*line, *["same"] * (len(facts) - 1)] for line in lines]
     for key in keys:
-        cells = [_cell(stage.get(key)) for stage in facts.values()]
+        cells = [fact(stage.get(key)) for stage in facts.values()]
         same = len(cells) > 1 and len(set(cells)) == 1 and cells[0] != "-"
         lines.append([fact_name(key), cells[0], *("same" if same else cell for cell in cells[1:])])
     blocks.append(_table(lines, head))
     if run.weights:
-        blocks.append(_table([[key, _cell(value)] for key, value in run.weights.items()], ["weights", ""]))
+        blocks.append(_table([[key, fact(value)] for key, value in run.weights.items()], ["weights", ""]))
     columns = [run.iou(mode) for mode in run.modes]
-    lines = [[name, *(_number(column[place]) for column in columns)] for place, name in enumerate(run.classes)]
+    lines = [[name, *(number(column[place]) for column in columns)] for place, name in enumerate(run.classes)]
     blocks.append(
         _table(lines, ["IoU, %", *("ms+flip" if mode == "ms" else "single scale" for mode in run.modes)], "r")
     )
@@ -325,16 +325,16 @@ def diff_text(first: Run, second: Run, difference: Difference) -> str:
         same = first.row_hash == second.row_hash
         blocks.append("Settings: " + ("the same (row hash)." if same else "other ones; a file does not say which."))
     elif difference.settings:
-        lines = [[key, *map(_cell, values)] for key, values in difference.settings.items() if key != "name"]
+        lines = [[key, *map(fact, values)] for key, values in difference.settings.items() if key != "name"]
         blocks.append(_table(lines, ["settings", *names]) if lines else "Settings: the same.")
     else:
         blocks.append("Settings: the same.")
-    lines = [[key.replace("_", " "), *map(_cell, values)] for key, values in difference.provenance.items()]
+    lines = [[key.replace("_", " "), *map(fact, values)] for key, values in difference.provenance.items()]
     blocks.append(_table(lines, ["provenance", *names]) if lines else "Provenance: the same.")
-    lines = [[key, f"{a:.2f}", f"{b:.2f}", _change(a, b)] for key, (a, b) in difference.metrics.items()]
+    lines = [[key, f"{a:.2f}", f"{b:.2f}", signed(b - a)] for key, (a, b) in difference.metrics.items()]
     blocks.append(_table(lines, ["%", *names, "change"], "r"))
     lines = [
-        [name, _number(a), _number(b), "-" if a is None or b is None else _change(a, b)]
+        [name, number(a), number(b), signed(None if a is None or b is None else b - a)]
         for name, (a, b) in difference.iou.items()
         if a is not None or b is not None
     ]
@@ -352,28 +352,3 @@ def diff_text(first: Run, second: Run, difference: Difference) -> str:
 def _table(lines: Sequence[Sequence[str]], head: Sequence[str], align: str = "l") -> str:
     sides = ["left"] + ["right" if align == "r" else "left"] * (len(head) - 1)
     return tabulate(lines, headers=head, tablefmt="plain", colalign=sides, disable_numparse=True)
-
-
-def _change(first: float, second: float) -> str:
-    text = f"{second - first:+.2f}"
-    return "0.00" if text in {"+0.00", "-0.00"} else text
-
-
-_LONG_HASH = re.compile(r"[0-9a-f]{40,}")
-
-
-def _cell(value: Any) -> str:
-    """For a terminal: seeds below each other, the beginning of a long hash (all of it is in the JSON)."""
-    if isinstance(value, list):
-        return "\n".join(map(_cell, value))
-    if isinstance(value, str) and _LONG_HASH.fullmatch(value):
-        return value[:16]
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, float):
-        return f"{value:g}"
-    return "-" if value is None else str(value)
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f}"

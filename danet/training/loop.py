@@ -34,7 +34,6 @@ from danet.core.provenance import EnergyMeter
 from danet.data.layout import IGNORE
 from danet.data.loader import Batch, BatchStream, Source, images_per_process
 from danet.models import numerics
-from danet.models.fast import for_training
 from danet.training.batch_norm import synchronise_batch_norm
 from danet.training.checkpoint import Checkpoint, CheckpointStore
 from danet.training.losses import loss_divisors, segmentation_losses
@@ -134,7 +133,7 @@ class Trainer:
             model = model.to(memory_format=torch.channels_last)
         if row.numerics.sync_batch_norm and self.process.world > 1:
             model = synchronise_batch_norm(model, self.device)
-        self.model = for_training(model, row.numerics, self.device)
+        self.model = model
         self.optimizer = build_optimizer(model, row.optimizer)  # type: ignore[arg-type]
         self.scaler = numerics.gradient_scaler(row.numerics, self.device)
         self.history = History()

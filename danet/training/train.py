@@ -20,8 +20,7 @@ from danet.core.console import console
 from danet.core.errors import CheckpointError, Interrupted
 from danet.core.files import remove_leftovers, sha256, space_note, write_json, write_text
 from danet.core.process import Process, processes
-from danet.core.provenance import collect
-from danet.data.loader import available_cpus
+from danet.core.provenance import collect, cpu_cores
 from danet.data.prepared import PreparedDataset
 from danet.evaluation.evaluate import evaluate_model
 from danet.models import numerics
@@ -130,7 +129,7 @@ def _is_finished(row: Row, wanted: TrainingIdentity, workspace: Workspace, repor
 
 def capped_workers(wanted: int, local_world: int = 1) -> tuple[int, str | None]:
     """Loader processes of this trainer: at most its share of the CPU cores, and a line that says so if fewer."""
-    allowed = max(1, available_cpus() // local_world)
+    allowed = max(1, cpu_cores() // local_world)
     if wanted <= allowed:
         return wanted, None
     return allowed, f"runtime.workers {wanted} is more than the {allowed} CPU cores of this trainer: using {allowed}"

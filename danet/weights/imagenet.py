@@ -22,7 +22,7 @@ from danet.core.errors import CheckpointError
 from danet.core.files import atomic_write, sha256, write_json
 from danet.models.resnet import BLOCKS, ResNet, Stem
 from danet.models.segmentor import Segmentor
-from danet.weights.reading import check_names, read_tensors, read_tensors_and_digests
+from danet.weights.reading import check_names, read_tensors_and_digests
 
 FORMAT: Final = 1
 WEIGHTS_FILE: Final = "weights.safetensors"
@@ -31,25 +31,21 @@ _CLASSIFIER: Final = re.compile(r"(head\.)?fc\.(weight|bias)")
 _COUNTER: Final = "num_batches_tracked"
 
 
-def load_imagenet(file: Path, backbone: str, stem: str) -> dict[str, Tensor]:
-    """Reads an ImageNet checkpoint into the names of our :class:`~danet.models.resnet.ResNet`, without prefix.
+def convert(file: Path, given: dict[str, Tensor], backbone: str, stem: str) -> dict[str, Tensor]:
+    """An ImageNet checkpoint's tensors in the names of our :class:`~danet.models.resnet.ResNet`, without prefix.
 
     The ImageNet classifier (``fc``) is dropped; batch counters, which old files lack, are set to 0. Everything else
     must be there, and nothing more. Floating-point tensors become float32.
 
     Args:
-        file: ``.pth``, ``.safetensors``, or ``.zip`` holding one ``.pth``; a ``state_dict`` wrapping and ``module.`` or
-            ``backbone.`` prefixes are fine.
+        file: what messages name.
+        given: its tensors; ``backbone.`` prefixes are fine.
         backbone: ``resnet50`` or ``resnet101``.
         stem: as in :class:`danet.config.rows.Model`.
 
     Raises:
-        CheckpointError: if the file is damaged or unsafe, or of another depth or stem.
+        CheckpointError: if they are of another depth or stem.
     """
-    return _convert(file, read_tensors(file), backbone, stem)
-
-
-def _convert(file: Path, given: dict[str, Tensor], backbone: str, stem: str) -> dict[str, Tensor]:
     if any(key.startswith("backbone.") for key in given):
         given = {key.removeprefix("backbone."): value for key, value in given.items()}
     given = {key: value for key, value in given.items() if not _CLASSIFIER.fullmatch(key)}
@@ -133,7 +129,7 @@ def prepare_weights(name: str, spec: rows.Weights, source_file: Path | None, out
         out: folder, made where needed.
 
     Raises:
-        CheckpointError: if the file's checksum differs, or as :func:`load_imagenet`. ``out`` is then left as it was.
+        CheckpointError: if the file's checksum differs, or as :func:`convert`. ``out`` is then left as it was.
     """
     source: dict[str, Any] = {"format": FORMAT, "name": name, "title": spec.title}
     if spec.file is None:
@@ -151,7 +147,7 @@ def prepare_weights(name: str, spec: rows.Weights, source_file: Path | None, out
             f"{source_file}: its {algorithm} is {' / '.join(sorted(digests[algorithm]))}, wanted is {digest}; "
             f"delete it and run `dvc repro weights@{name}`"
         )
-    state = _convert(source_file, tensors, spec.backbone, spec.stem)
+    state = convert(source_file, tensors, spec.backbone, spec.stem)
     with atomic_write(out / WEIGHTS_FILE) as temporary:
         _save(state, temporary)
     write_json(

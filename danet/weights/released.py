@@ -25,7 +25,7 @@ _REMEDY: Final = "take the checkpoint that belongs to this row"
 
 
 @dataclass(frozen=True)
-class Source:
+class Toolbox:
     """How one code base names its tensors.
 
     Attributes:
@@ -84,8 +84,8 @@ def _mmsegmentation_blocks(*blocks: tuple[str, str]) -> dict[str, str]:
     return {f"{ours}.{i}": f"{theirs}.{part}" for ours, theirs in blocks for i, part in ((0, "conv"), (1, "bn"))}
 
 
-SOURCES: Final[dict[str, Source]] = {
-    "mmsegmentation": Source(
+SOURCES: Final[dict[str, Toolbox]] = {
+    "mmsegmentation": Toolbox(
         method="danet",
         marker="decode_head.pam_in_conv.",
         backbone="backbone",
@@ -109,7 +109,7 @@ SOURCES: Final[dict[str, Source]] = {
             "aux_head.classifier": "auxiliary_head.conv_seg",
         },
     ),
-    "sssegmentation": Source(
+    "sssegmentation": Toolbox(
         method="danet",
         marker="backbone_net.",
         backbone="backbone_net",
@@ -132,7 +132,7 @@ SOURCES: Final[dict[str, Source]] = {
         },
     ),
     # Before "official", whose marker its files have too.
-    "clusterdanet": Source(
+    "clusterdanet": Toolbox(
         method="clusterdanet",
         marker="head.ca.",
         backbone="pretrained",
@@ -141,7 +141,7 @@ SOURCES: Final[dict[str, Source]] = {
         scale_shape=(1,),
         dropped=("pretrained.fc.",),
     ),
-    "official": Source(
+    "official": Toolbox(
         method="danet",
         marker="head.conv5a.",
         backbone="pretrained",
@@ -150,7 +150,7 @@ SOURCES: Final[dict[str, Source]] = {
         scale_shape=(1,),
         dropped=("pretrained.fc.",),  # the 2018 code kept the ImageNet classifier
     ),
-    "official-dranet": Source(
+    "official-dranet": Toolbox(
         method="dranet",
         marker="head.conv_cpam_b.",
         backbone="pretrained",
@@ -307,7 +307,7 @@ def _is_scale(key: str) -> bool:
     return key.endswith((".gamma", ".scale"))
 
 
-def _refuse_other_method(subject: str, source: Source, config: rows.Model) -> None:
+def _refuse_other_method(subject: str, source: Toolbox, config: rows.Model) -> None:
     if config.method != source.method:
         raise CheckpointError(f"{subject}: is a {source.method}, the row has method {config.method}; take another row")
     if source.backbone != "pretrained" and config.stem != "deep-32-32-64":
@@ -319,7 +319,7 @@ def _refuse_other_method(subject: str, source: Source, config: rows.Model) -> No
 
 
 def _refuse_other_size(
-    file: Path, source: Source, tensors: Mapping[str, Tensor], config: rows.Model, num_classes: int
+    file: Path, source: Toolbox, tensors: Mapping[str, Tensor], config: rows.Model, num_classes: int
 ) -> None:
     """The likely mistakes in words, before the list of names."""
     prefix = f"{source.backbone}."

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from danet.cli.app import Root
+from danet.cli.options import Root
 from danet.config.workspace import Workspace
 from danet.core.console import report_errors
 from danet.core.errors import ConfigError

@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader, DistributedSampler
 
-from danet.config.rows import BESIDE, NAME, Params, load_params, merge, read_raw, write_raw
+from danet.config.rows import NAME, Params, load_params, merge, write_raw
 from danet.core.errors import ConfigError
-from tests.altering import altered
 from tests.parameters import raw_params
 
 ROOT = Path(__file__).parents[2]
@@ -32,25 +31,6 @@ def params() -> Params:
 
 
 SOURCES_WITH_WEIGHTS = {"mmsegmentation", "sssegmentation", "official"}
-
-
-def small() -> dict[str, Any]:
-    """``params.yaml`` cut down to one row and what it needs."""
-    data = read_raw(ROOT / "params.yaml")
-    row = data["rows"]["camvid-r50-d8"]
-    kept: dict[str, tuple[str, ...]] = {
-        "rows": ("camvid-r50-d8",),
-        "recipes": (row["recipe"],),
-        "datasets": (row["dataset"],),
-        "weights": (row["weights"],),
-        "tables": (row["table"],),
-        "released": (),
-        "submissions": (),
-    }
-    return {key: {k: v for k, v in value.items() if k in kept.get(key, value)} for key, value in data.items()}
-
-
-SMALL = small()
 
 
 def changed(raw: dict[str, Any], row: str, **over: Any) -> Params:
@@ -261,11 +241,9 @@ BAD_NAMES = [
     3,
     None,
 ]
-LOOK_ALIKES = ["\u0430bc", "r\uff11", "a\u2010b", "\u017f", "\u212a", "a\u200b"]
-"""Cyrillic a, full-width 1, a hyphen, long s, the Kelvin sign (whose small letter is ASCII), a space of no width."""
 
 
-@pytest.mark.parametrize("name", BAD_NAMES + LOOK_ALIKES)
+@pytest.mark.parametrize("name", BAD_NAMES)
 @pytest.mark.parametrize("section", ["rows", "datasets", "weights", "tables", "recipes", "released", "submissions"])
 def test_names_that_could_reach_a_shell_are_refused(raw: dict[str, Any], section: str, name: Any) -> None:
     data = {**raw, section: {**raw[section], name: next(iter(raw[section].values()))}}
@@ -288,12 +266,6 @@ def test_names_that_could_reach_a_shell_are_refused(raw: dict[str, Any], section
         (("datasets", "camvid", "counts"), {"../train": 1}),
         (("rows", "camvid-r50-d8", "train_split"), "../train"),
         (("rows", "camvid-r50-d8", "table"), "../../x"),
-        (("rows", "camvid-r50-d8", "iterations"), 10**12),
-        (("rows", "camvid-r50-d8", "augment"), {"crop_size": [10**9, 10**9]}),
-        (("rows", "camvid-r50-d8", "schedule"), {"batch_size": 10**9}),
-        (("rows", "camvid-r50-d8", "seeds"), [2**40]),
-        (("rows", "camvid-r50-d8", "numerics"), 5),
-        (("rows", "camvid-r50-d8", "runtime"), [1]),
         (("rows", "camvid-r50-d8", "optimizer"), {"lr": math.inf}),
         (("rows", "camvid-r50-d8", "augment"), {"flip": math.nan}),
         (("rows", "camvid-r50-d8", "settings"), "../full"),
@@ -311,18 +283,6 @@ def test_values_that_could_do_harm_are_refused(raw: dict[str, Any], place: tuple
     inner[place[-1]] = value
     with pytest.raises(ConfigError, match=str(place[-2]) if len(place) > 1 else str(place[0])):
         Params(data, Path("params.yaml"))
-
-
-@settings(deadline=None, max_examples=300)
-@given(st.binary(min_size=4, max_size=24))
-def test_any_change_to_any_value_is_accepted_or_our_error(changes: bytes) -> None:
-    data = altered(SMALL, changes)
-    try:
-        params = Params(data, Path("params.yaml"))
-    except ConfigError as error:
-        assert str(error).startswith(("params.yaml", "recipes", *BESIDE))  # noqa: PT017 - any other passes
-    else:
-        assert all(NAME.fullmatch(name) for name in params.rows)
 
 
 @given(st.text(max_size=12))

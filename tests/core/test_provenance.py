@@ -89,25 +89,10 @@ def test_nothing_installed_nothing_raised(monkeypatch: pytest.MonkeyPatch, tmp_p
     monkeypatch.delenv(provenance.COMMIT_VARIABLE, raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setitem(sys.modules, "torch", None)  # importing it fails
-    provenance._driver.cache_clear()
-    assert provenance._driver() is None
-    provenance._driver.cache_clear()
     facts = provenance.collect()
     assert (facts["commit"], facts["dirty"]) == ("unknown", None)
     assert (facts["gpu"], facts["cuda"], facts["gpus"], facts["driver"]) == (None, None, 0, None)
     assert provenance.EnergyMeter().kilojoules() is None
-
-
-def test_driver_from_nvidia_smi(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    program = tmp_path / "nvidia-smi"
-    program.write_text("#!/bin/sh\nprintf '580.95.05\\n580.95.05\\n'\n")
-    program.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    provenance._driver.cache_clear()
-    try:
-        assert provenance._driver() == "580.95.05"
-    finally:
-        provenance._driver.cache_clear()
 
 
 def test_command_without_machine_paths(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -122,34 +107,14 @@ def test_command_without_machine_paths(monkeypatch: pytest.MonkeyPatch, tmp_path
     assert provenance.command() == "danet train row"
 
 
-NVML = """
-#include <string.h>
-static unsigned long long energy = 5000000ULL;
-int nvmlInit_v2(void) { return 0; }
-int nvmlShutdown(void) { return 0; }
-int nvmlDeviceGetHandleByUUID(const char *uuid, void **device) {
-    if (strcmp(uuid, "GPU-1") != 0) return 6;
-    *device = &energy;
-    return 0;
-}
-int nvmlDeviceGetTotalEnergyConsumption(void *device, unsigned long long *out) {
-    *out = *(unsigned long long *)device;
-    energy += 2500000ULL;
-    return 0;
-}
-"""
+@pytest.mark.gpu
+def test_energy_and_driver_of_a_gpu() -> None:
+    import torch
 
-
-def test_energy_counter_through_the_c_interface(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Against a library with NVML's signatures (nvml.h): handles are pointers, energy 64 bits in mJ."""
-    (tmp_path / "nvml.c").write_text(NVML)
-    try:
-        subprocess.run(["cc", "-shared", "-fPIC", "-o", "nvml.so", "nvml.c"], cwd=tmp_path, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        pytest.skip("needs a C compiler")
-    import ctypes
-
-    library = ctypes.CDLL(str(tmp_path / "nvml.so"))
-    assert provenance._nvml_energy(library, "GPU-2") is None
-    monkeypatch.setattr(provenance, "gpu_energy_millijoules", lambda: provenance._nvml_energy(library, "GPU-1"))
-    assert provenance.EnergyMeter().kilojoules() == 2.5
+    meter = provenance.EnergyMeter()
+    x = torch.randn(4096, 4096, device="cuda")
+    for _ in range(50):
+        x = torch.softmax(x @ x, dim=0)
+    torch.cuda.synchronize()
+    assert 0 <= (meter.kilojoules() or -1) < 100
+    assert str(provenance.collect()["driver"])[:3].isdigit()

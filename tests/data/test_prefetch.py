@@ -1,6 +1,5 @@
 """Normalisation on the device and what is counted as waiting; what needs a GPU has the marker ``gpu``."""
 
-import contextlib
 import time
 
 import numpy as np
@@ -56,76 +55,6 @@ def test_a_stream_tells_how_long_was_waited():
         for _ in stream:
             seen.append(stream.waited)
     assert all(a < b for a, b in zip([0.0, *seen], seen, strict=False))
-
-
-class Gpu:
-    """Stands in for ``torch.cuda``: notes what is asked of it, and a clock that only a step of training moves."""
-
-    def __init__(self, monkeypatch):
-        self.log = []
-        self.clock = 0.0
-        self.finished = False
-        gpu = self
-
-        class Event:
-            def __init__(self, enable_timing):
-                assert enable_timing
-
-            def record(self, stream):
-                gpu.log.append(("record", stream.name))
-                self.at = gpu.clock
-
-            def query(self):
-                return gpu.finished
-
-            def elapsed_time(self, other):
-                return 1000 * (other.at - self.at)
-
-        class Stream:
-            def __init__(self, device=None, name="side"):
-                self.name = name
-
-            def wait_stream(self, other):
-                gpu.log.append((self.name, "waits for", other.name))
-
-        training = Stream(name="training")
-        monkeypatch.setattr(torch.cuda, "Event", Event)
-        monkeypatch.setattr(torch.cuda, "Stream", Stream)
-        monkeypatch.setattr(torch.cuda, "current_stream", lambda device: training)
-        monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
-        monkeypatch.setattr(torch.Tensor, "record_stream", lambda _, stream: gpu.log.append(("used by", stream.name)))
-
-
-def test_order_of_what_is_asked_of_a_gpu(monkeypatch):
-    """The idle time begins before the batch is waited for; training waits for the copy, and the memory for training."""
-    gpu = Gpu(monkeypatch)
-    augment = small(SOURCES["sssegmentation"], crop=(60, 60))
-    samples = TrainingSet(Images(), augment, 3, levels=True)
-    prefetcher = DevicePrefetcher(augment, CPU)
-    gpu.log.clear()
-
-    def take():
-        gpu.log.append("take")
-        gpu.clock += 2.5
-        return collate([samples[p] for p in range(4)])
-
-    batch = prefetcher.fetch(take)
-    assert gpu.log == [
-        ("record", "training"),
-        "take",
-        ("training", "waits for", "side"),
-        ("record", "training"),
-        ("used by", "training"),
-        ("used by", "training"),
-    ]
-    expected = collate([TrainingSet(Images(), augment, 3)[p] for p in range(4)])
-    assert same(batch, expected)
-    assert batch.boxes is None
-    assert prefetcher.waited == 0  # the GPU has not come so far yet
-    gpu.finished = True
-    assert prefetcher.waited == 2.5
-    prefetcher.fetch(take)
-    assert prefetcher.waited == prefetcher.waited == 5.0
 
 
 @pytest.mark.gpu

@@ -1,4 +1,4 @@
-"""Folding, Winograd and compilation for steady sizes against the plain network and closed forms."""
+"""Folding and compilation for steady sizes against the plain network and closed forms."""
 
 from __future__ import annotations
 
@@ -11,10 +11,8 @@ from torch import Tensor, nn
 
 from danet.config import rows
 from danet.models import build_model
-from danet.models.fast import SteadyCompiled, WinogradConv2d, folded, for_prediction, for_training, with_winograd
-from danet.models.matmul import matmul
+from danet.models.fast import SteadyCompiled, folded
 
-CPU = torch.device("cpu")
 MODELS = {
     "danet": {"method": "danet", "stem": "deep-32-32-64", "aux_channels": 256},
     "dranet": {"method": "dranet", "stem": "7x7", "multi_grid": (4, 8, 16)},
@@ -76,89 +74,6 @@ def test_folding_is_the_closed_form() -> None:
     fold: Any = folded(block)
     assert fold[0].weight.item() == pytest.approx(3 * 5 / 2)
     assert fold[0].bias.item() == pytest.approx(7 - 2 * 5 / 2)
-
-
-@pytest.mark.parametrize("dilation", [1, 2, 4])
-@pytest.mark.parametrize("size", [(8, 8), (13, 7), (1, 3), (17, 16)])
-@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_winograd_is_the_convolution_and_its_gradients(dilation: int, size: Any, layout: Any) -> None:
-    torch.manual_seed(0)
-    conv = nn.Conv2d(6, 5, 3, padding=dilation, dilation=dilation).double()
-    fast = WinogradConv2d(copy.deepcopy(conv))
-    inputs = [torch.randn(2, 6, *size, dtype=torch.float64).contiguous(memory_format=layout) for _ in range(1)] * 2
-    leaves = [x.detach().clone().requires_grad_() for x in inputs]
-    out = [module(x) for module, x in zip((conv, fast), leaves, strict=True)]
-    torch.testing.assert_close(out[1], out[0], rtol=0, atol=1e-12)
-    upstream = torch.randn(out[0].shape, dtype=torch.float64)
-    for value in out:
-        value.backward(upstream)
-    torch.testing.assert_close(leaves[1].grad, leaves[0].grad, rtol=0, atol=1e-12)
-    for mine, other in zip(fast.parameters(), conv.parameters(), strict=True):
-        torch.testing.assert_close(mine.grad, other.grad, rtol=0, atol=1e-11)
-
-
-def test_winograd_in_float32_stays_within_its_bound() -> None:
-    torch.manual_seed(1)
-    conv = nn.Conv2d(512, 256, 3, padding=2, dilation=2, bias=False)
-    x = torch.relu(torch.randn(1, 512, 24, 24))
-    exact = copy.deepcopy(conv).double()(x.double())
-    with torch.no_grad():
-        for frozen in (False, True):
-            got = WinogradConv2d(conv, frozen)(x)
-            assert (got - exact).abs().max() <= 5e-5 * exact.abs().max()
-
-
-@pytest.mark.parametrize("stride", [8, 16])
-def test_winograd_network_predicts_and_learns_the_same(stride: int) -> None:
-    model, x = trained("danet", stride), picture(64, 96, batch=2)
-    numerics = rows.Numerics(fold_bn=True, winograd=True, channels_last=True)
-    fast = for_prediction(model, numerics, CPU)
-    replaced = [m for m in fast.modules() if isinstance(m, WinogradConv2d)]
-    # of layer2 to layer4 those that are not strided, four in the head, one in the auxiliary head
-    assert len(replaced) == 3 + (6 if stride == 8 else 5) + 3 + 4 + 1
-    with torch.no_grad():
-        expected, got = model(x)["main"], fast(x)["main"]
-    assert (got - expected).abs().max() <= 1e-4 * expected.abs().max()
-    assert (got.argmax(1) == expected.argmax(1)).float().mean() > 0.999
-
-    plain, quick = copy.deepcopy(model).train(), for_training(copy.deepcopy(model).train(), numerics, CPU)
-    assert plain.state_dict().keys() == quick.state_dict().keys()
-    gradients = []
-    for network in (plain, quick):
-        torch.manual_seed(9)  # dropout
-        outputs = network(x)
-        sum(value.square().mean() for value in outputs.values()).backward()  # type: ignore[union-attr]
-        gradients.append({name: p.grad for name, p in network.named_parameters()})
-    expected, got = (torch.cat([p.flatten() for p in each.values() if p is not None]) for each in gradients)
-    # rounding flips a few ReLUs, whose gradients then jump: far below what a wrong transform would give
-    assert (got - expected).norm() <= 2e-2 * expected.norm()
-
-
-def test_winograd_is_for_float32_on_the_cpu_only() -> None:
-    model = trained("danet")
-    for numerics in (rows.Numerics(winograd=True, precision="bf16"), rows.Numerics()):
-        assert for_prediction(model, numerics, CPU) is model
-    assert for_training(model, rows.Numerics(winograd=True), torch.device("cuda")) is model
-    assert not WinogradConv2d.takes(nn.Conv2d(256, 256, 3, padding=1, stride=2))
-    assert not WinogradConv2d.takes(nn.Conv2d(256, 256, 1))
-    assert not WinogradConv2d.takes(nn.Conv2d(64, 64, 3, padding=1))
-    assert with_winograd(nn.Sequential(nn.Conv2d(256, 256, 3)))[0].__class__ is nn.Conv2d  # no padding
-
-
-def test_products_are_right_in_every_layout() -> None:
-    generator = torch.Generator().manual_seed(0)
-    a, b = torch.randn(70, 33, generator=generator), torch.randn(33, 50, generator=generator)
-    wide = torch.randn(70, 66, generator=generator)
-    for left, right in (
-        (a, b),
-        (a.T.contiguous().T, b),
-        (a, b.T.contiguous().T),
-        (wide[:, ::2], b),
-        (a.double(), b.double()),
-    ):
-        exact = left.double() @ right.double()
-        torch.testing.assert_close(matmul(left, right).double(), exact, rtol=0, atol=2e-5)
-    assert matmul(a[:0], b).shape == (0, 50)
 
 
 class Compiler:

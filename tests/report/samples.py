@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from danet.config.rows import Row
+from danet.config.rows import Params, Row
 from danet.config.workspace import Workspace
+from danet.report import TableReport, write_table
 
 NAMES = {
     "cityscapes": "road sidewalk building wall fence pole traffic_light traffic_sign vegetation terrain sky person "
@@ -176,3 +177,10 @@ def write(
         writer.writeheader()
         writer.writerows(lines)
     return folder
+
+
+def whole(table: str, params: Params, workspace: Workspace, **options: Any) -> TableReport:
+    """Writes a table for which every metrics file must be used."""
+    report = write_table(table, params, workspace, **options)
+    assert report.problems == ()
+    return report

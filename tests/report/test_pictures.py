@@ -23,6 +23,7 @@ from danet.results.measured import read
 from tests.data.samples import camvid_spec, camvid_tree, prepare
 from tests.parameters import raw_params
 from tests.report import samples
+from tests.report.samples import whole
 
 ROOT = Path(__file__).parents[2]
 NAMES = ("camvid-r50-d8", "camvid-r101-d8")
@@ -65,7 +66,7 @@ def test_confusion_is_drawn_and_its_largest_share_named(workspace: Workspace, pa
     folder = samples.write(row, workspace, {0: 55.0}, points=0)
     kept: list[np.ndarray] = []
     edit(folder / "evaluation.json", lambda data: kept.append(with_confusion(data)))
-    write_table("camvid", params, workspace, strict=True)
+    whole("camvid", params, workspace)
     picture = workspace.reports() / "camvid" / f"{row.name}-confusion.png"
     with Image.open(picture) as image:
         assert image.width == 900
@@ -102,7 +103,7 @@ def test_cost_is_hours_times_gpus(workspace: Workspace, params: Params) -> None:
         folder = samples.write(params.row(name), workspace, {0: 55.0}, gpu=gpu, points=0)
         if gpu:
             edit(folder / "train.json", lambda data: data["runs"][0]["provenance"].update(gpus=4))
-    write_table("camvid", params, workspace, strict=True)
+    whole("camvid", params, workspace)
     assert (workspace.reports() / "camvid" / "cost.png").exists()
     rows = json.loads((workspace.reports() / "tables" / "camvid.json").read_text())["rows"]
     assert [device_hours(row) for row in rows] == [4 * 3.25, 3.25]
@@ -159,7 +160,7 @@ def test_a_table_may_allow_pictures_for_good(workspace: Workspace, params: Param
 
 def test_examples_need_data_and_predictions(workspace: Workspace, params: Params) -> None:
     samples.write(params.row(NAMES[0]), workspace, {0: 55.0}, points=0)
-    write_table("camvid", params, workspace, strict=True, keep_pictures=True)
+    whole("camvid", params, workspace, keep_pictures=True)
     assert not list(workspace.reports().rglob("examples*"))
 
 

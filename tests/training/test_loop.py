@@ -23,7 +23,6 @@ from danet.core.errors import CheckpointError, ConfigError, Interrupted, Trainin
 from danet.core.files import sha256
 from danet.data.transforms import augmented
 from danet.models import numerics
-from danet.models.fast import MIN_CHANNELS, WinogradConv2d
 from danet.results import store
 from danet.training import lock, loop
 from danet.training import train as training
@@ -192,29 +191,6 @@ def test_low_precision_stays_near(tmp_path, precision, uninterrupted):
     history = trainer(row, tmp_path).run()
     for low, full in zip(history.curve, uninterrupted[1], strict=True):
         assert low["loss"] == pytest.approx(full["loss"], rel=0.03)
-
-
-class WideNet(TinyNet):
-    """With a convolution of the kind that Winograd's algorithm takes."""
-
-    def __init__(self):
-        super().__init__()
-        wide = MIN_CHANNELS
-        self.backbone.extend([nn.Conv2d(8, wide, 1), nn.Conv2d(wide, wide, 3, 1, 1), nn.ReLU(), nn.Conv2d(wide, 8, 1)])
-
-
-def test_faster_convolutions_train_the_same(tmp_path):
-    curves, finals = [], []
-    for winograd in (False, True):
-        numerics.seed_initialisation(0)
-        run = trainer(tiny_row(numerics={"winograd": winograd}), tmp_path / str(winograd), model=WideNet())
-        assert any(isinstance(module, WinogradConv2d) for module in run.model.modules()) == winograd
-        curves.append([point["loss"] for point in run.run().curve])
-        finals.append(state(run))
-    assert curves[1] == pytest.approx(curves[0], rel=1e-4)
-    assert finals[0].keys() == finals[1].keys()
-    for name, tensor in finals[0].items():
-        torch.testing.assert_close(finals[1][name], tensor, rtol=1e-3, atol=1e-4)
 
 
 def test_deterministic_mode_repeats_and_agrees(tmp_path):

@@ -24,7 +24,8 @@ from danet.core.files import sha256
 from danet.models import Segmentor, build_model
 from danet.models.resnet import ResNet
 from danet.weights.fetch import fetch_weights
-from danet.weights.imagenet import load_backbone, load_imagenet, prepare_weights
+from danet.weights.imagenet import convert, load_backbone, prepare_weights
+from danet.weights.reading import read_tensors
 from tests.acquire.server import Site
 from tests.parameters import raw_params
 
@@ -60,6 +61,10 @@ def written(path: Path, value: Any) -> Path:
     return path
 
 
+def load(file: Path, backbone: str, stem: str) -> dict[str, Tensor]:
+    return convert(file, read_tensors(file), backbone, stem)
+
+
 def assert_same(state: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
     assert list(state) == list(expected)
     for key, value in expected.items():
@@ -83,12 +88,12 @@ def assert_same(state: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
 )
 def test_every_naming_arrives_at_ours(tmp_path: Path, stem: str, rename: Any, backbone: str) -> None:
     state = ours(backbone, stem)
-    assert_same(load_imagenet(written(tmp_path / "w.pth", rename(state)), backbone, stem), state)
+    assert_same(load(written(tmp_path / "w.pth", rename(state)), backbone, stem), state)
 
 
 def test_torchvisions_own_model_converts(tmp_path: Path) -> None:
     peer = torchvision.models.resnet50(weights=None)
-    state = load_imagenet(written(tmp_path / "w.pth", peer.state_dict()), "resnet50", "7x7")
+    state = load(written(tmp_path / "w.pth", peer.state_dict()), "resnet50", "7x7")
     theirs = [value for key, value in peer.state_dict().items() if not key.startswith("fc.")]
     assert all(torch.equal(a, b) for a, b in zip(state.values(), theirs, strict=True))
 
@@ -96,7 +101,7 @@ def test_torchvisions_own_model_converts(tmp_path: Path) -> None:
 def test_old_files_without_counters_and_in_half_precision(tmp_path: Path) -> None:
     state = ours("resnet50", "7x7")
     old = {k: v.half() for k, v in as_torchvision(state).items() if not k.endswith("num_batches_tracked")}
-    result = load_imagenet(written(tmp_path / "w.pth", old), "resnet50", "7x7")
+    result = load(written(tmp_path / "w.pth", old), "resnet50", "7x7")
     for key, value in state.items():
         if key.endswith("num_batches_tracked"):
             assert torch.equal(result[key], torch.zeros((), dtype=torch.int64))
@@ -108,18 +113,18 @@ def test_old_files_without_counters_and_in_half_precision(tmp_path: Path) -> Non
 def test_wrong_depth_and_stem_are_said(tmp_path: Path) -> None:
     file = written(tmp_path / "w.pth", as_torchvision(ours("resnet101", "7x7")))
     with pytest.raises(CheckpointError, match=r"w\.pth: holds a resnet101 backbone, wanted is resnet50"):
-        load_imagenet(file, "resnet50", "7x7")
+        load(file, "resnet50", "7x7")
     with pytest.raises(CheckpointError, match="holds a 7x7 stem, wanted is deep-32-32-64"):
-        load_imagenet(file, "resnet101", "deep-32-32-64")
+        load(file, "resnet101", "deep-32-32-64")
     file = written(tmp_path / "w.pth", as_encoding(ours("resnet50", "deep-64-64-128")))
     with pytest.raises(CheckpointError, match="holds a deep-64-64-128 stem, wanted is deep-32-32-64"):
-        load_imagenet(file, "resnet50", "deep-32-32-64")
+        load(file, "resnet50", "deep-32-32-64")
     for peer, name in (("resnet18", "resnet18 or resnet34"), ("resnet152", "resnet152")):
         with torch.device("meta"):
             shapes = torchvision.models.get_model(peer, weights=None).state_dict()
         state = {key: torch.zeros(()).expand(value.shape) for key, value in shapes.items()}
         with pytest.raises(CheckpointError, match=f"holds a {name} backbone"):
-            load_imagenet(written(tmp_path / "w.pth", state), "resnet50", "7x7")
+            load(written(tmp_path / "w.pth", state), "resnet50", "7x7")
 
 
 def test_every_tensor_is_accounted_for(tmp_path: Path) -> None:
@@ -128,7 +133,7 @@ def test_every_tensor_is_accounted_for(tmp_path: Path) -> None:
     def refused(change: dict[str, Any], reason: str) -> None:
         changed = {k: v for k, v in {**state, **change}.items() if v is not None}
         with pytest.raises(CheckpointError, match=reason):
-            load_imagenet(written(tmp_path / "w.pth", changed), "resnet50", "7x7")
+            load(written(tmp_path / "w.pth", changed), "resnet50", "7x7")
 
     refused({"layer2.1.bn2.weight": None}, r"1 tensor missing \(layer2\.1\.bn2\.weight\)")
     refused({"layer2.1.bn2.gamma": torch.ones(3)}, r"1 tensor unexpected \(layer2\.1\.bn2\.gamma\)")
@@ -147,9 +152,9 @@ def test_every_tensor_is_accounted_for(tmp_path: Path) -> None:
 def test_unknown_backbone_or_stem(tmp_path: Path) -> None:
     file = written(tmp_path / "w.pth", {"a": torch.ones(1)})
     with pytest.raises(CheckpointError, match="backbone 'resnet34' is unknown; allowed: resnet50, resnet101"):
-        load_imagenet(file, "resnet34", "7x7")
+        load(file, "resnet34", "7x7")
     with pytest.raises(CheckpointError, match="stem '3x3' is unknown; allowed: 7x7"):
-        load_imagenet(file, "resnet50", "3x3")
+        load(file, "resnet50", "3x3")
 
 
 # ----------------------------------------------------------------------------------------------- prepare and load

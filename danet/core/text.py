@@ -1,0 +1,31 @@
+"""Numbers and facts as a reader sees them, in a terminal and in Markdown."""
+
+from __future__ import annotations
+
+import re
+
+_LONG_HASH = re.compile(r"[0-9a-f]{40,}")
+
+
+def number(value: float | None, digits: int = 2) -> str:
+    """With ``digits`` decimals; a dash for what is unknown."""
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
+def signed(value: float | None, digits: int = 2) -> str:
+    """A difference with its sign; zero has none."""
+    text = "-" if value is None else f"{value:+.{digits}f}"
+    return text[1:] if text[1:] == f"{0:.{digits}f}" else text
+
+
+def fact(value: object) -> str:
+    """A value of any type; entries of a list below each other, of a long hash the beginning (JSON has all of it)."""
+    if isinstance(value, list):
+        return "\n".join(map(fact, value))
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, str) and _LONG_HASH.fullmatch(value):
+        return value[:16]
+    if isinstance(value, float):
+        return f"{value:g}"
+    return "-" if value is None else str(value)
