@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping
+from itertools import zip_longest
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
@@ -55,7 +56,9 @@ class TrainingIdentity(_Identity):
         if self.seed != now.seed:
             found.append(f"seed {self.seed}, now {now.seed}")
         if self.data != now.data:
-            found.append(f"training data {self.data[:12]}, now {now.data[:12]}")
+            pairs = zip_longest(self.data.split("+"), now.data.split("+"), fillvalue="none")
+            a, b = next((a, b) for a, b in pairs if a != b)
+            found.append(f"training data {a[:12]}, now {b[:12]}")
         if self.initial_weights != now.initial_weights:
             a, b = ((value or "none")[:12] for value in (self.initial_weights, now.initial_weights))
             found.append(f"initial weights {a}, now {b}")

@@ -176,7 +176,6 @@ def test_from_mirror_to_prepared(site: Site, tmp_path: Path) -> None:
         for split, count in spec.counts.items():
             samples = PreparedDataset(out, split)
             assert len(samples) == count
-            samples.verify(full=True)
 
 
 @pytest.fixture

@@ -334,7 +334,7 @@ def test_weights_that_do_not_belong_to_the_row(row, workspace):
     with pytest.raises(CheckpointError, match=r"seed5\.safetensors: does not exist.*dvc repro train@camvid-r50-d8"):
         evaluate_row(row, workspace, device="cpu")
     missing.write_bytes(b"others")
-    with pytest.raises(CheckpointError, match=r"seed5\.safetensors: was changed"):
+    with pytest.raises(CheckpointError, match=r"seed5\.safetensors: was removed or changed"):
         evaluate_row(row, workspace, device="cpu")
     keep_seed(workspace, row, 5, lambda path: path.write_bytes(b"weights"), data="f" * 64)
     with pytest.raises(CheckpointError, match=r"training data ffffffffffff, now 000000000000.*dvc repro train@"):

@@ -198,7 +198,9 @@ def test_released_weights_are_taken_from_a_folder_and_verified(
     assert again[name].miou == results[name].miou
     assert exit_code(results.values()) == 0
 
-    report = write_table("mmsegmentation", workspace.params(), workspace)
+    numbers = tmp_path / "published.yaml"
+    numbers.write_text(yaml.safe_dump({name: {}}))
+    report = write_table("mmsegmentation", workspace.params(), workspace, published_path=numbers)
     record = json.loads((workspace.reports() / "tables" / "mmsegmentation.json").read_text())["rows"][0]
     assert record["released"]["status"] == "measured"
     assert record["released"]["miou"] == pytest.approx(results[name].miou)

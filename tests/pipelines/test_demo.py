@@ -32,7 +32,9 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def cut_down(params: dict[str, Any]) -> None:
     params["rows"] = {name: {**params["rows"][name], "iterations": 3, "weights": "none"} for name in ROWS}
     params["datasets"] = {name: params["datasets"][name] for name in ("voc2012", "ade20k")}
-    params["weights"] = {"none": {"title": "random", "url": None, "file": None, "backbone": None, "stem": None}}
+    params["weights"] = {
+        "none": {"title": "random", "checksum": None, "url": None, "file": None, "backbone": None, "stem": None}
+    }
     params["runtime"] |= {"overlays": 1, "benchmark_images": 2}
 
 
