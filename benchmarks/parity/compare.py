@@ -657,8 +657,9 @@ def predicted(
     model: nn.Module, image: np.ndarray, test: rows.Test, align_corners: bool, mode: Any
 ) -> tuple[Tensor, np.ndarray]:
     """Our scores and labels of an image."""
-    scores = inference.predict_scores(model, image, test, align_corners, mode)
-    return scores, inference.predict_labels(model, image, test, align_corners, mode)
+    predictor = inference.Predictor(model, test, align_corners, mode=mode)
+    inputs = predictor.prepare(image)
+    return predictor.scores(inputs), predictor.labels(inputs).numpy()
 
 
 class Thumb(nn.Module):
@@ -730,9 +731,8 @@ def check_padded_windows() -> Iterator[Result]:
         with torch.no_grad():
             expected = reference.padded_window_scores(lambda x: model(x)["main"], views, size, 97, 65)
         title = f"zero-padded windows, {size[0]}x{size[1]}, ms"
-        scores = inference.predict_scores(model, image, test, recipe.model.align_corners, "ms")
+        scores, labels = predicted(model, image, test, recipe.model.align_corners, "ms")
         yield Result("mmsegmentation", "inference, scores", title, difference(scores, expected), "own plain loops")
-        labels = inference.predict_labels(model, image, test, recipe.model.align_corners, "ms")
         wrong = float((torch.from_numpy(labels.astype(np.int64)) != expected.argmax(0)).float().mean())
         yield Result("mmsegmentation", "inference, argmax", title, wrong, "own plain loops")
 

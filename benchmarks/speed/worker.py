@@ -10,7 +10,7 @@ import torch
 
 from benchmarks.speed.timing import serve, synchronise
 from danet.config import rows
-from danet.evaluation.inference import Predictor, numeric_settings
+from danet.evaluation.inference import Predictor
 from danet.evaluation.metrics import Confusion
 from danet.models import build_model
 from danet.models.attention import PositionAttention
@@ -56,7 +56,7 @@ def infer(case: Mapping[str, Any]) -> Run:
     inputs = predictor.prepare(np.random.default_rng(0).integers(0, 256, (*size, 3)).astype(np.uint8))
 
     def run() -> object:
-        with numeric_settings(numerics, device):
+        with configured(numerics, training=False):
             return predictor.labels(inputs).cpu().numpy()
 
     return run

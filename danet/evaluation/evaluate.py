@@ -33,9 +33,10 @@ from danet.core.process import Process, peak_memory_gib, processes
 from danet.core.progress import Progress
 from danet.data.prepared import PreparedDataset
 from danet.evaluation import visualise
-from danet.evaluation.inference import Inputs, Mode, Predictor, numeric_settings
+from danet.evaluation.inference import Inputs, Mode, Predictor
 from danet.evaluation.metrics import AbsentClass, Confusion, Scores, constant_baseline
 from danet.evaluation.metrics import scores as scores_of
+from danet.models.numerics import configured
 from danet.models.segmentor import build_model
 from danet.results import store
 from danet.results.identity import EvaluationIdentity, TrainingIdentity, trained_on
@@ -175,7 +176,7 @@ def evaluate_model(
 
     start = time.perf_counter()
     try:
-        with numeric_settings(row.numerics, device):
+        with configured(row.numerics, training=False):
             for done, (index, inputs, mask) in enumerate(ahead(load, mine, row.runtime.workers)):
                 target = mask.to(device, non_blocking=True)
                 labels, host = rates.labels(done, inputs, on_host=index in keep)

@@ -22,7 +22,6 @@ Here these sums are float64 (up to 709), which gives the same argmax wherever fl
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -37,7 +36,7 @@ from torch.nn import functional as F
 
 from danet.config import rows
 from danet.core.errors import CheckpointError, ConfigError
-from danet.data.transforms import MEAN_RGB, STD_RGB
+from danet.data.transforms import MEAN_RGB, STD_RGB, fit_size
 from danet.models.fast import for_prediction
 from danet.models.numerics import autocast
 
@@ -92,11 +91,6 @@ def _rounded(size: Size, factor: float) -> Size:
     return max(1, int(size[0] * factor + 0.5)), max(1, int(size[1] * factor + 0.5))
 
 
-def fit(size: Size, scale: Size) -> Size:
-    """Largest size of the same shape whose long and short side fit into those of ``scale``, each rounded half up."""
-    return _rounded(size, min(max(scale) / max(size), min(scale) / min(size)))
-
-
 def input_size(size: Size, test: rows.Test, ratio: float = 1.0, relative_to: str = "test-scale") -> Size:
     """Size of the network's input for an image of ``size``.
 
@@ -111,12 +105,12 @@ def input_size(size: Size, test: rows.Test, ratio: float = 1.0, relative_to: str
         other = max(1, int(1.0 * min(size) * long / max(size) + 0.5))
         return (long, other) if size[0] > size[1] else (other, long)
     if relative_to == "image":
-        return fit(size, _rounded(size, ratio))
+        return fit_size(size, _rounded(size, ratio))
     if test.resize == "none" and ratio == 1.0:
         return size
     base = size if test.resize == "none" else test.scale
     assert base is not None
-    return fit(size, (max(1, int(base[0] * ratio)), max(1, int(base[1] * ratio))))
+    return fit_size(size, (max(1, int(base[0] * ratio)), max(1, int(base[1] * ratio))))
 
 
 def window_grid(size: Size, window: Size, stride: Size, placement: str) -> tuple[list[Size], Size, Size]:
@@ -143,25 +137,6 @@ def window_grid(size: Size, window: Size, stride: Size, placement: str) -> tuple
             reach.append(max(length, extent))
             starts.append([min(place, reach[-1] - extent) for place in places])
     return [(y, x) for y in starts[0] for x in starts[1]], window, (reach[0], reach[1])
-
-
-@contextlib.contextmanager
-def numeric_settings(numerics: rows.Numerics, device: torch.device) -> Iterator[None]:
-    """Sets TF32 and cuDNN determinism as the row says, and puts them back.
-
-    Unlike in training, cuDNN does not search for kernels: images have many sizes, and each would start a new search.
-    """
-    if device.type != "cuda":
-        yield
-        return
-    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
-    before = matmul.allow_tf32, cudnn.allow_tf32, cudnn.deterministic, cudnn.benchmark
-    matmul.allow_tf32, cudnn.allow_tf32, cudnn.deterministic = numerics.tf32, numerics.tf32, numerics.deterministic
-    cudnn.benchmark = False
-    try:
-        yield
-    finally:
-        matmul.allow_tf32, cudnn.allow_tf32, cudnn.deterministic, cudnn.benchmark = before
 
 
 class Predictor:
@@ -380,36 +355,3 @@ class Predictor:
 
 def _size(x: Tensor) -> Size:
     return x.shape[-2], x.shape[-1]
-
-
-def predict_scores(
-    model: nn.Module,
-    image_bgr: NDArray[np.uint8],
-    test: rows.Test,
-    align_corners: bool,
-    mode: Mode = "ss",
-    device: torch.device | str = "cpu",
-    numerics: rows.Numerics | None = None,
-    max_batch: int | None = None,
-) -> Tensor:
-    """Score map of one image, ``C x H x W`` float32 at the image's size; see :class:`Predictor` for all arguments and
-    :meth:`Predictor.scores` for what it holds."""
-    predictor = Predictor(model, test, align_corners, mode=mode, device=device, numerics=numerics, max_batch=max_batch)
-    with numeric_settings(predictor.numerics, predictor.device):
-        return predictor.scores(predictor.prepare(image_bgr))
-
-
-def predict_labels(
-    model: nn.Module,
-    image_bgr: NDArray[np.uint8],
-    test: rows.Test,
-    align_corners: bool,
-    mode: Mode = "ss",
-    device: torch.device | str = "cpu",
-    numerics: rows.Numerics | None = None,
-    max_batch: int | None = None,
-) -> NDArray[np.uint8]:
-    """Label map of one image, ``H x W`` uint8 at the image's size; arguments as of :class:`Predictor`."""
-    predictor = Predictor(model, test, align_corners, mode=mode, device=device, numerics=numerics, max_batch=max_batch)
-    with numeric_settings(predictor.numerics, predictor.device):
-        return np.asarray(predictor.labels(predictor.prepare(image_bgr)).cpu().numpy(), dtype=np.uint8)

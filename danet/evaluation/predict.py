@@ -17,8 +17,9 @@ from danet.core.process import select_device
 from danet.core.progress import Progress
 from danet.data.layout import check_image
 from danet.data.registry import ADAPTERS
-from danet.evaluation.inference import Mode, Predictor, numeric_settings
+from danet.evaluation.inference import Mode, Predictor
 from danet.evaluation.visualise import overlay, save_palette_png, save_rgb_png
+from danet.models.numerics import configured
 from danet.models.segmentor import build_model
 from danet.weights.exchange import load_any
 
@@ -85,7 +86,7 @@ def predict_files(
     predictor = Predictor(model, row.test, row.model.align_corners, mode=mode, device=chosen, numerics=row.numerics)
     written: list[Path] = []
     show = row.runtime.progress != "never" and len(images) > 1
-    with numeric_settings(row.numerics, chosen), Progress("predict", len(images), show=show) as progress:
+    with configured(row.numerics, training=False), Progress("predict", len(images), show=show) as progress:
         for path, (mask_path, overlay_path, scores_path) in zip(images, names, strict=True):
             image = read_image(path)
             inputs = predictor.prepare(image)

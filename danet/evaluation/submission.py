@@ -24,7 +24,8 @@ from danet.core.progress import Progress
 from danet.data.cityscapes import TRAIN_TO_LABEL
 from danet.data.prepared import PreparedDataset, png_bytes
 from danet.data.registry import ADAPTERS
-from danet.evaluation.inference import Mode, Predictor, numeric_settings
+from danet.evaluation.inference import Mode, Predictor
+from danet.models.numerics import configured
 from danet.models.segmentor import build_model
 from danet.weights.exchange import load_any
 
@@ -85,7 +86,7 @@ def write_submission(
     with (
         atomic_write(out) as temporary,
         zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive,
-        numeric_settings(row.numerics, chosen),
+        configured(row.numerics, training=False),
         Progress(f"predict {SPLIT} ({mode})", len(dataset), show=show) as progress,
     ):
         for index in sorted(range(len(dataset)), key=lambda i: dataset.ids[i]):

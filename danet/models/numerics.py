@@ -20,12 +20,15 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @contextmanager
-def configured(numerics: Numerics) -> Iterator[None]:
+def configured(numerics: Numerics, *, training: bool = True) -> Iterator[None]:
     """Sets PyTorch's global switches as the row says, and puts them back.
 
-    Crops have one size, so cuDNN may search for the fastest kernels, except in deterministic mode, in which every
-    operation is one that gives the same bits each time (or raises). Without it, on CUDA, the resize and the loss add
-    up in varying order, and cuDNN may choose other kernels in each run; on the CPU runs repeat either way.
+    Crops have one size, so in training cuDNN may search for the fastest kernels, except in deterministic mode, in which
+    every operation is one that gives the same bits each time (or raises). Without it, on CUDA, the resize and the loss
+    add up in varying order, and cuDNN may choose other kernels in each run; on the CPU runs repeat either way.
+
+    Images to predict have many sizes, and each would start a new search: without ``training`` there is none. cuDNN's
+    kernels are the deterministic ones where the row says so, and other operations are left as they are.
     """
     before = (
         torch.backends.cuda.matmul.allow_tf32,
@@ -38,11 +41,12 @@ def configured(numerics: Numerics) -> Iterator[None]:
     try:
         torch.backends.cuda.matmul.allow_tf32 = numerics.tf32
         torch.backends.cudnn.allow_tf32 = numerics.tf32
-        torch.backends.cudnn.benchmark = not numerics.deterministic
+        torch.backends.cudnn.benchmark = training and not numerics.deterministic
         torch.backends.cudnn.deterministic = numerics.deterministic
-        if numerics.deterministic:
-            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS needs to repeat itself
-        _use_deterministic(numerics.deterministic, warn_only=False)
+        if training:
+            if numerics.deterministic:
+                os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS needs to repeat itself
+            _use_deterministic(numerics.deterministic, warn_only=False)
         yield
     finally:
         torch.backends.cuda.matmul.allow_tf32 = before[0]

@@ -47,7 +47,7 @@ def test_every_table_has_the_rows_its_source_publishes(params: Params) -> None:
 
 @pytest.mark.parametrize(
     ("row", "samples", "total"),
-    [  # the sources' own arithmetic (RECIPES sections 2 and 3)
+    [  # the sources' own arithmetic
         ("ssseg-r50-d8-voc2012", 10582, 661 * 60),
         ("ssseg-r50-d8-ade20k", 20210, 1263 * 130),
         ("ssseg-r50-d8-cityscapes", 2975, 372 * 220),

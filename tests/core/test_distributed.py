@@ -204,18 +204,23 @@ def test_replicas_that_do_not_divide():
         tiny_row(loss={"replicas": 3})
 
 
-def test_fewer_gpus_than_processes(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    for rank in range(4):  # all of them, so that nobody waits for the others
-        with pytest.raises(TrainingError, match=r"4 processes .* has 2 GPUs .* --nproc-per-node 2\)"):
-            select_device(None, rank, 4)
+def test_a_gpu_that_is_not_there():
+    count = torch.cuda.device_count()
+    with pytest.raises(TrainingError, match=rf"cuda:{count} is not there \({count} GPUs"):
+        select_device(f"cuda:{count}")
     with pytest.raises(TrainingError, match="all 2 processes would use one GPU"):
-        select_device("cuda:1", 0, 2)
-    assert select_device(None, 1, 2) == torch.device("cuda", 1)
-    assert select_device("cuda:1") == torch.device("cuda", 1)
-    with pytest.raises(TrainingError, match=r"cuda:2 is not there \(2 GPUs"):
-        select_device("cuda:2")
+        select_device("cuda:0", 0, 2)
+    with pytest.raises(TrainingError, match="unknown; allowed: cpu, cuda"):
+        select_device("gpu")
+
+
+@pytest.mark.gpu
+def test_fewer_gpus_than_processes():
+    count = torch.cuda.device_count()
+    for rank in range(count + 1):  # all of them, so that nobody waits for the others
+        with pytest.raises(TrainingError, match=rf"{count + 1} processes .* has {count} GPUs .* {count}\)"):
+            select_device(None, rank, count + 1)
+    assert select_device(None, count - 1, count) == torch.device("cuda", count - 1)
 
 
 def with_software(changes):

@@ -60,7 +60,9 @@ def normalised(image_bgr):
     [
         ((1024, 2048), (1024, 2048), (1024, 2048)),
         ((1024, 2048), (512, 1024), (512, 1024)),
-        ((375, 500), (512, 2048), (512, 683)),  # RECIPES: VOC at ratio 1
+        ((1024, 2048), (1025, 2049), (1025, 2049)),
+        ((1, 5000), (512, 2048), (1, 2048)),
+        ((375, 500), (512, 2048), (512, 683)),  # VOC at ratio 1
         ((500, 375), (512, 2048), (683, 512)),
         ((100, 1000), (512, 2048), (205, 2048)),  # the long side limits
     ],
@@ -68,6 +70,14 @@ def normalised(image_bgr):
 def test_fit_size(size, scale, expected):
     assert T.fit_size(size, scale) == expected
     assert T.fit_size(size, scale[::-1]) == expected
+
+
+@given(st.tuples(st.integers(1, 3000), st.integers(1, 3000)), st.tuples(st.integers(1, 2100), st.integers(1, 2100)))
+def test_fit_size_touches_the_scale_and_stays_inside(size, scale):
+    long, short = max(T.fit_size(size, scale)), min(T.fit_size(size, scale))
+    assert long <= max(scale)
+    assert short <= max(min(scale), 1)
+    assert long == max(scale) or short == min(scale)
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,8 @@ from danet.config import rows
 from danet.config.rows import load_params
 from danet.core.errors import CheckpointError, ConfigError
 from danet.evaluation import inference
-from danet.evaluation.inference import Predictor, fit, input_size, predict_labels, predict_scores, window_grid
+from danet.evaluation.inference import Predictor, input_size, window_grid
+from danet.models.numerics import configured
 
 ROOT = Path(__file__).parents[2]
 CLASSES, STRIDE = 4, 4
@@ -136,40 +137,28 @@ def assert_best(labels: np.ndarray, scores: np.ndarray, tie: float = 1e-4) -> No
     assert (scores.max(axis=0) - picked <= tie).all()
 
 
-def scores_of(image, test, align, **arguments) -> np.ndarray:
-    return predict_scores(Sampler().eval(), image, test, align, **arguments).numpy()
+def scores_of(model, image, test, align, mode="ss", **settings) -> torch.Tensor:
+    predictor = Predictor(model, test, align, mode=mode, **settings)
+    with configured(predictor.numerics, training=False):
+        return predictor.scores(predictor.prepare(image))
+
+
+def labels_of(model, image, test, align, mode="ss", **settings) -> np.ndarray:
+    predictor = Predictor(model, test, align, mode=mode, **settings)
+    return predictor.labels(predictor.prepare(image)).numpy()
+
+
+def sampled(image, test, align, mode="ss") -> np.ndarray:
+    return scores_of(Sampler(), image, test, align, mode).numpy()
 
 
 # sizes
 
 
-@pytest.mark.parametrize(
-    ("size", "scale", "expected"),
-    [
-        ((375, 500), (512, 2048), (512, 683)),  # RECIPES 1: a VOC image in 0.x
-        ((500, 375), (512, 2048), (683, 512)),
-        ((1024, 2048), (1024, 2048), (1024, 2048)),
-        ((1024, 2048), (1025, 2049), (1025, 2049)),
-        ((100, 1000), (512, 2048), (205, 2048)),
-        ((1, 5000), (512, 2048), (1, 2048)),
-    ],
-)
-def test_fit(size, scale, expected):
-    assert fit(size, scale) == expected
-
-
-@given(st.tuples(st.integers(1, 3000), st.integers(1, 3000)), st.tuples(st.integers(1, 2100), st.integers(1, 2100)))
-def test_fit_touches_the_scale_and_stays_inside(size, scale):
-    long, short = max(fit(size, scale)), min(fit(size, scale))
-    assert long <= max(scale)
-    assert short <= max(min(scale), 1)
-    assert long == max(scale) or short == min(scale)
-
-
 def test_input_size_at_multiple_scales():
     voc = rows.Test(resize="fit", scale=(512, 2048))
     assert input_size((375, 500), voc, 1.0, "test-scale") == (512, 683)
-    assert input_size((375, 500), voc, 1.0, "image") == (375, 500)  # RECIPES 1: what 1.x's --tta computes
+    assert input_size((375, 500), voc, 1.0, "image") == (375, 500)  # what 1.x's --tta computes
     assert input_size((375, 500), voc, 1.75, "test-scale") == (896, 1195)
     assert input_size((375, 500), voc, 0.5, "image") == (188, 250)
     # (1025, 2049) x 0.75 is truncated to (768, 1536), and the image fitted into that
@@ -232,10 +221,10 @@ def test_whole_image_single_scale_is_resized_logits(align, logit_resize, score):
     if logit_resize == "twice":
         logits = bilinear(logits, (48, 69), align)
     expected = bilinear(logits, (37, 53), align)
-    scores = scores_of(image, test, align)
+    scores = sampled(image, test, align)
     assert scores.dtype == np.float32
     np.testing.assert_allclose(scores, expected, atol=1e-5)
-    labels = predict_labels(Sampler(), image, test, align)
+    labels = labels_of(Sampler(), image, test, align)
     assert labels.dtype == np.uint8
     assert_best(labels, scores)
 
@@ -267,14 +256,14 @@ def test_multi_scale_and_flip_are_means(relative_to, flip, score):
             logits = logits[..., ::-1] if mirrored else logits
             total += softmax(logits) if score == "softmax" else logits
             count += 1
-    scores = scores_of(image, test, False, mode="ms")
+    scores = sampled(image, test, False, mode="ms")
     np.testing.assert_allclose(scores, total / count, atol=1e-5)
-    assert_best(predict_labels(Sampler(), image, test, False, "ms"), scores)
+    assert_best(labels_of(Sampler(), image, test, False, "ms"), scores)
 
 
 def test_softmax_without_augmentation_does_not_move_the_argmax():
     image = picture(40, 40)
-    scores = scores_of(image, rows.Test(score="softmax"), False)
+    scores = sampled(image, rows.Test(score="softmax"), False)
     np.testing.assert_array_equal(softmax(scores.astype(float)).argmax(axis=0), scores.argmax(axis=0))
     assert scores.min() < 0  # logits, not probabilities
 
@@ -289,7 +278,7 @@ def test_shifted_windows(align, placement, size):
     image = picture(*size)
     test = rows.Test(mode="slide", window=(24, 24), stride=(17, 15), placement=placement)
     expected = shifted_slide(normalised(image), (24, 24), (17, 15), align, padded=placement == "shift-padded")
-    np.testing.assert_allclose(scores_of(image, test, align), expected, atol=1e-5)
+    np.testing.assert_allclose(sampled(image, test, align), expected, atol=1e-5)
 
 
 def test_views_of_the_769_rows_that_are_padded():
@@ -316,7 +305,7 @@ def test_padding_of_a_mirrored_image_is_on_the_right_too():
     seen: list[torch.Tensor] = []
     multi = rows.MultiScale(scales=(1.0,), flip=True)
     test = rows.Test(mode="slide", window=(16, 16), stride=(9, 9), placement="shift-padded", multi_scale=multi)
-    scores = predict_scores(Zeros(), picture(7, 11), test, True, "ms")
+    scores = scores_of(Zeros(), picture(7, 11), test, True, "ms")
     assert scores.shape == (2, 7, 11)
     assert (scores[1] > scores[0]).all()
     for x in torch.cat(seen):
@@ -334,7 +323,7 @@ def test_shifted_windows_multi_scale_flip_whole_input():
         plain = bilinear(shifted_slide(x, (21, 21), (14, 14), True), (33, 47), True)
         mirrored = bilinear(shifted_slide(x[..., ::-1], (21, 21), (14, 14), True)[..., ::-1], (33, 47), True)
         total += softmax(plain) + softmax(mirrored)
-    np.testing.assert_allclose(scores_of(image, test, True, mode="ms"), total / 4, atol=1e-5)
+    np.testing.assert_allclose(sampled(image, test, True, mode="ms"), total / 4, atol=1e-5)
 
 
 @pytest.mark.parametrize("flip", [False, True])
@@ -352,9 +341,9 @@ def test_official_windows(size, flip):
         score="exp",
     )
     expected = official(image, [64], 24, 16, flip)
-    scores = scores_of(image, test, True)
+    scores = sampled(image, test, True)
     np.testing.assert_allclose(scores, np.log(expected), atol=2e-5)
-    assert_best(predict_labels(Sampler(), image, test, True), np.log(expected))
+    assert_best(labels_of(Sampler(), image, test, True), np.log(expected))
 
 
 def test_official_multi_scale_with_its_own_window():
@@ -374,9 +363,9 @@ def test_official_multi_scale_with_its_own_window():
         multi_scale=multi,
     )
     expected = official(image, [math.ceil(64 * r) for r in ratios], 32, 16)
-    np.testing.assert_allclose(scores_of(image, test, True, mode="ms"), np.log(expected), atol=2e-5)
+    np.testing.assert_allclose(sampled(image, test, True, mode="ms"), np.log(expected), atol=2e-5)
     # single scale keeps the smaller window
-    np.testing.assert_allclose(scores_of(image, test, True), np.log(official(image, [64], 24, 16)), atol=2e-5)
+    np.testing.assert_allclose(sampled(image, test, True), np.log(official(image, [64], 24, 16)), atol=2e-5)
 
 
 def test_padded_windows_show_the_network_black():
@@ -390,7 +379,7 @@ def test_padded_windows_show_the_network_black():
     seen = []
     model = Largest()
     model.register_forward_pre_hook(lambda _, x: seen.append(x[0]))
-    predict_labels(model, image, test, True)
+    labels_of(model, image, test, True)
     x = torch.cat(seen)
     black = torch.tensor(-MEAN / STD, dtype=torch.float32)
     assert torch.equal(x[0, :, 5:], black[:, None, None].expand(3, 11, 16))
@@ -426,13 +415,13 @@ def test_constant_logits():
         "exp": 2 * np.array(values) + math.log(3),  # the log of three scales' exp(logit + mirrored logit)
     }.items():
         test = rows.Test(mode="slide", window=(20, 20), stride=(13, 13), score=score, multi_scale=multi)
-        scores = predict_scores(Fixed(values), image, test, False, "ms").numpy()
+        scores = scores_of(Fixed(values), image, test, False, "ms").numpy()
         np.testing.assert_allclose(scores, np.broadcast_to(expected[:, None, None], scores.shape), rtol=1e-5)
 
 
 def test_linear_ramp_survives_any_number_of_resizes_with_aligned_corners():
     test = rows.Test(resize="fit", scale=(37, 90), logit_resize="twice")
-    scores = predict_scores(Fixed([1.0, -2.0], ramp=True), picture(31, 64), test, True).numpy()
+    scores = scores_of(Fixed([1.0, -2.0], ramp=True), picture(31, 64), test, True).numpy()
     ramp = np.linspace(-1, 1, 64)
     np.testing.assert_allclose(scores, np.stack([np.tile(ramp, (31, 1)), np.tile(-2 * ramp, (31, 1))]), atol=1e-5)
 
@@ -440,7 +429,7 @@ def test_linear_ramp_survives_any_number_of_resizes_with_aligned_corners():
 def test_mirrored_ramps_cancel():
     multi = rows.MultiScale(scales=(1.0,), flip=True)
     test = rows.Test(score="logits", multi_scale=multi)
-    scores = predict_scores(Fixed([1.0, 3.0], ramp=True), picture(24, 40), test, False, "ms").numpy()
+    scores = scores_of(Fixed([1.0, 3.0], ramp=True), picture(24, 40), test, False, "ms").numpy()
     np.testing.assert_allclose(scores, 0, atol=1e-5)
 
 
@@ -448,11 +437,11 @@ def test_exp_scores_beyond_float32_keep_the_argmax():
     # exp(2 x 60) overflows float32, where every class would be infinite and class 0 win
     test = rows.Test(mode="slide", window=(16, 16), stride=(8, 8), placement="pad", flip=True, score="exp")
     image = picture(16, 24)
-    scores = predict_scores(Fixed([50.0, 60.0, 55.0]), image, test, True)
+    scores = scores_of(Fixed([50.0, 60.0, 55.0]), image, test, True)
     assert torch.isfinite(scores).all()
     assert (scores.argmax(dim=0) == 1).all()
-    assert (predict_labels(Fixed([50.0, 60.0, 55.0]), image, test, True) == 1).all()
-    low = predict_scores(Fixed([-400.0, -380.0, -390.0]), image, test, True)
+    assert (labels_of(Fixed([50.0, 60.0, 55.0]), image, test, True) == 1).all()
+    low = scores_of(Fixed([-400.0, -380.0, -390.0]), image, test, True)
     assert torch.isfinite(low).all()
 
 
@@ -500,9 +489,9 @@ class Convolutions(nn.Module):
 def test_batched_equals_one_by_one(protocol, mode):
     model, image = Convolutions().eval(), picture(37, 61)
     test = PROTOCOLS[protocol]
-    one = predict_scores(model, image, test, True, mode, max_batch=1)
+    one = scores_of(model, image, test, True, mode, max_batch=1)
     for size in (2, 3, 64):
-        many = predict_scores(model, image, test, True, mode, max_batch=size)
+        many = scores_of(model, image, test, True, mode, max_batch=size)
         torch.testing.assert_close(many, one, atol=1e-5, rtol=1e-5)
 
 
@@ -510,7 +499,7 @@ def test_no_batch_is_larger_than_allowed():
     for limit in (1, 3):
         for test in PROTOCOLS.values():
             model = Sampler()
-            predict_labels(model, picture(37, 61), test, True, "ms", max_batch=limit)
+            labels_of(model, picture(37, 61), test, True, "ms", max_batch=limit)
             assert max(size[0] for size in model.sizes) <= limit
 
 
@@ -518,12 +507,12 @@ def test_no_batch_is_larger_than_allowed():
 def test_memory_format_and_precision(protocol):
     model, image = Convolutions().eval(), picture(37, 61)
     test = PROTOCOLS[protocol]
-    plain = predict_scores(model, image, test, True)
-    last = predict_scores(
+    plain = scores_of(model, image, test, True)
+    last = scores_of(
         model.to(memory_format=torch.channels_last), image, test, True, numerics=rows.Numerics(channels_last=True)
     )
     torch.testing.assert_close(last, plain, atol=1e-5, rtol=1e-5)
-    half = predict_scores(model, image, test, True, numerics=rows.Numerics(precision="bf16"))
+    half = scores_of(model, image, test, True, numerics=rows.Numerics(precision="bf16"))
     assert half.dtype == torch.float32
     assert not torch.equal(half, plain)
     torch.testing.assert_close(half, plain, atol=0.05, rtol=0.05)
@@ -532,16 +521,16 @@ def test_memory_format_and_precision(protocol):
 def test_argmax_by_parts_equals_argmax_of_scores(monkeypatch):
     image = picture(37, 53)
     test = rows.Test(resize="fit", scale=(48, 200))
-    scores = scores_of(image, test, False)
+    scores = sampled(image, test, False)
     assert len(np.unique(scores.argmax(axis=0))) > 1
     for elements in (10**6, 1, 2 * 37 * 53, 3 * 37 * 53):
         monkeypatch.setattr(inference, "_CHUNK", elements)
-        assert_best(predict_labels(Sampler(), image, test, False), scores)
+        assert_best(labels_of(Sampler(), image, test, False), scores)
 
 
 def test_ties_go_to_the_lower_class(monkeypatch):
     monkeypatch.setattr(inference, "_CHUNK", 1)
-    labels = predict_labels(Fixed([1.0, 1.0, 0.0]), picture(20, 20), rows.Test(logit_resize="once"), False)
+    labels = labels_of(Fixed([1.0, 1.0, 0.0]), picture(20, 20), rows.Test(logit_resize="once"), False)
     assert (labels == 0).all()
 
 
@@ -571,8 +560,8 @@ def test_modes_that_do_not_exist_are_refused():
 def test_result_has_the_image_s_size(height, width, protocol, mode):
     image = np.random.default_rng(0).integers(0, 256, (height, width, 3)).astype(np.uint8)
     before = image.copy()
-    assert predict_labels(Sampler(), image, PROTOCOLS[protocol], True, mode).shape == (height, width)
-    assert predict_scores(Sampler(), image, PROTOCOLS[protocol], True, mode).shape == (CLASSES, height, width)
+    assert labels_of(Sampler(), image, PROTOCOLS[protocol], True, mode).shape == (height, width)
+    assert scores_of(Sampler(), image, PROTOCOLS[protocol], True, mode).shape == (CLASSES, height, width)
     np.testing.assert_array_equal(image, before)
 
 
@@ -581,8 +570,8 @@ def test_result_has_the_image_s_size(height, width, protocol, mode):
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_cuda_agrees_with_the_cpu(protocol, mode):
     model, image = Convolutions().eval(), picture(37, 61)
-    cpu = predict_scores(model, image, PROTOCOLS[protocol], True, mode)
-    gpu = predict_scores(model.cuda(), image, PROTOCOLS[protocol], True, mode, "cuda")
+    cpu = scores_of(model, image, PROTOCOLS[protocol], True, mode)
+    gpu = scores_of(model.cuda(), image, PROTOCOLS[protocol], True, mode, device="cuda")
     torch.testing.assert_close(gpu.cpu(), cpu, atol=1e-4, rtol=1e-4)
 
 
@@ -604,7 +593,7 @@ def test_folding_is_a_parameter_of_the_prediction():
     model = FoldingModel().eval()
     image = picture(20, 30)
     scores = [
-        predict_scores(model, image, rows.Test(), False, numerics=rows.Numerics(fold_bn=fold)) for fold in (False, True)
+        scores_of(model, image, rows.Test(), False, numerics=rows.Numerics(fold_bn=fold)) for fold in (False, True)
     ]
     assert 0 < (scores[0] - scores[1]).abs().max() < 1e-5
 

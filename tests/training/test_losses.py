@@ -58,7 +58,7 @@ def test_brute_force(average):
 @settings(max_examples=20, deadline=None)
 @given(st.integers(0, 1000), st.floats(0, 0.9))
 def test_averages_differ_by_the_labelled_share(seed, ignored):
-    """RECIPES: the ratio of the two is exactly valid / total."""
+    """The ratio of the two is exactly valid / total."""
     logits, labels = sample(seed, ignored=ignored)
     loss = {
         average: segmentation_losses(
