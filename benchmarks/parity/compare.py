@@ -13,7 +13,8 @@ float64 the same happens to activations within 1e-15 of 0, of which there are no
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,11 @@ def row(name: str) -> rows.Row:
     return params().row(ROWS.get(name, name))
 
 
+def title_of(kind: str) -> str:
+    """The source of an official network in the report."""
+    return "clusterdanet" if kind == "clusterdanet" else "official"
+
+
 def against(source: str, meta: dict[str, Any]) -> str:
     """The peer package and its version."""
     package = PEERS[source]
@@ -80,13 +86,16 @@ def our_name(source: str, name: str, state: dict[str, Tensor]) -> str:
 
 
 def load_shared(model: nn.Module, source: str, case: str, keys: dict[str, list[int]]) -> dict[str, str]:
-    """Gives our model the shared weights; returns our name of each of the peer's names. Strict in both directions."""
+    """Gives our model the shared weights; returns our name of each of the peer's names."""
+    weights = {key: torch.from_numpy(np.asarray(common.weight(case, key, tuple(shape)))) for key, shape in keys.items()}
+    return give(model, source, weights)
+
+
+def give(model: nn.Module, source: str, weights: dict[str, Tensor]) -> dict[str, str]:
+    """Loads a source's weights into our model, strict in both directions; returns our name of each of its names."""
     state = model.state_dict()
-    mapping = {key: our_name(source, key, state) for key in keys}
-    given = {}
-    for key, shape in keys.items():
-        value = torch.from_numpy(np.asarray(common.weight(case, key, tuple(shape))))
-        given[mapping[key]] = value.reshape(state[mapping[key]].shape)
+    mapping = {key: our_name(source, key, state) for key in weights}
+    given = {mapping[k]: v.detach().reshape(state[mapping[k]].shape).to(state[mapping[k]]) for k, v in weights.items()}
     for key, value in state.items():
         if key.endswith("num_batches_tracked"):
             given.setdefault(key, torch.zeros_like(value))
@@ -231,19 +240,6 @@ def official_network(kind: str, depth: int, classes: int, case: str, config: row
     return reference.Network(kind, depth, weights, config.multi_grid)
 
 
-def give(model: nn.Module, weights: dict[str, Tensor]) -> dict[str, str]:
-    """Loads official weights into our model, strictly; returns the names."""
-    state = model.state_dict()
-    mapping = {key: our_name("official", key, state) for key in weights}
-    given = {mapping[k]: v.detach().reshape(state[mapping[k]].shape).to(state[mapping[k]]) for k, v in weights.items()}
-    for key, value in state.items():
-        if key.endswith("num_batches_tracked"):
-            given.setdefault(key, torch.zeros_like(value))
-    model.load_state_dict(given, strict=True)
-    no_dropout(model)
-    return mapping
-
-
 PARAMETERS = {"official-danet": 66_454_779, "official-dranet": 73_741_962, "official-clusterdanet": 66_581_633}
 """Of the official modules (ClusterDANet's with its count of classes, 21)."""
 
@@ -253,8 +249,7 @@ def check_official_models(depth: int | None = None, only: str | None = None) -> 
     for case, (kind, published_depth, classes, *shape) in OFFICIAL_CASES.items():
         if only is not None and case != only:
             continue
-        title = "clusterdanet" if kind == "clusterdanet" else "official"
-        recipe = row(kind)
+        recipe, title = row(kind), title_of(kind)
         backbone = depth or published_depth
         config = recipe.model.model_copy(update={"backbone": f"resnet{backbone}"})
         model = build_model(config, classes, "fused")
@@ -262,7 +257,7 @@ def check_official_models(depth: int | None = None, only: str | None = None) -> 
             count = sum(p.numel() for p in model.parameters())
             yield Result(title, "parameters", case, abs(count - PARAMETERS[case]), "the official modules", f"{count:,}")
         network = official_network(kind, backbone, classes, case, config)
-        mapping = give(model, network.weights)
+        mapping = give(model, "official", network.weights)
         image, label = common.network_input(case, *shape), common.network_label(case, *shape, classes)
         loss = recipe.loss.model_copy(update={"replicas": 1})  # two images
         theirs = official_step(network, torch.from_numpy(image).double(), torch.from_numpy(label), loss)
@@ -342,6 +337,32 @@ def check_initialisation(folder: Path) -> Iterator[Result]:
         yield Result(PEERS[source], "initialisation", "heads", worst, against(source, meta), note)
 
 
+def worst_initialisation(
+    values: dict[str, list[Tensor]], expected: Callable[[str], float | Constant]
+) -> tuple[float, str]:
+    """The parameter furthest from its closed form, in standard errors of mean and standard deviation, and its name."""
+    worst, where = 0.0, ""
+    for key, seeds in values.items():
+        flat, wanted = torch.cat(seeds), expected(key)
+        if isinstance(wanted, Constant):
+            score = 0.0 if bool((flat == wanted.value).all()) else float("inf")
+        else:
+            score = max(
+                abs(flat.mean().item()) / (wanted / np.sqrt(flat.numel())),
+                abs(flat.std(correction=0).item() - wanted) / (wanted / np.sqrt(2 * flat.numel())),
+            )
+        if score > worst:
+            worst, where = score, key
+    return worst, where
+
+
+@dataclass(frozen=True)
+class Constant:
+    """All entries of a parameter."""
+
+    value: float
+
+
 def check_official_initialisation() -> Iterator[Result]:
     """Heads against the closed form of PyTorch's default: uniform, standard deviation 1/sqrt(3 fan_in), 0 gates."""
     for kind in ("danet", "dranet", "clusterdanet"):
@@ -353,44 +374,32 @@ def check_official_initialisation() -> Iterator[Result]:
                 if not key.startswith("backbone."):
                     values.setdefault(key, []).append(value.detach().double().flatten())
         modules = dict(model.named_modules())
-        worst, where = 0.0, ""
-        for key, seeds in values.items():
-            flat = torch.cat(seeds)
-            owner, leaf = key.rsplit(".", 1)
-            module = modules[owner]
+
+        def expected(key: str, modules: dict[str, nn.Module] = modules) -> float | Constant:
+            module = modules[key.rpartition(".")[0]]
             if isinstance(module, nn.Conv2d | nn.Linear):
-                fan_in = module.weight[0].numel()
-                spread = 1 / np.sqrt(3 * fan_in)
-                score = max(
-                    abs(flat.mean().item()) / (spread / np.sqrt(flat.numel())),
-                    abs(flat.std(correction=0).item() - spread) / (spread / np.sqrt(2 * flat.numel())),
-                )
-            else:
-                constant = 1.0 if leaf == "weight" or key.endswith("gate.gamma") else 0.0
-                score = 0.0 if bool((flat == constant).all()) else float("inf")
-            if score > worst:
-                worst, where = score, key
-        title = "clusterdanet" if kind == "clusterdanet" else "official"
-        yield Result(title, "initialisation", f"{kind}, heads", worst, "closed form", f"worst: {where}")
+                return float(1 / np.sqrt(3 * module.weight[0].numel()))
+            return Constant(1.0 if key.endswith((".weight", "gate.gamma")) else 0.0)
+
+        worst, where = worst_initialisation(values, expected)
+        yield Result(title_of(kind), "initialisation", f"{kind}, heads", worst, "closed form", f"worst: {where}")
 
 
 def check_backbone_initialisation() -> Iterator[Result]:
     """Backbone from scratch (ClusterDANet: no ImageNet weights): N(0, sqrt(2 / (k k out))), norms the identity."""
     torch.manual_seed(0)
-    model = build_model(row("clusterdanet").model, 21)
-    worst, where = 0.0, ""
-    for key, value in model.backbone.named_parameters():
-        flat = value.detach().double().flatten()
-        if value.dim() == 4:
-            spread = float(np.sqrt(2 / (value.shape[0] * value.shape[2] * value.shape[3])))
-            score = max(
-                abs(flat.mean().item()) / (spread / np.sqrt(flat.numel())),
-                abs(flat.std(correction=0).item() - spread) / (spread / np.sqrt(2 * flat.numel())),
-            )
-        else:
-            score = 0.0 if bool((flat == (1.0 if key.endswith("weight") else 0.0)).all()) else float("inf")
-        if score > worst:
-            worst, where = score, key
+    shapes = {}
+    values = {}
+    for key, value in build_model(row("clusterdanet").model, 21).backbone.named_parameters():
+        shapes[key], values[key] = value.shape, [value.detach().double().flatten()]
+
+    def expected(key: str) -> float | Constant:
+        shape = shapes[key]
+        if len(shape) == 4:
+            return float(np.sqrt(2 / (shape[0] * shape[2] * shape[3])))
+        return Constant(1.0 if key.endswith("weight") else 0.0)
+
+    worst, where = worst_initialisation(values, expected)
     yield Result("clusterdanet", "initialisation", "backbone", worst, "closed form", f"worst: {where}")
 
 
@@ -517,6 +526,13 @@ class Replay:
         return len(self._random) + len(self._queue) + len(self._uniform)
 
 
+def grey_levels(final: np.ndarray) -> np.ndarray:
+    """The BGR levels of a normalised RGB image, ``3 x H x W``."""
+    mean, std = (np.array(values)[:, None, None] for values in (transforms.MEAN_RGB, transforms.STD_RGB))
+    levels: np.ndarray = np.round(final.astype(np.float64) * std + mean)[::-1]
+    return levels
+
+
 def check_augmentation(folder: Path) -> Iterator[Result]:
     """Our pipeline on the peer's images and draws."""
     for path in sorted(folder.glob("augment-*.npz")):
@@ -551,10 +567,8 @@ def check_augmentation(folder: Path) -> Iterator[Result]:
             top, left = 0, 0
             if augment.pad.position == "centre":
                 top, left = (label.shape[0] - height) // 2, (label.shape[1] - width) // 2
-            rgb = final[:, top : top + height, left : left + width].astype(np.float64)
-            mean, std = np.array(transforms.MEAN_RGB), np.array(transforms.STD_RGB)
-            values = rgb * std[:, None, None] + mean[:, None, None]
-            pixels = max(pixels, float(np.abs(np.round(values)[::-1] - theirs).max()))
+            levels = grey_levels(final[:, top : top + height, left : left + width])
+            pixels = max(pixels, float(np.abs(levels - theirs).max()))
             projection = common.projections("final", final)
             normalised = max(normalised, difference(final[:, -2:, -2:], arrays[f"{seed}/corner"]))
             normalised = max(normalised, float(np.abs(projection - arrays[f"{seed}/projection"]).max() / projection[0]))
@@ -571,7 +585,7 @@ def check_augmentation(folder: Path) -> Iterator[Result]:
 def check_official_augmentation(samples: int = 12) -> Iterator[Result]:
     """The official order with PIL, both rules (2018: short side; HEAD and fork: long side, labels padded with 0)."""
     for kind, rule, base, crop in (("danet", "short", 96, 72), ("clusterdanet", "long", 78, 72)):
-        recipe = row(kind).augment
+        recipe, title = row(kind).augment, title_of(kind)
         augment = recipe.model_copy(
             update={"resize": recipe.resize.model_copy(update={"base": base}), "crop_size": (crop, crop)}
         )
@@ -592,11 +606,8 @@ def check_official_augmentation(samples: int = 12) -> Iterator[Result]:
             replay = Replay(augment, draws)
             final, label = transforms.augmented(augment, image, mask, replay)  # type: ignore[arg-type]
             assert not replay.left
-            mean, std = np.array(transforms.MEAN_RGB), np.array(transforms.STD_RGB)
-            values = np.round(final.astype(np.float64) * std[:, None, None] + mean[:, None, None])
-            pixels = max(pixels, float(np.abs(values[::-1].transpose(1, 2, 0) - expected_image).max()))
+            pixels = max(pixels, float(np.abs(grey_levels(final).transpose(1, 2, 0) - expected_image).max()))
             labels += int((label != expected_label).sum())
-        title = "clusterdanet" if kind == "clusterdanet" else "official"
         note = f"{samples} samples, rule {rule}"
         yield Result(title, "augmentation, pixels", rule, pixels, "own PIL reference", note)
         yield Result(title, "augmentation, labels", rule, labels, "own PIL reference", note)
@@ -682,7 +693,7 @@ def check_official_inference() -> Iterator[Result]:
     mean, std = (torch.tensor(x).view(1, 3, 1, 1) for x in (transforms.MEAN_RGB, transforms.STD_RGB))
     black = (-mean / std).double()
     for kind in ("danet", "clusterdanet"):
-        recipe = row(kind)
+        recipe, title = row(kind), title_of(kind)
         for size in ((64, 128), (75, 100), (100, 70), (30, 150)):
             case = f"official-inference-{size[0]}x{size[1]}"
             image = common.photograph(case, *size)
@@ -705,7 +716,6 @@ def check_official_inference() -> Iterator[Result]:
                         lambda x: model(x)["main"], tensor, base, crop, stride, scales, black
                     )
                 scores, labels = predicted(model, image, test, True, mode)
-                title = "clusterdanet" if kind == "clusterdanet" else "official"
                 name = f"{size[0]}x{size[1]}, {mode}"
                 yield Result(title, "inference, scores", name, difference(scores, expected.log()), "own plain loops")
                 wrong = misplaced(labels, expected.argmax(0).numpy(), expected.log().numpy())

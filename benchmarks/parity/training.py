@@ -170,11 +170,10 @@ def check_official_training(kind: str) -> Iterator[Result]:
     network = compare.official_network(kind, 50, classes, case, config)
     network.training = True
     model = build_model(config, classes)
-    mapping = compare.give(model, network.weights)
+    mapping = compare.give(model, "official", network.weights)
     mine = trained(model, recipe, case, run)
     theirs = reference_training(network, recipe.loss, case, run).projected()
-    title = "clusterdanet" if kind == "clusterdanet" else "official"
-    yield from compared(title, kind, compare.REFERENCE, mine, theirs, mapping)
+    yield from compared(compare.title_of(kind), kind, compare.REFERENCE, mine, theirs, mapping)
 
 
 def reference_training(network: reference.Network, loss: rows.Loss, case: str, run: dict[str, int]) -> Trained:

@@ -1,1 +1,1 @@
-"""How a row scales: loss curves and speed on 1, 2 and 4 processes here, and what is counted and estimated beyond."""
+"""How a row scales: loss curves and speed on 1, 2 and 4 processes."""

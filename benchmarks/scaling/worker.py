@@ -11,10 +11,8 @@ from typing import Any
 
 import cv2
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 from danet.config.rows import Row, load_params
 from danet.core.errors import Interrupted
@@ -23,7 +21,6 @@ from danet.core.process import Process, processes
 from danet.models import numerics
 from danet.models.segmentor import build_model
 from danet.results.identity import TrainingIdentity
-from danet.training import batch_norm
 from danet.training.checkpoint import CheckpointStore
 from danet.training.loop import Trainer
 from danet.training.stop import StopRequest
@@ -87,33 +84,10 @@ def network(row: Row) -> nn.Module:
     return model
 
 
-class Counter:
-    """Counts what the processes send each other in a step."""
-
-    def __init__(self) -> None:
-        self.collectives, self.bytes = 0, 0
-        self._plain = batch_norm.sum_over_processes
-        batch_norm.sum_over_processes = self._statistics
-
-    def _statistics(self, value: torch.Tensor) -> torch.Tensor:
-        self.collectives += 1
-        self.bytes += value.numel() * value.element_size()
-        return self._plain(value)
-
-    def of(self, network: nn.Module, steps: int) -> dict[str, Any]:
-        """Counts per step of a network that has run so many."""
-        found: dict[str, Any] = {"statistics": self.collectives // steps, "statistics_bytes": self.bytes // steps}
-        if isinstance(network, DistributedDataParallel):
-            logged = network._get_ddp_logging_data()
-            sizes = str(logged.get("rebuilt_bucket_sizes") or logged["bucket_sizes"])
-            found["bucket_bytes"] = [int(size) for size in sizes.split(",")]
-        return found
-
-
 def measure(process: Process, folder: Path, crop: int, steps: int, stop_after: int | None) -> dict[str, Any]:
-    """Trains and returns curve, times and counts; stopped after an iteration, if asked, with a checkpoint left."""
+    """Trains and returns curve and times; stopped after an iteration, if asked, with a checkpoint left."""
     row = row_at(crop, steps)
-    counter, began, times = Counter(), time.perf_counter(), list[float]()
+    began, times = time.perf_counter(), list[float]()
     with StopRequest() as stop:
         trainer = Trainer(
             row,
@@ -143,9 +117,6 @@ def measure(process: Process, folder: Path, crop: int, steps: int, stop_after: i
             "started": started,
             "curve": curve,
             "seconds": np.diff(times).tolist(),
-            "parameters": sum(parameter.numel() for parameter in trainer.model.parameters()),
-            "norms": [module.num_features for module in trainer.model.modules() if isinstance(module, nn.BatchNorm2d)],
-            "sent": counter.of(trainer.network, trainer.total - started),
         }
 
 

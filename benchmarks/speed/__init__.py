@@ -1,5 +1,4 @@
 """Speed, side by side: mmsegmentation's half of ``python -m benchmarks.speed time``, run in an environment of its own.
 
-python -m benchmarks.speed.environment      # makes build/parity-env (with the parity check) and prints its Python
 build/parity-env/bin/python -m benchmarks.speed.mmseg    # a worker of benchmarks.speed.timing, driven by the harness
 """

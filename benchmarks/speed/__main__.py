@@ -10,7 +10,6 @@ import typer
 from benchmarks.speed.cases import SUBJECTS, row_cases, shapes
 from benchmarks.speed.profile import profile
 from benchmarks.speed.run import benchmark as measure
-from benchmarks.speed.run import loader
 from danet.cli.options import Device, Root, RowName
 from danet.config.workspace import Workspace
 from danet.core.console import report_errors
@@ -33,7 +32,7 @@ def time_command(
     all_shapes: Annotated[
         bool, typer.Option("--all-shapes", help="The standing grid of networks and sizes (on a CPU a part of it).")
     ] = False,
-    what: Annotated[str, typer.Option(help="Of infer, train, attention, confusion, loader; commas.")] = (
+    what: Annotated[str, typer.Option(help="Of infer, train, attention, confusion; commas.")] = (
         "infer,train,attention,confusion"
     ),
     network: Annotated[
@@ -55,15 +54,10 @@ def time_command(
     """
     space = Workspace(workspace)
     subjects = what.split(",")
-    if unknown := set(subjects) - {*SUBJECTS, "loader"}:
-        raise ConfigError(f"--what {sorted(unknown)[0]!r} is unknown; allowed: {', '.join(SUBJECTS)}, loader")
+    if unknown := set(subjects) - {*SUBJECTS}:
+        raise ConfigError(f"--what {sorted(unknown)[0]!r} is unknown; allowed: {', '.join(SUBJECTS)}")
     if all_shapes == (row is not None):
         raise ConfigError("give either a ROW or --all-shapes")
-    if "loader" in subjects:
-        loader()
-        subjects.remove("loader")
-    if not subjects:
-        return
     params = space.params()
     chosen = params.row(row) if row else None
     cases = row_cases(chosen, params, subjects, batch) if chosen else shapes(device or "", subjects)

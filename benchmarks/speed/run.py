@@ -14,38 +14,27 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
+from benchmarks.parity.__main__ import prepare_environment
 from benchmarks.speed.cases import Case
 from benchmarks.speed.page import finish
 from benchmarks.speed.results import write
 from benchmarks.speed.rounds import Say, run
 from danet.config import rows
-from danet.core import provenance
-from danet.core.errors import ConfigError, DanetError
+from danet.core.errors import ConfigError
 
 
-def peer_command(make: bool, say: Say = lambda text: None) -> list[str | Path] | None:
-    """mmsegmentation's worker in its own environment; None if it is not there and ``make`` is false or fails."""
-    root = provenance.PACKAGE_ROOT
-    python = root / "build" / "parity-env" / "bin" / "python"
-    if make:
-        done = subprocess.run(
-            [sys.executable, "-m", "benchmarks.speed.environment"],
-            cwd=root,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        if done.returncode:
-            say(f"mmsegmentation's environment cannot be made: {done.stderr.strip().splitlines()[-1:]}")
-    if not python.exists():
+def peer_command(say: Say) -> list[str | Path] | None:
+    """mmsegmentation's worker in an environment of its own, made if need be; None if that fails."""
+    try:
+        return [prepare_environment(), "-W", "ignore", "-m", "benchmarks.speed.mmseg"]
+    except (subprocess.CalledProcessError, OSError) as error:
+        say(f"mmsegmentation is left out: its environment cannot be made ({error}); is there a network?")
         return None
-    return [python, "-W", "ignore", "-m", "benchmarks.speed.mmseg"]
 
 
 def benchmark(
@@ -70,22 +59,9 @@ def benchmark(
         raise ConfigError(f"device {device!r}: no GPU was found here; use cpu")
     if not cases:
         raise ConfigError("there is nothing to measure: give a ROW or --all-shapes")
-    peer = peer_command(make=True, say=say) if with_peer else None
-    if with_peer and peer is None:
-        say("mmsegmentation is left out: build/parity-env could not be made (is there a network?)")
+    peer = peer_command(say) if with_peer else None
     load = round(os.getloadavg()[0], 2)
     measured, peaks, facts = run(cases, device, repeat=repeat, peer=peer, own=own, say=say)
     written = write(out, measured, peaks, facts | {"load": load}, prefix)
     finish(out)
     return written
-
-
-def loader() -> None:
-    """Times the training loader beside mmsegmentation's (``benchmarks/loading``), which writes its own page.
-
-    Raises:
-        DanetError: if that fails.
-    """
-    done = subprocess.run([sys.executable, "-m", "benchmarks.loading"], cwd=provenance.PACKAGE_ROOT, check=False)
-    if done.returncode:
-        raise DanetError(f"python -m benchmarks.loading failed with status {done.returncode}; its message is above")

@@ -119,25 +119,15 @@ class Trainer:
         self.total = row.schedule.total_iterations(len(dataset))
         self.epoch = row.schedule.iterations_per_epoch(len(dataset))
         self.local_batch = local_batch_size(row, self.process)
-        wanted = row.numerics.accumulate
-        self.finds_accumulation = wanted == "auto" and self.process.world == 1
-        self.accumulate = 1 if wanted == "auto" else wanted
-        if self.local_batch % self.accumulate:
-            raise ConfigError(
-                f"{row.name}: numerics.accumulate {self.accumulate} does not divide the {self.local_batch} "
-                f"images of a process; allowed: auto, {', '.join(map(str, _divisors(self.local_batch)))}"
-            )
+        self.finds_accumulation = row.numerics.accumulate == "auto" and self.process.world == 1
+        self.accumulate = self._wanted_accumulation()
 
-        model = model.to(self.device)
-        if row.numerics.channels_last:
-            model = model.to(memory_format=torch.channels_last)
-        if row.numerics.sync_batch_norm and self.process.world > 1:
-            model = synchronise_batch_norm(model, self.device)
-        self.model = model
-        self.optimizer = build_optimizer(model, row.optimizer)  # type: ignore[arg-type]
+        self.model = self._placed(model)
+        self.optimizer = build_optimizer(self.model, row.optimizer)  # type: ignore[arg-type]
         self.scaler = numerics.gradient_scaler(row.numerics, self.device)
         self.history = History()
         self.iteration = 0
+        self._lr = 0.0
         self._updating = False  # in the optimizer's step, of which there is no going back
         self._saved: int | None = None
         self._empty = 0  # batches in a row that had no labelled pixel
@@ -145,6 +135,7 @@ class Trainer:
         self._meter: EnergyMeter | None = None
         self._energy_before: float | None = 0.0
         self._restore()
+        self._session = self.iteration, self.history.seconds  # where this process began
         self.process.agree(
             {"the iteration of the newest checkpoint": self.iteration},
             f"every node must see the same {self.store.folder}: put the workspace on a shared file system",
@@ -153,6 +144,25 @@ class Trainer:
             self.history.accumulate = [[1, self.accumulate]]
         self.network = self._wrap()
         self._proven = not row.numerics.compile  # whether this network has made a step
+
+    def _wanted_accumulation(self) -> int:
+        wanted = self.row.numerics.accumulate
+        parts = 1 if wanted == "auto" else wanted
+        if self.local_batch % parts:
+            raise ConfigError(
+                f"{self.row.name}: numerics.accumulate {parts} does not divide the {self.local_batch} "
+                f"images of a process; allowed: auto, {', '.join(map(str, _divisors(self.local_batch)))}"
+            )
+        return parts
+
+    def _placed(self, model: nn.Module) -> nn.Module:
+        """The model on the device, in the layout and with the batch normalisation that the row asks for."""
+        model = model.to(self.device)
+        if self.row.numerics.channels_last:
+            model = model.to(memory_format=torch.channels_last)
+        if self.row.numerics.sync_batch_norm and self.process.world > 1:
+            model = synchronise_batch_norm(model, self.device)
+        return model
 
     @property
     def micro_batch(self) -> int:
@@ -205,86 +215,111 @@ class Trainer:
             Interrupted: after a SIGTERM or SIGINT, with a checkpoint saved.
             TrainingError: for a non-finite loss or a lack of memory, saying what to do.
         """
-        row, history = self.row, self.history
         self.model.train()
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
             self._meter = EnergyMeter()
-        stream = BatchStream(
+        for entry in self.history.curve:  # what MLflow did not get before the stop; it takes no step twice
+            self._track(entry)
+        with self._stream() as stream, self.reporter.run(self.title, self.total, self.iteration):
+            while self.iteration < self.total:
+                ids = self._train_on(stream)
+                self._validate_and_log()
+                self._keep_if_best(ids)
+                self._save_or_stop(ids)
+        self._settle()
+        self._check_finite([])
+        self._note_energy()
+        return self.history
+
+    def _stream(self) -> BatchStream:
+        return BatchStream(
             self.dataset,
-            row.augment,
+            self.row.augment,
             seed=self.seed,
-            batch_size=row.schedule.batch_size,
+            batch_size=self.row.schedule.batch_size,
             start=self.iteration,
             stop=self.total,
             rank=self.process.rank,
             world=self.process.world,
             workers=self.workers,
             device=self.device,
-            lazy=row.runtime.lazy_crop,
+            lazy=self.row.runtime.lazy_crop,
         )
-        session_start, session_seconds = self.iteration, history.seconds
-        lr = waited = 0.0
 
-        def eta() -> float:
-            done = max(1, self.iteration - session_start)
-            return (history.seconds - session_seconds) / done * (self.total - self.iteration)
+    def _train_on(self, stream: BatchStream) -> list[str]:
+        """One iteration on the next batch, whose ids it returns."""
+        began, waited = time.perf_counter(), stream.waited
+        batch = next(stream)
+        self._lr = set_learning_rates(self.optimizer, self.row.schedule, self.iteration, self.total)
+        with self._explained(batch):
+            self._pending.append(self._step(batch))
+        self.iteration += 1
+        looks = self._logs() or self._checkpoints() or self.device.type != "cuda"
+        if looks or len(self._pending) >= CHECK_EVERY:
+            self._settle()
+        self.history.time(time.perf_counter() - began, stream.waited - waited, self.row.schedule.batch_size)
+        self.reporter.step(self.iteration, self._line)
+        return batch.ids
 
-        def line() -> str:
-            last = history.curve[-1] if history.curve else {}
-            loss = history.sums["loss"] / history.counted if history.counted else last.get("loss")
-            speed = history.images_per_second
-            if history.interval_seconds > 0:
-                speed = history.interval_images / history.interval_seconds
-            elif last.get("images_per_second"):
-                speed = float(last["images_per_second"] or 0.0)
-            return progress_line(
-                self.iteration,
-                self.total,
-                loss=loss,
-                lr=lr,
-                speed=speed,
-                wait=history.data_wait_share,
-                memory_gib=history.peak_memory_gib,
-                eta=eta(),
+    def _validate_and_log(self) -> None:
+        score = self._evaluated(self.validate) if self.validate and self._validates() else None
+        if self._logs():
+            self._log(score)
+
+    def _keep_if_best(self, ids: Sequence[str]) -> None:
+        """At the end of an epoch, where the row keeps the best one."""
+        if self.select is None or self.iteration % self.epoch:
+            return
+        self._settle()
+        score, before = self._evaluated(self.select), self.history.best
+        if before is not None and score <= before[1]:
+            return
+        self.history.best = (self.iteration, score)
+        if self.process.is_main:
+            self.keep_best(self.model, self.iteration, score)
+        if self.iteration < self.total:
+            self._save(ids)
+
+    def _save_or_stop(self, ids: Sequence[str]) -> None:
+        """Saves where it is time to, and where any process was told to stop; then raises ``Interrupted``."""
+        stopping = self.process.any(self.stop.requested)
+        if self.iteration == self.total or not (stopping or self._checkpoints()):
+            return
+        self._settle()
+        self._save(ids)
+        if stopping:
+            raise Interrupted(
+                f"{self.title}: stopped after iteration {self.iteration} of {self.total}"
+                f"{f' ({self.stop.reason})' if self.stop.reason else ''}, saved in {self.store.folder}; "
+                "run the same command again to go on from there"
             )
 
-        for entry in history.curve:  # what MLflow did not get before the stop; it takes no step twice
-            self._track(entry)
-        with stream, self.reporter.run(self.title, self.total, self.iteration):
-            while self.iteration < self.total:
-                began = time.perf_counter()
-                batch = next(stream)
-                lr = set_learning_rates(self.optimizer, row.schedule, self.iteration, self.total)
-                with self._explained(batch):
-                    self._pending.append(self._step(batch))
-                self.iteration += 1
-                validating = self._validates()
-                if self._is_boundary() or validating or self.device.type != "cuda" or len(self._pending) >= CHECK_EVERY:
-                    self._settle()
-                before, waited = waited, stream.waited
-                history.time(time.perf_counter() - began, waited - before, row.schedule.batch_size)
-                self.reporter.step(self.iteration, line)
-                score = self._evaluated(self.validate) if validating and self.validate else None
-                if self.iteration in (1, self.total) or self.iteration % row.runtime.log_interval == 0 or validating:
-                    self._log(lr, score, line, eta())
-                if self.select is not None and self.iteration % self.epoch == 0:
-                    self._settle()
-                    self._keep_if_best(self._evaluated(self.select), batch.ids)
-                stopping = self.process.any(self.stop.requested) and self.iteration < self.total
-                if stopping or (self.iteration % row.runtime.checkpoint_interval == 0 and self.iteration < self.total):
-                    self._settle()
-                    self._save(batch.ids)
-                if stopping:
-                    raise Interrupted(
-                        f"{self.title}: stopped after iteration {self.iteration} of {self.total}"
-                        f"{f' ({self.stop.reason})' if self.stop.reason else ''}, saved in {self.store.folder}; "
-                        "run the same command again to go on from there"
-                    )
-        self._settle()
-        self._check_finite([])
-        self._note_energy()
-        return history
+    def _eta(self) -> float:
+        """Seconds to go at this session's pace."""
+        iteration, seconds = self._session
+        done = max(1, self.iteration - iteration)
+        return (self.history.seconds - seconds) / done * (self.total - self.iteration)
+
+    def _line(self) -> str:
+        history = self.history
+        last = history.curve[-1] if history.curve else {}
+        loss = history.sums["loss"] / history.counted if history.counted else last.get("loss")
+        speed = history.images_per_second
+        if history.interval_seconds > 0:
+            speed = history.interval_images / history.interval_seconds
+        elif last.get("images_per_second"):
+            speed = float(last["images_per_second"] or 0.0)
+        return progress_line(
+            self.iteration,
+            self.total,
+            loss=loss,
+            lr=self._lr,
+            speed=speed,
+            wait=history.data_wait_share,
+            memory_gib=history.peak_memory_gib,
+            eta=self._eta(),
+        )
 
     def _note_energy(self) -> None:
         """Brings the history's energy up to date: every part of the run on every GPU, or nothing."""
@@ -293,17 +328,17 @@ class Trainer:
         known = [part for part in parts if part is not None]
         self.history.energy_kj = round(sum(known), 3) if len(known) == len(parts) else None
 
-    def _is_boundary(self) -> bool:
-        runtime = self.row.runtime
-        return (
-            self.iteration in (1, self.total)
-            or self.iteration % runtime.log_interval == 0
-            or self.iteration % runtime.checkpoint_interval == 0
-        )
+    def _checkpoints(self) -> bool:
+        return self.iteration % self.row.runtime.checkpoint_interval == 0
 
     def _validates(self) -> bool:
         interval = self.row.val_interval
         return interval is not None and self.validate is not None and self.iteration % interval == 0
+
+    def _logs(self) -> bool:
+        """Whether the curve gets a row."""
+        ends = self.iteration in (1, self.total)
+        return ends or self.iteration % self.row.runtime.log_interval == 0 or self._validates()
 
     def _step(self, batch: Batch) -> _Step:
         """One optimizer step on this process's part of a batch; divides it finer if memory runs out and it may."""
@@ -463,19 +498,9 @@ class Trainer:
         finally:
             self.model.train()
 
-    def _keep_if_best(self, score: float, ids: Sequence[str]) -> None:
-        before = self.history.best
-        if before is not None and score <= before[1]:
-            return
-        self.history.best = (self.iteration, score)
-        if self.process.is_main:
-            self.keep_best(self.model, self.iteration, score)
-        if self.iteration < self.total:
-            self._save(ids)
-
-    def _log(self, lr: float, score: float | None, line: Callable[[], str], eta_seconds: float) -> None:
-        shown = line()
-        entry = self.history.close(self.iteration, lr, score)
+    def _log(self, score: float | None) -> None:
+        shown, eta = self._line(), self._eta()
+        entry = self.history.close(self.iteration, self._lr, score)
         if self.process.is_main:
             write_status(
                 self.store.folder,
@@ -484,7 +509,7 @@ class Trainer:
                 iteration=self.iteration,
                 total=self.total,
                 loss=entry["loss"],
-                eta_seconds=eta_seconds,
+                eta_seconds=eta,
             )
         self.reporter.interval(self.title, self.iteration, shown)
         if score is not None:
@@ -519,7 +544,7 @@ class Trainer:
 
     @contextmanager
     def _explained(self, batch: Batch) -> Iterator[None]:
-        """Gives failures of a step that a user can mend a message that says how."""
+        """Gives failures of a step that a user can fix a message that says how."""
         try:
             yield
         except (RuntimeError, ValueError, IndexError, MemoryError) as error:

@@ -6,14 +6,12 @@ build/parity-env/bin/python -m benchmarks.parity.peers.mmseg_peer FOLDER
 from __future__ import annotations
 
 import copy
-import sys
-import time
 import warnings
 from pathlib import Path
 from typing import Any
 
 from benchmarks.parity import common
-from benchmarks.parity.peers import draws, stubs
+from benchmarks.parity.peers import draws, shared, stubs
 
 stubs.install(stubs.MMSEGMENTATION)
 warnings.simplefilter("ignore")
@@ -71,17 +69,7 @@ def build(settings: Any, case: str | None, dropout: bool = False) -> Any:
     model = MODELS.build(copy.deepcopy(settings.model))
     if case is None:
         model.init_weights()
-    else:
-        state = {
-            name: torch.from_numpy(np.asarray(common.weight(case, name, tuple(value.shape))))
-            for name, value in model.state_dict().items()
-        }
-        model.load_state_dict(state)
-    if not dropout:
-        for module in model.modules():
-            if isinstance(module, torch.nn.Dropout2d):
-                module.p = 0.0
-    return model
+    return shared.prepared(model, case, dropout)
 
 
 def samples(label: np.ndarray) -> list[Any]:
@@ -129,7 +117,7 @@ def models(folder: Path) -> None:
         loss.backward()
         arrays |= {"loss": loss.detach().numpy(), **common.after_a_step(model)}
         meta = {
-            "keys": {key: list(value.shape) for key, value in model.state_dict().items()},
+            "keys": shared.keys(model),
             "config": file,
             "classes": model.num_classes,
             "align_corners": model.align_corners,
@@ -141,20 +129,9 @@ def models(folder: Path) -> None:
 
 
 def initialisation(folder: Path) -> None:
-    """Mean and standard deviation of every parameter over seeds, as the peer's own init leaves them."""
+    """As the peer's own init leaves the network."""
     settings = config("danet_r50-d8_4xb2-40k_cityscapes-512x1024")
-    rows: dict[str, list[tuple[float, float]]] = {}
-    sizes: dict[str, int] = {}
-    for seed in range(4):
-        torch.manual_seed(seed)
-        model = build(settings, None)
-        for key, value in model.named_parameters():
-            data = value.detach().double()
-            rows.setdefault(key, []).append((data.mean().item(), data.std(correction=0).item()))
-            sizes[key] = data.numel()
-    keys = {key: list(value.shape) for key, value in model.state_dict().items()}
-    arrays = {key: np.array(value) for key, value in rows.items()}
-    common.save(folder, "init-mmseg", arrays, {"sizes": sizes, "keys": keys, "versions": VERSIONS})
+    shared.initialisation(folder, "mmseg", lambda: build(settings, None), VERSIONS)
 
 
 def schedule(folder: Path) -> None:
@@ -222,23 +199,15 @@ def augmentation(folder: Path) -> None:
                         "reduce_zero_label": False,
                     }
                 )
-            values = [value for _, _, value in log]
-            names = [function for function, _, _ in log]
-            ratio = 0.5 + 1.5 * values.pop(0)
-            split = names.index("choice") - 1
-            crops = [values[2 * i : 2 * i + 2] for i in range(split // 2)]
-            values = values[split:]
-            flip = values.pop(0) == "horizontal"
-            drawn = {"ratio": ratio, "crops": crops, "flip": flip, "photometric": draws.photometric(values)}
-            assert not values, values
             batch = preprocessor({"inputs": [result["inputs"]], "data_samples": [result["data_samples"]]}, True)
-            arrays[f"{seed}/image"] = result["inputs"].numpy()  # BGR, 3 x h x w, before padding (VOC: padded)
-            arrays[f"{seed}/label"] = batch["data_samples"][0].gt_sem_seg.data[0].numpy().astype(np.uint8)
-            final = batch["inputs"][0].numpy()
-            if name == "small":
-                arrays[f"{seed}/final"] = final
-            arrays[f"{seed}/projection"] = common.projections("final", final)
-            arrays[f"{seed}/corner"] = final[:, -2:, -2:]
+            arrays |= shared.sample_arrays(
+                seed,
+                result["inputs"].numpy(),  # BGR, 3 x h x w, before padding (VOC: padded)
+                batch["data_samples"][0].gt_sem_seg.data[0].numpy(),
+                batch["inputs"][0].numpy(),
+                whole=name == "small",
+            )
+            drawn = shared.drawn(log, "choice", lambda direction: direction == "horizontal")
             cases.append({"seed": seed, "size": [height, width], "draws": drawn})
         meta = {
             "cases": cases,
@@ -309,7 +278,7 @@ def inference(folder: Path) -> None:
             arrays[f"multi_{rule}_class"] = merged.pred_sem_seg.data.numpy().reshape(size)
         arrays = {key: value.astype(np.uint8) if key.endswith("_class") else value for key, value in arrays.items()}
         meta = {
-            "keys": {key: list(value.shape) for key, value in model.state_dict().items()},
+            "keys": shared.keys(model),
             "classes": model.num_classes,
             "align_corners": model.align_corners,
             "size": size,
@@ -366,7 +335,7 @@ def training(folder: Path) -> None:
     case = "mmseg-training"
     for name, run in common.TRAININGS.items():
         model = build(settings, case).double().train()
-        keys = {key: list(value.shape) for key, value in model.state_dict().items()}
+        keys = shared.keys(model)
         arguments = {key: value for key, value in settings.optim_wrapper.optimizer.items() if key != "type"}
         optimizer = torch.optim.SGD(model.parameters(), **arguments)
         wrapper = OptimWrapper(optimizer)
@@ -386,16 +355,5 @@ def training(folder: Path) -> None:
 STEPS = (models, initialisation, schedule, augmentation, inference, metrics, training)
 
 
-def main() -> None:
-    """Runs every step, or those named after the folder."""
-    folder = Path(sys.argv[1])
-    folder.mkdir(parents=True, exist_ok=True)
-    for step in STEPS:
-        if len(sys.argv) == 2 or step.__name__ in sys.argv[2:]:
-            start = time.monotonic()
-            step(folder)
-            print(f"mmsegmentation {mmseg.__version__}: {step.__name__}, {time.monotonic() - start:.0f} s", flush=True)
-
-
 if __name__ == "__main__":
-    main()
+    shared.main(f"mmsegmentation {mmseg.__version__}", STEPS)

@@ -7,14 +7,12 @@ Its package holds no configs: the settings below are those of its repository's D
 
 from __future__ import annotations
 
-import sys
-import time
 import warnings
 from pathlib import Path
 from typing import Any
 
 from benchmarks.parity import common
-from benchmarks.parity.peers import draws, stubs
+from benchmarks.parity.peers import draws, shared, stubs
 
 stubs.install(stubs.SSSEGMENTATION)
 warnings.simplefilter("ignore")
@@ -73,17 +71,7 @@ def settings(depth: int, stride: int, classes: int) -> dict[str, Any]:
 
 def build(config: dict[str, Any], case: str | None) -> Any:
     """The peer's network, with the shared weights if ``case`` is given; dropout off."""
-    model = BuildSegmentor(segmentor_cfg=config, mode="TRAIN")
-    if case is not None:
-        state = {
-            name: torch.from_numpy(np.asarray(common.weight(case, name, tuple(value.shape))))
-            for name, value in model.state_dict().items()
-        }
-        model.load_state_dict(state)
-    for module in model.modules():
-        if isinstance(module, torch.nn.Dropout2d):
-            module.p = 0.0
-    return model
+    return shared.prepared(BuildSegmentor(segmentor_cfg=config, mode="TRAIN"), case)
 
 
 def structure(image: np.ndarray, label: np.ndarray | None, mode: str) -> Any:
@@ -127,7 +115,7 @@ def models(folder: Path) -> None:
         arrays |= {f"train_{head}": value.numpy() for head, value in seen.items()}
         arrays |= {"loss": output.loss.detach().numpy(), **common.after_a_step(model)}
         meta = {
-            "keys": {key: list(value.shape) for key, value in model.state_dict().items()},
+            "keys": shared.keys(model),
             "depth": depth,
             "output_stride": stride,
             "classes": classes,
@@ -140,19 +128,8 @@ def models(folder: Path) -> None:
 
 
 def initialisation(folder: Path) -> None:
-    """Mean and standard deviation of every parameter over seeds."""
-    rows: dict[str, list[tuple[float, float]]] = {}
-    sizes: dict[str, int] = {}
-    for seed in range(4):
-        torch.manual_seed(seed)
-        model = build(settings(50, 8, 19), None)
-        for key, value in model.named_parameters():
-            data = value.detach().double()
-            rows.setdefault(key, []).append((data.mean().item(), data.std(correction=0).item()))
-            sizes[key] = data.numel()
-    keys = {key: list(value.shape) for key, value in model.state_dict().items()}
-    arrays = {key: np.array(value) for key, value in rows.items()}
-    common.save(folder, "init-ssseg", arrays, {"sizes": sizes, "keys": keys, "versions": VERSIONS})
+    """As the peer's own init leaves the network."""
+    shared.initialisation(folder, "ssseg", lambda: build(settings(50, 8, 19), None), VERSIONS)
 
 
 LENGTHS = {"voc2012": (60, 661), "ade20k": (130, 1263), "cityscapes": (220, 372)}
@@ -215,23 +192,15 @@ def augmentation(folder: Path) -> None:
                     if type(step).__name__ == "PhotoMetricDistortion":
                         distorted = sample["image"].copy()
             assert distorted is not None
-            values = [value for _, _, value in log]
-            names = [function for function, _, _ in log]
-            ratio = 0.5 + 1.5 * values.pop(0)
-            split = names.index("rand") - 1
-            crops = [values[2 * i : 2 * i + 2] for i in range(split // 2)]
-            values = values[split:]
-            flip = values.pop(0) <= 0.5
-            drawn = {"ratio": ratio, "crops": crops, "flip": flip, "photometric": draws.photometric(values)}
-            assert not values, values
-            final = sample["image"].numpy()
             target = sample["seg_target"].numpy()
-            arrays[f"{seed}/image"] = np.ascontiguousarray(distorted.transpose(2, 0, 1))
-            arrays[f"{seed}/label"] = np.where(target == -100, 255, target).astype(np.uint8)
-            arrays[f"{seed}/projection"] = common.projections("final", final)
-            arrays[f"{seed}/corner"] = final[:, -2:, -2:]
-            if name == "small":
-                arrays[f"{seed}/final"] = final
+            arrays |= shared.sample_arrays(
+                seed,
+                np.ascontiguousarray(distorted.transpose(2, 0, 1)),
+                np.where(target == -100, 255, target),
+                sample["image"].numpy(),
+                whole=name == "small",
+            )
+            drawn = shared.drawn(log, "rand", lambda value: value <= 0.5)
             cases.append({"seed": seed, "size": [height, width], "draws": drawn})
         meta = {"cases": cases, "classes": classes, "scale": scale, "crop": crop, "versions": VERSIONS}
         common.save(folder, f"augment-ssseg-{name}", arrays, meta)
@@ -259,7 +228,7 @@ def inference(folder: Path) -> None:
             logits = (sum(resized) / len(resized))[0]
         arrays = {"single": logits.numpy(), "single_class": logits.argmax(0).numpy().astype(np.uint8)}
         meta = {
-            "keys": {key: list(value.shape) for key, value in model.state_dict().items()},
+            "keys": shared.keys(model),
             "classes": 21,
             "output_stride": stride,
             "align_corners": False,
@@ -293,7 +262,7 @@ def training(folder: Path) -> None:
         config["scheduler"]["min_lr"] = 1e-4
         model = build(config, case).double()
         model.train()
-        keys = {key: list(value.shape) for key, value in model.state_dict().items()}
+        keys = shared.keys(model)
         optimizer = BuildOptimizer(model, config["scheduler"]["optimizer"])
         more = {"lr": 0.01, "iters_per_epoch": run["iterations"], "params_rules": {}}
         scheduler = BuildScheduler(optimizer=optimizer, scheduler_cfg=config["scheduler"] | more)
@@ -313,15 +282,5 @@ def training(folder: Path) -> None:
 STEPS = (models, initialisation, schedule, augmentation, inference, metrics, training)
 
 
-def main() -> None:
-    """Runs every step, or those named after the folder."""
-    folder = Path(sys.argv[1])
-    for step in STEPS:
-        if len(sys.argv) == 2 or step.__name__ in sys.argv[2:]:
-            start = time.monotonic()
-            step(folder)
-            print(f"sssegmentation {ssseg.__version__}: {step.__name__}, {time.monotonic() - start:.0f} s", flush=True)
-
-
 if __name__ == "__main__":
-    main()
+    shared.main(f"sssegmentation {ssseg.__version__}", STEPS)
