@@ -17,7 +17,7 @@ from danet.data.layout import IGNORE, Colour
 from danet.data.prepared import PreparedDataset
 
 Pixels = NDArray[np.uint8]
-Sample = tuple[str, Pixels, Pixels | None]
+Picture = tuple[str, Pixels, Pixels | None]
 """(name, image (H, W, 3) BGR, train ids (H, W) or None)."""
 
 IGNORE_COLOUR: Colour = (255, 255, 255)
@@ -40,7 +40,7 @@ def overlay(image: Pixels, mask: Pixels, palette: tuple[Colour, ...], opacity: f
 
 
 def contact_sheet(
-    samples: Iterable[Sample],
+    samples: Iterable[Picture],
     path: Path,
     classes: tuple[str, ...],
     palette: tuple[Colour, ...],
@@ -149,7 +149,7 @@ def browse_row(row: Row, folder: Path, split: str, n: int, out: Path, *, seed: i
     dataset = PreparedDataset(folder, split)
     training = TrainingSet(dataset, row.augment, seed)
 
-    def samples() -> Iterator[Sample]:
+    def samples() -> Iterator[Picture]:
         for position in range(n):
             sample = training[position]
             rgb = sample.image.transpose(1, 2, 0) * np.array(STD_RGB, np.float32) + np.array(MEAN_RGB, np.float32)

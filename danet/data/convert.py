@@ -1,8 +1,7 @@
 """Archives of a dataset -> its prepared form, checking every file on the way.
 
 A file that cannot be used does not stop the conversion: the rest is looked at, all offenders are listed at once, and
-then it fails. The result appears only when everything is right, and the same archives give the same bytes. What was
-right is kept beside the result until then, so that the next conversion does only what was fixed.
+then it fails. The result appears only when everything is right, and the same archives give the same bytes.
 """
 
 from __future__ import annotations
@@ -10,14 +9,12 @@ from __future__ import annotations
 import collections
 import errno
 import hashlib
-import json
-import re
 import shutil
 import sys
 import zipfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import astuple, dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from danet.acquire.unpack import unpack
@@ -45,10 +42,7 @@ from danet.data.registry import ADAPTERS
 SHOWN = 20
 """Ids in one line of a message."""
 LISTED = 200
-"""Offenders in a message; where there are more, a file has them all."""
-KEPT = "kept.json"
-CHECKS = 2
-"""To be raised when the checks or encodings here change: what an earlier version kept is then done again."""
+"""Offenders in a message."""
 
 
 @dataclass(frozen=True)
@@ -56,8 +50,6 @@ class _Converted:
     """One image in prepared form; ``problems`` not empty means that it has none."""
 
     problems: tuple[str, ...] = ()
-    source: str = ""
-    """SHA-256 of what it was made from."""
     note: str | None = None
     suffix: str = ""
     image: bytes = b""
@@ -86,8 +78,6 @@ def convert_dataset(
     adapter = ADAPTERS[spec.adapter]
     archives = _archives(name, spec, raw)
     scratch, new = out.with_name(f".{out.name}.scratch.tmp"), out.with_name(f".{out.name}.new.tmp")
-    kept = _Kept(out.with_name(f".{out.name}.kept.tmp"), spec)
-    misspelt = _Misspelt(adapter.wanted)
     try:
         for folder in (scratch, new):
             shutil.rmtree(folder, ignore_errors=True)
@@ -96,25 +86,23 @@ def convert_dataset(
             unpack(
                 archive,
                 scratch / archive.name,
-                wanted=misspelt.search,
+                wanted=adapter.wanted.search,
                 progress=progress,
                 remedy=f"run `dvc repro -f -s download@{name}` to take it again, then `dvc repro convert@{name}`",
             )
         try:
-            conversion = _Conversion(name, spec, adapter, scratch, new, kept)
+            conversion = _Conversion(name, spec, adapter, scratch, new)
             counts = conversion.run(progress, workers or min(cpu_cores(), 8))
         except DataError as error:  # the scratch folder is gone when this is read
             text = str(error).replace(f"{scratch}/", "").replace(str(scratch), str(raw))
-            raise DataError(f"{text}{misspelt}\n{remedy_for(name)}") from error
+            raise DataError(f"{text}\n{remedy_for(name)}") from error
         files.replace_folder(new, out)
-        kept.close(remove=True)
         return counts
     except OSError as error:
         full = error.errno in {errno.ENOSPC, errno.EDQUOT}
         problem = "the disk is full" if full else str(error.strerror or error)
         raise DataError(f"{out}: cannot be written ({problem}); fix that and run `dvc repro convert@{name}`") from error
     finally:
-        kept.close()
         for folder in (scratch, new):
             shutil.rmtree(folder, ignore_errors=True)
 
@@ -125,81 +113,6 @@ def remedy_for(name: str) -> str:
         f"fix the folder or archive that {name} was taken from, take it again by `dvc repro -f -s download@{name}`, "
         f"then `dvc repro convert@{name}`; if datasets.{name} in datasets.yaml is wrong, correct it and run the last"
     )
-
-
-class _Misspelt:
-    """Which members are wanted, and how many would be if upper and lower case did not matter."""
-
-    def __init__(self, wanted: re.Pattern[str]) -> None:
-        self._wanted, self._loose = wanted, re.compile(wanted.pattern, wanted.flags | re.IGNORECASE)
-        self._found: dict[str, None] = {}
-
-    def search(self, name: str) -> bool:
-        """Whether a member is wanted."""
-        if self._wanted.search(name):
-            return True
-        if self._loose.search(name):
-            self._found[name] = None
-        return False
-
-    def __str__(self) -> str:
-        if not self._found:
-            return ""
-        names = list(self._found)
-        counted = "1 member differs" if len(names) == 1 else f"{len(names)} members differ"
-        return (
-            f"\n{counted} from the official names in upper and lower case alone and left out, as {names[0]!r}; "
-            "name them as the official archive does"
-        )
-
-
-class _Kept:
-    """What an earlier, failed conversion found right, by the hash of image and mask."""
-
-    def __init__(self, folder: Path, spec: Dataset) -> None:
-        self.folder = folder
-        self.problems = folder.with_name(folder.name.replace(".kept.", ".problems."))
-        self.version = f"{CHECKS} {FORMAT} {spec.adapter} {spec.storage}"
-        self._packs: dict[str, zipfile.ZipFile] = {}
-        self._entries: dict[str, tuple[Entry, str | None]] = {}
-        try:
-            kept = json.loads((folder / KEPT).read_text(encoding="utf-8"))
-            if kept["version"] == self.version:
-                self._entries = {key: (Entry(*entry), note) for key, (entry, note) in kept["entries"].items()}
-                packs = {entry.pack for entry, _ in self._entries.values()}
-                self._packs = {pack: zipfile.ZipFile(folder / pack) for pack in sorted(packs)}
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, zipfile.BadZipFile):
-            self._entries = {}  # the whole is converted anew, as without it
-
-    def get(self, source: str) -> _Converted | None:
-        """The conversion of what has this hash, if it was kept and is whole."""
-        if source not in self._entries:
-            return None
-        entry, note = self._entries[source]
-        try:
-            image = self._packs[entry.pack].read(entry.image)
-            mask = self._packs[entry.pack].read(entry.mask) if entry.mask else b""
-        except (OSError, KeyError, zipfile.BadZipFile):
-            return None
-        suffix = Path(entry.image).suffix
-        return _Converted((), source, note, suffix, image, mask, (entry.height, entry.width), entry.class_pixels)
-
-    def keep(self, new: Path, entries: dict[str, tuple[Entry, str | None]]) -> None:
-        """Takes over the folder of a conversion that failed."""
-        self.close()
-        shutil.rmtree(self.folder, ignore_errors=True)
-        content = {key: [astuple(entry), note] for key, (entry, note) in entries.items()}
-        files.write_json(new / KEPT, {"version": self.version, "entries": content})
-        new.rename(self.folder)
-
-    def close(self, *, remove: bool = False) -> None:
-        """Closes its packs, and removes them from disk if told."""
-        for pack in self._packs.values():
-            pack.close()
-        self._packs, self._entries = {}, {}
-        if remove:
-            shutil.rmtree(self.folder, ignore_errors=True)
-            self.problems.unlink(missing_ok=True)
 
 
 def _archives(name: str, spec: Dataset, raw: Path) -> list[Path]:
@@ -214,8 +127,8 @@ def _archives(name: str, spec: Dataset, raw: Path) -> list[Path]:
 class _Conversion:
     """The conversion of one unpacked dataset."""
 
-    def __init__(self, name: str, spec: Dataset, adapter: DatasetSpec, scratch: Path, new: Path, kept: _Kept) -> None:
-        self.name, self.spec, self.adapter, self.scratch, self.new, self.kept = name, spec, adapter, scratch, new, kept
+    def __init__(self, name: str, spec: Dataset, adapter: DatasetSpec, scratch: Path, new: Path) -> None:
+        self.name, self.spec, self.adapter, self.scratch, self.new = name, spec, adapter, scratch, new
         self.items = adapter.discover(scratch).items
         self.problems: list[str] = []
         self.notes: list[str] = []
@@ -224,7 +137,6 @@ class _Conversion:
         """Writes packs, manifest and description; returns the counts."""
         self._check_ids()
         entries: list[Entry] = []
-        sources: dict[str, tuple[Entry, str | None]] = {}
         packs: dict[str, zipfile.ZipFile] = {}
         try:
             with Progress(f"convert {self.name}", len(self.items), show=progress) as bar:
@@ -233,18 +145,13 @@ class _Conversion:
                         self.problems += converted.problems
                     else:
                         entries.append(self._write(packs, item, converted))
-                        sources[converted.source] = (entries[-1], converted.note)
                         self.notes += [converted.note] if converted.note else []
                     bar.advance()
         finally:
             for pack in packs.values():
                 pack.close()
         counts = {split: sum(split in entry.splits.split(";") for entry in entries) for split in self._splits()}
-        try:
-            self._check(counts)
-        except DataError:
-            self.kept.keep(self.new, sources)
-            raise
+        self._check(counts)
         if self.notes:
             shown = ", ".join(self.notes[:3]) + (", ..." if len(self.notes) > 3 else "")
             print(f"{self.name}: {len(self.notes)} greyscale images, read as grey RGB: {shown}", file=sys.stderr)
@@ -286,10 +193,7 @@ class _Conversion:
         lines = []
         if self.problems:
             title = f"{len(self.problems)} problem{'s' if len(self.problems) > 1 else ''}"
-            if len(self.problems) > LISTED:
-                files.write_text(self.kept.problems, "\n".join(self.problems) + "\n")
-                title += f" (the first {LISTED} here, all of them in {self.kept.problems})"
-            lines.append(title)
+            lines.append(title + (f", the first {LISTED} of them" if len(self.problems) > LISTED else ""))
             lines += [f"  {problem}" for problem in self.problems[:LISTED]]
         for split, count in wrong.items():
             line = f"split {split}: {counts[split]} usable images, expected {count}"
@@ -339,12 +243,6 @@ class _Conversion:
         if item.mask is not None:
             missing = f"{self._relative(item.mask)}: missing, for the image {item.id}"
             mask_data = self._bytes(item.mask, problems, missing)
-        source = ""
-        if not problems:
-            parts = (item.id.encode(), data or b"", mask_data or b"", b"mask" if item.mask else b"")
-            source = hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).hexdigest()
-            if (kept := self.kept.get(source)) is not None:
-                return replace(kept, note=name if kept.note is not None else None)
         size, note = None, None
         if data is not None:
             size, mode = check_image(data, name, problems, grey=self.adapter.grey_images)
@@ -369,9 +267,7 @@ class _Conversion:
                 return _Converted((f"{name}: OpenCV cannot decode it",))
             data = npy_bytes(pixels)
         encoded = b"" if mask is None else npy_bytes(mask) if raw else png_bytes(mask)
-        return _Converted(
-            (), source, note, suffix, data, encoded, size, "" if mask is None else format_class_pixels(mask)
-        )
+        return _Converted((), note, suffix, data, encoded, size, "" if mask is None else format_class_pixels(mask))
 
     @staticmethod
     def _bytes(path: Path, problems: list[str], missing: str) -> bytes | None:

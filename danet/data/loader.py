@@ -32,7 +32,7 @@ from danet.data.transforms import Box, augmented_crop, finished, padded_levels
 _ORDER = 0x6F72646572  # keeps the order's random stream apart from the augmentation's
 
 
-class Source(Protocol):
+class LabelledImages(Protocol):
     """What training needs of a dataset (:class:`danet.data.prepared.PreparedDataset`)."""
 
     @property
@@ -52,15 +52,15 @@ class Source(Protocol):
 
 
 @runtime_checkable
-class MappedSource(Source, Protocol):
+class MappedImages(LabelledImages, Protocol):
     """A source that can also give images without copying them, to be read only."""
 
     def image_view(self, i: int, /) -> NDArray[np.uint8]:
-        """As :meth:`Source.image`."""
+        """As :meth:`LabelledImages.image`."""
         ...
 
     def mask_view(self, i: int, /) -> NDArray[np.uint8] | None:
-        """As :meth:`Source.mask`."""
+        """As :meth:`LabelledImages.mask`."""
         ...
 
 
@@ -134,7 +134,9 @@ class TrainingSet(Dataset[Sample]):
         levels: leave images in grey levels, for a GPU to normalise.
     """
 
-    def __init__(self, source: Source, augment: Augment, seed: int, *, lazy: bool = True, levels: bool = False) -> None:
+    def __init__(
+        self, source: LabelledImages, augment: Augment, seed: int, *, lazy: bool = True, levels: bool = False
+    ) -> None:
         self.source = source
         self.augment = augment
         self.order = EpochOrder(len(source), seed)
@@ -148,7 +150,7 @@ class TrainingSet(Dataset[Sample]):
         """
         index = self.order.index(position)
         name = self.source.ids[index]
-        if isinstance(self.source, MappedSource):
+        if isinstance(self.source, MappedImages):
             image, mask = self.source.image_view(index), self.source.mask_view(index)
         else:
             image, mask = self.source.image(index), self.source.mask(index)
@@ -331,7 +333,7 @@ class BatchStream:
 
     def __init__(
         self,
-        source: Source,
+        source: LabelledImages,
         augment: Augment,
         *,
         seed: int,

@@ -28,7 +28,7 @@ from danet.config.workspace import Workspace
 from danet.core import provenance
 from danet.core.console import console
 from danet.core.errors import CheckpointError, DanetError, DataError
-from danet.core.files import atomic_write, sha256, write_json
+from danet.core.files import atomic_write, replace_folder, sha256, write_json
 from danet.core.process import Process, peak_memory_gib, processes
 from danet.core.progress import Progress
 from danet.data.prepared import PreparedDataset
@@ -722,12 +722,8 @@ def _save_confusion(path: Path, matrix: NDArray[np.int64], classes: Sequence[str
 
 def _publish(staging: Path, final: Path) -> None:
     """Puts the staged folder in the place of the old one."""
-    old = staging.with_suffix(".old")
     staging.chmod(0o755)
-    if final.exists():
-        final.rename(old)
-    staging.rename(final)
-    shutil.rmtree(old, ignore_errors=True)
+    replace_folder(staging, final)
 
 
 def _bare(model: nn.Module) -> nn.Module:

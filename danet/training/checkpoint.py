@@ -73,7 +73,7 @@ class CheckpointStore:
                 torch.save(payload, temporary)
             except (RuntimeError, OSError) as error:
                 raise CheckpointError(
-                    f"{path}: cannot be written ({_first_line(error)}), {space_note(path, needed)}; free space or mend "
+                    f"{path}: cannot be written ({_first_line(error)}), {space_note(path, needed)}; free space or fix "
                     "the disk, then run again; the older checkpoints are untouched"
                 ) from error
             write_text(_sidecar(path), f"{sha256(temporary)}  {path.name}\n")

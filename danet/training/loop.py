@@ -32,7 +32,7 @@ from danet.core.errors import CheckpointError, ConfigError, DanetError, Interrup
 from danet.core.process import Process, peak_memory_gib
 from danet.core.provenance import EnergyMeter
 from danet.data.layout import IGNORE
-from danet.data.loader import Batch, BatchStream, Source, images_per_process
+from danet.data.loader import Batch, BatchStream, LabelledImages, images_per_process
 from danet.models import numerics
 from danet.training.batch_norm import synchronise_batch_norm
 from danet.training.checkpoint import Checkpoint, CheckpointStore
@@ -45,8 +45,8 @@ CHECK_EVERY = 25
 """Iterations between looks at the losses on a GPU, so that it need not wait for each (always before a checkpoint)."""
 
 
-class Tracker(Protocol):
-    """Where step metrics go (:mod:`danet.results.tracking`)."""
+class StepMetrics(Protocol):
+    """Where the metrics of a step go (:class:`danet.results.tracking.Tracker`)."""
 
     def metrics(self, step: int, values: dict[str, float]) -> None:
         """Notes values of a step; may be kept back and sent in batches."""
@@ -96,12 +96,12 @@ class Trainer:
         row: Row,
         seed: int,
         model: nn.Module,
-        dataset: Source,
+        dataset: LabelledImages,
         store: CheckpointStore,
         *,
         process: Process | None = None,
         reporter: Reporter | None = None,
-        tracker: Tracker | None = None,
+        tracker: StepMetrics | None = None,
         validate: Callable[[nn.Module], float] | None = None,
         select: Callable[[nn.Module], float] | None = None,
         keep_best: Callable[[nn.Module, int, float], None] = lambda model, iteration, score: None,

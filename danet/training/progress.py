@@ -14,7 +14,8 @@ from typing import Any, Literal
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+from rich.progress import BarColumn, TaskProgressColumn, TextColumn
+from rich.progress import Progress as RichProgress
 
 from danet.core.errors import DanetError
 from danet.core.files import write_json
@@ -160,7 +161,7 @@ class Reporter:
             TaskProgressColumn(),
             TextColumn("{task.fields[line]}"),
         )
-        with Progress(*columns, console=self.console) as bar:
+        with RichProgress(*columns, console=self.console) as bar:
             task = bar.add_task(escape(title), total=total, completed=start, line="")
             self._update = lambda done, line: bar.update(task, completed=done, line=line)
             try:

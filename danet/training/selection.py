@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from danet.config.rows import Row
 from danet.core.process import Process
+from danet.data.loader import LabelledImages
 from danet.data.transforms import normalise
 from danet.evaluation.evaluate import ahead
 from danet.evaluation.metrics import Confusion
@@ -26,20 +27,12 @@ from danet.models.numerics import autocast
 Array8 = NDArray[np.uint8]
 
 
-class Labelled(Protocol):
+class LabelledSplit(LabelledImages, Protocol):
     """The part of :class:`~danet.data.prepared.PreparedDataset` that the choice needs."""
 
     @property
     def num_classes(self) -> int:
         """Train ids, without the ignored one."""
-
-    def __len__(self) -> int: ...
-
-    def image(self, index: int, /) -> Array8:
-        """``H x W x 3`` BGR."""
-
-    def mask(self, index: int, /) -> Array8 | None:
-        """``H x W`` train ids, 255 = ignored."""
 
 
 def centre_crop(image: Array8, mask: Array8, side: int) -> tuple[Array8, Array8]:
@@ -53,7 +46,7 @@ def centre_crop(image: Array8, mask: Array8, side: int) -> tuple[Array8, Array8]
     return np.asarray(resized), np.asarray(labels)
 
 
-def selection_score(row: Row, dataset: Labelled, process: Process) -> Callable[[nn.Module], float]:
+def selection_score(row: Row, dataset: LabelledSplit, process: Process) -> Callable[[nn.Module], float]:
     """What is to be as high as can be: (pixAcc + mIoU) / 2 in percent over the centre crops, absent classes 0.
 
     Each process takes its share of the images, prepared by ``row.runtime.workers`` threads; all get the same score. The

@@ -29,7 +29,7 @@ from danet.results import store
 from danet.results.identity import TrainingIdentity, trained_on
 from danet.training.checkpoint import CheckpointStore
 from danet.training.lock import row_lock
-from danet.training.loop import Tracker, Trainer, local_batch_size
+from danet.training.loop import StepMetrics, Trainer, local_batch_size
 from danet.training.progress import CURVE_COLUMNS, LOSSES, Reporter
 from danet.training.selection import selection_score
 from danet.training.stop import StopRequest
@@ -39,7 +39,7 @@ from danet.weights.ours import save_model
 FORMAT = 1
 _SAME_FILES = "every node must see the same files: put the workspace on a shared file system, or copy it to all"
 
-TrackerFactory = Callable[..., AbstractContextManager[Tracker]]
+TrackerFactory = Callable[..., AbstractContextManager[StepMetrics]]
 """``factory(row, seed, workspace, identity)``, as :func:`.tracking.run`."""
 
 
@@ -143,7 +143,7 @@ def _train_seed(
     *,
     process: Process,
     reporter: Reporter,
-    tracker: Tracker | None,
+    tracker: StepMetrics | None,
     stop: StopRequest,
 ) -> None:
     seed = identity.seed

@@ -11,7 +11,7 @@ from torch import nn
 
 from danet.core import process as distributed
 from danet.core.errors import ConfigError, Interrupted, TrainingError
-from danet.core.process import Process, processes, select_device
+from danet.core.process import Process, disagreement, processes, select_device
 from danet.models import numerics
 from danet.models.attention import Clustering
 from danet.training.batch_norm import SyncBatchNorm, synchronise_batch_norm
@@ -113,25 +113,33 @@ def test_the_cases_differ(alone):
     assert len(set(curves)) == len(curves)
 
 
-def test_an_interrupted_run_goes_on_with_other_numbers_of_processes(tmp_path, alone):
-    for error in launch(2, stopped, tmp_path / "two"):
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    """The folder of a run that was stopped on two processes."""
+    folder = tmp_path_factory.mktemp("two")
+    for error in launch(2, stopped, folder):
         assert isinstance(error, Interrupted)
         assert "stopped after iteration 3 of 5" in str(error)
+    return folder
+
+
+def test_an_interrupted_run_goes_on_with_other_numbers_of_processes(tmp_path, alone, two):
     for world in (1, 4):
         folder = tmp_path / str(world)
-        shutil.copytree(tmp_path / "two", folder)
+        shutil.copytree(two, folder)
         found = launch(world, continued, folder) if world > 1 else [continued(folder)]
         for started, curve in found:
             assert started == 3
             np.testing.assert_allclose(curve, alone["valid"][0], rtol=1e-9)
 
 
+@pytest.mark.parametrize("case", ["all", "valid", "replicas"])
 @pytest.mark.parametrize("parts", [2, 4])
-def test_accumulation_draws_the_same_dropout(tmp_path, parts):
-    """Without batch norm, micro-batches are the whole batch: dropout and the means of replicas too."""
+def test_accumulation_is_the_whole_batch(tmp_path, parts, case):
+    """Without batch norm, micro-batches are the whole batch: averages, dropout and the means of replicas too."""
     curves = []
     for accumulate in (1, parts):
-        settings = tiny_row(iterations=STEPS, numerics={"accumulate": accumulate}, **CASES["replicas"])
+        settings = tiny_row(iterations=STEPS, numerics={"accumulate": accumulate}, **CASES[case])
         numerics.seed_initialisation(0)
         model = TinyNet(norm=False)
         run = trainer(settings, tmp_path / str(accumulate), model=model, dataset=Uneven(), double=True)
@@ -236,19 +244,18 @@ def with_software(changes):
         return process.gather(process.rank)
 
 
-@pytest.mark.parametrize(
-    ("name", "value"), [("torch", "2.11.0+cpu"), ("commit", "0123456789ab with changes"), ("device", "cuda")]
-)
-def test_a_node_with_other_software(name, value):
-    found = launch(2, with_software, {0: {"host": "first"}, 1: {"host": "second", name: value}})
-    for error in found:
+@pytest.mark.parametrize("name", ["torch", "commit", "device"])
+def test_what_differs_is_named_with_both_nodes(name):
+    facts = {"host": "first", "torch": "2.12", "commit": "0123", "device": "cpu"}
+    assert disagreement([facts, facts | {"host": "second"}]) is None
+    found = disagreement([facts, facts | {"host": "second", name: "other"}])
+    assert found == f"processes differ in {name}: rank 0 on first has {facts[name]}, rank 1 on second has other"
+
+
+def test_a_node_with_other_software():
+    for error in launch(2, with_software, {0: {"host": "first"}, 1: {"host": "second", "torch": "2.11.0+cpu"}}):
         assert isinstance(error, TrainingError)
-        assert f"processes differ in {name}: rank 0 on first has " in str(error)
-        assert f"rank 1 on second has {value}; give every node the same environment" in str(error)
-
-
-def test_nodes_of_the_same_software_start():
-    assert launch(2, with_software, {0: {"host": "first"}, 1: {"host": "second"}}) == [[0, 1]] * 2
+        assert "rank 1 on second has 2.11.0+cpu; give every node the same environment" in str(error)
 
 
 def test_a_process_that_does_not_come(monkeypatch):
@@ -263,28 +270,17 @@ def test_a_process_that_does_not_come(monkeypatch):
 
 def own_folder(folder):
     with processes("cpu") as process:
-        if process.is_main:
-            shutil.copytree(folder / "two", folder / "rank0")
-        process.barrier()
+        process.agree({"settings": "abc"}, "fine")
         build("valid", folder / f"rank{process.rank}", process=process)
 
 
-def other_row():
-    with processes("cpu") as process:
-        process.agree({"settings": "abc"}, "fine")
-        process.agree({"same": 1, "settings": f"hash{process.rank}"}, "copy the files")
-
-
-def test_files_that_differ_between_nodes(tmp_path):
-    launch(2, stopped, tmp_path / "two")
+def test_files_that_differ_between_nodes(tmp_path, two):
+    shutil.copytree(two, tmp_path / "rank0")
     for error in launch(2, own_folder, tmp_path):
         assert isinstance(error, TrainingError)
         assert "newest checkpoint: rank 0 on" in str(error)
         assert "has 3, rank 1 on" in str(error)
         assert "shared file system" in str(error)
-    for error in launch(2, other_row):
-        assert "differ in settings: rank 0 on" in str(error)
-        assert str(error).endswith("has hash1; copy the files")
 
 
 def test_an_error_keeps_nothing_of_the_group_alive():

@@ -26,8 +26,7 @@ def fingerprint(folder: Path) -> dict[str, str]:
 
 
 def visible(folder: Path) -> list[str]:
-    """What lies there, but for what a failed conversion keeps for the next one."""
-    return sorted(path.name for path in folder.iterdir() if not path.name.endswith((".kept.tmp", ".problems.tmp")))
+    return sorted(path.name for path in folder.iterdir())
 
 
 def offenders(tree: Path, work: Path, spec: Dataset | None = None) -> str:
@@ -133,33 +132,14 @@ def page(path: Path) -> None:
     path.write_bytes(b"<html>not found</html>")
 
 
-def cut_jpeg(path: Path) -> None:
-    image_file(format="JPEG")(path)
-    path.write_bytes(path.read_bytes()[:-40])
-
-
-def folder(path: Path) -> None:
-    path.unlink()
-    path.mkdir()
-
-
 IMAGE_DAMAGE: list[tuple[str, Damage, str]] = [
-    ("truncated jpeg", cut_jpeg, "cannot be decoded, truncated"),
-    ("a folder", folder, "missing"),
-    ("grey and alpha", image_file(mode="LA"), "is LA"),
-    ("one bit", image_file(mode="1"), "is 1"),
     ("empty", empty, "has zero bytes"),
     ("truncated", cut, "cannot be decoded, truncated"),
     ("page", page, "no JPEG or PNG"),
     ("grey", image_file(mode="L"), "is L; images must be 8-bit RGB"),
     ("alpha", image_file(mode="RGBA"), "is RGBA"),
-    ("palette", image_file(mode="P"), "is P"),
-    ("deep grey", image_file(mode="I;16"), "16 bits"),
-    ("deep colour", image_file(mode="RGB16"), "16 bits"),
     ("cmyk", image_file(mode="CMYK", format="JPEG"), "is CMYK"),
     ("turned", image_file(orientation=6), "EXIF orientation 6"),
-    ("turned jpeg", image_file(orientation=3, format="JPEG"), "EXIF orientation 3"),
-    ("gif", image_file(mode="L", format="GIF"), "no JPEG or PNG"),
     ("gone", Path.unlink, "missing"),
 ]
 
@@ -192,11 +172,7 @@ MASK_DAMAGE: list[tuple[str, Damage, str]] = [
     ("colours", save_ids(np.zeros((12, 16, 3), np.uint8)), "8 bit RGB"),
     ("16 bit", save_ids(np.zeros((12, 16), np.uint16)), "16 bit"),
     ("other size", save_ids(np.zeros((16, 12), np.uint8)), "is 12x16, but its mask 16x12"),
-    ("alpha", image_file(mode="LA"), "8 bit LA"),
-    ("one bit", image_file(mode="1"), "1 bit 1"),
-    ("jpeg", image_file(mode="L", format="JPEG"), "not PNG (L)"),
     ("turned", image_file(mode="L", orientation=8), "EXIF orientation 8"),
-    ("page", page, "cannot be decoded"),
     ("gone", Path.unlink, "missing, for the image val_1"),
 ]
 
@@ -228,71 +204,17 @@ def test_all_offenders_are_listed_at_once(tmp_path: Path) -> None:
     assert "split val: 29 usable images, expected 30" in text
 
 
-def test_very_many_offenders_are_all_in_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_very_many_offenders_the_first_are_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(convert, "LISTED", 3)
     tree = camvid_tree(tmp_path / "tree", 5)
     for index in range(5):
         empty(tree / "train" / f"train_{index}.png")
-    with pytest.raises(DataError, match=r"5 problems \(the first 3 here, all of them in (.*\.camvid\.problems\.tmp)\)"):
-        prepare(tree, camvid_spec(5), tmp_path)
-    listed = (tmp_path / "prepared" / ".camvid.problems.tmp").read_text().splitlines()
-    assert [line.partition(":")[0].rpartition("/")[2] for line in listed] == [f"train_{i}.png" for i in range(5)]
+    text = offenders(tree, tmp_path, camvid_spec(5))
+    assert "5 problems, the first 3 of them" in text
+    assert text.count("has zero bytes") == 3
     shutil.rmtree(tree)
     prepare(camvid_tree(tree, 5), camvid_spec(5), tmp_path)
-    assert [path.name for path in (tmp_path / "prepared").iterdir()] == ["camvid"]
-
-
-@pytest.mark.parametrize("storage", ["source", "raw"])
-def test_after_mending_only_what_was_mended_is_converted(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, storage: str
-) -> None:
-    spec = camvid_spec(storage=storage)
-    tree = camvid_tree(tmp_path / "tree")
-    whole = fingerprint(prepare(tree, spec, tmp_path / "whole"))
-    good = (tree / "val" / "val_1.png").read_bytes()
-    empty(tree / "val" / "val_1.png")
-    offenders(tree, tmp_path, spec)
-    (tree / "val" / "val_1.png").write_bytes(good)
-    looked_at = []
-    check = convert.check_image
-    monkeypatch.setattr(
-        convert, "check_image", lambda *given, **kw: (looked_at.append(given[1]), check(*given, **kw))[1]
-    )
-    assert fingerprint(prepare(tree, spec, tmp_path)) == whole, "the same bytes as a conversion in one go"
-    assert looked_at == ["tree.zip/CamVid/val/val_1.png"]
-    assert [path.name for path in (tmp_path / "prepared").iterdir()] == ["camvid"]
-
-
-@pytest.mark.parametrize("damage", ["index", "pack", "version"])
-def test_what_was_kept_is_not_trusted_blindly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str) -> None:
-    tree = camvid_tree(tmp_path / "tree")
-    whole = fingerprint(prepare(tree, camvid_spec(), tmp_path / "whole"))
-    good = (tree / "val" / "val_1.png").read_bytes()
-    empty(tree / "val" / "val_1.png")
-    offenders(tree, tmp_path)
-    kept = tmp_path / "prepared" / ".camvid.kept.tmp"
-    if damage == "index":
-        (kept / "kept.json").write_text("{")
-    elif damage == "pack":
-        data = bytearray((kept / "train.zip").read_bytes())
-        data[200:220] = bytes(20)
-        (kept / "train.zip").write_bytes(data)
-    else:
-        monkeypatch.setattr(convert, "CHECKS", convert.CHECKS + 1)
-    (tree / "val" / "val_1.png").write_bytes(good)
-    assert fingerprint(prepare(tree, camvid_spec(), tmp_path)) == whole
-
-
-def test_names_in_the_wrong_case_are_told(tmp_path: Path) -> None:
-    tree = camvid_tree(tmp_path / "CamVid")
-    (tree / "val" / "val_1.png").rename(tree / "val" / "val_1.PNG")
-    archive = tmp_path / "archives" / "archive.zip"
-    archive.parent.mkdir()
-    shutil.make_archive(str(archive.with_suffix("")), "zip", tmp_path, "CamVid")
-    download_dataset("camvid", camvid_spec(), tmp_path / "raw", places=Places(archive.parent), progress=False)
-    with pytest.raises(DataError, match=r"1 member differs .* case alone .*'CamVid/val/val_1\.PNG'") as error:
-        convert_dataset("camvid", camvid_spec(), tmp_path / "raw", tmp_path / "out", progress=False)
-    assert "CamVid/val/val_1.png: missing" in str(error.value)
+    assert visible(tmp_path / "prepared") == ["camvid"]
 
 
 def test_a_picture_that_claims_to_be_huge_is_not_decoded(tmp_path: Path) -> None:

@@ -14,8 +14,7 @@ from PIL import Image
 from scipy.io import savemat
 
 from danet.core.errors import DataError
-from danet.data import layout
-from danet.data.layout import SAFE_ID, LabelMap, check_image, read_index_png, read_list, read_mat
+from danet.data.layout import SAFE_ID, check_image, read_index_png, read_list, read_mat
 from danet.data.registry import ADAPTERS
 from danet.data.voc2012 import colour_map
 
@@ -124,22 +123,6 @@ def test_any_bytes_as_an_image_are_one_problem_in_words(tmp_path: Path, data: by
         read_index_png(file(tmp_path, "m.png", data))
 
 
-@given(
-    st.dictionaries(st.integers(0, 255), st.integers(0, 255), min_size=1),
-    arrays(np.uint8, st.tuples(st.integers(1, 5), st.integers(1, 5))),
-)
-def test_every_id_outside_the_set_is_named(mapping: dict[int, int], raw: np.ndarray) -> None:
-    unknown = sorted(set(raw.ravel().tolist()) - set(mapping))
-    if not unknown:
-        expected = [[mapping[int(value)] for value in line] for line in raw]
-        assert LabelMap(mapping).apply(raw, "m.png").tolist() == expected
-        return
-    pixels = sum(int((raw == value).sum()) for value in unknown)
-    shown = ", ".join(map(str, unknown[:8])) + (", ..." if len(unknown) > 8 else "")
-    with pytest.raises(DataError, match=rf"m\.png: label id {shown} \({pixels} pixels\)".replace("...", r"\.\.\.")):
-        LabelMap(mapping).apply(raw, "m.png")
-
-
 @IN_FOLDER
 @given(st.binary(max_size=80) | st.text(max_size=40).map(str.encode), st.booleans())
 @example(b"\x1c\n", False)
@@ -155,9 +138,3 @@ def test_any_list_gives_safe_names_once_each_or_our_error(tmp_path: Path, data: 
         assert all(SAFE_ID.fullmatch(name.rpartition("/")[2]) for name in names)
         return
     assert message.startswith(f"{path}: ")
-
-
-def test_an_annotation_of_gigabytes_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(layout, "MAX_MAT_BYTES", 100)
-    with pytest.raises(DataError, match=r"m\.mat: has \d+ bytes, allowed are 100"):
-        read_mat(file(tmp_path, "m.mat", mat(np.zeros((9, 9), np.uint8), False)))

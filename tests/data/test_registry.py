@@ -9,7 +9,7 @@ from PIL import Image
 
 from danet.config.rows import Dataset
 from danet.core.errors import DataError
-from danet.data.layout import LabelMap, read_index_png, read_mat
+from danet.data.layout import LabelMap, read_mat
 from danet.data.registry import ADAPTERS
 
 
@@ -54,30 +54,6 @@ def test_a_palette_of_few_bits_a_pixel(tmp_path) -> None:
     few.putpalette([value for colour in ADAPTERS["voc2012"].palette[:3] for value in colour])
     few.save(tmp_path / "few.png", bits=2)
     assert (ADAPTERS["voc2012"].read_mask(tmp_path / "few.png") == ids).all()
-
-
-def test_masks_of_other_kinds_are_named(tmp_path) -> None:
-    ids = np.zeros((4, 5), np.uint8)
-    Image.fromarray(np.zeros((4, 5, 3), np.uint8)).save(tmp_path / "rgb.png")
-    Image.fromarray(ids.astype(np.uint16)).save(tmp_path / "deep.png")
-    Image.fromarray(ids).save(tmp_path / "really.jpg")
-    (tmp_path / "really.jpg").rename(tmp_path / "jpeg.png")
-    Image.fromarray(ids).convert("1").save(tmp_path / "one.png")
-    (tmp_path / "empty.png").touch()
-    whole = tmp_path / "whole.png"
-    Image.fromarray(np.random.default_rng(0).integers(0, 9, (64, 64), np.uint8)).save(whole)
-    (tmp_path / "cut.png").write_bytes(whole.read_bytes()[:500])
-    for name, problem in (
-        ("rgb.png", "8 bit RGB"),
-        ("deep.png", "16 bit"),
-        ("jpeg.png", "not PNG"),
-        ("one.png", "1 bit"),
-        ("empty.png", "zero bytes"),
-        ("cut.png", "cannot be decoded"),
-    ):
-        with pytest.raises(DataError, match=problem) as error:
-            read_index_png(tmp_path / name)
-        assert name in str(error.value)
 
 
 def test_sbd_annotation(tmp_path) -> None:

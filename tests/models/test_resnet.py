@@ -51,7 +51,7 @@ def test_same_features_as_torchvision_to_the_bit(output_stride: Any, dilate: lis
 @pytest.mark.parametrize("name", ["resnet50", "resnet101"])
 @pytest.mark.parametrize("stem", ["7x7", "deep-32-32-64", "deep-64-64-128"])
 @pytest.mark.parametrize("output_stride", [8, 16])
-@pytest.mark.parametrize("size", [(64, 128), (769, 769), (65, 33), (1, 1), (100, 101)])
+@pytest.mark.parametrize("size", [(769, 769), (65, 33), (100, 101)])
 def test_feature_sizes(name: str, stem: Any, output_stride: Any, size: tuple[int, int]) -> None:
     with torch.device("meta"):
         features = ResNet(name, stem, output_stride)(torch.empty(2, 3, *size))

@@ -89,9 +89,7 @@ def names(settings: dict[str, Any]) -> set[str]:
     return extra | ({"main"} if settings["method"] == "dranet" else {"main", "pam", "cam"})
 
 
-@pytest.mark.parametrize(
-    ("settings", "size"), [(s, z) for _, s in SMALL for z in ((769, 769), (512, 1024), (375, 500))]
-)
+@pytest.mark.parametrize(("settings", "size"), [(s, z) for _, s in SMALL for z in ((769, 769), (375, 500))])
 def test_outputs_and_their_sizes(settings: dict[str, Any], size: tuple[int, int]) -> None:
     model = on_meta(settings, "resnet50", 7)
     images = torch.empty(2, 3, *size, device="meta")
@@ -245,15 +243,6 @@ def test_initialisation_as_pytorch(settings: dict[str, Any]) -> None:
                 fan_in = layer.weight[0].numel()
                 assert close_in_distribution(layer.weight, 1 / math.sqrt(3 * fan_in))
                 assert float(layer.weight.detach().abs().max()) <= (1 + 1e-6) / math.sqrt(fan_in)
-
-
-def test_same_seed_same_network() -> None:
-    def weights() -> dict[str, Tensor]:
-        torch.manual_seed(7)
-        return build_model(rows.Model(backbone="resnet50", **CLUSTER), 5).state_dict()
-
-    first, second = weights(), weights()
-    assert all(torch.equal(value, second[key]) for key, value in first.items())
 
 
 @pytest.mark.parametrize("settings", [MMSEG, DRANET, CLUSTER])

@@ -30,6 +30,7 @@ def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(arguments, cwd=folder, env=environment, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.slow
 def test_the_remedy_works(copy: Path) -> None:
     sweep = (sys.executable, "-m", "pipelines.sweep", "--rows", "camvid-r50-d8", "--dry-run")
     for command in (sweep, (sys.executable, "-m", "pipelines.camvid")):

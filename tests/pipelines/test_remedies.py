@@ -69,6 +69,7 @@ def masks(folder: Path) -> list[int]:
     return [int(mask.sum()) for mask in found if mask is not None]
 
 
+@pytest.mark.slow
 def test_a_folder_that_was_corrected_is_taken_again(run: Run, tmp_path: Path) -> None:
     """A mask too many is refused; the folder is corrected; the commands that the message gives bring it in."""
     tree = camvid_tree(tmp_path / "tree")

@@ -140,7 +140,7 @@ def batch_ids(iteration: int) -> list[str]:
     return [f"image{order.index(place)}" for place in range(4 * (iteration - 1), 4 * iteration)]
 
 
-@pytest.mark.parametrize("head", ["main", "pam", "cam", "aux"])
+@pytest.mark.parametrize("head", ["main", "aux"])
 def test_one_head_that_is_infinite_is_named(tmp_path: Path, head: str) -> None:
     run = trainer(tiny_row(), tmp_path, model=Spiking(5, head))
     with pytest.raises(TrainingError) as caught:
@@ -153,7 +153,7 @@ def test_one_head_that_is_infinite_is_named(tmp_path: Path, head: str) -> None:
     assert iterations(run.store.folder) == [3]
 
 
-@pytest.mark.parametrize("at", [1, 3, 6])
+@pytest.mark.parametrize("at", [3, 6])
 def test_a_gradient_that_is_no_number_stops_at_once(tmp_path: Path, at: int) -> None:
     """Its loss is finite: the iteration and the images named are its own, and its checkpoint is not written."""
     run = trainer(tiny_row(), tmp_path, model=Spiking(at, gradient=True))
@@ -251,6 +251,7 @@ class Failing:
         return wrapped
 
 
+@pytest.mark.slow
 def test_whichever_write_fails_nothing_is_torn_and_nothing_is_lost(
     tmp_path: Path, harness: Callable[[Path], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -297,7 +298,7 @@ def largest_file(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-@pytest.mark.parametrize("size", [0, 1, 100, 1000, 5000, 8000])
+@pytest.mark.parametrize("size", [0, 1000, 8000])
 def test_files_that_cannot_grow(tmp_path: Path, harness: Callable[[Path], None], size: int) -> None:
     harness(tmp_path / "good")
     folder = tmp_path / "limited"
@@ -327,7 +328,7 @@ def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
         subprocess.run(["umount", "-l", str(folder)], check=False, capture_output=True)
 
 
-@pytest.mark.parametrize("pages", [1, 3, 6, 9, 12])
+@pytest.mark.parametrize("pages", [1, 6, 12])
 def test_a_disk_that_is_too_small(
     tmp_path: Path, harness: Callable[[Path], None], small_disk: Callable[[int], Path], pages: int
 ) -> None:
@@ -339,34 +340,6 @@ def test_a_disk_that_is_too_small(
     subprocess.run(["mount", "-o", "remount,size=4m", str(disk)], check=True)
     harness(disk)
     assert outcome(disk) == outcome(tmp_path / "good")
-
-
-def test_a_mount_that_vanishes_and_comes_back(
-    harness: Callable[[Path], None], small_disk: Callable[[int], Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    disk = small_disk(1 << 22)
-    calls = iter(range(100))
-
-    def build(*_: Any) -> TinyNet:
-        model = TinyNet()
-
-        def hook(*_: Any) -> None:
-            if next(calls) == 2:
-                subprocess.run(["mount", "-t", "tmpfs", "-o", "ro", "tmpfs", str(disk)], check=True)
-
-        model.register_forward_pre_hook(hook)
-        return model
-
-    monkeypatch.setattr(training, "_build_model", build)
-    with pytest.raises(DanetError, match=rf"{disk}.*0003.pt: cannot be written \(Read-only file system\)"):
-        harness(disk)
-    with pytest.raises(DanetError, match=rf"{disk}.*: cannot be written \(Read-only file system\)"):
-        harness(disk)
-    subprocess.run(["umount", str(disk)], check=True)
-    check_whole(disk)
-    harness(disk)
-    train = json.loads(next((disk / "reports").rglob("train.json")).read_text())
-    assert train["runs"][0]["resumed"] == 1
 
 
 def test_messages_of_a_full_disk_name_the_bytes(tmp_path: Path) -> None:

@@ -56,11 +56,13 @@ def measure(folder: Path, iterations: int, workers: int, every: int) -> None:
     assert record["left"] == []
 
 
-def test_two_hundred_iterations(tmp_path: Path) -> None:
-    measure(tmp_path, 200, 1, 20)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("workers", [0, 2])
-def test_two_thousand_iterations(tmp_path: Path, workers: int) -> None:
-    measure(tmp_path, 2000, workers, 100)
+@pytest.mark.parametrize(
+    ("iterations", "workers", "every"),
+    [
+        (200, 1, 20),
+        pytest.param(2000, 0, 100, marks=pytest.mark.slow),
+        pytest.param(2000, 2, 100, marks=pytest.mark.slow),
+    ],
+)
+def test_nothing_grows(tmp_path: Path, iterations: int, workers: int, every: int) -> None:
+    measure(tmp_path, iterations, workers, every)

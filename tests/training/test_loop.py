@@ -8,7 +8,6 @@ import math
 import os
 import signal
 import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -106,7 +105,7 @@ def test_equals_a_loop_written_out(tmp_path):
     assert parts == pytest.approx(history.curve[2]["loss"], rel=1e-6)
 
 
-@pytest.mark.parametrize("after", range(1, 8))
+@pytest.mark.parametrize("after", [1, 4, 7])
 def test_a_stop_anywhere_changes_no_bit(tmp_path, uninterrupted, after):
     row = tiny_row()
     with StopRequest() as stop:
@@ -148,29 +147,6 @@ def test_a_kill_loses_at_most_the_interval(tmp_path, uninterrupted):
     assert again.iteration == 3
     again.run()
     assert identical(state(again), uninterrupted[0])
-
-
-@pytest.mark.parametrize("accumulate", [2, 4])
-def test_accumulation_is_the_whole_batch(tmp_path, accumulate):
-    """Without batch norm and dropout, micro-batches give the same weights but for rounding."""
-    nets = []
-    for parts in (1, accumulate):
-        for average in ("all", "valid"):
-            row = tiny_row(iterations=4, numerics={"accumulate": parts}, loss={"average": average})
-            run = trainer(
-                row, tmp_path / f"{parts}{average}", model=_seeded(TinyNet, norm=False, dropout=False), double=True
-            )
-            history = run.run()
-            nets.append((run.model.state_dict(), [entry["loss"] for entry in history.curve]))
-    for (whole, losses), (split, split_losses) in zip(nets[:2], nets[2:], strict=True):
-        assert split_losses == pytest.approx(losses, rel=1e-9)
-        for name, tensor in whole.items():
-            torch.testing.assert_close(split[name], tensor, rtol=1e-9, atol=1e-9, msg=name)
-
-
-def _seeded(kind, **settings):
-    numerics.seed_initialisation(0)
-    return kind(**settings)
 
 
 def test_it_learns(tmp_path):
@@ -231,39 +207,6 @@ def test_failed_compilation_falls_back(tmp_path, monkeypatch, uninterrupted):
 
 
 # faults
-
-
-class Exploding(TinyNet):
-    def __init__(self, at):
-        super().__init__()
-        self.at = at
-        self.calls = 0
-
-    def forward(self, images):
-        self.calls += 1
-        outputs = super().forward(images)
-        if self.calls == self.at:
-            outputs["pam"] = outputs["pam"] * math.nan
-        return outputs
-
-
-def test_non_finite_loss_stops_with_the_images_and_saves_nothing(tmp_path):
-    run = trainer(tiny_row(), tmp_path, model=Exploding(at=5))
-    order = [f"image{run_index}" for run_index in _order(range(16, 20))]
-    with pytest.raises(TrainingError) as caught:
-        run.run()
-    message = str(caught.value)
-    assert "loss is nan at iteration 5" in message
-    assert ", ".join(order) in message
-    assert "iteration_00000003.pt" in message
-    assert iterations(run.store.folder) == [3]
-
-
-def _order(positions):
-    from danet.data.loader import EpochOrder
-
-    order = EpochOrder(6, 0)
-    return [order.index(p) for p in positions]
 
 
 def test_poisoned_weights_are_not_saved_though_the_loss_was_finite(tmp_path):
@@ -574,42 +517,3 @@ def test_unknown_devices():
     for device in ("gpu7", "cuda:99", "mps", "meta"):
         with pytest.raises(TrainingError, match=device):
             train_row(tiny_row(), Workspace(), device=device)
-
-
-# several processes
-
-SCRIPT = """
-import sys, torch, pathlib
-torch.set_num_threads(1)
-from danet.core.process import processes
-from tests.training.fakes import TinyNet, tiny_row, trainer
-with processes("cpu") as process:
-    row, folder = tiny_row(iterations=4, loss={"average": "valid"}), pathlib.Path(sys.argv[1])
-    run = trainer(row, folder, process=process, double=True)
-    run.model.dropout.p = 0.0
-    history = run.run()
-    if process.is_main:
-        curve = [row["loss"] for row in history.curve]
-        torch.save({"curve": curve, "model": run.model.state_dict()}, sys.argv[1] + "/out.pt")
-"""
-
-
-def test_two_processes_are_one(tmp_path):
-    """Synchronised batch norm, global loss average and global order: the same curve and weights, but for rounding."""
-    port = str(20000 + os.getpid() % 20000)
-    shared = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
-    runs = [
-        subprocess.Popen(
-            [sys.executable, "-c", SCRIPT, str(tmp_path)], env={**shared, "RANK": rank, "LOCAL_RANK": rank}
-        )
-        for rank in ("0", "1")
-    ]
-    one = trainer(tiny_row(iterations=4, loss={"average": "valid"}), tmp_path / "one", double=True)
-    one.model.dropout.p = 0.0
-    losses = [entry["loss"] for entry in one.run().curve]
-    assert [run.wait(timeout=120) for run in runs] == [0, 0]
-    two = torch.load(tmp_path / "out.pt")
-    assert two["curve"] == pytest.approx(losses, rel=1e-9)
-    assert one.model.state_dict().keys() == two["model"].keys()
-    for name, tensor in one.model.state_dict().items():
-        torch.testing.assert_close(two["model"][name], tensor, rtol=1e-9, atol=1e-9, msg=name)

@@ -95,7 +95,7 @@ class KilledError(Exception):
     """Stands for SIGKILL: nothing is saved when it comes."""
 
 
-@pytest.mark.parametrize("case", range(9))
+@pytest.mark.parametrize("case", range(6))
 def test_any_stops_with_any_workers(tmp_path: Path, undisturbed: dict[str, tuple[Any, ...]], case: int) -> None:
     """Up to four stops and kills at random iterations, each session with another number of loader processes."""
     chance = random.Random(case)

@@ -10,8 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -21,9 +19,9 @@ from danet.core.files import sha256
 from danet.models import build_model
 from danet.weights.exchange import classes_of, export_weights, guess_row, import_weights, load_any
 from danet.weights.ours import metadata_of, save_model
-from danet.weights.released import export_released, import_released
+from danet.weights.released import import_released
 from tests.parameters import raw_params
-from tests.weights.test_released import synthetic, written
+from tests.weights.test_released import written
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -94,29 +92,6 @@ def test_every_model_of_every_source_is_read(tmp_path: Path, params: Params, nam
     assert {key: value.shape for key, value in state.items()} == {key: value.shape for key, value in wanted.items()}
     # each of their tensors, known by its number, is in exactly one place of ours
     assert sorted(float(value.flatten()[0]) for value in state.values()) == [float(i) for i in range(len(theirs))]
-
-
-@settings(deadline=None, max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(data=st.data())
-def test_exchanged_tensors_are_named_and_order_does_not_matter(tmp_path: Path, data: st.DataObject) -> None:
-    state, config = synthetic("mmsegmentation")
-    theirs = of_state(state, config)
-    first = data.draw(st.sampled_from(sorted(theirs)))
-    others = sorted(key for key, value in theirs.items() if value.shape != theirs[first].shape)
-    second = data.draw(st.sampled_from(others))
-    order = data.draw(st.permutations(sorted(theirs)))
-    shuffled = import_released(written(tmp_path / "w.pth", {key: theirs[key] for key in order}), config, 19)[0]
-    assert all(torch.equal(shuffled[key], value) for key, value in state.items())
-    theirs[first], theirs[second] = theirs[second], theirs[first]
-    with pytest.raises(CheckpointError) as caught:
-        import_released(written(tmp_path / "w.pth", theirs), config, 19)
-    # the classifier's size is said in words, since it tells another data set
-    classes = "classes" in str(caught.value) and any("conv_seg.weight" in key for key in (first, second))
-    assert classes or (first in str(caught.value) and second in str(caught.value))
-
-
-def of_state(state: dict[str, Tensor], config: Any) -> dict[str, Tensor]:
-    return export_released(state, config, "mmsegmentation")
 
 
 @pytest.fixture(scope="module")
@@ -250,37 +225,16 @@ def test_weights_of_another_stride_are_taken_with_a_warning(
         load_any(own, build_model(coarse.model, 19), coarse)
 
 
-def test_bad_files_each_with_its_own_message(tmp_path: Path, exported: Path, unpublished: Params) -> None:
-    data = exported.read_bytes()
-
-    class Evil:
-        def __reduce__(self) -> tuple[Any, ...]:
-            return os.mkdir, (str(tmp_path / "ran"),)
-
-    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], 0.1).state_dict()
-    files = {
-        "cut.pth": (data[: len(data) // 2], "is not a PyTorch file, is cut off"),
-        "empty.pth": (b"", "is empty"),
-        "page.pth": (b"<!DOCTYPE html><title>Sign in</title>", "is a web page, not weights"),
-        "none.pth": (None, "does not exist"),
-    }
-    for name, (content, message) in files.items():
-        if content is not None:
-            (tmp_path / name).write_bytes(content)
-        with pytest.raises(CheckpointError, match=rf"{name}: {message}"):
-            import_weights(tmp_path / name, tmp_path / "x.safetensors", unpublished)
-    torch.save({"state_dict": Evil()}, tmp_path / "evil.pth")
-    torch.save({"optimizer": optimizer}, tmp_path / "optimizer.pth")
-    for name, message in (("evil.pth", "running code in it"), ("optimizer.pth", "but the entries optimizer")):
-        with pytest.raises(CheckpointError, match=message):
-            import_weights(tmp_path / name, tmp_path / "x.safetensors", unpublished)
-    for row, message in (
-        ("mmseg-r50-d8-voc2012-20k", "has 19 classes, the row has 21 classes"),
-        ("mmseg-r101-d8-cityscapes-512x1024-40k", "has backbone resnet50, the row has backbone resnet101"),
+def test_a_refused_file_leaves_nothing(tmp_path: Path, exported: Path, unpublished: Params) -> None:
+    (tmp_path / "cut.pth").write_bytes(exported.read_bytes()[:1000])
+    out = tmp_path / "x.safetensors"
+    for file, row, message in (
+        (tmp_path / "cut.pth", None, r"cut\.pth: is not a PyTorch file, is cut off"),
+        (exported, "mmseg-r50-d8-voc2012-20k", "has 19 classes, the row has 21 classes"),
+        (exported, "mmseg-r101-d8-cityscapes-512x1024-40k", "has backbone resnet50, the row has backbone resnet101"),
     ):
         with pytest.raises(CheckpointError, match=message):
-            import_weights(exported, tmp_path / "x.safetensors", unpublished, row=row)
+            import_weights(file, out, unpublished, row=row)
     with pytest.raises(ConfigError, match="unknown row"):
-        import_weights(exported, tmp_path / "x.safetensors", unpublished, row="mmseg-r51")
-    assert not (tmp_path / "ran").exists()
-    assert not (tmp_path / "x.safetensors").exists()
+        import_weights(exported, out, unpublished, row="mmseg-r51")
+    assert not out.exists()
