@@ -1,5 +1,10 @@
-"""Fixtures that more than one folder uses."""
+"""Fixtures that more than one folder uses, and settings for all tests."""
+
+from hypothesis import settings
 
 from tests.acquire.server import no_environment, site
 
 __all__ = ["no_environment", "site"]
+
+settings.register_profile("any machine")  # how fast it is is not tested
+settings.load_profile("any machine")

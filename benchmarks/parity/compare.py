@@ -23,15 +23,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from benchmarks.parity import common, names, reference
+from benchmarks.parity import common, reference
 from benchmarks.parity.results import ASPECTS, Result
 from danet.config import rows
 from danet.data import transforms
 from danet.evaluation import inference, metrics
-from danet.models import build_model
+from danet.models import Segmentor, build_model
 from danet.training.losses import segmentation_losses
 from danet.training.optim import build_optimizer, set_learning_rates
 from danet.training.schedule import learning_rate
+from danet.weights.released import SOURCES
 
 PARAMS = Path(__file__).resolve().parents[2] / "params.yaml"
 PEERS = {"mmseg": "mmsegmentation", "ssseg": "sssegmentation"}
@@ -41,6 +42,13 @@ ROWS = {
     "danet": "official-danet-r101-d8-cityscapes",
     "dranet": "official-dranet-r101-d8-cityscapes",
     "clusterdanet": "clusterdanet-r101-d8-voc2012",
+}
+TABLES = {
+    "mmseg": "mmsegmentation",
+    "ssseg": "sssegmentation",
+    "danet": "official",
+    "dranet": "official-dranet",
+    "clusterdanet": "clusterdanet",
 }
 REFERENCE = "own float64 reference"
 
@@ -76,13 +84,11 @@ def difference(a: Tensor | np.ndarray, b: Tensor | np.ndarray) -> float:
     return float(np.abs(x - y).max() / (scale or 1.0)) if y.size else 0.0
 
 
-def our_name(source: str, name: str, state: dict[str, Tensor]) -> str:
-    """:func:`names.ours`, with the index of the stem's last norm resolved (7x7: 1, deep: 7)."""
-    result = names.ours(source, name)
-    if result.startswith("backbone.stem.bn."):
-        index = 7 if "backbone.stem.7.weight" in state else 1
-        result = result.replace("stem.bn", f"stem.{index}")
-    return result
+def our_names(source: str, model: nn.Module) -> dict[str, str]:
+    """Our name of each tensor of a source's network, by the table by which its released weights are imported."""
+    assert isinstance(model, Segmentor)
+    toolbox = SOURCES[TABLES[source]]
+    return {toolbox.name(key, model.config.stem): key for key in model.state_dict()}
 
 
 def load_shared(model: nn.Module, source: str, case: str, keys: dict[str, list[int]]) -> dict[str, str]:
@@ -94,7 +100,8 @@ def load_shared(model: nn.Module, source: str, case: str, keys: dict[str, list[i
 def give(model: nn.Module, source: str, weights: dict[str, Tensor]) -> dict[str, str]:
     """Loads a source's weights into our model, strict in both directions; returns our name of each of its names."""
     state = model.state_dict()
-    mapping = {key: our_name(source, key, state) for key in weights}
+    known = our_names(source, model)
+    mapping = {key: known[key] for key in weights}
     given = {mapping[k]: v.detach().reshape(state[mapping[k]].shape).to(state[mapping[k]]) for k, v in weights.items()}
     for key, value in state.items():
         if key.endswith("num_batches_tracked"):
@@ -257,7 +264,7 @@ def check_official_models(depth: int | None = None, only: str | None = None) -> 
             count = sum(p.numel() for p in model.parameters())
             yield Result(title, "parameters", case, abs(count - PARAMETERS[case]), "the official modules", f"{count:,}")
         network = official_network(kind, backbone, classes, case, config)
-        mapping = give(model, "official", network.weights)
+        mapping = give(model, kind, network.weights)
         image, label = common.network_input(case, *shape), common.network_label(case, *shape, classes)
         loss = recipe.loss.model_copy(update={"replicas": 1})  # two images
         theirs = official_step(network, torch.from_numpy(image).double(), torch.from_numpy(label), loss)
@@ -313,7 +320,7 @@ def check_initialisation(folder: Path) -> Iterator[Result]:
         for seed in range(4):
             torch.manual_seed(1000 + seed)
             model = build_model(row(source).model, 19)
-            mapping = {key: our_name(source, key, model.state_dict()) for key in arrays}
+            mapping = our_names(source, model)
             for key, value in model.named_parameters():
                 ours.setdefault(key, []).append((value.double().mean().item(), value.double().std(correction=0).item()))
         worst, where, heads = 0.0, "", 0
@@ -667,10 +674,15 @@ def check_inference(folder: Path) -> Iterator[Result]:
 def predicted(
     model: nn.Module, image: np.ndarray, test: rows.Test, align_corners: bool, mode: Any
 ) -> tuple[Tensor, np.ndarray]:
-    """Our scores and labels of an image."""
+    """Our scores and labels of an image.
+
+    Only where no scores are summed are labels computed otherwise than from them (``tests/evaluation/test_inference.py``
+    compares the two for every protocol), so the network is not asked again elsewhere.
+    """
     predictor = inference.Predictor(model, test, align_corners, mode=mode)
     inputs = predictor.prepare(image)
-    return predictor.scores(inputs), predictor.labels(inputs).numpy()
+    scores = predictor.scores(inputs)
+    return scores, predictor.labels(inputs).numpy() if predictor.plain else scores.argmax(0).numpy()
 
 
 class Thumb(nn.Module):

@@ -170,7 +170,7 @@ def check_official_training(kind: str) -> Iterator[Result]:
     network = compare.official_network(kind, 50, classes, case, config)
     network.training = True
     model = build_model(config, classes)
-    mapping = compare.give(model, "official", network.weights)
+    mapping = compare.give(model, kind, network.weights)
     mine = trained(model, recipe, case, run)
     theirs = reference_training(network, recipe.loss, case, run).projected()
     yield from compared(compare.title_of(kind), kind, compare.REFERENCE, mine, theirs, mapping)

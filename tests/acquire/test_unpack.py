@@ -8,7 +8,7 @@ import tarfile
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from danet.acquire import unpack as module
@@ -137,7 +137,6 @@ def test_no_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> 
     assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
 
 
-@settings(deadline=None)
 @given(st.binary(max_size=400), st.sampled_from(["zip", "tar", "tgz"]))
 def test_garbage_raises_our_own_error_only(tmp_path_factory: pytest.TempPathFactory, data: bytes, kind: str) -> None:
     folder = tmp_path_factory.mktemp("garbage")

@@ -84,7 +84,7 @@ VALUES = st.recursive(
 )
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.dictionaries(TEXTS, VALUES, max_size=4))
 def test_plain_values_come_back_as_they_were_written(tmp_path: Path, value: dict[str, Any]) -> None:
     assert load(tmp_path, yaml.safe_dump(value, allow_unicode=True)) == value

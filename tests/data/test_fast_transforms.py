@@ -43,7 +43,7 @@ def assert_same(fast, reference):
         np.testing.assert_array_equal(one, other)
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(PARAMETERS, IMAGES, st.integers(0, 2**31 - 1))
 def test_same_seed(parameters, image, seed):
     """Everything: random size, redraws by the labels, mirror, colours, padding."""
@@ -54,7 +54,7 @@ def test_same_seed(parameters, image, seed):
     assert_same(fast, reference)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(PARAMETERS, IMAGES, st.data())
 def test_any_draws(parameters, image, data):
     """Also sizes and boxes that no seed draws: other shapes, crops at the edges and of one pixel."""

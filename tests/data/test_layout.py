@@ -18,7 +18,7 @@ from danet.data.layout import SAFE_ID, check_image, read_index_png, read_list, r
 from danet.data.registry import ADAPTERS
 from danet.data.voc2012 import colour_map
 
-IN_FOLDER = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+IN_FOLDER = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def file(folder: Path, name: str, data: bytes) -> Path:

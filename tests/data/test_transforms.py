@@ -215,7 +215,7 @@ def slow_balanced(mask, ratio):
     return len(counts) > 1 and counts.max() / counts.sum() < ratio
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.sampled_from([0, 1, 7, 254, 255]), min_size=12, max_size=12), st.sampled_from([0.4, 0.5, 0.75, 1.0]))
 def test_balanced(values, ratio):
     mask = np.array(values, dtype=np.uint8).reshape(3, 4)
@@ -328,7 +328,7 @@ PHOTOMETRIC = st.builds(
 )
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(PHOTOMETRIC, st.integers(0, 5))
 def test_photometric_equals_the_steps_one_by_one(p, seed):
     image = np.random.default_rng(seed).integers(0, 256, (16, 24, 3), dtype=np.uint8)
@@ -366,7 +366,7 @@ def test_sssegmentation_turns_the_hue_the_other_way():
 # the whole
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.sampled_from(list(SOURCES)),
     st.integers(9, 90),

@@ -462,13 +462,14 @@ class Convolutions(nn.Module):
 
 @pytest.mark.parametrize("mode", ["ss", "ms"])
 @pytest.mark.parametrize("protocol", PROTOCOLS)
-def test_batched_equals_one_by_one(protocol, mode):
+def test_batched_equals_one_by_one_and_labels_are_the_best_scores(protocol, mode):
     model, image = Convolutions().eval(), picture(37, 61)
     test = PROTOCOLS[protocol]
     one = scores_of(model, image, test, True, mode, max_batch=1)
     for size in (3, 64):
         many = scores_of(model, image, test, True, mode, max_batch=size)
         torch.testing.assert_close(many, one, atol=1e-5, rtol=1e-5)
+    np.testing.assert_array_equal(labels_of(model, image, test, True, mode, max_batch=1), one.argmax(0).numpy())
 
 
 def test_no_batch_is_larger_than_allowed():
@@ -531,7 +532,7 @@ def test_modes_that_do_not_exist_are_refused():
         )
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.integers(1, 40), st.integers(1, 40), st.sampled_from(sorted(PROTOCOLS)), st.sampled_from(["ss", "ms"]))
 def test_result_has_the_image_s_size(height, width, protocol, mode):
     image = np.random.default_rng(0).integers(0, 256, (height, width, 3)).astype(np.uint8)

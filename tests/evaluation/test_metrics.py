@@ -42,7 +42,7 @@ def by_sets(prediction: np.ndarray, target: np.ndarray, absent: str, classes: in
 
 
 @given(maps, st.sampled_from(["skip", "zero"]))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_scores_equal_brute_force_over_sets(pair, absent):
     prediction, target = pair
     confusion = Confusion(CLASSES)
@@ -58,7 +58,7 @@ def test_scores_equal_brute_force_over_sets(pair, absent):
 
 
 @given(maps)
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_shards_add_up(pair):
     prediction, target = pair
     whole, first, second = (Confusion(CLASSES) for _ in range(3))
@@ -155,7 +155,6 @@ def test_all_ignored_image_changes_nothing():
 
 
 @given(hnp.arrays(np.int64, CLASSES, elements=st.integers(0, 50)), st.sampled_from(["skip", "zero"]))
-@settings(deadline=None)
 def test_baseline_is_the_best_constant_prediction(pixels, absent):
     if pixels.sum() == 0:
         with pytest.raises(DataError):

@@ -112,7 +112,7 @@ def test_pam_with_equal_scores_averages_all_positions() -> None:
     torch.testing.assert_close(pam(x), expected)
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(st.integers(1, 9), st.integers(1, 9), st.integers(1, 3), st.integers(0, 2**31))
 def test_pam_and_cam_follow_a_permutation_of_the_positions(height: int, width: int, batch: int, seed: int) -> None:
     x = noise(batch, 16, height, width, seed=seed, dtype=torch.float64)

@@ -30,7 +30,11 @@ CHECKS: dict[str, Callable[[], Iterator[Result]]] = {
 }
 
 
-@pytest.mark.parametrize("name", CHECKS)
+SLOW = {"initialisation"}
+"""By closed form in ``tests/models`` too."""
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] if n in SLOW else []) for n in CHECKS])
 def test_within_bounds(name: str) -> None:
     results = list(CHECKS[name]())
     assert results, "nothing was compared: tests/parity/data is incomplete"

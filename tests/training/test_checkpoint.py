@@ -74,7 +74,7 @@ def test_a_damaged_one_is_named_and_the_one_before_used(store, damage):
     assert "starting from the beginning" in notes[-1]
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.data())
 def test_any_changed_byte_is_noticed(tmp_path_factory, data):
     store = CheckpointStore(tmp_path_factory.mktemp("store"), identity(tiny_row()))

@@ -55,7 +55,7 @@ def test_brute_force(average):
     assert losses["loss"].item() == pytest.approx(sum(expected.values()), rel=1e-5)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(0, 1000), st.floats(0, 0.9))
 def test_averages_differ_by_the_labelled_share(seed, ignored):
     """The ratio of the two is exactly valid / total."""
@@ -116,7 +116,7 @@ def test_parts_of_a_batch_add_up(average):
     torch.testing.assert_close(parts.grad, whole.grad)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(0, 1000), st.sampled_from([1, 2, 4]), st.sampled_from(["all", "valid"]), st.sampled_from([1, 2, 4]))
 def test_replicas_are_a_mean_of_means(seed, replicas, average, world):
     """Each part of the batch takes its own mean, whatever the number of processes; a part without labels adds 0."""

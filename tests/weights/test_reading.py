@@ -198,7 +198,7 @@ def test_zips_that_hold_no_checkpoint(tmp_path: Path, names: tuple[str, ...]) ->
         read_tensors(tmp_path / "bad.zip")
 
 
-@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data(), suffix=st.sampled_from([".pth", ".zip", ".safetensors"]))
 def test_any_cut_is_refused(tmp_path: Path, data: st.DataObject, suffix: str) -> None:
     file = tmp_path / f"cut{suffix}"
@@ -215,7 +215,7 @@ def test_any_cut_is_refused(tmp_path: Path, data: st.DataObject, suffix: str) ->
         read_tensors(file)
 
 
-@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(content=st.binary(max_size=300), suffix=st.sampled_from([".pth", ".zip", ".safetensors"]))
 def test_any_rubbish_is_refused(tmp_path: Path, content: bytes, suffix: str) -> None:
     file = tmp_path / f"rubbish{suffix}"

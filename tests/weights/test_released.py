@@ -173,7 +173,7 @@ def test_what_the_official_code_leaves_in_its_files(tmp_path: Path) -> None:
         assert torch.equal(result[key], torch.zeros_like(value) if key.endswith("num_batches_tracked") else value)
 
 
-@settings(deadline=None, max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data(), case=st.sampled_from(["mmsegmentation", "official-dranet", "clusterdanet"]))
 def test_any_change_to_any_tensor_is_named(tmp_path: Path, data: st.DataObject, case: str) -> None:
     source, _, num_classes, _ = CASES[case]
