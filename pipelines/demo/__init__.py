@@ -25,7 +25,8 @@ from typing import Any
 
 import yaml
 
-from danet.config.rows import load_params, merge, read_raw, write_raw
+from danet.config.params import load_params, merge
+from danet.config.yaml import read_raw, write_raw
 from danet.core.console import console, report_errors
 from danet.core.errors import ConfigError, DanetError
 from danet.core.files import sha256, write_json

@@ -13,7 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader, DistributedSampler
 
-from danet.config.rows import NAME, Params, load_params, merge, write_raw
+from danet.config.params import Params, load_params, merge
+from danet.config.row import NAME
+from danet.config.yaml import write_raw
 from danet.core.errors import ConfigError
 from tests.parameters import raw_params
 

@@ -16,8 +16,9 @@ import torch
 import yaml
 
 from danet.acquire.sources import Places
-from danet.config.rows import Dataset, load_params, merge, read_raw, write_raw
+from danet.config.params import Dataset, load_params, merge
 from danet.config.workspace import Workspace
+from danet.config.yaml import read_raw, write_raw
 from danet.core.errors import CheckpointError, ConfigError, DataError, DownloadError
 from danet.core.files import sha256
 from danet.data.convert import convert_dataset

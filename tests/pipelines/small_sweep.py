@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from danet.config.rows import read_raw, write_raw
+from danet.config.yaml import read_raw, write_raw
 from pipelines import demo
 
 ROWS = ("demo-r50-d16-voc2012", "demo-r50-d16-ade20k", "demo-r101-d16-voc2012")

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 import yaml
 
-from danet.config.rows import load_params, read_raw, write_raw
+from danet.config.params import load_params
+from danet.config.yaml import read_raw, write_raw
 from danet.core.errors import ConfigError
 from pipelines import demo
 from tests.parameters import raw_params

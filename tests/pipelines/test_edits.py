@@ -8,7 +8,7 @@ import pytest
 from dvc.repo import Repo
 
 from benchmarks.noop import stand_ins
-from danet.config.rows import write_raw
+from danet.config.yaml import write_raw
 from tests.parameters import ROOT, raw_params
 
 ROW, OTHER = "mmseg-r50-d8-cityscapes-769x769-40k", "ssseg-r50-d16-voc2012"
