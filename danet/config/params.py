@@ -1,7 +1,7 @@
 """``params.yaml`` and the files beside it, validated, with every row resolved to the complete :class:`Row`.
 
-``params.yaml`` holds ``rows`` (what one line of a table adds) and ``tables``; ``recipes/`` holds what each source does
-everywhere and per dataset; ``datasets.yaml``, ``numerics.yaml`` and ``released.yaml`` hold what their names say.
+``params.yaml`` holds ``rows`` (what one line of a table adds), ``tables`` and ``released`` weights; ``recipes/`` holds
+what each source does everywhere and per dataset; ``datasets.yaml`` and ``numerics.yaml`` hold what their names say.
 """
 
 from __future__ import annotations
@@ -11,14 +11,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from danet.config.row import MAX_NAME, NAME, Name, Numerics, Positive, Row, RowRevisions, Runtime, Strict
-from danet.config.yaml import BESIDE, RECIPES, RELEASED, read_raw
+from danet.config.yaml import BESIDE, RECIPES, read_raw
 from danet.core.errors import ConfigError
 
 SHOWN = 20
 """Problems of one entry in a message."""
+PROTOCOL = ("table", "recipe", "settings", "dataset")
+"""Fields of a row that ``dvc.yaml`` makes paths and parameters of, also for released weights and submissions."""
 
 
 class Archive(Strict):
@@ -59,18 +61,21 @@ class Weights(Strict):
 
 
 class Released(Strict):
-    """Weights that a source released for a row; the first four fields are the row's (for ``dvc.yaml``)."""
+    """Weights that a source released for a row."""
 
-    table: Name
-    recipe: str
-    settings: str
-    dataset: Name
     file: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,199}$")
-    """Name of the file; a copy placed by hand is looked for under it."""
+    """Name of the file, by default the last part of ``url``; a copy placed by hand is looked for under it."""
     url: str | None = Field(default=None, pattern=r"^https?://")
     """Null where it can only be placed by hand."""
     checksum: str | None = Field(default=None, pattern=r"^sha256:[0-9a-f]{8,64}$")
     """The digits that are published, often only the first; null where none are."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _file_of_url(cls, data: Any) -> Any:
+        if isinstance(data, Mapping) and "file" not in data and isinstance(data.get("url"), str):
+            return {**data, "file": data["url"].rpartition("/")[2]}
+        return data
 
 
 class Table(Strict):
@@ -124,6 +129,7 @@ class Params:
         known = {
             "revisions",
             "bands",
+            "groups",
             "recipes",
             "datasets",
             "weights",
@@ -154,8 +160,11 @@ class Params:
         for name, kind in (("numerics", Numerics), ("runtime", Runtime)):  # else the first row would be blamed
             _validate(kind, self._defaults(name), path, name)
         self.rows = {key: self._resolve(key, value) for key, value in self._section("rows").items()}
+        self.released = {
+            key: _validate(Released, self._beside_row("released", key), path, f"released.{key}")
+            for key in self._section("released")
+        }
         self.submissions = self._submissions()
-        self.released = {key: self._released(key, value) for key, value in self._section("released").items()}
 
     def _section(self, name: str) -> Mapping[str, Any]:
         section, file = self._raw.get(name) or {}, _file(self.path, name)
@@ -181,16 +190,8 @@ class Params:
         where = f"rows.{name}"
         if not isinstance(row, Mapping):
             raise ConfigError(f"{self.path}: {where} must be a mapping")
-        data = self._recipe(where, row)
-        row_fields = {
-            key: value
-            for key, value in row.items()
-            if key not in {"recipe", "settings", "method", "backbone", "output_stride", "iterations", "epochs"}
-        }
-        data = merge(data, row_fields)
-        model = {key: row[key] for key in ("method", "backbone", "output_stride") if key in row}
-        length = {key: row[key] for key in ("iterations", "epochs") if key in row}
-        data = merge(data, {"model": model, "schedule": length})
+        own = {key: value for key, value in row.items() if key not in {"recipe", "settings"}}
+        data = merge(self._recipe(where, row), own)
         for shared in ("numerics", "runtime"):
             over = data.get(shared) or {}
             if not isinstance(over, Mapping):
@@ -271,30 +272,23 @@ class Params:
         return data
 
     def _submissions(self) -> tuple[str, ...]:
-        entries = self._section("submissions")
-        for name, entry in entries.items():
-            if name not in self.rows or self.datasets[self.rows[name].dataset].adapter != "cityscapes":
-                raise ConfigError(
-                    f"{self.path}: submissions: {name!r} is no row on Cityscapes, which has the test server"
-                )
-            row = self._section("rows")[name]
-            wanted = {field: row.get(field) for field in ("recipe", "settings")}
-            if entry != wanted:
-                raise ConfigError(f"{self.path}: submissions.{name}: is {entry!r}, rows.{name} has {wanted!r}")
-        return tuple(entries)
+        names = tuple(self._section("submissions"))
+        for name in names:
+            self._beside_row("submissions", name)
+            if (dataset := self.rows[name].dataset) != "cityscapes":
+                raise ConfigError(f"{self.path}: submissions.{name}: {dataset} has no test server; allowed: cityscapes")
+        return names
 
-    def _released(self, name: str, value: Any) -> Released:
-        where, path = f"released.{name}", self.path.with_name(RELEASED)
-        found = _validate(Released, value, path, where)
+    def _beside_row(self, section: str, name: str) -> dict[str, Any]:
+        """An entry of a section whose stages need a row's protocol, without that protocol (:data:`PROTOCOL`)."""
+        entry, where = self._section(section)[name], f"{self.path}: {section}.{name}"
         if name not in self.rows:
-            raise ConfigError(f"{path}: {where}: no such row; rename or remove the entry")
+            raise ConfigError(f"{where}: no such row; rename or remove the entry")
         row = self._section("rows")[name]
-        for field in ("table", "recipe", "settings", "dataset"):
-            if getattr(found, field) != row.get(field):
-                raise ConfigError(
-                    f"{path}: {where}.{field}: is {getattr(found, field)!r}, rows.{name} has {row.get(field)!r}"
-                )
-        return found
+        if not isinstance(entry, Mapping) or any(entry.get(field) != row.get(field) for field in PROTOCOL):
+            wanted = ", ".join(f"{field}: {row.get(field)}" for field in PROTOCOL)
+            raise ConfigError(f"{where}: must begin with its row's group (`<<: *NAME`), which has {wanted}")
+        return {key: value for key, value in entry.items() if key not in PROTOCOL}
 
     def row(self, name: str) -> Row:
         """The row called ``name``.

@@ -253,18 +253,8 @@ class Numerics(Strict):
 PREDICTION_ONLY = ("fold_bn",)
 """Fields of :class:`Numerics` that leave training as it is."""
 TRAINED = (
-    *(
-        "dataset",
-        "train_split",
-        "weights",
-        "checkpoint",
-        "model",
-        "loss",
-        "optimizer",
-        "schedule",
-        "augment",
-        "numerics",
-    ),
+    *("dataset", "train_split", "weights", "checkpoint"),
+    *("model", "loss", "optimizer", "schedule", "augment", "numerics"),
 )
 """Fields of :class:`Row` that the trained weights follow from."""
 NEUTRAL: Mapping[str, Any] = {
@@ -360,7 +350,7 @@ class Row(Strict):
 
     name: Name
     table: Name
-    source: Literal["mmsegmentation", "sssegmentation", "official", "clusterdanet", "camvid", "demo"]
+    source: Name
     dataset: Name
     train_split: Name
     val_split: Name

@@ -18,9 +18,7 @@ from danet.core.files import write_text
 
 RECIPES = "recipes"
 """Folder beside ``params.yaml`` with one file a recipe."""
-RELEASED = "released.yaml"
-"""File beside ``params.yaml`` with the released weights."""
-BESIDE = {"numerics.yaml": ("revisions", "numerics"), "datasets.yaml": ("datasets", "weights"), RELEASED: ("released",)}
+BESIDE = {"numerics.yaml": ("revisions", "numerics"), "datasets.yaml": ("datasets", "weights")}
 """Files beside ``params.yaml`` and the sections that they hold, so that DVC has less to parse for each stage."""
 
 

@@ -83,14 +83,16 @@ def _obtained(
 
 
 def released_of(params: Params, name: str) -> Released:
-    """The entry of a row in ``released.yaml``.
+    """The entry of a row in ``params.yaml``.
 
     Raises:
         ConfigError: if the row is unknown or has none.
     """
     params.row(name)
     if name not in params.released:
-        raise ConfigError(f"row {name} has no released weights (no entry in released.yaml); give a file with --weights")
+        raise ConfigError(
+            f"row {name} has no released weights (no entry under `released` in params.yaml); give a file with --weights"
+        )
     return params.released[name]
 
 

@@ -134,9 +134,8 @@ def merge_profile(params: dict[str, Any], profile: dict[str, Any], facts: dict[s
                     **profile["row"],
                     "dataset": dataset,
                     "train_split": train_split,
-                    "backbone": backbone,
-                    "output_stride": stride,
-                    "iterations": iterations,
+                    "model": {"backbone": backbone, "output_stride": stride},
+                    "schedule": {"iterations": iterations},
                     "weights": f"{backbone}_v1c",
                     "settings": "demo",
                 }

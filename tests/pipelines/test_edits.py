@@ -46,6 +46,7 @@ EDITS = [
         REPORTS | VERIFIED | {f"train@{ROW}", f"evaluate@{ROW}"},
     ),
     ("an archive's checksum", "datasets.yaml", "sha1:99f5", "sha1:88f5", {"download@cityscapes"}),
+    ("a released file's checksum", "params.yaml", "sha256:76681c60", "sha256:86681c60", REPORTS | {f"released@{ROW}"}),
     ("an ImageNet checksum", "datasets.yaml", "sha256:2cccc1ad", "sha256:3cccc1ad", {"weights@resnet50_v1c"}),
     ("a number of images", "datasets.yaml", "train: 2975", "train: 2974", {"convert@cityscapes"}),
 ]  # fmt: skip

@@ -63,7 +63,7 @@ def params() -> Params:
 
 @pytest.fixture(scope="module")
 def unpublished() -> Params:
-    """The rows without released.yaml, where no checksum can be wrong."""
+    """The rows without released weights, where no checksum can be wrong."""
     return Params(raw_params(released=False), ROOT / "params.yaml")
 
 
