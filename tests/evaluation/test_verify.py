@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+import yaml
 
 from danet.acquire.sources import Places
 from danet.config.params import PROTOCOL, Dataset, load_params, merge
