@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from danet.config.rows import Row
+from danet.config.row import Row
 from danet.config.workspace import Workspace
 from danet.core.files import sha256, write_json
 from danet.data.prepared import PreparedDataset

@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from danet.config.rows import Row, load_params
+from danet.config.params import load_params
+from danet.config.row import Row
 from danet.core.errors import Interrupted
 from danet.core.files import write_json
 from danet.core.process import Process, processes

@@ -17,7 +17,7 @@ from danet.acquire.sources import (
     sources,
     unpacked_folder,
 )
-from danet.config.rows import Dataset, Params, Weights
+from danet.config.params import Dataset, Params, Weights
 from danet.config.workspace import Workspace
 from danet.core.errors import ConfigError, DanetError
 from danet.core.provenance import cpu_cores

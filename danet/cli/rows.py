@@ -14,7 +14,7 @@ from danet.core.console import console, output, result_table
 from danet.core.text import number
 
 if TYPE_CHECKING:
-    from danet.config.rows import Params
+    from danet.config.params import Params
 
 app = typer.Typer()
 
@@ -52,7 +52,7 @@ def rows(
 def _show_row(row: object, format: Format) -> None:
     import yaml
 
-    from danet.config.rows import Row
+    from danet.config.row import Row
 
     assert isinstance(row, Row)
     settings = {"row_hash": row.hash, "train_hash": row.train_hash, **row.model_dump(mode="json")}

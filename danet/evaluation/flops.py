@@ -20,7 +20,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from danet.config import rows
+from danet.config.params import Params
+from danet.config.row import Model, Row, Test
 from danet.data.registry import ADAPTERS
 from danet.evaluation.inference import Size, input_size, window_grid
 from danet.models import build_model
@@ -98,7 +99,7 @@ def _quiet_default() -> Iterator[None]:
 
 
 @lru_cache(maxsize=256)
-def count(model: rows.Model, num_classes: int, size: Size, batch: int = 1, all_heads: bool = True) -> Operations:
+def count(model: Model, num_classes: int, size: Size, batch: int = 1, all_heads: bool = True) -> Operations:
     """Operations of a forward pass over ``batch`` images of ``size``; bytes in float32."""
     with _quiet_default(), torch.no_grad():
         network = build_model(model, num_classes, "reference").eval()
@@ -111,18 +112,18 @@ def count(model: rows.Model, num_classes: int, size: Size, batch: int = 1, all_h
 
 
 @lru_cache(maxsize=256)
-def parameters(model: rows.Model, num_classes: int) -> int:
+def parameters(model: Model, num_classes: int) -> int:
     """Learned numbers, all heads included."""
     with _quiet_default():
         return sum(parameter.numel() for parameter in build_model(model, num_classes).parameters())
 
 
-def classes_of(row: rows.Row, params: rows.Params) -> int:
+def classes_of(row: Row, params: Params) -> int:
     """Classes of a row's data set."""
     return len(ADAPTERS[params.dataset(row.dataset).adapter].classes)
 
 
-def forward_passes(test: rows.Test, image: Size) -> tuple[int, Size]:
+def forward_passes(test: Test, image: Size) -> tuple[int, Size]:
     """Forward passes for an image in single-scale testing (windows, mirror images), and what each of them sees."""
     resized = input_size(image, test)
     passes, seen = 1, resized
@@ -134,7 +135,7 @@ def forward_passes(test: rows.Test, image: Size) -> tuple[int, Size]:
     return passes * (2 if test.flip else 1), seen
 
 
-def count_row(row: rows.Row, params: rows.Params) -> RowOperations:
+def count_row(row: Row, params: Params) -> RowOperations:
     """Operations of a row at its crop and at its test size (single scale)."""
     classes = classes_of(row, params)
     image = NOMINAL[params.dataset(row.dataset).adapter]

@@ -34,7 +34,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from danet.config import rows
+from danet.config.row import Numerics, Test
 from danet.core.errors import CheckpointError, ConfigError
 from danet.data.transforms import MEAN_RGB, STD_RGB, fit_size
 from danet.models.fast import for_prediction
@@ -70,7 +70,7 @@ class _Plan:
     stride: Size
 
 
-def _plan(test: rows.Test, mode: Mode) -> _Plan:
+def _plan(test: Test, mode: Mode) -> _Plan:
     window, stride = (test.window, test.stride) if test.mode == "slide" else (None, None)
     scales: tuple[float, ...] = (1.0,)
     relative_to: Literal["test-scale", "image"] = "test-scale"
@@ -91,7 +91,7 @@ def _rounded(size: Size, factor: float) -> Size:
     return max(1, int(size[0] * factor + 0.5)), max(1, int(size[1] * factor + 0.5))
 
 
-def input_size(size: Size, test: rows.Test, ratio: float = 1.0, relative_to: str = "test-scale") -> Size:
+def input_size(size: Size, test: Test, ratio: float = 1.0, relative_to: str = "test-scale") -> Size:
     """Size of the network's input for an image of ``size``.
 
     ``fit`` and ``none`` follow mmsegmentation: 0.x multiplies the test scale (or, where there is none, the image's
@@ -159,18 +159,18 @@ class Predictor:
     def __init__(
         self,
         model: nn.Module,
-        test: rows.Test,
+        test: Test,
         align_corners: bool,
         *,
         mode: Mode = "ss",
         device: torch.device | str = "cpu",
-        numerics: rows.Numerics | None = None,
+        numerics: Numerics | None = None,
         max_batch: int | None = None,
     ) -> None:
         self.test = test
         self.align_corners = align_corners
         self.device = torch.device(device)
-        self.numerics = numerics or rows.Numerics()
+        self.numerics = numerics or Numerics()
         self.model = for_prediction(model, self.numerics)
         self.max_batch = max_batch or (8 if self.device.type == "cuda" else 1)
         self._plan = _plan(test, mode)

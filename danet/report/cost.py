@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from danet.config import rows
+from danet.config.params import Params
+from danet.config.row import Row
 from danet.config.workspace import Workspace
 from danet.core import provenance
 from danet.core.files import write_text
@@ -94,7 +95,7 @@ def rates(folder: Path) -> list[Rates]:
     ]
 
 
-def row_cost(row: rows.Row, params: rows.Params, measured: Rates | None) -> Cost:
+def row_cost(row: Row, params: Params, measured: Rates | None) -> Cost:
     """The cost of a row on a device; without one, its operations alone."""
     counted = flops.count_row(row, params)
     counts = params.dataset(row.dataset).counts
@@ -138,7 +139,7 @@ def estimates(workspace: Workspace) -> dict[str, str]:
     return {cost.row: duration(cost.hours) for cost in costs if cost.hours is not None}
 
 
-def report(params: rows.Params, devices: Sequence[Rates]) -> str:
+def report(params: Params, devices: Sequence[Rates]) -> str:
     """``reports/cost.md``."""
     lines = [
         "# Cost",

@@ -14,7 +14,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from danet.config.rows import Row, identifying
+from danet.config.row import Row, identifying
 
 SETUP = ("device", "gpu", "gpus", "cpu", "driver", "cuda", "cudnn", "torch", "precision")
 """Facts under which the same weights and images give the same numbers to the last digit, where all are equal."""
@@ -28,7 +28,7 @@ class TrainingIdentity(_Identity):
     """What trained weights follow from."""
 
     settings: dict[str, Any]
-    """Complete (:attr:`danet.config.rows.Row.training_settings`), with the revision of the code."""
+    """Complete (:attr:`danet.config.row.Row.training_settings`), with the revision of the code."""
     seed: int
     data: str
     """SHA-256 over the images and labels of the training split, in their order; where the checkpoint is chosen on the

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from danet.config.rows import Row
+from danet.config.row import Row
 from danet.config.workspace import Workspace
 from danet.core.console import console
 from danet.core.errors import CheckpointError, Interrupted

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import yaml
 
-from danet.config.rows import write_raw
+from danet.config.params import write_raw
 from tests.parameters import ROOT, raw_params
 
 ROW = "camvid-r50-d16-short"

@@ -17,7 +17,7 @@ import psutil
 import pytest
 from filelock import FileLock
 
-from danet.config.rows import Params, load_params, write_raw
+from danet.config.params import Params, load_params, write_raw
 from danet.config.workspace import Workspace
 from danet.core.errors import ConfigError, DanetError
 from danet.training.progress import write_status

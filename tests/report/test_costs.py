@@ -10,7 +10,7 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from danet.config.rows import Params, load_params
+from danet.config.params import Params, load_params
 from danet.config.workspace import Workspace
 from danet.report import ALL_COSTS, costs, measured_tables, write_index, write_table
 from danet.report.figures import cost_name, device_hours
