@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import yaml
 
-from danet.config.params import write_raw
+from danet.config.yaml import write_raw
 from danet.results.identity import TrainingIdentity
 from tests.parameters import ROOT, raw_params
 
