@@ -14,9 +14,10 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from matplotlib import patheffects
+from matplotlib import colormaps, patheffects
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from numpy.typing import NDArray
@@ -164,38 +165,41 @@ def save_panels(
 
 
 def save_confusion(path: Path, title: str, matrix: NDArray[np.int64], classes: Sequence[str]) -> None:
-    """Writes the row-normalised confusion matrix: each row says what the pixels of one class were taken for.
+    """Writes :func:`confusion_figure`."""
+    figure = confusion_figure(matrix, classes)
+    figure.suptitle("\n".join(textwrap.wrap(title, 60)), fontsize=9, parse_math=False)
+    with atomic_write(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=180, metadata={"Software": None})
 
-    With up to 30 classes, names and percentages are written; with more, the matrix is a plain picture. Classes without
-    a pixel in the ground truth are hatched.
+
+def confusion_figure(matrix: NDArray[np.int64], classes: Sequence[str]) -> Figure:
+    """What the pixels of each class of the ground truth (lines) were taken for (columns), in percent of the line.
+
+    With up to 30 classes, names and percentages are written; with more, the matrix is a plain picture. Lines of classes
+    without a pixel are grey.
     """
     total = matrix.sum(axis=1, keepdims=True)
     share = np.divide(100.0 * matrix, total, out=np.full(matrix.shape, np.nan), where=total > 0)
     named = len(classes) <= 30
-    side = 2.2 + 0.36 * len(classes) if named else 8.5
-    figure = Figure(figsize=(side + 0.9, side), dpi=110, layout="constrained")
+    height = 5.2 + 0.05 * max(map(len, classes)) if named else 5.0
+    figure = Figure(figsize=(5.0, height), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
-    picture = axes.imshow(np.nan_to_num(share), cmap="Blues", vmin=0, vmax=100, interpolation="nearest")
-    for row in np.flatnonzero(total[:, 0] == 0):
-        axes.barh(row, len(classes), left=-0.5, height=1, color="0.92", hatch="////", edgecolor="0.6")
-    axes.set_xlim(-0.5, len(classes) - 0.5)
-    axes.set_ylim(len(classes) - 0.5, -0.5)
-    axes.set_title(title, fontsize=10, parse_math=False)
-    axes.set_xlabel("predicted class")
-    axes.set_ylabel("class in the ground truth")
+    darkest = 0.62 if named else 1.0  # light enough for black numbers
+    shades = ListedColormap(colormaps["Blues"](np.linspace(0, darkest, 256))).with_extremes(bad="#DDDDDD")
+    picture = axes.imshow(share, cmap=shades, vmin=0, vmax=100, aspect="auto", interpolation="nearest")
+    axes.set_xlabel("predicted as")
+    axes.set_ylabel("truth")
+    axes.tick_params(length=0)
     if named:
-        axes.set_xticks(range(len(classes)), labels=classes, rotation=90, fontsize=8)
-        axes.set_yticks(range(len(classes)), labels=classes, fontsize=8)
-        for i, j in np.argwhere(np.nan_to_num(share) >= 0.5):
-            dark = share[i, j] > 55
-            axes.text(
-                j, i, f"{share[i, j]:.0f}", ha="center", va="center", fontsize=7, color="white" if dark else "black"
-            )
-    bar = figure.colorbar(picture, ax=axes, shrink=0.8)
-    bar.set_label("% of the class's pixels")
-    with atomic_write(path) as temporary:
-        figure.savefig(temporary, format="png", metadata={"Software": None})
+        size = 9 if len(classes) <= 12 else 7.5
+        axes.set_yticks(range(len(classes)), classes, fontsize=size + 0.5)
+        axes.set_xticks(range(len(classes)), classes, fontsize=size + 0.5, rotation=90)
+        for y, x in np.argwhere(np.nan_to_num(share) >= 0.5):
+            axes.text(x, y, f"{share[y, x]:.0f}", ha="center", va="center", fontsize=size)
+    else:
+        figure.colorbar(picture, ax=axes, shrink=0.8).set_label("% of the line")
+    return figure
 
 
 def _striped(picture: Image8, where: NDArray[np.bool_]) -> Image8:

@@ -78,14 +78,6 @@ class EvaluationIdentity(_Identity):
     setup: dict[str, Any]
     """Hardware and versions (:data:`SETUP`)."""
 
-    @classmethod
-    def of(
-        cls, row: Row, *, weights: str, data: str, processes: int, provenance: Mapping[str, Any]
-    ) -> EvaluationIdentity:
-        """The identity of an evaluation by a row's protocol, on the machine that a provenance describes."""
-        setup = {key: provenance.get(key) for key in SETUP}
-        return cls(row_hash=row.hash, weights=weights, data=data, processes=processes, setup=setup)
-
 
 def trained_on(row: Row, manifest_hash: Callable[[str], str]) -> str:
     """The data that a row's trained weights follow from, by the hash of a prepared split."""

@@ -18,15 +18,16 @@ from danet.config.row import Row
 from danet.config.workspace import Workspace
 from danet.core.console import console
 from danet.core.errors import CheckpointError, Interrupted
-from danet.core.files import explained, remove_leftovers, sha256, space_note, write_json, write_text
+from danet.core.files import explained, remove_leftovers, sha256, space_note, write_text
 from danet.core.process import Process, processes
-from danet.core.provenance import collect, cpu_cores
+from danet.core.provenance import cpu_cores
 from danet.data.prepared import PreparedDataset
-from danet.evaluation.evaluate import evaluate_model
+from danet.evaluation.one_pass import evaluate_model
 from danet.models import numerics
 from danet.models.segmentor import build_model
 from danet.results import store
 from danet.results.identity import TrainingIdentity, trained_on
+from danet.results.schema import BestEpoch, Provenance, SeedRecord, TrainedSeed, Training, TrainingFile, save
 from danet.training.checkpoint import CheckpointStore
 from danet.training.lock import row_lock
 from danet.training.loop import StepMetrics, Trainer, local_batch_size
@@ -36,7 +37,6 @@ from danet.training.stop import StopRequest
 from danet.weights.imagenet import backbone_sha256, load_backbone
 from danet.weights.ours import save_model
 
-FORMAT = 1
 _SAME_FILES = "every node must see the same files: put the workspace on a shared file system, or copy it to all"
 
 TrackerFactory = Callable[..., AbstractContextManager[StepMetrics]]
@@ -204,42 +204,34 @@ def _keep(trainer: Trainer, identity: TrainingIdentity, workspace: Workspace, be
             shutil.move(best, chosen_path)
     if history.best is not None:
         iteration, score = history.best
-        chosen = store.BestEpoch(iteration=iteration, score=score, weights_sha256=sha256(chosen_path))
-    final = history.curve[-1]
-    run = {
-        "seed": seed,
-        "identity": identity.digest,
-        "iterations": trainer.total,
-        "final_loss": round(float(final["loss"] or 0.0), 6),
-        "images_per_second": round(history.images_per_second, 3),
-        "hours": round(history.seconds / 3600, 6),
-        "peak_memory_gib": round(history.peak_memory_gib, 3),
-        "data_wait_share": round(history.data_wait_share, 4),
-        "resumed": history.resumed,
-        "accumulate": history.accumulate,
-        "weights_sha256": digest,
-        "provenance": _provenance(
-            row,
-            seed,
-            manifest_hash=identity.data,
-            weights_sha256=digest,
-            imagenet_sha256=identity.initial_weights,
+        chosen = BestEpoch(iteration=iteration, score=score, weights_sha256=sha256(chosen_path))
+    run = Training(
+        iterations=trainer.total,
+        final_loss=round(float(history.curve[-1]["loss"] or 0.0), 6),
+        images_per_second=round(history.images_per_second, 3),
+        hours=round(history.seconds / 3600, 6),
+        peak_memory_gib=round(history.peak_memory_gib, 3),
+        data_wait_share=round(history.data_wait_share, 4),
+        resumed=history.resumed,
+        accumulate=history.accumulate,
+        provenance=Provenance.collect(
+            precision=row.numerics.precision,
+            device=trainer.process.device.type,
             processes=trainer.process.world,
-            peak_memory_gib=round(history.peak_memory_gib, 3),
             wall_seconds=round(history.seconds, 1),
             energy_kj=history.energy_kj,
         ),
-    }
-    record = store.SeedRecord(
+    )
+    record = SeedRecord(
         row=row.name, identity=identity, weights_sha256=digest, best=chosen, run=run, curve=history.curve
     )
-    write_json(path, record.model_dump(mode="json"))
+    save(path, record)
 
 
 def _write_metrics(row: Row, workspace: Workspace) -> None:
     """``train.json`` and ``curve.csv`` of all the row's seeds, from their records."""
     records = [store.load_record(workspace, row, seed) for seed in row.seeds]
-    runs = [record.run for record in records]
+    runs = tuple(map(TrainedSeed.of, records))
     metrics = workspace.metrics(row)
     for name in ("curve.csv", "train.json"):
         remove_leftovers(metrics / name)
@@ -248,21 +240,18 @@ def _write_metrics(row: Row, workspace: Workspace) -> None:
     writer.writeheader()
     for record in records:
         for entry in record.curve:
-            values = {"seed": record.run["seed"], **entry}
+            values = {"seed": record.identity.seed, **entry}
             writer.writerow({name: _cell(name, values.get(name)) for name in CURVE_COLUMNS})
     write_text(metrics / "curve.csv", text.getvalue())
-    write_json(
-        metrics / "train.json",
-        {
-            "format": FORMAT,
-            "row": row.name,
-            "train_hash": row.train_hash,
-            "final_loss": round(sum(run["final_loss"] for run in runs) / len(runs), 6),
-            "images_per_second": round(sum(run["images_per_second"] for run in runs) / len(runs), 3),
-            "hours": round(sum(run["hours"] for run in runs), 6),
-            "runs": runs,
-        },
+    document = TrainingFile(
+        row=row.name,
+        train_hash=row.train_hash,
+        final_loss=round(sum(run.final_loss for run in runs) / len(runs), 6),
+        images_per_second=round(sum(run.images_per_second for run in runs) / len(runs), 3),
+        hours=round(sum(run.hours for run in runs), 6),
+        runs=runs,
     )
+    save(metrics / "train.json", document)
 
 
 def _cell(name: str, value: Any) -> str:
@@ -306,7 +295,3 @@ def _validator(row: Row, workspace: Workspace, process: Process) -> Callable[[nn
         return 100 * float(result.scores.miou)
 
     return validate
-
-
-def _provenance(row: Row, seed: int, **extra: Any) -> dict[str, Any]:
-    return collect(**row.facts, seed=seed, **extra)

@@ -89,7 +89,7 @@ def everything(workspace: Workspace) -> list[Any]:
 
 
 def train(workspace: Workspace, row: Row, steps: Mapping[int, float], then: BaseException | None = None) -> None:
-    with tracking.run(row, 0, workspace) as tracker:
+    with tracking.run(row, 0, workspace, samples.identity(row, 0)) as tracker:
         for step, loss in steps.items():
             tracker.metrics(step, {"loss": loss, "lr": 0.1})
         if then is not None:
