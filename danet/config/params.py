@@ -38,7 +38,8 @@ class Archive(Strict):
 class Dataset(Strict):
     """Where a dataset comes from and how large it must be."""
 
-    adapter: Literal["voc2012", "ade20k", "cityscapes", "camvid"]
+    adapter: Name
+    """A key of ``danet.data.registry.ADAPTERS``."""
     title: str = ""
     """For the reader, from ``titles`` in ``params.yaml``."""
     archives: tuple[Archive, ...]
