@@ -96,6 +96,8 @@ def run(clone: Path, line: str) -> str:
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         "PYTHONPATH": str(clone),
         "MLFLOW_TRACKING_URI": f"sqlite:///{clone / 'mlflow.db'}",
+        "OMP_NUM_THREADS": "1",
+        "OMP_WAIT_POLICY": "PASSIVE",
     }
     command = [sys.executable, "-m", module, *arguments]
     done = subprocess.run(command, cwd=clone, env=environment, capture_output=True, text=True, check=False)
