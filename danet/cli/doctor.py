@@ -22,6 +22,7 @@ from danet.config.workspace import Workspace
 from danet.core.errors import ConfigError, DanetError
 from danet.core.provenance import cpu_cores
 from danet.data.raw import changed_source, wanted_of
+from danet.data.registry import ADAPTERS
 from danet.weights.fetch import imagenet_wanted
 
 if TYPE_CHECKING:
@@ -29,10 +30,6 @@ if TYPE_CHECKING:
 
 PACKAGES = ("torch", "torchvision", "mlflow", "dvc", "opencv-python-headless", "numpy", "pandas")
 
-ARCHIVES_GB = {"voc2012": 3.4, "ade20k": 0.97, "cityscapes": 11.9, "camvid": 0.2}
-"""Of the official archives, by adapter."""
-USED_GB = {"voc2012": 1.1, "ade20k": 0.97, "cityscapes": 12.0, "camvid": 0.2}
-"""Of the images and masks in them that a row uses, as they come; about."""
 PIXELS = {"cityscapes": 1024 * 2048, "camvid": 360 * 480}
 """Of an image, where all have one size."""
 
@@ -42,13 +39,17 @@ def disk_gb(spec: Dataset) -> dict[str, float]:
 
     Raw storage holds three bytes a pixel of an image and one of its mask (the test split has none).
     """
-    prepared = USED_GB[spec.adapter]
+    adapter = ADAPTERS[spec.adapter]
+    prepared = adapter.used_gb
     if spec.storage == "raw" and spec.adapter in PIXELS:
         images = sum(spec.counts.values())
         masks = images - (spec.counts.get("test", 0) if spec.adapter == "cityscapes" else 0)
         prepared = PIXELS[spec.adapter] * (3 * images + masks) / 1e9
-    archives = ARCHIVES_GB[spec.adapter]
-    return {"archives": archives, "prepared": prepared, "needed": archives + USED_GB[spec.adapter] + prepared}
+    return {
+        "archives": adapter.archives_gb,
+        "prepared": prepared,
+        "needed": adapter.archives_gb + adapter.used_gb + prepared,
+    }
 
 
 def examine(workspace: Workspace) -> dict[str, Any]:

@@ -109,6 +109,12 @@ class DatasetSpec:
     """Which archive members to unpack (searched in the member's path)."""
     locate: Callable[[Path], dict[str, Path]]
     layout: Callable[[Mapping[str, Path]], Layout]
+    image_size: tuple[int, int]
+    """(height, width) of a validation image: of all, else the commonest or a typical one."""
+    archives_gb: float
+    """Of the official archives, about."""
+    used_gb: float
+    """Of the images and masks in them that a row uses, as they come; about."""
     expected_ids: Callable[[str, int], list[str]] | None = None
     """The ids that a split of the given size must have, where the numbering says so."""
     palette_ids: Mapping[Colour, int] = field(default_factory=dict)

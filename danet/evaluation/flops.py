@@ -26,12 +26,7 @@ from danet.data.registry import ADAPTERS
 from danet.evaluation.inference import Size, input_size, window_grid
 from danet.models import build_model
 
-NOMINAL: dict[str, Size] = {
-    "cityscapes": (1024, 2048),
-    "camvid": (360, 480),
-    "voc2012": (375, 500),
-    "ade20k": (512, 683),
-}
+NOMINAL: dict[str, Size] = {name: spec.image_size for name, spec in ADAPTERS.items()}
 """Size of a validation image: all of Cityscapes and CamVid, the commonest of VOC, a typical one of ADE20K."""
 TRAINING_PASSES = 3
 """Forward passes that a training step counts as: forward, gradients of activations, gradients of weights."""
