@@ -23,11 +23,11 @@ def doctor(
     """Check Python, torch, GPU, disk, datasets and credentials: which rows can run here, and what the others need."""
     from danet.cli.doctor import examine, print_findings
 
-    findings = examine(Workspace(workspace))
+    sections = examine(Workspace(workspace))
     if format is Format.json:
-        typer.echo(json.dumps(findings, indent=2))
+        typer.echo(json.dumps(dict(sections), indent=2))
     else:
-        print_findings(findings)
+        print_findings(sections)
 
 
 @app.command("flops")
