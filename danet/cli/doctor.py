@@ -7,7 +7,7 @@ import platform
 import re
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib import metadata
 from typing import Any
 
@@ -184,16 +184,17 @@ def print_findings(sections: Iterator[tuple[str, Any]]) -> None:
     """Prints what :func:`examine` finds, for people, as it finds it."""
     out = output()
     found: dict[str, Any] = {}
+    printers: dict[str, Callable[[Console, Any, dict[str, Any]], None]] = {
+        "software": _print_software,
+        "machine": _print_machine,
+        "device": _print_device,
+        "datasets": _print_datasets,
+        "weights": _print_weights,
+        "rows": _print_rows,
+    }
     for name, section in sections:
         found[name] = section
-        {
-            "software": _print_software,
-            "machine": _print_machine,
-            "device": _print_device,
-            "datasets": _print_datasets,
-            "weights": _print_weights,
-            "rows": _print_rows,
-        }[name](out, section, found)
+        printers[name](out, section, found)
 
 
 def _print_software(out: Console, software: dict[str, Any], found: dict[str, Any]) -> None:
@@ -267,7 +268,7 @@ def _print_rows(out: Console, rows: list[dict[str, Any]], found: dict[str, Any])
         shown.add_row(table, *(str(n or "-") for n in (len(mine), *counts)), *([duration(hours)] if timed else []))
     out.print(shown)
     if timed:
-        out.print("[dim]Hours of training and testing one row after the other; reports/cost.md has each row's.[/]")
+        out.print("[dim]Hours: training and testing, one row after the other (reports/cost.md).[/]")
     elif found["device"]["gpus"]:
         out.print("How long the rows take here is not known: `make benchmark` measures it.")
     for name in dict.fromkeys(row["needs"] for row in rows if row["needs"] and row["state"] == "blocked"):
