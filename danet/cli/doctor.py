@@ -161,7 +161,7 @@ def _weights(name: str, spec: Weights, workspace: Workspace) -> dict[str, Any]:
 def _rows(params: Params, datasets: dict[str, Any], workspace: Workspace) -> list[dict[str, Any]]:
     from danet.evaluation.cost import hours_here
 
-    hours = hours_here(workspace, params.rows.values())
+    hours = hours_here(workspace, params, params.rows.values())
     rows = []
     for row in params.rows.values():
         needs = None if datasets[row.dataset]["state"] != "missing" else row.dataset

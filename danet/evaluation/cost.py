@@ -129,13 +129,12 @@ def duration(hours: float) -> str:
     return f"about {hours / 24:,.0f} days"
 
 
-def hours_here(workspace: Workspace, chosen: Iterable[rows.Row]) -> dict[str, float]:
+def hours_here(workspace: Workspace, params: rows.Params, chosen: Iterable[rows.Row]) -> dict[str, float]:
     """Hours of rows on the device found here, by name; empty if it was never benchmarked or its files are damaged."""
     try:
         measured = here(workspace)
     except ConfigError:
         return {}
-    params = workspace.params()
     costs = [row_cost(row, params, measured) for row in chosen] if measured else []
     return {cost.row: cost.hours for cost in costs if cost.hours is not None}
 

@@ -76,7 +76,7 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self) -> None:
         from torch.utils.flop_counter import flop_registry  # slow to import
 
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.formulas: Mapping[Any, Any] = flop_registry
         self.flop = self.bytes = 0
 

@@ -49,7 +49,7 @@ def survey(plan: Plan, workspace: Workspace) -> list[RowStatus]:
     queue = squeue() if any("job" in state for state in states.values()) else {}
     left = [row for row in plan.rows if plan.chains(row)]
     blocked = _blocked(plan, workspace, left)
-    hours = hours_here(workspace, left) if left else {}
+    hours = hours_here(workspace, plan.params, left) if left else {}
     return [
         _status(row, plan, workspace, states[row.name], queue, blocked.get(row.dataset, ""), hours.get(row.name))
         for row in plan.rows
