@@ -1,27 +1,27 @@
-"""The status file that a trainer keeps for those who look from outside."""
+"""The line of a training as a terminal shows it."""
 
-import json
-from datetime import datetime
+from __future__ import annotations
+
+import io
+import re
 
 import pytest
+from rich.console import Console
 
-from danet.training.progress import STATUS, write_status
-from tests.training.fakes import tiny_row, trainer
-
-
-def test_a_training_notes_how_far_it_is(tmp_path):
-    running = trainer(tiny_row(iterations=6, runtime={"log_interval": 4}), tmp_path)
-    running.model.register_forward_hook(lambda *_: noted.append((tmp_path / STATUS).exists()))
-    noted: list[bool] = []
-    history = running.run()
-    assert (noted[0], noted[1]) == (False, True)  # from the first iteration on
-    status = json.loads((running.store.folder / STATUS).read_text())
-    assert (status["seed"], status["iteration"], status["total"]) == (0, 6, 6)
-    assert status["loss"] == pytest.approx(history.curve[-1]["loss"])
-    assert status["eta_seconds"] == 0
-    assert datetime.fromisoformat(status["updated"]).tzinfo is not None
+from danet.training.progress import Reporter, progress_line
 
 
-def test_a_folder_that_cannot_be_written_stops_no_training(tmp_path):
-    (tmp_path / "file").touch()
-    write_status(tmp_path / "file", row="a", seed=0, iteration=1, total=2, loss=None, eta_seconds=1.0)
+@pytest.mark.parametrize("width", [80, 120, 200])
+def test_the_time_left_is_seen_at_every_width(width: int) -> None:
+    stream = io.StringIO()
+    console = Console(file=stream, width=width, force_terminal=True, color_system=None)
+    numbers = {"loss": 0.5321, "lr": 0.01, "speed": 12.3, "wait": 0.03, "memory_gib": 10.25}
+    line = progress_line(15000, 160000, eta=3 * 86400 + 7384, **numbers)
+    reporter = Reporter(console, "always")
+    with reporter.run("mmseg-r101-d8-cityscapes-512x1024-40k seed 0", 160000, 0):
+        reporter.step(15000, lambda: line)
+    lines = re.sub(r"\x1b\[[0-9?;]*[a-zA-Z]", "", stream.getvalue()).replace("\r", "\n").splitlines()
+    last = [each.rstrip() for each in lines if each.strip()][-1]
+    assert "3d 2:03:04 left  iter 15000/160000  loss 0.5321" in last
+    assert len(last) <= width
+    assert ("lr 1.00e-02" in last) == (width >= 120)
