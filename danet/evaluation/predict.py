@@ -45,7 +45,8 @@ def predict_files(
       before any softmax. Otherwise it is the protocol's score map (:meth:`Predictor.scores`): mean of softmax, or the
       logarithm of the official exp score.
 
-    Of images that share a stem, ``<stem>`` is the whole name: ``a.jpg`` gives ``a.jpg.png``. Every image is checked before the first is segmented, and every file is complete or not there.
+    Of images that share a stem, ``<stem>`` is the whole name: ``a.jpg`` gives ``a.jpg.png``. Every image is checked
+    before the first is segmented, and every file is complete or not there.
 
     Args:
         row: gives model, protocol and numerics.

@@ -13,8 +13,10 @@ import yaml
 from typer.testing import CliRunner
 
 from danet.cli.app import app
-from danet.config.rows import load_params
-from tests.parameters import ROOT
+from danet.cli.run import _print_verified
+from danet.config.rows import load_params, write_raw
+from danet.evaluation.verify import Summary
+from tests.parameters import ROOT, raw_params
 
 
 def rows(*options: str) -> str:
@@ -66,3 +68,27 @@ def test_a_row_tells_where_it_stands_and_is_yaml(tmp_path: Path) -> None:
     assert yaml.safe_load(text) == yaml.safe_load(settings)
     assert yaml.safe_load(settings)["name"] == "camvid-r50-d8-short"
     assert "dvc repro evaluate@ssseg-r50-d16-voc2012" in rows("ssseg-r50-d16-voc2012")
+
+
+@pytest.mark.parametrize("name", ["xyz", "r101", "mmseg-r50"])
+def test_an_unknown_row_gets_three_names(name: str) -> None:
+    result = CliRunner().invoke(app, ["rows", "--workspace", str(ROOT), name])
+    hint = str(result.exception).partition("did you mean ")[2].rstrip("?").split(", ")
+    assert len(hint) == 3
+    assert set(hint) <= set(load_params(ROOT / "params.yaml").rows)
+
+
+def test_a_row_of_the_demo_is_found_where_it_is(tmp_path: Path) -> None:
+    write_raw(raw_params(), tmp_path)
+    (tmp_path / "build/demo").mkdir(parents=True)
+    result = CliRunner().invoke(app, ["show", "--workspace", str(tmp_path), "demo-r50-d8-voc2012"])
+    assert f"-C {tmp_path}/build/demo" in str(result.exception)
+
+
+def test_equal_reasons_are_told_once(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    results = [Summary(name, "skipped", f"no data; run x {name}") for name in ("a-row", "b-row")]
+    _print_verified([*results, Summary("c-row", "failed", "damaged")])
+    shown = capsys.readouterr().out
+    assert shown.count("no data") == 1
+    assert "2 rows: no data; run x ROW" in shown
+    assert "failed c-row: damaged" in shown
