@@ -24,7 +24,7 @@ import yaml
 from dvc.repo import Repo
 from dvc.stage import PipelineStage
 
-from danet.config.rows import BESIDE, RECIPES
+from danet.config.yaml import BESIDE, RECIPES
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 

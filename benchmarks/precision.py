@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from danet.config import rows
+from danet.config.row import Numerics, Row
 from danet.config.workspace import Workspace
 from danet.core import provenance
 from danet.core.console import report_errors
@@ -36,7 +36,7 @@ ON_CUDA = {"fp16": {"precision": "fp16"}, "tf32": {"tf32": True}, "compile": {"c
 COLUMNS = ("row", "setting", "miou", "difference", "labels_changed_percent", "images", "device", "weights_sha256")
 
 
-def measure(row: rows.Row, workspace: Workspace, device: str, limit: int | None) -> list[dict[str, object]]:
+def measure(row: Row, workspace: Workspace, device: str, limit: int | None) -> list[dict[str, object]]:
     """mIoU in percent of a row's trained weights under each setting, and how many pixels get another label."""
     dataset = PreparedDataset(workspace.prepared(row.dataset), row.val_split)
     path = workspace.model(row) / f"seed{row.seeds[0]}.safetensors"
@@ -44,7 +44,7 @@ def measure(row: rows.Row, workspace: Workspace, device: str, limit: int | None)
     baseline, first = 0.0, {}
     settings = {"fp32": {}, **SETTINGS, **(ON_CUDA if device != "cpu" else {})}
     for name, update in settings.items():
-        chosen = row.model_copy(update={"numerics": rows.Numerics.model_validate(update)})
+        chosen = row.model_copy(update={"numerics": Numerics.model_validate(update)})
         model = build_model(row.model, dataset.num_classes)
         load_model(path, model)
         model.to(device)

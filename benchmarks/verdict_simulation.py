@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import scipy
 
-from danet.config.rows import Bands
+from danet.config.params import Bands
 from danet.core.console import report_errors
 from danet.core.files import write_text
 from danet.core.provenance import code_version

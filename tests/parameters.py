@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from danet.config.rows import read_raw
+from danet.config.yaml import read_raw
 
 ROOT = Path(__file__).parents[1]
 

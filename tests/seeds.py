@@ -3,12 +3,12 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from danet.config.rows import Row
+from danet.config.row import Row
 from danet.config.workspace import Workspace
 from danet.core.files import sha256, write_json
 from danet.data.prepared import PreparedDataset
 from danet.results import store
-from danet.results.identity import TrainingIdentity
+from danet.results.identity import TrainingIdentity, trained_on
 
 
 def keep_seed(
@@ -16,7 +16,7 @@ def keep_seed(
 ) -> Path:
     """Saves weights as those of a finished seed, trained on the prepared training split (or ``data``)."""
     if data is None:
-        data = PreparedDataset(workspace.prepared(row.dataset), row.train_split).manifest_hash
+        data = trained_on(row, lambda split: PreparedDataset(workspace.prepared(row.dataset), split).manifest_hash)
     path = store.weights_path(workspace, row, seed)
     path.parent.mkdir(parents=True, exist_ok=True)
     save(path)

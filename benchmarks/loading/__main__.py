@@ -29,7 +29,8 @@ import PIL
 import torch
 
 from benchmarks.loading import scenes, timing
-from danet.config.rows import Augment, load_params
+from danet.config.params import load_params
+from danet.config.row import Augment
 from danet.core import provenance
 from danet.core.console import report_errors
 from danet.core.errors import DanetError

@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from danet.config.rows import Dataset
+from danet.config.params import Dataset
 from danet.core.files import write_json
 from danet.data.cityscapes import CLASSES, LABEL_TO_TRAIN
 from danet.data.convert import convert_dataset

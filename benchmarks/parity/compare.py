@@ -24,7 +24,8 @@ from torch import Tensor, nn
 
 from benchmarks.parity import common, names, reference
 from benchmarks.parity.results import ASPECTS, Result
-from danet.config import rows
+from danet.config.params import Params, load_params
+from danet.config.row import Augment, Loss, Model, MultiScale, Row, Test
 from danet.data import transforms
 from danet.evaluation import inference, metrics
 from danet.models import build_model
@@ -45,12 +46,12 @@ REFERENCE = "own float64 reference"
 
 
 @functools.cache
-def params() -> rows.Params:
+def params() -> Params:
     """The repository's ``params.yaml``, read once."""
-    return rows.load_params(PARAMS)
+    return load_params(PARAMS)
 
 
-def row(name: str) -> rows.Row:
+def row(name: str) -> Row:
     """A row by its name or by the short names above."""
     return params().row(ROWS.get(name, name))
 
@@ -131,7 +132,7 @@ def check_network(
     theirs: dict[str, np.ndarray],
     image: np.ndarray,
     label: np.ndarray,
-    loss: rows.Loss,
+    loss: Loss,
     align_corners: bool,
 ) -> Iterator[Result]:
     """Our network against what a source's computed in float64: in float64 too, and in evaluation also in float32.
@@ -170,7 +171,7 @@ def check_network(
 # ---------------------------------------------------------------------------------------------- models of the packages
 
 
-def peer_model_config(source: str, meta: dict[str, Any]) -> rows.Model:
+def peer_model_config(source: str, meta: dict[str, Any]) -> Model:
     """The row's model section, with what the case varies."""
     base = row(source).model
     if source == "mmseg":
@@ -215,7 +216,7 @@ OFFICIAL_CASES = {
 }
 
 
-def official_network(kind: str, depth: int, classes: int, case: str, config: rows.Model) -> reference.Network:
+def official_network(kind: str, depth: int, classes: int, case: str, config: Model) -> reference.Network:
     """The slow reference with the shared weights."""
     weights = {
         key: torch.from_numpy(common.weight(case, key, shape)).double()
@@ -269,7 +270,7 @@ def check_official_models(depth: int | None = None, only: str | None = None) -> 
         yield from check_network(title, case, REFERENCE, model, mapping, theirs, image, label, loss, True)
 
 
-def official_step(network: reference.Network, image: Tensor, label: Tensor, loss: rows.Loss) -> dict[str, np.ndarray]:
+def official_step(network: reference.Network, image: Tensor, label: Tensor, loss: Loss) -> dict[str, np.ndarray]:
     """What :func:`check_network` compares, of the reference."""
     arrays = {}
     for mode in ("eval", "train"):
@@ -285,7 +286,7 @@ def official_step(network: reference.Network, image: Tensor, label: Tensor, loss
     return {**arrays, "loss": total.detach().numpy(), **projected}
 
 
-def official_loss(outputs: dict[str, Tensor], label: Tensor, weights: rows.Loss) -> Tensor:
+def official_loss(outputs: dict[str, Tensor], label: Tensor, weights: Loss) -> Tensor:
     """Sum of the weighted mean cross-entropies over labelled pixels, align_corners True.
 
     With replicas each takes the mean over its own images, and the means are averaged.
@@ -477,7 +478,7 @@ class _Groups(nn.Module):
 class Replay:
     """A generator that hands out a peer's draws in the order in which ours asks, and refuses any other question."""
 
-    def __init__(self, augment: rows.Augment, draws: dict[str, Any]) -> None:
+    def __init__(self, augment: Augment, draws: dict[str, Any]) -> None:
         low, high = augment.resize.range
         flip = 0.0 if draws["flip"] else 1.0
         self._random = [(draws["ratio"] - low) / (high - low), flip] if "ratio" in draws else [flip]
@@ -636,11 +637,11 @@ def check_inference(folder: Path) -> Iterator[Result]:
         update: dict[str, Any] = {"scale": (meta["scale"][1], meta["scale"][0])}
         if meta["window"]:
             update |= {"mode": "slide", "window": tuple(meta["window"]), "stride": tuple(meta["stride"])}
-        modes: list[tuple[str, str, rows.MultiScale | None]] = [("single", "ss", None)]
+        modes: list[tuple[str, str, MultiScale | None]] = [("single", "ss", None)]
         if "ratios" in meta:
             for rule in ("test-scale", "image"):  # 0.x, 1.x
                 scales = tuple(meta["ratios"])
-                multi = rows.MultiScale.model_validate({"scales": scales, "relative_to": rule, "flip": True})
+                multi = MultiScale.model_validate({"scales": scales, "relative_to": rule, "flip": True})
                 modes.append((f"multi_{rule}", "ms", multi))
         for key, mode, multi_scale in modes:
             test = base.test.model_copy(update=update | {"multi_scale": multi_scale})
@@ -654,7 +655,7 @@ def check_inference(folder: Path) -> Iterator[Result]:
 
 
 def predicted(
-    model: nn.Module, image: np.ndarray, test: rows.Test, align_corners: bool, mode: Any
+    model: nn.Module, image: np.ndarray, test: Test, align_corners: bool, mode: Any
 ) -> tuple[Tensor, np.ndarray]:
     """Our scores and labels of an image."""
     scores = inference.predict_scores(model, image, test, align_corners, mode)

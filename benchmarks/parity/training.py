@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from benchmarks.parity import common, compare, reference
 from benchmarks.parity.results import Result
-from danet.config import rows
+from danet.config.row import Loss, Row
 from danet.data.loader import Batch
 from danet.models import build_model
 from danet.results.identity import TrainingIdentity
@@ -101,7 +101,7 @@ class _Source:
         raise NotImplementedError
 
 
-def trained(model: nn.Module, recipe: rows.Row, case: str, run: dict[str, int], epsilon: float = 0.0) -> Trained:
+def trained(model: nn.Module, recipe: Row, case: str, run: dict[str, int], epsilon: float = 0.0) -> Trained:
     """The Trainer on any model, in place and in float64; losses are divided by the count of pixels plus ``epsilon``."""
     if run["batch"] % recipe.loss.replicas:
         raise ValueError(
@@ -137,7 +137,7 @@ def trained(model: nn.Module, recipe: rows.Row, case: str, run: dict[str, int], 
     return Trained(losses, rates, {key: value.detach() for key, value in model.state_dict().items()})
 
 
-def package_recipe(source: str) -> rows.Row:
+def package_recipe(source: str) -> Row:
     """The row that a package is compared by."""
     recipe = compare.row(PACKAGE_ROWS[source])
     update: dict[str, Any] = {"loss": recipe.loss.model_copy(update={"replicas": 1})}  # the peers are one process
@@ -177,7 +177,7 @@ def check_official_training(kind: str) -> Iterator[Result]:
     yield from compared(title, kind, compare.REFERENCE, mine, theirs, mapping)
 
 
-def reference_training(network: reference.Network, loss: rows.Loss, case: str, run: dict[str, int]) -> Trained:
+def reference_training(network: reference.Network, loss: Loss, case: str, run: dict[str, int]) -> Trained:
     """SGD by its formula: v = 0.9 v + g + 1e-4 w, w = w - lr v, lr = 0.003 (1 - i/T)^0.9, ten times that in the head.
 
     Updates ``network`` in place.

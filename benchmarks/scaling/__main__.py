@@ -29,7 +29,7 @@ import torch
 from benchmarks.scaling import estimate
 from benchmarks.scaling.estimate import Link
 from benchmarks.scaling.worker import BATCH, ROW
-from danet.config.rows import Params, load_params
+from danet.config.params import Params, load_params
 from danet.core import provenance
 from danet.core.console import report_errors
 from danet.core.errors import DanetError

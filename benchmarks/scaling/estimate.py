@@ -11,8 +11,8 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from danet.config import rows
-from danet.config.rows import Params, Row
+from danet.config.params import Params
+from danet.config.row import Model, Row
 from danet.data.registry import ADAPTERS
 from danet.models.segmentor import build_model
 
@@ -52,7 +52,7 @@ class Step:
 
 
 @cache
-def _counted(model: rows.Model, classes: int, crop: tuple[int, int]) -> Step:
+def _counted(model: Model, classes: int, crop: tuple[int, int]) -> Step:
     with torch.device("meta"):
         network = build_model(model, classes).train()
         images = torch.zeros(2, 3, *crop)

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from danet.config.rows import Row, load_params
+from danet.config.params import load_params
+from danet.config.row import Row
 from danet.core.errors import Interrupted
 from danet.core.files import write_json
 from danet.core.process import Process, processes

@@ -9,8 +9,9 @@ from typing import Any, Final
 
 import torch
 
-from danet.config import rows
+from danet.config.params import Params
 from danet.config.published import published
+from danet.config.row import Loss, Model, Numerics, Row, Size, Test
 from danet.core.provenance import cpu_cores
 from danet.evaluation import flops
 from danet.evaluation.inference import input_size
@@ -24,7 +25,7 @@ class Implementation:
     """A way to compute a case."""
 
     name: str
-    numerics: rows.Numerics | None
+    numerics: Numerics | None
     """None for the peer."""
     precision: str = "fp32"
     one_by_one: bool = False
@@ -38,15 +39,15 @@ class Case:
     what: str
     network: str
     """As in a table: ``R-50 D8`` or a row's name."""
-    size: rows.Size
+    size: Size
     batch: int = 1
-    model: rows.Model | None = None
+    model: Model | None = None
     classes: int = 19
-    loss: rows.Loss = field(default_factory=lambda: rows.Loss(aux=0.4, average="all"))
+    loss: Loss = field(default_factory=lambda: Loss(aux=0.4, average="all"))
     backward: bool = False
     threads: int | None = None
     """None for all cores."""
-    test: rows.Test = field(default_factory=rows.Test)
+    test: Test = field(default_factory=Test)
     """The protocol of ``infer``: how an image of ``size`` is tested at a single scale; by default whole, as it is."""
 
     @property
@@ -89,18 +90,18 @@ class Case:
         }
 
 
-def implementations(what: str, device: str, own: rows.Numerics | None = None) -> list[Implementation]:
+def implementations(what: str, device: str, own: Numerics | None = None) -> list[Implementation]:
     """What a subject is measured with on a device; ``own`` adds the numerics of a row, if they are neither of ours."""
-    reference = rows.Numerics(attention="reference")
+    reference = Numerics(attention="reference")
     result = [Implementation("reference", reference, one_by_one=True)]
     if device == "cpu":
-        fast = rows.Numerics(channels_last=True, fold_bn=True)
+        fast = Numerics(channels_last=True, fold_bn=True)
         result.append(Implementation("fast", fast))
         if has_fast_bf16():
             result.append(Implementation("fast bf16", fast.model_copy(update={"precision": "bf16"}), "bf16"))
         result.append(Implementation(PEER, None))
     else:
-        fast = rows.Numerics(precision="bf16", tf32=True, channels_last=True, compile=True, fold_bn=True)
+        fast = Numerics(precision="bf16", tf32=True, channels_last=True, compile=True, fold_bn=True)
         plain = fast.model_copy(update={"precision": "fp32", "tf32": False})
         result += [Implementation("fast fp32", plain), Implementation("fast", fast, "bf16"), Implementation(PEER, None)]
         if what == "train":
@@ -108,7 +109,7 @@ def implementations(what: str, device: str, own: rows.Numerics | None = None) ->
     if own is not None and own not in [each.numerics for each in result]:
         result.insert(-1, Implementation("row's numerics", own, own.precision))
     if what == "confusion":
-        return [Implementation("fast", rows.Numerics()), Implementation(PEER, None)]
+        return [Implementation("fast", Numerics()), Implementation(PEER, None)]
     if what == "attention":
         return [each for each in result if each.precision == "fp32" and each.name != "fast fp32"]
     return result
@@ -160,9 +161,9 @@ def _for_cpu(case: Case) -> bool:
     return small or (wide and case.network in ("R-50 D8", "R-50 D16")) or (whole and case.network == "R-50 D8")
 
 
-def published_model(backbone: str, stride: int, align_corners: bool = False) -> rows.Model:
+def published_model(backbone: str, stride: int, align_corners: bool = False) -> Model:
     """mmsegmentation's DANet."""
-    return rows.Model.model_validate(
+    return Model.model_validate(
         {
             "method": "danet",
             "backbone": backbone,
@@ -175,7 +176,7 @@ def published_model(backbone: str, stride: int, align_corners: bool = False) -> 
     )
 
 
-def row_cases(row: rows.Row, params: rows.Params, what: Iterable[str], batch: int | None = None) -> list[Case]:
+def row_cases(row: Row, params: Params, what: Iterable[str], batch: int | None = None) -> list[Case]:
     """A row's crop in training and its protocol in testing, of a whole image with all its windows.
 
     By default a training step has the images of a GPU in the published training, where its memory is published (2 on

@@ -12,7 +12,8 @@ import torch
 
 from benchmarks.speed import worker
 from benchmarks.speed.cases import Case, Implementation, row_cases
-from danet.config import rows
+from danet.config.params import Params
+from danet.config.row import Row
 from danet.core.files import atomic_write, write_text
 from danet.evaluation import flops
 
@@ -45,7 +46,7 @@ def group_of(name: str) -> str:
     return next((group for group, words in GROUPS if any(word in lower for word in words)), "element by element")
 
 
-def profile(row: rows.Row, params: rows.Params, out: Path, *, device: str | None = None, steps: int = 2) -> Path:
+def profile(row: Row, params: Params, out: Path, *, device: str | None = None, steps: int = 2) -> Path:
     """Profiles a training step over the row's crop (batch 2 on a CPU) and the prediction of one test input.
 
     Writes ``train.json`` and ``infer.json`` (Chrome traces: chrome://tracing, Perfetto) and ``README.md`` to ``out``.

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from benchmarks.speed.cases import PEER, Case, Implementation, has_fast_bf16, implementations
 from benchmarks.speed.results import Measured, Peaks, against_peer
-from danet.config import rows
+from danet.config.row import Numerics
 from danet.core import provenance
 from danet.core.errors import DanetError
 from danet.core.provenance import cpu_cores
@@ -105,7 +105,7 @@ def run(
     *,
     repeat: int = 5,
     peer: Sequence[str | Path] | None = None,
-    own: rows.Numerics | None = None,
+    own: Numerics | None = None,
     say: Say = lambda text: None,
 ) -> tuple[list[Measured], Peaks, dict[str, Any]]:
     """Measures the cases.
@@ -144,7 +144,7 @@ def run(
                 workers[implementation.name] = started
             return started
 
-        peaks = _peaks(worker(Implementation("peaks", rows.Numerics())), device)
+        peaks = _peaks(worker(Implementation("peaks", Numerics())), device)
         say(
             "measured peaks: "
             + ", ".join(f"{name} {value / 1e12:.2f} TFLOP/s" for name, value in peaks.flop_per_s.items())
@@ -219,7 +219,7 @@ def _peaks(worker: Worker, device: str) -> Peaks:
     on_gpu = device != "cpu"
     best: dict[str, float] = {}
 
-    def rate(kind: str, side: int, work: float, numerics: rows.Numerics) -> float:
+    def rate(kind: str, side: int, work: float, numerics: Numerics) -> float:
         case = {"what": "peak", "kind": kind, "side": side, "device": device, "threads": cpu_cores(), "warm_up": 2}
         if "error" in worker.ask(op="prepare", case=case | {"numerics": numerics.model_dump()}):
             return 0.0
@@ -228,10 +228,10 @@ def _peaks(worker: Worker, device: str) -> Peaks:
         return work / float(min(times))
 
     for precision in ("fp32", "bf16") if on_gpu or has_fast_bf16() else ("fp32",):
-        numerics = rows.Numerics.model_validate({"precision": precision})
+        numerics = Numerics.model_validate({"precision": precision})
         side, channels = (8192, 2048) if on_gpu else (2048, 512)
         best[precision] = max(
             rate("matmul", side, 2.0 * side**3, numerics), rate("conv", channels, 18.0 * channels**2 * 64**2, numerics)
         )
     elements = 2**28 if on_gpu else 2**26
-    return Peaks(best, rate("copy", elements, 8.0 * elements, rows.Numerics()))
+    return Peaks(best, rate("copy", elements, 8.0 * elements, Numerics()))

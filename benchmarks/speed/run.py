@@ -24,7 +24,7 @@ from benchmarks.speed.cases import Case
 from benchmarks.speed.page import finish
 from benchmarks.speed.results import write
 from benchmarks.speed.rounds import Say, run
-from danet.config import rows
+from danet.config.row import Numerics
 from danet.core import provenance
 from danet.core.errors import ConfigError, DanetError
 
@@ -55,7 +55,7 @@ def benchmark(
     device: str | None = None,
     repeat: int = 5,
     with_peer: bool = True,
-    own: rows.Numerics | None = None,
+    own: Numerics | None = None,
     prefix: str = "",
     say: Say = lambda text: None,
 ) -> list[Path]:

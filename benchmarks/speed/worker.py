@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from benchmarks.speed.timing import serve, synchronise
-from danet.config import rows
+from danet.config.row import Loss, Model, Numerics, Optimizer, Test
 from danet.evaluation.inference import Predictor, numeric_settings
 from danet.evaluation.metrics import Confusion
 from danet.models import build_model
@@ -32,9 +32,9 @@ def build(case: Mapping[str, Any]) -> Run:
     return BUILDERS[case["what"]](case)
 
 
-def _network(case: Mapping[str, Any]) -> tuple[torch.nn.Module, rows.Numerics, torch.device]:
-    numerics, device = rows.Numerics.model_validate(case["numerics"]), torch.device(case["device"])
-    model = build_model(rows.Model.model_validate(case["model"]), case["classes"], numerics.attention).to(device)
+def _network(case: Mapping[str, Any]) -> tuple[torch.nn.Module, Numerics, torch.device]:
+    numerics, device = Numerics.model_validate(case["numerics"]), torch.device(case["device"])
+    model = build_model(Model.model_validate(case["model"]), case["classes"], numerics.attention).to(device)
     if numerics.channels_last:
         model.to(memory_format=torch.channels_last)
     return model, numerics, device
@@ -46,7 +46,7 @@ def infer(case: Mapping[str, Any]) -> Run:
     model, numerics, device = _network(case)
     predictor = Predictor(
         model.eval(),
-        rows.Test.model_validate(case["test"]),
+        Test.model_validate(case["test"]),
         case["align_corners"],
         device=device,
         numerics=numerics,
@@ -70,9 +70,9 @@ def train(case: Mapping[str, Any]) -> Run:
     if numerics.channels_last:
         images = images.contiguous(memory_format=torch.channels_last)
     labels = torch.randint(case["classes"], (case["batch"], *size), generator=generator).to(device, torch.uint8)
-    optimizer = build_optimizer(model.train(), rows.Optimizer(lr=1e-4, weight_decay=5e-4))  # type: ignore[arg-type]
+    optimizer = build_optimizer(model.train(), Optimizer(lr=1e-4, weight_decay=5e-4))  # type: ignore[arg-type]
     scaler = gradient_scaler(numerics, device)
-    weights = rows.Loss.model_validate(case["loss"])
+    weights = Loss.model_validate(case["loss"])
     network = torch.compile(model) if numerics.compile else model
 
     def run() -> object:
@@ -92,7 +92,7 @@ def train(case: Mapping[str, Any]) -> Run:
 
 def attention(case: Mapping[str, Any]) -> Run:
     """The position attention alone (512 channels), forward and, with ``backward``, backward."""
-    numerics, device = rows.Numerics.model_validate(case["numerics"]), torch.device(case["device"])
+    numerics, device = Numerics.model_validate(case["numerics"]), torch.device(case["device"])
     module = PositionAttention(512, 64, attention=numerics.attention).to(device)
     torch.nn.init.ones_(module.gamma)
     x = torch.randn((1, 512, case["height"], case["width"]), generator=torch.Generator().manual_seed(0))
@@ -130,7 +130,7 @@ def confusion(case: Mapping[str, Any]) -> Run:
 def peak(case: Mapping[str, Any]) -> Run:
     """What the device can do at best: a matrix product, a 3x3 convolution, or a copy."""
     device, kind = torch.device(case["device"]), case["kind"]
-    numerics = rows.Numerics.model_validate(case["numerics"])
+    numerics = Numerics.model_validate(case["numerics"])
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[numerics.precision]
     side = case["side"]
     if kind == "copy":

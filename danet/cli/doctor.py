@@ -22,7 +22,8 @@ from danet.acquire.sources import (
     sources,
     unpacked_folder,
 )
-from danet.config.rows import Dataset, Params, Row, Weights
+from danet.config.params import Dataset, Params, Weights
+from danet.config.row import Row
 from danet.config.workspace import Workspace
 from danet.core.console import output, result_table
 from danet.core.errors import ConfigError

@@ -13,7 +13,7 @@ from danet.config.workspace import Workspace
 from danet.core.files import refuse_existing
 
 if TYPE_CHECKING:
-    from danet.config.rows import Row
+    from danet.config.row import Row
 
 app = typer.Typer()
 

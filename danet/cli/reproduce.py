@@ -14,7 +14,8 @@ from typing import Any, Literal
 
 import yaml
 
-from danet.config.rows import Params, Row
+from danet.config.params import Params
+from danet.config.row import Row
 from danet.config.workspace import Workspace
 from danet.core.errors import CheckpointError, ConfigError, DataError
 from danet.core.files import sha256, write_text

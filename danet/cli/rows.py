@@ -17,7 +17,8 @@ from danet.core.console import console, output, result_table
 from danet.core.text import number, signed
 
 if TYPE_CHECKING:
-    from danet.config.rows import Params, Row
+    from danet.config.params import Params
+    from danet.config.row import Row
     from danet.results.measured import Measurement
 
 app = typer.Typer()

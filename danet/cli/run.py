@@ -72,7 +72,7 @@ def verify(
     weights: Annotated[
         Path | None,
         typer.Option(
-            help="The released file (as it is, or imported) instead of fetching the one that released.yaml names.",
+            help="The released file (as it is, or imported) instead of fetching the one that params.yaml names.",
             show_default=False,
         ),
     ] = None,

@@ -10,7 +10,8 @@ from typing import Annotated, Any
 import yaml
 from pydantic import Field, ValidationError
 
-from danet.config.rows import Params, Row, Strict
+from danet.config.params import Params
+from danet.config.row import Row, Strict
 from danet.core.errors import ConfigError
 
 DEFAULT_PATH = Path(__file__).resolve().parents[2] / "benchmarks" / "published.yaml"

@@ -9,7 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from danet.config.rows import Params, Row, load_params
+from danet.config.params import Params, load_params
+from danet.config.row import Row
 from danet.core.errors import ConfigError
 from danet.core.files import sha256
 

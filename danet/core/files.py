@@ -86,6 +86,15 @@ def space_note(path: Path, needed: int | None) -> str:
     return ", ".join(parts)
 
 
+@contextmanager
+def explained(path: Path) -> Iterator[None]:
+    """Turns a failure to move or remove ``path`` into the message of :func:`atomic_write`."""
+    try:
+        yield
+    except OSError as error:
+        raise _unwritable(path, error, None) from error
+
+
 def _unwritable(path: Path, error: OSError, needed: int | None) -> DanetError:
     note = f", {space_note(path, needed)}" if error.errno in _FULL else ""
     remedy = "free space or fix the permissions, then run again"

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from danet.config.rows import Row
+from danet.config.row import Row
 from danet.core.errors import DataError
 from danet.core.files import atomic_write
 from danet.data.layout import IGNORE, Colour

@@ -21,7 +21,7 @@ from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 
 from danet.acquire.unpack import unpack
-from danet.config.rows import Dataset
+from danet.config.params import Dataset
 from danet.core import files
 from danet.core.errors import DataError
 from danet.core.progress import Progress

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
-from danet.config.rows import Augment
+from danet.config.row import Augment
 from danet.core.errors import ConfigError, DanetError, DataError, TrainingError
 from danet.data.prefetch import DevicePrefetcher, HostWait
 from danet.data.transforms import Box, augmented_crop, finished, padded_levels

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from danet.config.rows import Augment
+from danet.config.row import Augment
 from danet.data.transforms import NORMALISED, Box, pad_values
 
 if TYPE_CHECKING:

@@ -21,7 +21,7 @@ from filelock import FileLock, Timeout
 from danet.acquire.http import Patience, checksum_matches, disk_errors, public
 from danet.acquire.sources import Places, Wanted, folder_variable, obtain, sources, unpacked_folder
 from danet.acquire.unpack import damage
-from danet.config.rows import Archive, Dataset
+from danet.config.params import Archive, Dataset
 from danet.config.workspace import Workspace
 from danet.core import files
 from danet.core.errors import DataError, DownloadError

@@ -1,4 +1,4 @@
-"""Training augmentation of every source (RECIPES, sections 1 to 5), from :class:`danet.config.rows.Augment`.
+"""Training augmentation of every source (RECIPES, sections 1 to 5), from :class:`danet.config.row.Augment`.
 
 Two halves: :func:`draw` makes every random decision and returns it as :class:`Draws`; :func:`apply` computes the
 sample from an image, its mask and the draws, and knows no randomness. So the same draws can be replayed in a peer.
@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from danet.config.rows import Augment, Resize
+from danet.config.row import Augment, Resize
 from danet.core.errors import ConfigError, DataError
 from danet.data.layout import IGNORE
 

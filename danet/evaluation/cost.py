@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from danet.config import rows
+from danet.config.params import Params
+from danet.config.row import Row
 from danet.config.workspace import Workspace
 from danet.core import provenance
 from danet.core.errors import ConfigError
@@ -95,7 +96,7 @@ def rates(folder: Path) -> list[Rates]:
     ]
 
 
-def row_cost(row: rows.Row, params: rows.Params, measured: Rates | None) -> Cost:
+def row_cost(row: Row, params: Params, measured: Rates | None) -> Cost:
     """The cost of a row on a device; without one, its operations alone."""
     counted = flops.count_row(row, params)
     counts = params.dataset(row.dataset).counts
@@ -129,7 +130,7 @@ def duration(hours: float) -> str:
     return f"about {hours / 24:,.0f} days"
 
 
-def hours_here(workspace: Workspace, params: rows.Params, chosen: Iterable[rows.Row]) -> dict[str, float]:
+def hours_here(workspace: Workspace, params: Params, chosen: Iterable[Row]) -> dict[str, float]:
     """Hours of rows on the device found here, by name; empty if it was never benchmarked or its files are damaged."""
     try:
         measured = here(workspace)
@@ -139,7 +140,7 @@ def hours_here(workspace: Workspace, params: rows.Params, chosen: Iterable[rows.
     return {cost.row: cost.hours for cost in costs if cost.hours is not None}
 
 
-def report(params: rows.Params, devices: Sequence[Rates]) -> str:
+def report(params: Params, devices: Sequence[Rates]) -> str:
     """``reports/cost.md``."""
     lines = [
         "# Cost",

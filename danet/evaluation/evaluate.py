@@ -23,7 +23,7 @@ from rich.markup import escape
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from danet.config import rows
+from danet.config.row import Row
 from danet.config.workspace import Workspace
 from danet.core import provenance
 from danet.core.console import console
@@ -113,7 +113,7 @@ class RowEvaluation:
 
 def evaluate_model(
     model: nn.Module,
-    row: rows.Row,
+    row: Row,
     dataset: LabelledImages,
     device: torch.device | str,
     *,
@@ -252,7 +252,7 @@ def spaced(count: int, wanted: int | None) -> list[int]:
 
 
 def evaluate_row(
-    row: rows.Row,
+    row: Row,
     workspace: Workspace,
     *,
     device: str | torch.device | None = None,
@@ -303,7 +303,7 @@ def evaluate_row(
 
 
 def evaluate_released(
-    row: rows.Row,
+    row: Row,
     workspace: Workspace,
     weights: Path,
     facts: Mapping[str, Any],
@@ -345,7 +345,7 @@ def evaluate_released(
         return result
 
 
-def _trained(row: rows.Row, workspace: Workspace, seed: int) -> list[_Subject]:
+def _trained(row: Row, workspace: Workspace, seed: int) -> list[_Subject]:
     """A seed's own weights, if they are of the training that the row and the data ask for today: those of the last
     iteration, and where the row keeps them those of the epoch that was best on val.
 
@@ -385,7 +385,7 @@ def _with_best(subjects: Sequence[_Subject], evaluated: Sequence[_RunRecord]) ->
     return runs
 
 
-def _labelled_split(row: rows.Row, workspace: Workspace) -> PreparedDataset:
+def _labelled_split(row: Row, workspace: Workspace) -> PreparedDataset:
     dataset = PreparedDataset(workspace.prepared(row.dataset), row.val_split)
     if len(dataset) == 0 or not dataset.labelled:
         raise DataError(
@@ -412,7 +412,7 @@ class _Subject:
 
 @contextmanager
 def _runs(
-    row: rows.Row,
+    row: Row,
     workspace: Workspace,
     dataset: PreparedDataset,
     process: Process,
@@ -457,7 +457,7 @@ class _RunRecord(NamedTuple):
 class _Run:
     """One file of weights: from it to a record and pictures."""
 
-    row: rows.Row
+    row: Row
     workspace: Workspace
     dataset: PreparedDataset
     process: Process
@@ -642,7 +642,7 @@ def percent(fraction: float | None) -> float | None:
     return None if fraction is None else round(100 * fraction, 4)
 
 
-def _modes(row: rows.Row) -> tuple[Mode, ...]:
+def _modes(row: Row) -> tuple[Mode, ...]:
     return ("ss", "ms") if "ms" in row.modes else ("ss",)
 
 
@@ -662,7 +662,7 @@ def _mode_record(scores: Scores, result: EvaluationResult, confusion: str) -> di
     }
 
 
-def _document(row: rows.Row, dataset: PreparedDataset, runs: list[dict[str, Any]]) -> dict[str, Any]:
+def _document(row: Row, dataset: PreparedDataset, runs: list[dict[str, Any]]) -> dict[str, Any]:
     return {
         "format": 1,
         "row": row.name,

@@ -23,7 +23,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from danet.config import rows
+from danet.config.params import Params, load_params
+from danet.config.row import Model, Row, Test
 from danet.core.files import write_text
 from danet.data.registry import ADAPTERS
 from danet.evaluation.inference import Size, input_size, window_grid
@@ -114,7 +115,7 @@ def _quiet_default() -> Iterator[None]:
 
 
 @lru_cache(maxsize=256)
-def count(model: rows.Model, num_classes: int, size: Size, batch: int = 1, all_heads: bool = True) -> Operations:
+def count(model: Model, num_classes: int, size: Size, batch: int = 1, all_heads: bool = True) -> Operations:
     """Operations of a forward pass over ``batch`` images of ``size``; bytes in float32."""
     with _quiet_default():
         network = build_model(model, num_classes, "reference").eval()
@@ -125,7 +126,7 @@ def count(model: rows.Model, num_classes: int, size: Size, batch: int = 1, all_h
     return Operations(counted.flop, counted.bytes)
 
 
-def parameters(model: rows.Model, num_classes: int) -> int:
+def parameters(model: Model, num_classes: int) -> int:
     """Learned numbers, all heads included."""
     with _quiet_default():
         return sum(parameter.numel() for parameter in build_model(model, num_classes).parameters())
@@ -139,24 +140,24 @@ def _kept() -> Mapping[str, Mapping[str, int]]:
     return dict(json.loads(KEPT.read_text(encoding="utf-8")))
 
 
-def _name(model: rows.Model, num_classes: int) -> str:
+def _name(model: Model, num_classes: int) -> str:
     """What the counts of a network depend on."""
     settings = model.model_dump(mode="json", exclude={"align_corners", "init"})
     return json.dumps({**settings, "classes": num_classes}, sort_keys=True)
 
 
-def _flop(model: rows.Model, num_classes: int, size: Size) -> int:
+def _flop(model: Model, num_classes: int, size: Size) -> int:
     """Of a forward pass over one image, all heads included: as kept, else counted."""
     kept = _kept().get(_name(model, num_classes), {}).get(size_text(size))
     return count(model, num_classes, size).flop if kept is None else kept
 
 
-def classes_of(row: rows.Row, params: rows.Params) -> int:
+def classes_of(row: Row, params: Params) -> int:
     """Classes of a row's data set."""
     return len(ADAPTERS[params.dataset(row.dataset).adapter].classes)
 
 
-def forward_passes(test: rows.Test, image: Size) -> tuple[int, Size]:
+def forward_passes(test: Test, image: Size) -> tuple[int, Size]:
     """Forward passes for an image in single-scale testing (windows, mirror images), and what each of them sees."""
     resized = input_size(image, test)
     passes, seen = 1, resized
@@ -168,7 +169,7 @@ def forward_passes(test: rows.Test, image: Size) -> tuple[int, Size]:
     return passes * (2 if test.flip else 1), seen
 
 
-def count_row(row: rows.Row, params: rows.Params) -> RowOperations:
+def count_row(row: Row, params: Params) -> RowOperations:
     """Operations of a row at its crop and at its test size (single scale)."""
     classes = classes_of(row, params)
     image = NOMINAL[params.dataset(row.dataset).adapter]
@@ -192,7 +193,7 @@ def size_text(size: Size) -> str:
     return f"{size[0]}x{size[1]}"
 
 
-def recount(params: rows.Params) -> dict[str, dict[str, int]]:
+def recount(params: Params) -> dict[str, dict[str, int]]:
     """What ``operations.json`` must hold for these rows: parameters, and FLOP by the size of one image."""
     found: dict[str, dict[str, int]] = {}
     for row in params.rows.values():
@@ -208,4 +209,4 @@ def recount(params: rows.Params) -> dict[str, dict[str, int]]:
 
 
 if __name__ == "__main__":
-    write_text(KEPT, json.dumps(recount(rows.load_params()), indent=1) + "\n")
+    write_text(KEPT, json.dumps(recount(load_params()), indent=1) + "\n")

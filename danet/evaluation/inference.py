@@ -35,7 +35,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from danet.config import rows
+from danet.config.row import Numerics, Test
 from danet.core.errors import CheckpointError, ConfigError
 from danet.data.transforms import MEAN_RGB, STD_RGB
 from danet.models.fast import for_prediction
@@ -71,7 +71,7 @@ class _Plan:
     stride: Size
 
 
-def _plan(test: rows.Test, mode: Mode) -> _Plan:
+def _plan(test: Test, mode: Mode) -> _Plan:
     window, stride = (test.window, test.stride) if test.mode == "slide" else (None, None)
     scales: tuple[float, ...] = (1.0,)
     relative_to: Literal["test-scale", "image"] = "test-scale"
@@ -97,7 +97,7 @@ def fit(size: Size, scale: Size) -> Size:
     return _rounded(size, min(max(scale) / max(size), min(scale) / min(size)))
 
 
-def input_size(size: Size, test: rows.Test, ratio: float = 1.0, relative_to: str = "test-scale") -> Size:
+def input_size(size: Size, test: Test, ratio: float = 1.0, relative_to: str = "test-scale") -> Size:
     """Size of the network's input for an image of ``size``.
 
     ``fit`` and ``none`` follow mmsegmentation: 0.x multiplies the test scale (or, where there is none, the image's
@@ -146,7 +146,7 @@ def window_grid(size: Size, window: Size, stride: Size, placement: str) -> tuple
 
 
 @contextlib.contextmanager
-def numeric_settings(numerics: rows.Numerics, device: torch.device) -> Iterator[None]:
+def numeric_settings(numerics: Numerics, device: torch.device) -> Iterator[None]:
     """Sets TF32 and cuDNN determinism as the row says, and puts them back.
 
     Unlike in training, cuDNN does not search for kernels: images have many sizes, and each would start a new search.
@@ -184,18 +184,18 @@ class Predictor:
     def __init__(
         self,
         model: nn.Module,
-        test: rows.Test,
+        test: Test,
         align_corners: bool,
         *,
         mode: Mode = "ss",
         device: torch.device | str = "cpu",
-        numerics: rows.Numerics | None = None,
+        numerics: Numerics | None = None,
         max_batch: int | None = None,
     ) -> None:
         self.test = test
         self.align_corners = align_corners
         self.device = torch.device(device)
-        self.numerics = numerics or rows.Numerics()
+        self.numerics = numerics or Numerics()
         self.model = for_prediction(model, self.numerics)
         self.max_batch = max_batch or (8 if self.device.type == "cuda" else 1)
         self._plan = _plan(test, mode)
@@ -385,11 +385,11 @@ def _size(x: Tensor) -> Size:
 def predict_scores(
     model: nn.Module,
     image_bgr: NDArray[np.uint8],
-    test: rows.Test,
+    test: Test,
     align_corners: bool,
     mode: Mode = "ss",
     device: torch.device | str = "cpu",
-    numerics: rows.Numerics | None = None,
+    numerics: Numerics | None = None,
     max_batch: int | None = None,
 ) -> Tensor:
     """Score map of one image, ``C x H x W`` float32 at the image's size; see :class:`Predictor` for all arguments and
@@ -402,11 +402,11 @@ def predict_scores(
 def predict_labels(
     model: nn.Module,
     image_bgr: NDArray[np.uint8],
-    test: rows.Test,
+    test: Test,
     align_corners: bool,
     mode: Mode = "ss",
     device: torch.device | str = "cpu",
-    numerics: rows.Numerics | None = None,
+    numerics: Numerics | None = None,
     max_batch: int | None = None,
 ) -> NDArray[np.uint8]:
     """Label map of one image, ``H x W`` uint8 at the image's size; arguments as of :class:`Predictor`."""

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from danet.config import rows
+from danet.config.row import Row
 from danet.core.errors import CheckpointError, ConfigError, DanetError, DataError, out_of_memory
 from danet.core.files import atomic_write, refuse_existing
 from danet.core.process import select_device
@@ -25,7 +25,7 @@ from danet.weights.exchange import load_any
 
 
 def predict_files(
-    row: rows.Row,
+    row: Row,
     *,
     weights: Path,
     images: Sequence[Path],

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from danet.config import rows
+from danet.config.row import Row
 from danet.config.workspace import Workspace
 from danet.core.errors import CheckpointError, ConfigError, DataError
 from danet.core.files import atomic_write, zip_entry
@@ -35,7 +35,7 @@ _ID: Final = re.compile(r"[a-z-]+_\d{6}_\d{6}")
 
 
 def write_submission(
-    row: rows.Row,
+    row: Row,
     workspace: Workspace,
     *,
     weights: Path,

@@ -10,8 +10,9 @@ from typing import Any, Literal
 import torch
 
 from danet.acquire.http import Patience
-from danet.config import rows
+from danet.config.params import Params, Released
 from danet.config.published import published
+from danet.config.row import Row
 from danet.config.workspace import Workspace
 from danet.core.errors import CheckpointError, DanetError
 from danet.core.files import sha256
@@ -48,7 +49,7 @@ class Summary:
 
 
 def verify_row(
-    row: rows.Row,
+    row: Row,
     workspace: Workspace,
     *,
     weights: Path | None = None,
@@ -94,7 +95,7 @@ def verify_row(
     )
 
 
-def facts_of(weights: Path, row: rows.Row, spec: rows.Released | None) -> dict[str, Any]:
+def facts_of(weights: Path, row: Row, spec: Released | None) -> dict[str, Any]:
     """What ``verification.json`` says of the weights: ``file``, ``sha256``, ``source``, ``checksum``.
 
     ``sha256`` is that of the file as released; ``checksum`` says ``matches`` or ``none`` (none is published).
@@ -164,9 +165,9 @@ def verify_all(
 
 
 def _verify_one(
-    row: rows.Row,
+    row: Row,
     workspace: Workspace,
-    params: rows.Params,
+    params: Params,
     device: str | torch.device | None,
     again: bool,
 ) -> Summary:
@@ -185,7 +186,7 @@ def _verify_one(
     return summary_of(row, result.metrics, "kept" if result.kept else "measured", params.bands.released)
 
 
-def summary_of(row: rows.Row, metrics: dict[str, Any], state: Literal["measured", "kept"], band: float) -> Summary:
+def summary_of(row: Row, metrics: dict[str, Any], state: Literal["measured", "kept"], band: float) -> Summary:
     """The summary of a ``verify.json``."""
     source = published(row.name)
     return Summary(

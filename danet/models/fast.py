@@ -16,14 +16,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from danet.config import rows
+from danet.config.row import Numerics
 from danet.models.resnet import Bottleneck
 
 Module = TypeVar("Module", bound=nn.Module)
 log = logging.getLogger(__name__)
 
 
-def for_prediction(model: nn.Module, numerics: rows.Numerics) -> nn.Module:
+def for_prediction(model: nn.Module, numerics: Numerics) -> nn.Module:
     """The network as ``numerics`` wants it for prediction: the model itself, or a copy made from it."""
     if numerics.fold_bn:
         model = folded(model)

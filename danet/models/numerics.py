@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from danet.config.rows import Numerics
+from danet.config.row import Numerics
 from danet.models.dropout import Dropout2d
 
 _STEP = 0x73746570

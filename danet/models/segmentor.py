@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from torch import Tensor, nn
 
-from danet.config import rows
+from danet.config.row import Model
 from danet.core.errors import ConfigError
 from danet.models.attention import Attention
 from danet.models.heads import ClusterDANetHead, DANetHead, DRANetHead, FCNHead
@@ -20,7 +20,7 @@ class Segmentor(nn.Module):
     precision by autocast, ``channels_last`` and ``torch.compile`` are all supported.
     """
 
-    def __init__(self, config: rows.Model, num_classes: int, attention: Attention = "fused") -> None:
+    def __init__(self, config: Model, num_classes: int, attention: Attention = "fused") -> None:
         super().__init__()
         self.config = config
         self.num_classes = num_classes
@@ -80,7 +80,7 @@ class Segmentor(nn.Module):
             yield from self.aux_head.parameters()
 
 
-def build_model(config: rows.Model, num_classes: int, attention: str = "fused") -> Segmentor:
+def build_model(config: Model, num_classes: int, attention: str = "fused") -> Segmentor:
     """The network of a row, randomly initialised from PyTorch's global generator.
 
     Raises:

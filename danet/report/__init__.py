@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from danet.config.rows import Params
+from danet.config.params import Params
 from danet.config.workspace import Workspace
 from danet.core.errors import ConfigError
 from danet.core.files import write_json, write_text

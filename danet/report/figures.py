@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from danet.config.rows import Row
+from danet.config.row import Row
 from danet.core.files import atomic_write
 from danet.results.measured import Measurement
 from danet.results.verdict import summarise

@@ -8,7 +8,8 @@ from typing import Any
 
 import yaml
 
-from danet.config.rows import Params, Row, Table
+from danet.config.params import Params, Table
+from danet.config.row import Row
 from danet.core.text import fact, number, signed
 from danet.report.figures import METHODS, backbone_text, short_schedule
 from danet.results.measured import Measurement, fact_name

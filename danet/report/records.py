@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from danet.config.params import Bands, Params
 from danet.config.published import NUMBERS, check_published, published, row_record
-from danet.config.rows import Bands, Params
 from danet.core.provenance import device_name
 from danet.results.measured import Measurement
 from danet.results.verdict import agreement, judge, summarise

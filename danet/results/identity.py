@@ -9,11 +9,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping
+from itertools import zip_longest
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from danet.config.rows import Row, identifying
+from danet.config.row import Row, identifying
 
 SETUP = ("device", "gpu", "gpus", "cpu", "driver", "cuda", "cudnn", "torch", "precision")
 """Facts under which the same weights and images give the same numbers to the last digit, where all are equal."""
@@ -27,7 +28,7 @@ class TrainingIdentity(_Identity):
     """What trained weights follow from."""
 
     settings: dict[str, Any]
-    """Complete (:attr:`danet.config.rows.Row.training_settings`), with the revision of the code."""
+    """Complete (:attr:`danet.config.row.Row.training_settings`), with the revision of the code."""
     seed: int
     data: str
     """SHA-256 over the images and labels of the training split, in their order; where the checkpoint is chosen on the
@@ -55,7 +56,9 @@ class TrainingIdentity(_Identity):
         if self.seed != now.seed:
             found.append(f"seed {self.seed}, now {now.seed}")
         if self.data != now.data:
-            found.append(f"training data {self.data[:12]}, now {now.data[:12]}")
+            pairs = zip_longest(self.data.split("+"), now.data.split("+"), fillvalue="none")
+            a, b = next((a, b) for a, b in pairs if a != b)
+            found.append(f"training data {a[:12]}, now {b[:12]}")
         if self.initial_weights != now.initial_weights:
             a, b = ((value or "none")[:12] for value in (self.initial_weights, now.initial_weights))
             found.append(f"initial weights {a}, now {b}")

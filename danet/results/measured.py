@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from danet.config.rows import Row
+from danet.config.row import Row
 from danet.config.workspace import Workspace
 
 Status = Literal["measured", "not run", "stale", "left out"]

@@ -22,7 +22,7 @@ from urllib.parse import quote, urlsplit
 
 from filelock import FileLock
 
-from danet.config.rows import Row
+from danet.config.row import Row
 from danet.config.workspace import Workspace
 from danet.core.errors import DanetError
 from danet.results.identity import flat

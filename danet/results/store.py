@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from danet.config.rows import Row
+from danet.config.row import Row
 from danet.config.workspace import Workspace
 from danet.core.errors import CheckpointError
 from danet.core.files import sha256

@@ -22,8 +22,9 @@ from typing import Any, Literal
 
 from rich.markup import escape
 
+from danet.config.params import Params
 from danet.config.published import Published, published
-from danet.config.rows import Params, Row
+from danet.config.row import Row
 from danet.config.workspace import Workspace
 from danet.core.console import console
 from danet.core.errors import DanetError, Interrupted

@@ -31,7 +31,7 @@ from typing import Literal
 
 from scipy import special
 
-from danet.config.rows import Bands
+from danet.config.params import Bands
 
 Label = Literal["reproduced", "lower", "higher", "undecided", "consistent", "inconsistent", "not run"]
 

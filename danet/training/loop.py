@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from danet.config.rows import Row
+from danet.config.row import Row
 from danet.core.console import console
 from danet.core.errors import CheckpointError, ConfigError, DanetError, Interrupted, TrainingError, out_of_memory
 from danet.core.process import Process, peak_memory_gib

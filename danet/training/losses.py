@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from danet.config import rows
+from danet.config.row import Loss
 from danet.core.errors import ConfigError
 from danet.data.layout import IGNORE
 
@@ -17,7 +17,7 @@ PARTS = ("main", "pam", "cam", "aux")
 
 def loss_divisors(
     labels_NHW: Tensor,
-    config: rows.Loss,
+    config: Loss,
     places: Sequence[int] | None = None,
     batch_size: int | None = None,
     total: Callable[[Tensor], Tensor] = lambda counts: counts,
@@ -67,7 +67,7 @@ def summed_cross_entropy(logits_NChw: Tensor, labels_NHW: Tensor, align_corners:
 def segmentation_losses(
     outputs: Mapping[str, Tensor],
     labels_NHW: Tensor,
-    config: rows.Loss,
+    config: Loss,
     *,
     align_corners: bool,
     divisors: Tensor | None = None,

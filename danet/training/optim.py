@@ -8,7 +8,7 @@ from typing import Protocol
 import torch
 from torch import nn
 
-from danet.config import rows
+from danet.config.row import Optimizer, Schedule
 from danet.core.errors import TrainingError
 from danet.training.schedule import learning_rate
 
@@ -29,7 +29,7 @@ class Grouped(Protocol):
         ...
 
 
-def build_optimizer(model: Grouped, config: rows.Optimizer) -> torch.optim.SGD:
+def build_optimizer(model: Grouped, config: Optimizer) -> torch.optim.SGD:
     """SGD over all parameters, weight decay on every one (batch norm and biases too), as all sources have it.
 
     Groups carry ``name`` and ``base_lr``. The fused kernel is used on CUDA.
@@ -61,7 +61,7 @@ def build_optimizer(model: Grouped, config: rows.Optimizer) -> torch.optim.SGD:
     )
 
 
-def set_learning_rates(optimizer: torch.optim.Optimizer, schedule: rows.Schedule, iteration: int, total: int) -> float:
+def set_learning_rates(optimizer: torch.optim.Optimizer, schedule: Schedule, iteration: int, total: int) -> float:
     """Sets every group's rate for ``iteration`` (from 0) and returns the first group's (the backbone's)."""
     for group in optimizer.param_groups:
         group["lr"] = learning_rate(schedule, group["base_lr"], iteration, total)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from danet.config.rows import Schedule
+from danet.config.row import Schedule
 
 
 def learning_rate(schedule: Schedule, base: float, iteration: int, total: int) -> float:

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from danet.config.rows import Row
+from danet.config.row import Row
 from danet.core.process import Process
 from danet.data.transforms import normalise
 from danet.evaluation.evaluate import ahead

@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from danet.config.rows import Row
+from danet.config.row import Row
 from danet.config.workspace import Workspace
 from danet.core.console import console
 from danet.core.errors import CheckpointError, Interrupted
-from danet.core.files import remove_leftovers, sha256, space_note, write_json, write_text
+from danet.core.files import explained, remove_leftovers, sha256, space_note, write_json, write_text
 from danet.core.process import Process, processes
 from danet.core.provenance import collect, cpu_cores
 from danet.data.prepared import PreparedDataset
@@ -199,10 +199,12 @@ def _keep(trainer: Trainer, identity: TrainingIdentity, workspace: Workspace, be
         needed = sum(tensor.nbytes for tensor in trainer.model.state_dict().values())
         raise CheckpointError(f"{error} ({space_note(weights, needed)})") from error
     digest = sha256(weights)
-    chosen_path.unlink(missing_ok=True)
+    with explained(chosen_path):
+        chosen_path.unlink(missing_ok=True)
+        if history.best is not None:
+            shutil.move(best, chosen_path)
     if history.best is not None:
         iteration, score = history.best
-        shutil.move(best, chosen_path)
         chosen = store.BestEpoch(iteration=iteration, score=score, weights_sha256=sha256(chosen_path))
     final = history.curve[-1]
     run = {

@@ -12,7 +12,8 @@ import torch
 from rich.markup import escape
 from torch import Tensor, nn
 
-from danet.config import rows
+from danet.config.params import Params, Released
+from danet.config.row import Row
 from danet.core.console import console
 from danet.core.errors import CheckpointError, ConfigError
 from danet.core.files import atomic_write, sha256
@@ -52,7 +53,7 @@ class Imported:
 
 
 def import_weights(
-    file: Path, out: Path, params: rows.Params, *, row: str | None = None, incomplete: bool = False
+    file: Path, out: Path, params: Params, *, row: str | None = None, incomplete: bool = False
 ) -> Imported:
     """Writes a released checkpoint of any source as our safetensors; its metadata tell row, source and hash.
 
@@ -100,14 +101,14 @@ def _note(text: str, notes: list[str]) -> None:
     warn(f"{text}; imported all the same")
 
 
-def checksum_state(digest: str, released: rows.Released | None) -> str:
+def checksum_state(digest: str, released: Released | None) -> str:
     """``matches`` the SHA-256 published for the row, ``differs``, or ``none`` is published."""
     if released is None or released.checksum is None:
         return "none"
     return "matches" if digest.startswith(released.checksum.removeprefix("sha256:")) else "differs"
 
 
-def refuse_other_file(file: Path, digest: str, released: rows.Released | None) -> str:
+def refuse_other_file(file: Path, digest: str, released: Released | None) -> str:
     """:func:`checksum_state` of what must be the released file.
 
     Raises:
@@ -168,7 +169,7 @@ def _meta(metadata: Mapping[str, str], num_classes: int) -> dict[str, Any]:
     return meta
 
 
-def load_any(path: Path, model: nn.Module, row: rows.Row) -> dict[str, str]:
+def load_any(path: Path, model: nn.Module, row: Row) -> dict[str, str]:
     """Loads trained, imported or raw released weights into a model of the row.
 
     Weights of another output stride, multi-grid or corner alignment are the same tensors: imported and released files
@@ -193,7 +194,7 @@ def load_any(path: Path, model: nn.Module, row: rows.Row) -> dict[str, str]:
     return {"source": source, "source_file": path.name, "source_sha256": sha256(path)}
 
 
-def guess_row(file: Path, params: rows.Params) -> rows.Row:
+def guess_row(file: Path, params: Params) -> Row:
     """The row that a released file is for: by its name, by its hash, else by its tensors.
 
     Raises:
@@ -234,7 +235,7 @@ def guess_row(file: Path, params: rows.Params) -> rows.Row:
     )
 
 
-def _fits(file: Path, tensors: Mapping[str, Tensor], row: rows.Row, params: rows.Params) -> bool:
+def _fits(file: Path, tensors: Mapping[str, Tensor], row: Row, params: Params) -> bool:
     try:
         convert(file, tensors, row.model, classes_of(row, params))
     except CheckpointError:
@@ -247,12 +248,12 @@ def is_imported(metadata: Mapping[str, str]) -> bool:
     return "source_sha256" in metadata
 
 
-def classes_of(row: rows.Row, params: rows.Params) -> int:
+def classes_of(row: Row, params: Params) -> int:
     """Number of classes of a row's data set."""
     return ADAPTERS[params.dataset(row.dataset).adapter].num_classes
 
 
-def _warn_stride(file: Path, row: rows.Row) -> None:
+def _warn_stride(file: Path, row: Row) -> None:
     found = _STRIDE.search(file.name)
     if found and int(found[1]) != row.model.output_stride:
         warn(

@@ -12,7 +12,8 @@ from typing import Any, Final
 
 from danet.acquire.http import Patience, public
 from danet.acquire.sources import Places, Source, Wanted, obtain
-from danet.config import rows
+from danet.config.params import Params, Released, Weights
+from danet.config.row import Row
 from danet.config.workspace import Workspace
 from danet.core.errors import CheckpointError, ConfigError, DownloadError
 from danet.core.files import sha256, write_json
@@ -24,7 +25,7 @@ WEIGHTS_FILE: Final = "weights.safetensors"
 SOURCE_FILE: Final = "source.json"
 
 
-def imagenet_wanted(spec: rows.Weights) -> Wanted:
+def imagenet_wanted(spec: Weights) -> Wanted:
     """The file of an ImageNet initialisation, which has one; the checksum of a zip is that of the file in it."""
     assert spec.file is not None
     return Wanted(spec.file, "weights", spec.url, None if spec.file.endswith(".zip") else spec.checksum)
@@ -81,19 +82,21 @@ def _obtained(
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def released_of(params: rows.Params, name: str) -> rows.Released:
-    """The entry of a row in ``released.yaml``.
+def released_of(params: Params, name: str) -> Released:
+    """The entry of a row in ``params.yaml``.
 
     Raises:
         ConfigError: if the row is unknown or has none.
     """
     params.row(name)
     if name not in params.released:
-        raise ConfigError(f"row {name} has no released weights (no entry in released.yaml); give a file with --weights")
+        raise ConfigError(
+            f"row {name} has no released weights (no entry under `released` in params.yaml); give a file with --weights"
+        )
     return params.released[name]
 
 
-def stored(workspace: Workspace, row: rows.Row, spec: rows.Released) -> Path | None:
+def stored(workspace: Workspace, row: Row, spec: Released) -> Path | None:
     """The weights that :func:`fetch_released` wrote earlier, if they are whole and of the file that is wanted today."""
     folder = workspace.released(row)
     try:
@@ -105,7 +108,7 @@ def stored(workspace: Workspace, row: rows.Row, spec: rows.Released) -> Path | N
     return folder / WEIGHTS_FILE if whole else None
 
 
-def _store(file: Path, source: Source, params: rows.Params, row: rows.Row, spec: rows.Released, out: Path) -> Path:
+def _store(file: Path, source: Source, params: Params, row: Row, spec: Released, out: Path) -> Path:
     try:
         refuse_other_file(file, sha256(file), spec)
     except CheckpointError as error:

@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from danet.config import rows
+from danet.config.params import Weights
 from danet.core.errors import CheckpointError
 from danet.core.files import atomic_write, sha256, write_json
 from danet.models.resnet import BLOCKS, ResNet, Stem
@@ -41,7 +41,7 @@ def convert(file: Path, given: dict[str, Tensor], backbone: str, stem: str) -> d
         file: what messages name.
         given: its tensors; ``backbone.`` prefixes are fine.
         backbone: ``resnet50`` or ``resnet101``.
-        stem: as in :class:`danet.config.rows.Model`.
+        stem: as in :class:`danet.config.row.Model`.
 
     Raises:
         CheckpointError: if they are of another depth or stem.
@@ -117,7 +117,7 @@ def _expected(backbone: str, stem: str) -> dict[str, Tensor]:
         return ResNet(backbone, stems[stem], 8).state_dict()
 
 
-def prepare_weights(name: str, spec: rows.Weights, source_file: Path | None, out: Path) -> None:
+def prepare_weights(name: str, spec: Weights, source_file: Path | None, out: Path) -> None:
     """Writes ``weights.safetensors`` (our names) and ``source.json`` below ``out``.
 
     For random initialisation (``spec.file`` null) only ``source.json`` is written.

@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from danet.config import rows
+from danet.config.row import Model
 from danet.core.errors import CheckpointError
 from danet.core.files import atomic_write
 from danet.models.segmentor import Segmentor
@@ -103,7 +103,7 @@ def _parsed(text: str) -> dict[str, str]:
     return value
 
 
-def config_of(path: Path, metadata: Mapping[str, str]) -> tuple[rows.Model, int]:
+def config_of(path: Path, metadata: Mapping[str, str]) -> tuple[Model, int]:
     """Model settings and number of classes that :func:`save_model` wrote.
 
     Raises:
@@ -115,7 +115,7 @@ def config_of(path: Path, metadata: Mapping[str, str]) -> tuple[rows.Model, int]
         settings["multi_grid"] = settings["multi_grid"].split(",")
     try:
         settings["output_stride"] = int(values["output_stride"])
-        return rows.Model.model_validate(settings), int(metadata["num_classes"])
+        return Model.model_validate(settings), int(metadata["num_classes"])
     except (ValidationError, KeyError, ValueError) as error:
         raise CheckpointError(f"{path}: its metadata do not describe a model; make the file again") from error
 

@@ -14,7 +14,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from danet.config import rows
+from danet.config.row import Model
 from danet.core.errors import CheckpointError
 from danet.models.segmentor import build_model
 from danet.weights.imagenet import describe
@@ -184,7 +184,7 @@ SOURCES: Final[dict[str, Toolbox]] = {
 
 
 def import_released(
-    file: Path, config: rows.Model, num_classes: int, *, incomplete: Callable[[str], None] | None = None
+    file: Path, config: Model, num_classes: int, *, incomplete: Callable[[str], None] | None = None
 ) -> tuple[dict[str, Tensor], str]:
     """Reads a released checkpoint of any source into the state dict of our network.
 
@@ -210,7 +210,7 @@ def import_released(
 def convert(
     file: Path,
     tensors: Mapping[str, Tensor],
-    config: rows.Model,
+    config: Model,
     num_classes: int,
     *,
     incomplete: Callable[[str], None] | None = None,
@@ -249,7 +249,7 @@ def convert(
 
 
 def _completed(
-    tensors: Mapping[str, Tensor], names: Mapping[str, str], config: rows.Model, num_classes: int
+    tensors: Mapping[str, Tensor], names: Mapping[str, str], config: Model, num_classes: int
 ) -> dict[str, Tensor]:
     """By the source's names, what fits of a file and a new network's values (of seed 0) for the rest."""
     with torch.random.fork_rng(devices=[]):
@@ -267,7 +267,7 @@ def _shape(value: Tensor, key: str) -> tuple[int, ...]:
     return () if _is_scale(key) and value.numel() == 1 else tuple(value.shape)
 
 
-def export_released(state: Mapping[str, Tensor], config: rows.Model, source: str) -> dict[str, Tensor]:
+def export_released(state: Mapping[str, Tensor], config: Model, source: str) -> dict[str, Tensor]:
     """The state dict of our network in the names and shapes of a source: the inverse of :func:`import_released`.
 
     Args:
@@ -307,7 +307,7 @@ def _is_scale(key: str) -> bool:
     return key.endswith((".gamma", ".scale"))
 
 
-def _refuse_other_method(subject: str, source: Toolbox, config: rows.Model) -> None:
+def _refuse_other_method(subject: str, source: Toolbox, config: Model) -> None:
     if config.method != source.method:
         raise CheckpointError(f"{subject}: is a {source.method}, the row has method {config.method}; take another row")
     if source.backbone != "pretrained" and config.stem != "deep-32-32-64":
@@ -319,7 +319,7 @@ def _refuse_other_method(subject: str, source: Toolbox, config: rows.Model) -> N
 
 
 def _refuse_other_size(
-    file: Path, source: Toolbox, tensors: Mapping[str, Tensor], config: rows.Model, num_classes: int
+    file: Path, source: Toolbox, tensors: Mapping[str, Tensor], config: Model, num_classes: int
 ) -> None:
     """The likely mistakes in words, before the list of names."""
     prefix = f"{source.backbone}."

@@ -25,7 +25,8 @@ from typing import Any
 
 import yaml
 
-from danet.config.rows import load_params, merge, read_raw, write_raw
+from danet.config.params import load_params, merge
+from danet.config.yaml import read_raw, write_raw
 from danet.core.console import console, report_errors
 from danet.core.errors import ConfigError, DanetError
 from danet.core.files import sha256, write_json
@@ -133,9 +134,8 @@ def merge_profile(params: dict[str, Any], profile: dict[str, Any], facts: dict[s
                     **profile["row"],
                     "dataset": dataset,
                     "train_split": train_split,
-                    "backbone": backbone,
-                    "output_stride": stride,
-                    "iterations": iterations,
+                    "model": {"backbone": backbone, "output_stride": stride},
+                    "schedule": {"iterations": iterations},
                     "weights": f"{backbone}_v1c",
                     "settings": "demo",
                 }

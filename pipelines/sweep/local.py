@@ -16,7 +16,7 @@ from joblib import cpu_count
 from rich.live import Live
 from rich.markup import escape
 
-from danet.config.rows import Row
+from danet.config.row import Row
 from danet.config.workspace import Workspace
 from danet.core.console import console
 from danet.core.errors import ConfigError, Interrupted

@@ -10,7 +10,8 @@ from dvc.lock import LockError
 from dvc.repo import Repo, lock_repo
 from dvc.scm import SCMError
 
-from danet.config.rows import Params, Row
+from danet.config.params import Params
+from danet.config.row import Row
 from danet.config.workspace import Workspace
 from danet.core.errors import ConfigError, DanetError
 from pipelines import NO_GIT

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from danet.config.rows import Row
+from danet.config.row import Row
 from danet.config.workspace import Workspace
 from danet.evaluation.cost import hours_here
 from pipelines.sweep.job import is_alive, log_path, read_state

@@ -16,8 +16,8 @@ from typer.testing import CliRunner
 from benchmarks.speed import cases, page, results, worker
 from benchmarks.speed.profile import group_of
 from danet.cli.app import app
-from danet.config import rows
-from danet.config.rows import load_params
+from danet.config.params import Params, load_params
+from danet.config.row import Numerics, Test
 from danet.core import provenance
 from danet.evaluation import cost, flops
 
@@ -26,7 +26,7 @@ R50 = cases.published_model("resnet50", 8)
 
 
 @pytest.fixture(scope="module")
-def params() -> rows.Params:
+def params() -> Params:
     return load_params(ROOT / "params.yaml")
 
 
@@ -45,18 +45,18 @@ def test_operations_of_the_heads_follow_from_their_shapes() -> None:
     assert every.bytes > 4 * 49_846_574  # every weight is read
 
 
-def test_kept_counts_are_those_of_today_s_networks(params: rows.Params) -> None:
+def test_kept_counts_are_those_of_today_s_networks(params: Params) -> None:
     assert flops.recount(params) == json.loads(flops.KEPT.read_text()), "run `python -m danet.evaluation.flops`"
 
 
-def test_a_network_that_is_not_kept_is_counted(params: rows.Params) -> None:
+def test_a_network_that_is_not_kept_is_counted(params: Params) -> None:
     row = params.row("camvid-r50-d16-short")
     crop = row.augment.model_copy(update={"crop_size": (64, 96)})
     counted = flops.count_row(row.model_copy(update={"augment": crop}), params)
     assert counted.crop_flop == flops.count(row.model, 11, (64, 96)).flop
 
 
-def test_operations_of_rows_count_windows_and_mirror_images(params: rows.Params) -> None:
+def test_operations_of_rows_count_windows_and_mirror_images(params: Params) -> None:
     sliding = flops.count_row(params.row("mmseg-r50-d8-cityscapes-769x769-40k"), params)
     assert (sliding.passes, sliding.input) == (8, (769, 769))
     official = flops.count_row(params.row("official-danet-r101-d8-cityscapes"), params)
@@ -64,7 +64,7 @@ def test_operations_of_rows_count_windows_and_mirror_images(params: rows.Params)
     assert official.test_flop == 16 * official.crop_flop  # crop and window are 768 x 768
 
 
-def test_a_row_is_timed_as_its_numbers_were_measured(params: rows.Params) -> None:
+def test_a_row_is_timed_as_its_numbers_were_measured(params: Params) -> None:
     """Published: 8 windows of a whole image one after another, training with 2 images on a GPU and explicit maps."""
     row = params.row("mmseg-r50-d8-cityscapes-769x769-40k")
     train, infer = cases.row_cases(row, params, ["train", "infer"])
@@ -86,7 +86,7 @@ def test_a_row_is_timed_as_its_numbers_were_measured(params: rows.Params) -> Non
 
 def test_the_worker_follows_the_protocol() -> None:
     """Resized before the clock starts, two windows, and a label map of the image's own size."""
-    test = rows.Test(resize="fit", scale=(32, 48), mode="slide", window=(32, 32), stride=(32, 32))
+    test = Test(resize="fit", scale=(32, 48), mode="slide", window=(32, 32), stride=(32, 32))
     case = cases.Case("infer", "R-50 D16", (48, 72), 1, cases.published_model("resnet50", 16), threads=1, test=test)
     request = json.loads(json.dumps(case.request(cases.implementations("infer", "cpu")[0], "cpu", 1)))
     assert request["input"] == [32, 48]
@@ -96,7 +96,7 @@ def test_the_worker_follows_the_protocol() -> None:
     assert labels.shape == (48, 72)  # type: ignore[attr-defined]
 
 
-def line(name: str, seconds: list[float], what: str = "infer", numerics: Any = rows.Numerics()) -> results.Measured:  # noqa: B008
+def line(name: str, seconds: list[float], what: str = "infer", numerics: Any = Numerics()) -> results.Measured:  # noqa: B008
     case = cases.Case(what, "R-50 D8", (64, 64), 2 if what == "train" else 1, R50)
     implementation = cases.Implementation(name, numerics)
     return results.Measured(case, implementation, seconds, dict(enumerate(seconds)), peak_gb=1.5, torch="9.9")
@@ -123,7 +123,7 @@ def test_record_of_a_measurement_is_the_roofline_s_arithmetic() -> None:
     assert float(record["tflop_per_s"]) == pytest.approx(3 * work.flop / 3.0 / 1e12, rel=1e-3)
 
 
-def test_tables_pages_and_cost_are_made_from_the_files(tmp_path: Path, params: rows.Params) -> None:
+def test_tables_pages_and_cost_are_made_from_the_files(tmp_path: Path, params: Params) -> None:
     lines = [line("fast", [1.0]), line("fast", [2.0], "train"), line(cases.PEER, [4.0], numerics=None)]
     failed = line("reference", [])
     failed.error = "RuntimeError: no | memory"
@@ -184,7 +184,7 @@ def test_worker_answers_and_reports_what_fails() -> None:
     assert "error" in answers[4]
 
 
-def test_cases_know_whether_mmsegmentation_has_their_network(params: rows.Params) -> None:
+def test_cases_know_whether_mmsegmentation_has_their_network(params: Params) -> None:
     peers = {name: cases.Case("infer", name, (8, 8), model=row.model).has_peer for name, row in params.rows.items()}
     assert peers["mmseg-r101-d8-ade20k-80k"]
     assert not peers["official-dranet-r101-d8-cityscapes"]

@@ -12,7 +12,7 @@ from torch import nn
 from benchmarks.scaling import __main__ as scaling
 from benchmarks.scaling import estimate
 from benchmarks.scaling.estimate import Link, Step, makespan, step_seconds
-from danet.config.rows import load_params
+from danet.config.params import load_params
 from danet.core.errors import DanetError
 from danet.models.segmentor import build_model
 

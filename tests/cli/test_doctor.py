@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from danet.cli import doctor
-from danet.config.rows import load_params, write_raw
+from danet.config.params import load_params
 from danet.config.workspace import Workspace
+from danet.config.yaml import write_raw
 from danet.data.raw import download_dataset
 from tests.data.samples import camvid_spec, camvid_tree, prepare, zip_of
 from tests.parameters import ROOT, raw_params

@@ -12,8 +12,9 @@ from typer.testing import CliRunner
 
 from danet.cli import reproduce
 from danet.cli.app import app
-from danet.config.rows import Row, write_raw
+from danet.config.row import Row
 from danet.config.workspace import Workspace
+from danet.config.yaml import write_raw
 from danet.core.errors import CheckpointError, ConfigError, DanetError, DataError
 from danet.evaluation import evaluate
 from danet.evaluation.evaluate import evaluate_row

@@ -14,7 +14,8 @@ from typer.testing import CliRunner
 
 from danet.cli.app import app
 from danet.cli.run import _print_verified
-from danet.config.rows import load_params, write_raw
+from danet.config.params import load_params
+from danet.config.yaml import write_raw
 from danet.evaluation.verify import Summary
 from tests.parameters import ROOT, raw_params
 

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from danet.config.rows import NEUTRAL, Row, load_params
+from danet.config.params import load_params
+from danet.config.row import NEUTRAL, Row
 from danet.results.identity import flat
 
 ROOT = Path(__file__).parents[2]

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from danet.config.params import load_params
 from danet.config.published import check_published, load_published, published, rows_as_records
-from danet.config.rows import load_params
 from danet.core.errors import ConfigError
 from danet.report.records import table_record
 

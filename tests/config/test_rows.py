@@ -13,7 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader, DistributedSampler
 
-from danet.config.rows import NAME, Params, load_params, merge, write_raw
+from danet.config.params import Params, load_params, merge
+from danet.config.row import NAME
+from danet.config.yaml import write_raw
 from danet.core.errors import ConfigError
 from tests.parameters import raw_params
 
@@ -136,10 +138,11 @@ def test_the_1x_variant_differs_from_0x_in_three_ways(raw: dict[str, Any]) -> No
 
 
 REFUSED = [
-    ({"output_stride": 16, "model": {"multi_grid": [4, 8, 16]}}, "multi_grid"),
-    ({"iterations": 0}, "schedule.iterations"),
-    ({"iterations": None}, "exactly one of iterations and epochs"),
-    ({"epochs": 3}, "exactly one of iterations and epochs"),
+    ({"model": {"output_stride": 16, "multi_grid": [4, 8, 16]}}, "multi_grid"),
+    ({"schedule": {"iterations": 0}}, "schedule.iterations"),
+    ({"schedule": {"iterations": None}}, "exactly one of iterations and epochs"),
+    ({"schedule": {"epochs": 3}}, "exactly one of iterations and epochs"),
+    ({"backbone": "resnet50"}, "backbone: is no setting"),
     ({"recipe": "mmdetection"}, "allowed: .*mmsegmentation"),
     ({"settings": "ade"}, "settings: 'ade' is unknown; recipes/mmsegmentation.yaml has: .*ade20k"),
     ({"settings": None}, "settings: None is unknown"),
@@ -215,11 +218,15 @@ def test_settings_shared_by_rows_are_blamed_in_their_own_file(
 
 
 def test_submissions_are_rows_on_cityscapes(raw: dict[str, Any]) -> None:
-    for name in ("ssseg-r50-d8-voc2012", "nobody"):
-        with pytest.raises(ConfigError, match="submissions"):
-            Params({**raw, "submissions": {name: {}}}, Path("params.yaml"))
-    with pytest.raises(ConfigError, match=r"submissions\..*rows\..* has .*official-2018"):
-        Params({**raw, "submissions": {"official-danet-r101-d8-cityscapes": {}}}, Path("params.yaml"))
+    official, voc = raw["submissions"]["official-danet-r101-d8-cityscapes"], raw["released"]["ssseg-r50-d8-voc2012"]
+    for name, entry, message in (
+        ("nobody", official, "submissions.nobody: no such row"),
+        ("ssseg-r50-d8-voc2012", voc, "voc2012 has no test server; allowed: cityscapes"),
+        ("official-danet-r101-d8-cityscapes", {}, "its row's group .* recipe: official-2018, settings: cityscapes"),
+        ("official-danet-r101-d8-cityscapes", None, "its row's group"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            Params({**raw, "submissions": {name: entry}}, Path("params.yaml"))
 
 
 BAD_NAMES = [
@@ -300,8 +307,8 @@ def test_unknown_names_suggest_the_closest(params: Params) -> None:
 @pytest.mark.parametrize(
     ("over", "message"),
     [
-        ({"table": "official"}, r"released\.mmseg-r50-d8-voc2012-20k\.table: is 'official', rows\."),
-        ({"dataset": "ade20k"}, r"released\.mmseg-r50-d8-voc2012-20k\.dataset"),
+        ({"settings": "ade20k"}, r"released\.mmseg-r50-d8-voc2012-20k: must begin .* settings: voc2012"),
+        ({"chekcsum": "sha256:12345678"}, r"released\.mmseg-r50-d8-voc2012-20k\.chekcsum: is no setting"),
         ({"checksum": "sha256:xyz"}, r"released\.mmseg-r50-d8-voc2012-20k\.checksum"),
         ({"file": "../x.pth"}, r"released\.mmseg-r50-d8-voc2012-20k\.file"),
         ({"url": "file:///etc/passwd"}, r"released\.mmseg-r50-d8-voc2012-20k\.url"),

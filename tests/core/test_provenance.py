@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from danet.config.rows import load_params
+from danet.config.params import load_params
 from danet.core import provenance
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from danet.config.rows import Archive, Dataset
+from danet.config.params import Archive, Dataset
 from danet.data.convert import convert_dataset
 from danet.data.prepared import PreparedDataset
 from danet.data.raw import download_dataset

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from danet.config.rows import load_params
+from danet.config.params import load_params
 from danet.core.errors import DataError
 from danet.data import browse
 from danet.data.browse import browse_dataset, browse_row, contact_sheet, overlay

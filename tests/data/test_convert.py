@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from danet.acquire.sources import Places
-from danet.config.rows import Dataset
+from danet.config.params import Dataset
 from danet.core.errors import ArchiveError, DataError
 from danet.data import convert
 from danet.data.convert import convert_dataset

@@ -11,7 +11,7 @@ import numpy as np
 import psutil
 import pytest
 
-from danet.config.rows import load_params
+from danet.config.params import load_params
 from danet.core.errors import ConfigError, DataError, TrainingError
 from danet.data.loader import BatchStream, EpochOrder, Positions, Sample, collate
 from tests.data.test_transforms import labels, picture, small

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image
 
-from danet.config.rows import Dataset
+from danet.config.params import Dataset
 from danet.core.errors import DataError
 from danet.data.layout import LabelMap, read_index_png, read_mat
 from danet.data.registry import ADAPTERS

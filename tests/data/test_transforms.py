@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from danet.config.rows import Augment, load_params
+from danet.config.params import load_params
+from danet.config.row import Augment
 from danet.core.errors import ConfigError, DataError
 from danet.data import transforms as T
 

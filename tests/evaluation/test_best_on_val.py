@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from danet.config import rows
-from danet.config.rows import load_params
+from danet.config.params import load_params
+from danet.config.row import MultiScale, Runtime, Test
 from danet.config.workspace import Workspace
 from danet.core.files import sha256, write_json
 from danet.evaluation import evaluate
@@ -20,9 +20,9 @@ from tests.evaluation.test_evaluate import CLASSES, Reader, Shades
 
 def test_both_are_evaluated_and_stand_in_one_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     row = load_params().row("camvid-r50-d8")
-    multi = rows.MultiScale(scales=(1.0,), flip=True)
-    runtime = rows.Runtime(workers=0, overlays=1, progress="never")
-    changes = {"test": rows.Test(multi_scale=multi), "runtime": runtime, "checkpoint": "best-on-val", "seeds": (3, 5)}
+    multi = MultiScale(scales=(1.0,), flip=True)
+    runtime = Runtime(workers=0, overlays=1, progress="never")
+    changes = {"test": Test(multi_scale=multi), "runtime": runtime, "checkpoint": "best-on-val", "seeds": (3, 5)}
     row, space = row.model_copy(update=changes), Workspace(tmp_path)
 
     def load(path: Path, model: Reader) -> None:

@@ -16,8 +16,8 @@ import torch.multiprocessing as mp
 from PIL import Image
 from torch import nn
 
-from danet.config import rows
-from danet.config.rows import load_params
+from danet.config.params import load_params
+from danet.config.row import MultiScale, Row, Runtime, Test
 from danet.config.workspace import Workspace
 from danet.core.errors import CheckpointError, DataError
 from danet.core.process import Process
@@ -89,18 +89,18 @@ for _index in range(7):
 
 
 @pytest.fixture
-def row() -> rows.Row:
+def row() -> Row:
     plain = load_params("params.yaml").row("camvid-r50-d8")
-    test = rows.Test(multi_scale=rows.MultiScale(scales=(1.0,), flip=True))
-    runtime = rows.Runtime(workers=2, overlays=2, progress="never")
+    test = Test(multi_scale=MultiScale(scales=(1.0,), flip=True))
+    runtime = Runtime(workers=2, overlays=2, progress="never")
     return plain.model_copy(update={"test": test, "runtime": runtime, "seeds": (3, 5)})
 
 
 @pytest.fixture
-def one(row) -> rows.Row:
+def one(row) -> Row:
     """One seed, one mode, one overlay: drawing is what takes the time here."""
-    runtime = rows.Runtime(workers=2, overlays=1, progress="never")
-    return row.model_copy(update={"test": rows.Test(), "runtime": runtime, "seeds": (3,)})
+    runtime = Runtime(workers=2, overlays=1, progress="never")
+    return row.model_copy(update={"test": Test(), "runtime": runtime, "seeds": (3,)})
 
 
 @pytest.fixture
@@ -124,7 +124,7 @@ def tree(folder: Path) -> dict[str, bytes]:
 @pytest.mark.parametrize("workers", [0, 1, 3])
 @pytest.mark.parametrize("mode", ["ss", "ms"])
 def test_confusion_of_a_pass(row, workers, mode):
-    row = row.model_copy(update={"runtime": rows.Runtime(workers=workers)})
+    row = row.model_copy(update={"runtime": Runtime(workers=workers)})
     dataset, calls = Shades(), []
     result = evaluate_model(Reader(), row, dataset, "cpu", mode=mode, keep=[2], progress=lambda *x: calls.append(x))
     np.testing.assert_array_equal(result.confusion.matrix, EXPECTED)
@@ -153,17 +153,15 @@ def test_frame_rates_are_of_one_window_at_a_time_and_of_batches(row):
             seen.append([])
             return super().image(index)
 
-    runtime = rows.Runtime(workers=0, benchmark_images=2)
-    slide = rows.Test(mode="slide", window=(16, 20), stride=(8, 12))
+    runtime = Runtime(workers=0, benchmark_images=2)
+    slide = Test(mode="slide", window=(16, 20), stride=(8, 12))
     row = row.model_copy(update={"runtime": runtime, "test": slide})
     result = evaluate_model(Watched(), row, Counted(count=20), "cpu", max_batch=3)
     assert min(map(sum, seen)) == 4
     assert [max(batches) for batches in seen] == [1] * 7 + [3] * 13
     assert result.fps > 0
     assert result.fps_batched > 0
-    whole = evaluate_model(
-        Watched(), row.model_copy(update={"test": rows.Test()}), Counted(count=20), "cpu", max_batch=3
-    )
+    whole = evaluate_model(Watched(), row.model_copy(update={"test": Test()}), Counted(count=20), "cpu", max_batch=3)
     assert whole.fps > 0
     assert whole.fps_batched is None
 
@@ -334,7 +332,7 @@ def test_weights_that_do_not_belong_to_the_row(row, workspace):
     with pytest.raises(CheckpointError, match=r"seed5\.safetensors: does not exist.*dvc repro train@camvid-r50-d8"):
         evaluate_row(row, workspace, device="cpu")
     missing.write_bytes(b"others")
-    with pytest.raises(CheckpointError, match=r"seed5\.safetensors: was changed"):
+    with pytest.raises(CheckpointError, match=r"seed5\.safetensors: was removed or changed"):
         evaluate_row(row, workspace, device="cpu")
     keep_seed(workspace, row, 5, lambda path: path.write_bytes(b"weights"), data="f" * 64)
     with pytest.raises(CheckpointError, match=r"training data ffffffffffff, now 000000000000.*dvc repro train@"):
@@ -371,7 +369,7 @@ def test_split_without_labels_is_refused(row, workspace, monkeypatch):
 
 
 def test_row_without_multi_scale_and_overlays(row, workspace):
-    row = row.model_copy(update={"test": rows.Test(), "runtime": rows.Runtime(overlays=0), "seeds": (3,)})
+    row = row.model_copy(update={"test": Test(), "runtime": Runtime(overlays=0), "seeds": (3,)})
     result = evaluate_row(row, workspace, device="cpu")
     assert result.metrics["miou_ms_flip"] is None
     assert list(result.evaluation["runs"][0]["modes"]) == ["ss"]
@@ -380,7 +378,7 @@ def test_row_without_multi_scale_and_overlays(row, workspace):
 
 
 def test_progress_is_shown_with_the_time_left(row, workspace, capfd):
-    row = row.model_copy(update={"runtime": rows.Runtime(workers=1, overlays=0), "seeds": (3,)})
+    row = row.model_copy(update={"runtime": Runtime(workers=1, overlays=0), "seeds": (3,)})
     evaluate_row(row, workspace, device="cpu")
     shown = capfd.readouterr()
     assert "camvid-r50-d8 seed3 ss: 7 images in" in shown.err

@@ -17,8 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from danet.config import rows
-from danet.config.rows import load_params
+from danet.config.params import load_params
+from danet.config.row import MultiScale, Numerics, Test
 from danet.core.errors import CheckpointError, ConfigError
 from danet.evaluation import inference
 from danet.evaluation.inference import Predictor, fit, input_size, predict_labels, predict_scores, window_grid
@@ -167,20 +167,20 @@ def test_fit_touches_the_scale_and_stays_inside(size, scale):
 
 
 def test_input_size_at_multiple_scales():
-    voc = rows.Test(resize="fit", scale=(512, 2048))
+    voc = Test(resize="fit", scale=(512, 2048))
     assert input_size((375, 500), voc, 1.0, "test-scale") == (512, 683)
     assert input_size((375, 500), voc, 1.0, "image") == (375, 500)  # RECIPES 1: what 1.x's --tta computes
     assert input_size((375, 500), voc, 1.75, "test-scale") == (896, 1195)
     assert input_size((375, 500), voc, 0.5, "image") == (188, 250)
     # (1025, 2049) x 0.75 is truncated to (768, 1536), and the image fitted into that
-    assert input_size((1024, 2048), rows.Test(resize="fit", scale=(1025, 2049)), 0.75) == (768, 1536)
-    official_ = rows.Test(resize="long", scale=(1024, 2048))
+    assert input_size((1024, 2048), Test(resize="fit", scale=(1025, 2049)), 0.75) == (768, 1536)
+    official_ = Test(resize="long", scale=(1024, 2048))
     assert input_size((1024, 2048), official_) == (1024, 2048)
     assert input_size((1024, 2048), official_, 2.2) == (2253, 4506)
-    assert input_size((500, 333), rows.Test(resize="long", scale=(520, 520))) == (520, 346)
-    assert input_size((333, 333), rows.Test(resize="long", scale=(520, 520))) == (520, 520)
-    assert input_size((123, 77), rows.Test()) == (123, 77)
-    assert input_size((360, 480), rows.Test(), 0.5) == (180, 240)
+    assert input_size((500, 333), Test(resize="long", scale=(520, 520))) == (520, 346)
+    assert input_size((333, 333), Test(resize="long", scale=(520, 520))) == (520, 520)
+    assert input_size((123, 77), Test()) == (123, 77)
+    assert input_size((360, 480), Test(), 0.5) == (180, 240)
 
 
 def test_published_numbers_of_windows():
@@ -226,7 +226,7 @@ def test_windows_cover_every_pixel(size, window, step, placement):
 @pytest.mark.parametrize("score", ["logits", "softmax"])
 def test_whole_image_single_scale_is_resized_logits(align, logit_resize, score):
     image = picture(37, 53)
-    test = rows.Test(resize="fit", scale=(48, 200), score=score, logit_resize=logit_resize)
+    test = Test(resize="fit", scale=(48, 200), score=score, logit_resize=logit_resize)
     seen = cv2.resize(image, (69, 48), interpolation=cv2.INTER_LINEAR)
     logits = network(normalised(seen))
     if logit_resize == "twice":
@@ -246,11 +246,11 @@ def test_whole_image_single_scale_is_resized_logits(align, logit_resize, score):
 def test_multi_scale_and_flip_are_means(relative_to, flip, score):
     image = picture(30, 44)
     ratios = (0.5, 1.0, 1.75)
-    test = rows.Test(
+    test = Test(
         resize="fit",
         scale=(41, 160),
         score=score,
-        multi_scale=rows.MultiScale(scales=ratios, relative_to=relative_to, flip=flip),
+        multi_scale=MultiScale(scales=ratios, relative_to=relative_to, flip=flip),
     )
     total, count = np.zeros((CLASSES, 30, 44)), 0
     for ratio in ratios:
@@ -274,7 +274,7 @@ def test_multi_scale_and_flip_are_means(relative_to, flip, score):
 
 def test_softmax_without_augmentation_does_not_move_the_argmax():
     image = picture(40, 40)
-    scores = scores_of(image, rows.Test(score="softmax"), False)
+    scores = scores_of(image, Test(score="softmax"), False)
     np.testing.assert_array_equal(softmax(scores.astype(float)).argmax(axis=0), scores.argmax(axis=0))
     assert scores.min() < 0  # logits, not probabilities
 
@@ -287,7 +287,7 @@ def test_softmax_without_augmentation_does_not_move_the_argmax():
 @pytest.mark.parametrize("size", [(41, 59), (24, 24), (20, 50), (10, 12), (25, 24)])
 def test_shifted_windows(align, placement, size):
     image = picture(*size)
-    test = rows.Test(mode="slide", window=(24, 24), stride=(17, 15), placement=placement)
+    test = Test(mode="slide", window=(24, 24), stride=(17, 15), placement=placement)
     expected = shifted_slide(normalised(image), (24, 24), (17, 15), align, padded=placement == "shift-padded")
     np.testing.assert_allclose(scores_of(image, test, align), expected, atol=1e-5)
 
@@ -314,8 +314,8 @@ def test_padding_of_a_mirrored_image_is_on_the_right_too():
             return {"main": torch.stack([(x == 0).all(1), (x != 0).any(1)], 1).float()}
 
     seen: list[torch.Tensor] = []
-    multi = rows.MultiScale(scales=(1.0,), flip=True)
-    test = rows.Test(mode="slide", window=(16, 16), stride=(9, 9), placement="shift-padded", multi_scale=multi)
+    multi = MultiScale(scales=(1.0,), flip=True)
+    test = Test(mode="slide", window=(16, 16), stride=(9, 9), placement="shift-padded", multi_scale=multi)
     scores = predict_scores(Zeros(), picture(7, 11), test, True, "ms")
     assert scores.shape == (2, 7, 11)
     assert (scores[1] > scores[0]).all()
@@ -325,8 +325,8 @@ def test_padding_of_a_mirrored_image_is_on_the_right_too():
 
 def test_shifted_windows_multi_scale_flip_whole_input():
     image = picture(33, 47)
-    multi = rows.MultiScale(scales=(0.75, 1.5), flip=True)
-    test = rows.Test(resize="fit", scale=(33, 47), mode="slide", window=(21, 21), stride=(14, 14), multi_scale=multi)
+    multi = MultiScale(scales=(0.75, 1.5), flip=True)
+    test = Test(resize="fit", scale=(33, 47), mode="slide", window=(21, 21), stride=(14, 14), multi_scale=multi)
     total = np.zeros((CLASSES, 33, 47))
     for ratio in (0.75, 1.5):
         height, width = input_size((33, 47), test, ratio)
@@ -341,7 +341,7 @@ def test_shifted_windows_multi_scale_flip_whole_input():
 @pytest.mark.parametrize("size", [(32, 64), (64, 32), (20, 47), (64, 64), (9, 60)])
 def test_official_windows(size, flip):
     image = picture(*size, seed=3)
-    test = rows.Test(
+    test = Test(
         resize="long",
         scale=(64, 64),
         mode="slide",
@@ -361,8 +361,8 @@ def test_official_multi_scale_with_its_own_window():
     image = picture(32, 64, seed=4)
     # at 0.25 the whole image is smaller than the window, at 0.5 only its short side is
     ratios = (0.25, 0.55, 1.0, 2.2)
-    multi = rows.MultiScale(scales=ratios, flip=True, window=(32, 32), stride=(16, 16))
-    test = rows.Test(
+    multi = MultiScale(scales=ratios, flip=True, window=(32, 32), stride=(16, 16))
+    test = Test(
         resize="long",
         scale=(32, 64),
         mode="slide",
@@ -385,7 +385,7 @@ def test_padded_windows_show_the_network_black():
             assert x.shape[-2:] == (16, 16)
             return {"main": x[:, :2]}
 
-    test = rows.Test(mode="slide", window=(16, 16), stride=(16, 16), placement="pad")
+    test = Test(mode="slide", window=(16, 16), stride=(16, 16), placement="pad")
     image = np.full((5, 20, 3), 255, np.uint8)
     seen = []
     model = Largest()
@@ -419,34 +419,34 @@ class Fixed(nn.Module):
 def test_constant_logits():
     image = picture(30, 50)
     values = [0.5, -1.0, 2.0]
-    multi = rows.MultiScale(scales=(0.5, 1.0, 1.5), flip=True)
+    multi = MultiScale(scales=(0.5, 1.0, 1.5), flip=True)
     for score, expected in {
         "softmax": softmax(np.array(values)),
         "logits": np.array(values),
         "exp": 2 * np.array(values) + math.log(3),  # the log of three scales' exp(logit + mirrored logit)
     }.items():
-        test = rows.Test(mode="slide", window=(20, 20), stride=(13, 13), score=score, multi_scale=multi)
+        test = Test(mode="slide", window=(20, 20), stride=(13, 13), score=score, multi_scale=multi)
         scores = predict_scores(Fixed(values), image, test, False, "ms").numpy()
         np.testing.assert_allclose(scores, np.broadcast_to(expected[:, None, None], scores.shape), rtol=1e-5)
 
 
 def test_linear_ramp_survives_any_number_of_resizes_with_aligned_corners():
-    test = rows.Test(resize="fit", scale=(37, 90), logit_resize="twice")
+    test = Test(resize="fit", scale=(37, 90), logit_resize="twice")
     scores = predict_scores(Fixed([1.0, -2.0], ramp=True), picture(31, 64), test, True).numpy()
     ramp = np.linspace(-1, 1, 64)
     np.testing.assert_allclose(scores, np.stack([np.tile(ramp, (31, 1)), np.tile(-2 * ramp, (31, 1))]), atol=1e-5)
 
 
 def test_mirrored_ramps_cancel():
-    multi = rows.MultiScale(scales=(1.0,), flip=True)
-    test = rows.Test(score="logits", multi_scale=multi)
+    multi = MultiScale(scales=(1.0,), flip=True)
+    test = Test(score="logits", multi_scale=multi)
     scores = predict_scores(Fixed([1.0, 3.0], ramp=True), picture(24, 40), test, False, "ms").numpy()
     np.testing.assert_allclose(scores, 0, atol=1e-5)
 
 
 def test_exp_scores_beyond_float32_keep_the_argmax():
     # exp(2 x 60) overflows float32, where every class would be infinite and class 0 win
-    test = rows.Test(mode="slide", window=(16, 16), stride=(8, 8), placement="pad", flip=True, score="exp")
+    test = Test(mode="slide", window=(16, 16), stride=(8, 8), placement="pad", flip=True, score="exp")
     image = picture(16, 24)
     scores = predict_scores(Fixed([50.0, 60.0, 55.0]), image, test, True)
     assert torch.isfinite(scores).all()
@@ -460,11 +460,9 @@ def test_exp_scores_beyond_float32_keep_the_argmax():
 
 
 PROTOCOLS = {
-    "whole": rows.Test(resize="fit", scale=(40, 100), multi_scale=rows.MultiScale(scales=(0.5, 1.0), flip=True)),
-    "shift": rows.Test(
-        mode="slide", window=(16, 16), stride=(11, 11), multi_scale=rows.MultiScale(scales=(0.5, 1.5), flip=True)
-    ),
-    "pad": rows.Test(
+    "whole": Test(resize="fit", scale=(40, 100), multi_scale=MultiScale(scales=(0.5, 1.0), flip=True)),
+    "shift": Test(mode="slide", window=(16, 16), stride=(11, 11), multi_scale=MultiScale(scales=(0.5, 1.5), flip=True)),
+    "pad": Test(
         resize="long",
         scale=(40, 64),
         mode="slide",
@@ -473,7 +471,7 @@ PROTOCOLS = {
         placement="pad",
         flip=True,
         score="exp",
-        multi_scale=rows.MultiScale(scales=(0.5, 1.5), flip=True),
+        multi_scale=MultiScale(scales=(0.5, 1.5), flip=True),
     ),
 }
 
@@ -520,10 +518,10 @@ def test_memory_format_and_precision(protocol):
     test = PROTOCOLS[protocol]
     plain = predict_scores(model, image, test, True)
     last = predict_scores(
-        model.to(memory_format=torch.channels_last), image, test, True, numerics=rows.Numerics(channels_last=True)
+        model.to(memory_format=torch.channels_last), image, test, True, numerics=Numerics(channels_last=True)
     )
     torch.testing.assert_close(last, plain, atol=1e-5, rtol=1e-5)
-    half = predict_scores(model, image, test, True, numerics=rows.Numerics(precision="bf16"))
+    half = predict_scores(model, image, test, True, numerics=Numerics(precision="bf16"))
     assert half.dtype == torch.float32
     assert not torch.equal(half, plain)
     torch.testing.assert_close(half, plain, atol=0.05, rtol=0.05)
@@ -531,7 +529,7 @@ def test_memory_format_and_precision(protocol):
 
 def test_argmax_by_parts_equals_argmax_of_scores(monkeypatch):
     image = picture(37, 53)
-    test = rows.Test(resize="fit", scale=(48, 200))
+    test = Test(resize="fit", scale=(48, 200))
     scores = scores_of(image, test, False)
     assert len(np.unique(scores.argmax(axis=0))) > 1
     for elements in (10**6, 1, 2 * 37 * 53, 3 * 37 * 53):
@@ -541,7 +539,7 @@ def test_argmax_by_parts_equals_argmax_of_scores(monkeypatch):
 
 def test_ties_go_to_the_lower_class(monkeypatch):
     monkeypatch.setattr(inference, "_CHUNK", 1)
-    labels = predict_labels(Fixed([1.0, 1.0, 0.0]), picture(20, 20), rows.Test(logit_resize="once"), False)
+    labels = predict_labels(Fixed([1.0, 1.0, 0.0]), picture(20, 20), Test(logit_resize="once"), False)
     assert (labels == 0).all()
 
 
@@ -558,12 +556,10 @@ def test_output_that_is_not_finite_is_an_error(protocol, value):
 
 def test_modes_that_do_not_exist_are_refused():
     with pytest.raises(ConfigError, match="multi_scale is null"):
-        Predictor(Sampler(), rows.Test(), False, mode="ms")
-    gaps = rows.MultiScale(scales=(1.0,), window=(8, 8), stride=(11, 11))
+        Predictor(Sampler(), Test(), False, mode="ms")
+    gaps = MultiScale(scales=(1.0,), window=(8, 8), stride=(11, 11))
     with pytest.raises(ConfigError, match="gaps"):
-        Predictor(
-            Sampler(), rows.Test(mode="slide", window=(16, 16), stride=(11, 11), multi_scale=gaps), False, mode="ms"
-        )
+        Predictor(Sampler(), Test(mode="slide", window=(16, 16), stride=(11, 11), multi_scale=gaps), False, mode="ms")
 
 
 @settings(max_examples=15, deadline=None)
@@ -590,9 +586,7 @@ def test_images_of_many_sizes_are_not_compiled():
     from torch._dynamo.utils import counters
 
     counters.clear()
-    plain, compiling = (
-        Predictor(Sampler(), rows.Test(), False, numerics=rows.Numerics(compile=flag)) for flag in (False, True)
-    )
+    plain, compiling = (Predictor(Sampler(), Test(), False, numerics=Numerics(compile=flag)) for flag in (False, True))
     for number in range(24):
         inputs = plain.prepare(picture(20 + number, 31, number))
         assert torch.equal(compiling.labels(inputs), plain.labels(inputs))
@@ -603,9 +597,7 @@ def test_folding_is_a_parameter_of_the_prediction():
     torch.manual_seed(0)
     model = FoldingModel().eval()
     image = picture(20, 30)
-    scores = [
-        predict_scores(model, image, rows.Test(), False, numerics=rows.Numerics(fold_bn=fold)) for fold in (False, True)
-    ]
+    scores = [predict_scores(model, image, Test(), False, numerics=Numerics(fold_bn=fold)) for fold in (False, True)]
     assert 0 < (scores[0] - scores[1]).abs().max() < 1e-5
 
 

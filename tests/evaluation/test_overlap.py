@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from danet.config import rows
-from danet.config.rows import load_params
+from danet.config.params import load_params
+from danet.config.row import MultiScale, Row, Runtime, Test
 from danet.evaluation.evaluate import evaluate_model
 from tests.evaluation.test_evaluate import EXPECTED, Reader, Shades
 
@@ -19,9 +19,9 @@ WAIT = 20.0
 
 
 @pytest.fixture
-def row() -> rows.Row:
+def row() -> Row:
     plain = load_params("params.yaml").row("camvid-r50-d8")
-    return plain.model_copy(update={"test": rows.Test(), "runtime": rows.Runtime(workers=1, progress="never")})
+    return plain.model_copy(update={"test": Test(), "runtime": Runtime(workers=1, progress="never")})
 
 
 class Told(Shades):
@@ -61,7 +61,7 @@ def test_the_next_image_is_loaded_while_the_network_computes(row):
 
 @pytest.mark.parametrize("timed", [1, 2, 200])
 def test_predictions_are_kept_whether_an_image_is_timed_or_not(row, timed):
-    row = row.model_copy(update={"runtime": rows.Runtime(workers=2, benchmark_images=timed)})
+    row = row.model_copy(update={"runtime": Runtime(workers=2, benchmark_images=timed)})
     result = evaluate_model(Reader(), row, Shades(), "cpu", keep=[0, 4, 6])
     np.testing.assert_array_equal(result.confusion.matrix, EXPECTED)
     assert sorted(result.predictions) == [0, 4, 6]
@@ -75,8 +75,8 @@ def test_predictions_are_kept_whether_an_image_is_timed_or_not(row, timed):
 @pytest.mark.parametrize("workers", [0, 3])
 @pytest.mark.parametrize("mode", ["ss", "ms"])
 def test_on_a_gpu_the_same_counts(row, mode, workers):
-    test = rows.Test(multi_scale=rows.MultiScale(scales=(1.0,), flip=True))
-    row = row.model_copy(update={"test": test, "runtime": rows.Runtime(workers=workers, benchmark_images=2)})
+    test = Test(multi_scale=MultiScale(scales=(1.0,), flip=True))
+    row = row.model_copy(update={"test": test, "runtime": Runtime(workers=workers, benchmark_images=2)})
     result = evaluate_model(Reader().cuda(), row, Shades(), torch.device("cuda"), mode=mode, keep=[2])
     np.testing.assert_array_equal(result.confusion.matrix, EXPECTED)
     assert list(result.predictions) == [2]

@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 from torch import nn
 
-from danet.config import rows
-from danet.config.rows import MultiScale, Row, load_params
+from danet.config.params import load_params
+from danet.config.row import MultiScale, Row, Test
 from danet.core.errors import CheckpointError, ConfigError, DanetError, DataError
 from danet.data.layout import check_image
 from danet.data.registry import ADAPTERS
@@ -33,7 +33,7 @@ class Brightness(nn.Module):
 @pytest.fixture
 def row() -> Row:
     plain = load_params("params.yaml").row("camvid-r50-d8")
-    return plain.model_copy(update={"test": rows.Test()})
+    return plain.model_copy(update={"test": Test()})
 
 
 @pytest.fixture
@@ -92,7 +92,7 @@ def test_multi_scale(row, tmp_path, small_model):
     cv2.imwrite(str(tmp_path / "a.png"), half_light())
     with pytest.raises(ConfigError, match="no multi-scale"):
         run(row, tmp_path, [tmp_path / "a.png"], mode="ms")
-    multi = row.model_copy(update={"test": rows.Test(multi_scale=MultiScale(scales=(0.5, 1.0)))})
+    multi = row.model_copy(update={"test": Test(multi_scale=MultiScale(scales=(0.5, 1.0)))})
     run(multi, tmp_path, [tmp_path / "a.png"], mode="ms", logits=True)
     scores = np.load(tmp_path / "out" / "a.npy")
     np.testing.assert_allclose(scores.sum(axis=0), 1, atol=1e-5)  # mean of softmax

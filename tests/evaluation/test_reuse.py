@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from danet.config import rows
-from danet.config.rows import load_params
+from danet.config.params import load_params
+from danet.config.row import Row, Runtime, Test
 from danet.config.workspace import Workspace
 from danet.core import provenance
 from danet.evaluation import evaluate
@@ -23,10 +23,10 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
-def row() -> rows.Row:
+def row() -> Row:
     plain = load_params(ROOT / "params.yaml").row("camvid-r50-d8")
-    runtime = rows.Runtime(workers=0, overlays=1, benchmark_images=2, progress="never")
-    return plain.model_copy(update={"test": rows.Test(), "runtime": runtime, "seeds": (3,)})
+    runtime = Runtime(workers=0, overlays=1, benchmark_images=2, progress="never")
+    return plain.model_copy(update={"test": Test(), "runtime": runtime, "seeds": (3,)})
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def passes(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 @pytest.fixture
-def workspace(tmp_path: Path, row: rows.Row, monkeypatch: pytest.MonkeyPatch) -> Workspace:
+def workspace(tmp_path: Path, row: Row, monkeypatch: pytest.MonkeyPatch) -> Workspace:
     monkeypatch.setattr(evaluate, "PreparedDataset", Shades)
     monkeypatch.setattr(evaluate, "build_model", lambda config, classes, attention: Reader(classes))
     monkeypatch.setattr(evaluate, "load_model", lambda path, model: {"train_hash": row.train_hash})
@@ -54,17 +54,17 @@ def workspace(tmp_path: Path, row: rows.Row, monkeypatch: pytest.MonkeyPatch) ->
     return space
 
 
-def keep(space: Workspace, row: rows.Row, seed: int, weights: bytes) -> None:
+def keep(space: Workspace, row: Row, seed: int, weights: bytes) -> None:
     keep_seed(space, row, seed, lambda path: path.write_bytes(weights), data=Shades.manifest_hash)
 
 
-def as_the_stage(row: rows.Row, workspace: Workspace) -> RowEvaluation:
+def as_the_stage(row: Row, workspace: Workspace) -> RowEvaluation:
     """DVC removes the metrics files before it starts the stage, and keeps the evaluation's folder."""
     shutil.rmtree(workspace.metrics(row), ignore_errors=True)
     return evaluate_row(row, workspace, device="cpu", reuse=True)
 
 
-def test_an_added_seed_leaves_the_finished_one_alone(row: rows.Row, workspace: Workspace, passes: list[str]) -> None:
+def test_an_added_seed_leaves_the_finished_one_alone(row: Row, workspace: Workspace, passes: list[str]) -> None:
     first = as_the_stage(row, workspace)
     pictures = tree(workspace.evaluation(row))
     assert len(passes) == 1
@@ -79,46 +79,46 @@ def test_an_added_seed_leaves_the_finished_one_alone(row: rows.Row, workspace: W
     assert {name.replace("seed3", "seed5") for name in pictures} == set(after) - set(pictures)
 
 
-Change = Callable[[Workspace, rows.Row, pytest.MonkeyPatch], rows.Row]
+Change = Callable[[Workspace, Row, pytest.MonkeyPatch], Row]
 
 
-def other_weights(workspace: Workspace, row: rows.Row, _: pytest.MonkeyPatch) -> rows.Row:
+def other_weights(workspace: Workspace, row: Row, _: pytest.MonkeyPatch) -> Row:
     keep(workspace, row, 3, b"trained again")
     return row
 
 
-def other_data(workspace: Workspace, row: rows.Row, monkeypatch: pytest.MonkeyPatch) -> rows.Row:
+def other_data(workspace: Workspace, row: Row, monkeypatch: pytest.MonkeyPatch) -> Row:
     monkeypatch.setattr(Shades, "manifest_hash", "1" * 64)
     keep(workspace, row, 3, b"weights")  # the split tested is the one trained on here
     return row
 
 
-def other_protocol(_: Workspace, row: rows.Row, __: pytest.MonkeyPatch) -> rows.Row:
-    return row.model_copy(update={"test": rows.Test(absent_class="zero")})
+def other_protocol(_: Workspace, row: Row, __: pytest.MonkeyPatch) -> Row:
+    return row.model_copy(update={"test": Test(absent_class="zero")})
 
 
-def other_versions(_: Workspace, row: rows.Row, monkeypatch: pytest.MonkeyPatch) -> rows.Row:
+def other_versions(_: Workspace, row: Row, monkeypatch: pytest.MonkeyPatch) -> Row:
     collect = provenance.collect
     monkeypatch.setattr(provenance, "collect", lambda *a, **k: {**collect(*a, **k), "torch": "99.0"})
     return row
 
 
-def other_revision(_: Workspace, row: rows.Row, __: pytest.MonkeyPatch) -> rows.Row:
+def other_revision(_: Workspace, row: Row, __: pytest.MonkeyPatch) -> Row:
     return row.model_copy(update={"revisions": row.revisions.model_copy(update={"evaluate": 7})})
 
 
-def damaged_picture(workspace: Workspace, row: rows.Row, _: pytest.MonkeyPatch) -> rows.Row:
+def damaged_picture(workspace: Workspace, row: Row, _: pytest.MonkeyPatch) -> Row:
     path = next(workspace.evaluation(row).glob("*-panels.png"))
     path.write_bytes(path.read_bytes()[:-1])
     return row
 
 
-def lost_picture(workspace: Workspace, row: rows.Row, _: pytest.MonkeyPatch) -> rows.Row:
+def lost_picture(workspace: Workspace, row: Row, _: pytest.MonkeyPatch) -> Row:
     next(workspace.evaluation(row).glob("*-confusion.npz")).unlink()
     return row
 
 
-def damaged_record(workspace: Workspace, row: rows.Row, _: pytest.MonkeyPatch) -> rows.Row:
+def damaged_record(workspace: Workspace, row: Row, _: pytest.MonkeyPatch) -> Row:
     path = workspace.evaluation(row) / "seed3.json"
     path.write_text(path.read_text()[:-20])
     return row
@@ -132,7 +132,7 @@ def damaged_record(workspace: Workspace, row: rows.Row, _: pytest.MonkeyPatch) -
     ],
 )
 def test_anything_else_that_changed_is_evaluated_anew(
-    row: rows.Row, workspace: Workspace, passes: list[str], monkeypatch: pytest.MonkeyPatch, change: Change
+    row: Row, workspace: Workspace, passes: list[str], monkeypatch: pytest.MonkeyPatch, change: Change
 ) -> None:
     as_the_stage(row, workspace)
     as_the_stage(row, workspace)

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from danet.config import rows
+from danet.config.row import MultiScale, Test
 from danet.core.process import Process, processes
 from danet.evaluation.evaluate import evaluate_model
 from tests.launching import launch
@@ -52,7 +52,7 @@ def evaluated(process, kind=Photographs):
     row = tiny_row()
     row = row.model_copy(
         update={
-            "test": rows.Test(multi_scale=rows.MultiScale(scales=(0.5, 1.0), flip=True)),
+            "test": Test(multi_scale=MultiScale(scales=(0.5, 1.0), flip=True)),
             "runtime": row.runtime.model_copy(update={"workers": 2}),
         }
     )

@@ -16,8 +16,9 @@ import torch
 import yaml
 
 from danet.acquire.sources import Places
-from danet.config.rows import Dataset, load_params, merge, read_raw, write_raw
+from danet.config.params import PROTOCOL, Dataset, load_params, merge
 from danet.config.workspace import Workspace
+from danet.config.yaml import read_raw, write_raw
 from danet.core.errors import CheckpointError, ConfigError, DataError, DownloadError
 from danet.core.files import sha256
 from danet.data.convert import convert_dataset
@@ -64,8 +65,8 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workspace]:
     raw = raw_params(released=False)
     rows = {}
     for name, (base, own) in ROWS.items():
-        row = raw["rows"][base]
-        rows[name] = row | {"dataset": "cityscapes", "backbone": "resnet50", "weights": "none", "train_split": "train"}
+        row = {"dataset": "cityscapes", "weights": "none", "train_split": "train", "model": {"backbone": "resnet50"}}
+        rows[name] = merge(raw["rows"][base], row)
         rows[name] |= own
     cityscapes = merge(raw["datasets"]["cityscapes"], made["cityscapes"])
     raw |= {"rows": rows, "datasets": {"cityscapes": cityscapes}}
@@ -102,16 +103,16 @@ def train(workspace: Workspace, name: str) -> Path:
 
 
 def add_released(workspace: Workspace, name: str, **entry: Any) -> None:
-    row = yaml.safe_load((workspace.root / "params.yaml").read_text())["rows"][name]
-    item = {key: row[key] for key in ("table", "recipe", "settings", "dataset")} | {"file": f"{name}.pth", **entry}
-    (workspace.root / "released.yaml").write_text(yaml.safe_dump({"released": {name: item}}))
+    raw = read_raw(workspace.root / "params.yaml")
+    row = {key: raw["rows"][name][key] for key in PROTOCOL}
+    write_raw(raw | {"released": {name: row | {"file": f"{name}.pth", **entry}}}, workspace.root)
 
 
 @pytest.fixture(autouse=True)
 def clean(workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     for name in ("DANET_ARCHIVES", "DANET_MIRROR"):
         monkeypatch.delenv(name, raising=False)
-    (workspace.root / "released.yaml").unlink(missing_ok=True)
+    write_raw(read_raw(workspace.root / "params.yaml") | {"released": {}}, workspace.root)
     yield
     shutil.rmtree(tmp_path)
 
@@ -198,14 +199,15 @@ def test_released_weights_are_taken_from_a_folder_and_verified(
     assert again[name].miou == results[name].miou
     assert exit_code(results.values()) == 0
 
-    report = write_table("mmsegmentation", workspace.params(), workspace)
+    numbers = tmp_path / "published.yaml"
+    numbers.write_text(yaml.safe_dump({name: {}}))
+    report = write_table("mmsegmentation", workspace.params(), workspace, published_path=numbers)
     record = json.loads((workspace.reports() / "tables" / "mmsegmentation.json").read_text())["rows"][0]
     assert record["released"]["status"] == "measured"
     assert record["released"]["miou"] == pytest.approx(results[name].miou)
     assert record["released"]["weights"]["sha256"] == digest
     cell = f"{results[name].miou:.2f}"
     assert cell in report.page.read_text()
-    assert "Released weights" in report.text
     (out / "weights.safetensors").write_bytes(b"damaged")
     assert stored(workspace, row, spec) is None
 

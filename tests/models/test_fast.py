@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from danet.config import rows
+from danet.config.row import Model
 from danet.models import build_model
 from danet.models.fast import SteadyCompiled, folded
 
@@ -22,7 +22,7 @@ MODELS = {
 
 def trained(kind: str, stride: int = 8) -> nn.Module:
     """A network whose normalisations and attention scales do something."""
-    config = rows.Model.model_validate({"backbone": "resnet50", "output_stride": stride, **MODELS[kind]})
+    config = Model.model_validate({"backbone": "resnet50", "output_stride": stride, **MODELS[kind]})
     torch.manual_seed(3)
     model = build_model(config, 5)
     generator = torch.Generator().manual_seed(4)

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from danet.config import rows
+from danet.config.row import Model
 from danet.core.errors import ConfigError
 from danet.models import Segmentor, build_model
 from danet.models.heads import DANetHead
@@ -54,7 +54,7 @@ SMALL = [("danet", MMSEG), ("danet-16", {**SSSEG, "output_stride": 16}), ("drane
 
 def on_meta(settings: dict[str, Any], backbone: str, num_classes: int, attention: str = "fused") -> Segmentor:
     with torch.device("meta"):
-        return build_model(rows.Model(backbone=backbone, **settings), num_classes, attention)  # type: ignore[arg-type]
+        return build_model(Model(backbone=backbone, **settings), num_classes, attention)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("settings", "backbone", "num_classes", "count", "keys"), PUBLISHED, ids=lambda v: str(v)[:40])
@@ -111,7 +111,7 @@ def test_outputs_and_their_sizes(settings: dict[str, Any], size: tuple[int, int]
 def small(request: pytest.FixtureRequest) -> Segmentor:
     """A ResNet-50 network with attention that takes part (its scales start at 0)."""
     torch.manual_seed(0)
-    model = build_model(rows.Model(backbone="resnet50", **request.param[1]), 5)
+    model = build_model(Model(backbone="resnet50", **request.param[1]), 5)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name.endswith(("pam.gamma", "cam.gamma", "scale")):
@@ -167,7 +167,7 @@ def test_autocast_and_synchronised_batch_norm(small: Segmentor, images: Tensor) 
 
 def test_fused_and_reference_networks_agree(images: Tensor) -> None:
     torch.manual_seed(0)
-    config = rows.Model(backbone="resnet50", **MMSEG)
+    config = Model(backbone="resnet50", **MMSEG)
     fused, reference = (build_model(config, 5, attention).double().eval() for attention in ("fused", "reference"))
     for model in (fused, reference):
         nn.init.constant_(model.head.pam.gamma, 0.5)  # type: ignore[union-attr, arg-type]
@@ -217,7 +217,7 @@ def close_in_distribution(values: Tensor, std: float) -> bool:
 
 def test_initialisation_as_mmsegmentation() -> None:
     torch.manual_seed(0)
-    model = build_model(rows.Model(backbone="resnet50", **MMSEG), 150)
+    model = build_model(Model(backbone="resnet50", **MMSEG), 150)
     assert isinstance(model.head, DANetHead)
     assert model.aux_head is not None
     for head in (model.head, model.aux_head):
@@ -237,7 +237,7 @@ def test_initialisation_as_mmsegmentation() -> None:
 @pytest.mark.parametrize("settings", [SSSEG, DRANET, CLUSTER])
 def test_initialisation_as_pytorch(settings: dict[str, Any]) -> None:
     torch.manual_seed(0)
-    model = build_model(rows.Model(backbone="resnet50", **settings), 150)
+    model = build_model(Model(backbone="resnet50", **settings), 150)
     heads = [head for head in (model.head, model.aux_head) if head is not None]
     for head in heads:
         for layer in head.modules():
@@ -250,7 +250,7 @@ def test_initialisation_as_pytorch(settings: dict[str, Any]) -> None:
 def test_same_seed_same_network() -> None:
     def weights() -> dict[str, Tensor]:
         torch.manual_seed(7)
-        return build_model(rows.Model(backbone="resnet50", **CLUSTER), 5).state_dict()
+        return build_model(Model(backbone="resnet50", **CLUSTER), 5).state_dict()
 
     first, second = weights(), weights()
     assert all(torch.equal(value, second[key]) for key, value in first.items())
@@ -259,7 +259,7 @@ def test_same_seed_same_network() -> None:
 @pytest.mark.parametrize("settings", [MMSEG, DRANET, CLUSTER])
 def test_heads_compile_to_one_graph(settings: dict[str, Any]) -> None:
     torch.manual_seed(0)
-    model = build_model(rows.Model(backbone="resnet50", **settings), 5).eval()
+    model = build_model(Model(backbone="resnet50", **settings), 5).eval()
     features = tuple(
         torch.randn(2, channels, size, size) for channels, size in ((256, 6), (512, 3), (1024, 3), (2048, 3))
     )
@@ -272,7 +272,7 @@ def test_heads_compile_to_one_graph(settings: dict[str, Any]) -> None:
 
 
 def test_refuses_impossible_requests() -> None:
-    config = rows.Model(backbone="resnet50", **MMSEG)
+    config = Model(backbone="resnet50", **MMSEG)
     with pytest.raises(ConfigError, match=r"'flash' is unknown; allowed: fused, reference"):
         build_model(config, 19, "flash")
     for count in (1, 256):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from benchmarks.parity import __main__ as command
 from benchmarks.parity import common, compare, reference, training
 from benchmarks.parity.results import ASPECTS, Result
-from danet.config import rows
+from danet.config.row import Optimizer, Row
 from danet.training import loop
 
 RUN = {"iterations": 6, "batch": 2, "height": 17, "width": 25}
@@ -48,7 +48,7 @@ class TinyReference(reference.Network):
         return {"main": self.conv(x, "head.out")}
 
 
-def tiny_row(**changes: dict[str, Any]) -> rows.Row:
+def tiny_row(**changes: dict[str, Any]) -> Row:
     """The official recipe with one output, and with ``changes`` to its sections."""
     row = compare.row("danet")
     sections = {"loss": {"pam": 0.0, "cam": 0.0, "replicas": 1}}
@@ -107,7 +107,7 @@ def test_a_batch_smaller_than_the_replicas_is_refused() -> None:
 def test_a_norm_without_decay_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     original = loop.build_optimizer
 
-    def undecayed(model: Any, config: rows.Optimizer) -> torch.optim.SGD:
+    def undecayed(model: Any, config: Optimizer) -> torch.optim.SGD:
         optimizer = original(model, config)
         backbone = optimizer.param_groups[0]
         norm = {id(parameter) for parameter in model.norm.parameters()}

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from danet.config.rows import read_raw, write_raw
+from danet.config.params import merge
+from danet.config.yaml import read_raw, write_raw
 from pipelines import demo
 
 ROWS = ("demo-r50-d16-voc2012", "demo-r50-d16-ade20k", "demo-r101-d16-voc2012")
@@ -23,7 +24,9 @@ def make_workspace(
     """
     demo.prepare(demo.REPOSITORY, folder)
     params = read_raw(folder / "params.yaml")
-    params["rows"] = {name: {**params["rows"][name], "iterations": iterations, "weights": "none"} for name in rows}
+    params["rows"] = {
+        name: merge(params["rows"][name], {"schedule": {"iterations": iterations}, "weights": "none"}) for name in rows
+    }
     params["rows"][rows[-1]] |= bad
     used = {row["dataset"] for row in params["rows"].values()}
     params["datasets"] = {name: params["datasets"][name] for name in params["datasets"] if name in used}

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 import yaml
 
-from danet.config.rows import load_params, read_raw, write_raw
+from danet.config.params import load_params, merge
+from danet.config.yaml import read_raw, write_raw
 from danet.core.errors import ConfigError
 from pipelines import demo
 from tests.parameters import raw_params
@@ -30,9 +31,13 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def cut_down(params: dict[str, Any]) -> None:
-    params["rows"] = {name: {**params["rows"][name], "iterations": 3, "weights": "none"} for name in ROWS}
+    params["rows"] = {
+        name: merge(params["rows"][name], {"schedule": {"iterations": 3}, "weights": "none"}) for name in ROWS
+    }
     params["datasets"] = {name: params["datasets"][name] for name in ("voc2012", "ade20k")}
-    params["weights"] = {"none": {"title": "random", "url": None, "file": None, "backbone": None, "stem": None}}
+    params["weights"] = {
+        "none": {"title": "random", "checksum": None, "url": None, "file": None, "backbone": None, "stem": None}
+    }
     params["runtime"] |= {"overlays": 1, "benchmark_images": 2}
 
 
@@ -107,7 +112,7 @@ def test_metrics_params_and_plots_are_readable_through_dvc(done: Path) -> None:
 
 def test_changing_a_row_makes_that_row_alone_run_again(done: Path) -> None:
     before = (done / "params.yaml").read_text()
-    edit(done, lambda params: params["rows"][ROWS[0]].update(iterations=4))
+    edit(done, lambda params: params["rows"][ROWS[0]].update(schedule={"iterations": 4}))
     status = json.loads(dvc(done, "status", "--json"))
     assert {stage for stage in status if stage.startswith(("train", "evaluate"))} == {
         f"train@{ROWS[0]}",

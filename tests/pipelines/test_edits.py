@@ -8,7 +8,7 @@ import pytest
 from dvc.repo import Repo
 
 from benchmarks.noop import stand_ins
-from danet.config.rows import write_raw
+from danet.config.yaml import write_raw
 from tests.parameters import ROOT, raw_params
 
 ROW, OTHER = "mmseg-r50-d8-cityscapes-769x769-40k", "ssseg-r50-d16-voc2012"
@@ -46,6 +46,7 @@ EDITS = [
         REPORTS | VERIFIED | {f"train@{ROW}", f"evaluate@{ROW}"},
     ),
     ("an archive's checksum", "datasets.yaml", "sha1:99f5", "sha1:88f5", {"download@cityscapes"}),
+    ("a released file's checksum", "params.yaml", "sha256:76681c60", "sha256:86681c60", REPORTS | {f"released@{ROW}"}),
     ("an ImageNet checksum", "datasets.yaml", "sha256:2cccc1ad", "sha256:3cccc1ad", {"weights@resnet50_v1c"}),
     ("a number of images", "datasets.yaml", "train: 2975", "train: 2974", {"convert@cityscapes"}),
 ]  # fmt: skip

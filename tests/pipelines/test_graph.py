@@ -11,7 +11,8 @@ import pytest
 import yaml
 from dvc.repo import Repo
 
-from danet.config.rows import BESIDE, load_params
+from danet.config.params import load_params
+from danet.config.yaml import BESIDE
 
 ROOT = Path(__file__).parents[2]
 

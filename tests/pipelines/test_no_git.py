@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture
 def copy(tmp_path: Path) -> Path:
-    for name in ("dvc.yaml", "params.yaml", "datasets.yaml", "released.yaml", "numerics.yaml", ".dvc/config"):
+    for name in ("dvc.yaml", "params.yaml", "datasets.yaml", "numerics.yaml", ".dvc/config"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         shutil.copy(ROOT / name, tmp_path / name)
     shutil.copytree(ROOT / "recipes", tmp_path / "recipes")

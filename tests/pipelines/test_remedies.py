@@ -15,7 +15,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from danet.config.rows import write_raw
+from danet.config.yaml import write_raw
 from danet.core.errors import DataError
 from danet.data.prepared import PreparedDataset
 from tests.data.samples import camvid_tree, zip_of

@@ -17,7 +17,7 @@ import psutil
 import pytest
 from filelock import FileLock
 
-from danet.config.rows import Params, load_params
+from danet.config.params import Params, load_params, write_raw
 from danet.config.workspace import Workspace
 from danet.core.errors import ConfigError, DanetError
 from danet.training.progress import write_status
@@ -27,6 +27,7 @@ from pipelines.sweep.launch import PROCESSES
 from pipelines.sweep.plan import Plan, check_divisible, choose_rows, make_plan
 from pipelines.sweep.slurm import submit
 from pipelines.sweep.status import print_status, survey
+from tests.parameters import raw_params
 from tests.pipelines.small_sweep import ROWS, environment, make_workspace, sweep_command
 
 ROOT = Path(__file__).parents[2]
@@ -50,6 +51,7 @@ def plan_of(params: Params, *names: str, stale: set[str] | None = None, verify: 
 
 @pytest.fixture
 def workspace(tmp_path: Path) -> Workspace:
+    write_raw(raw_params(), tmp_path)
     return Workspace(tmp_path)
 
 

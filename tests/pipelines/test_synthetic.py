@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from danet.acquire.sources import Places
-from danet.config.rows import Dataset
+from danet.config.params import Dataset
 from danet.core.files import sha256
 from danet.data.convert import convert_dataset
 from danet.data.prepared import PreparedDataset

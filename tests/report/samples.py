@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from danet.config.rows import Params, Row
+from danet.config.params import Params
+from danet.config.row import Row
 from danet.config.workspace import Workspace
 from danet.report import TableReport, write_table
 

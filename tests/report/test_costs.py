@@ -10,11 +10,10 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from danet.config.rows import Params, load_params
+from danet.config.params import Params, load_params
 from danet.config.workspace import Workspace
 from danet.report import ALL_COSTS, costs, measured_tables, write_index, write_table
 from danet.report.figures import cost_name, device_hours
-from pipelines import report as stage
 from tests.report import samples
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -141,18 +140,3 @@ def test_nothing_measured(workspace: Workspace, params: Params, drawn: list[Figu
     assert [text.get_text() for text in drawn[0].texts] == [costs.EMPTY]
     assert (workspace.reports() / ALL_COSTS).exists()  # an output of the stage, which DVC must find
     assert measured_tables(params, workspace) == []
-
-
-def test_the_stage_sends_it_to_each_measured_table_s_run(
-    workspace: Workspace, params: Params, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    samples.write(params.row(CAMVID[0]), workspace, {0: 22.0}, points=0)
-    monkeypatch.setattr(Workspace, "params", lambda self: params)
-    sent: list[tuple[str, list[str]]] = []
-
-    def log(table: str, _: Workspace, files: list[Path]) -> None:
-        sent.append((table, [path.name for path in files]))
-
-    monkeypatch.setattr(stage, "log_report", log)
-    stage.main(workspace, "--index")
-    assert sent == [("camvid", [ALL_COSTS])]

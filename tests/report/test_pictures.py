@@ -12,7 +12,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
-from danet.config.rows import Params
+from danet.config.params import Params
 from danet.config.workspace import Workspace
 from danet.core.provenance import device_name
 from danet.data.prepared import PreparedDataset

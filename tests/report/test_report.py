@@ -16,9 +16,10 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from danet.config.params import Params, load_params
 from danet.config.published import load_published
-from danet.config.rows import Params, load_params, write_raw
 from danet.config.workspace import Workspace
+from danet.config.yaml import write_raw
 from danet.core.errors import ConfigError
 from danet.report import write_index, write_table
 from danet.report.figures import short_labels

@@ -11,8 +11,9 @@ from typer.testing import CliRunner
 
 from benchmarks import verdict_simulation
 from danet.cli.app import app
-from danet.config.rows import Params, write_raw
+from danet.config.params import Params
 from danet.config.workspace import Workspace
+from danet.config.yaml import write_raw
 from danet.core.errors import ConfigError
 from danet.report import write_table
 from pipelines import report as stage

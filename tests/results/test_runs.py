@@ -10,8 +10,8 @@ import pytest
 from typer.testing import CliRunner
 
 from danet.cli.app import app
-from danet.config.rows import write_raw
 from danet.config.workspace import Workspace
+from danet.config.yaml import write_raw
 from danet.core.errors import ConfigError, DataError
 from danet.results.runs import compare, describe, diff_text, load_run, show_text
 from tests.parameters import raw_params

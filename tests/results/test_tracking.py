@@ -17,8 +17,9 @@ from typing import Any
 import pytest
 
 from danet.config.published import published
-from danet.config.rows import Row, write_raw
+from danet.config.row import Row
 from danet.config.workspace import Workspace
+from danet.config.yaml import write_raw
 from danet.core.errors import DanetError, Interrupted
 from danet.results import mlflow_store, tracking
 from tests.parameters import raw_params

@@ -6,7 +6,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from danet.config.rows import Row, load_params
+from danet.config.params import load_params
+from danet.config.row import Row
 from danet.models.dropout import Dropout2d
 from danet.models.numerics import seed_initialisation
 from danet.results.identity import TrainingIdentity

@@ -20,7 +20,7 @@ import safetensors.torch
 import torch
 from rich.console import Console
 
-from danet.config.rows import Row
+from danet.config.row import Row
 from danet.config.workspace import Workspace
 from danet.core.errors import CheckpointError, DanetError, TrainingError
 from danet.core.files import atomic_write, sha256, write_json, write_text

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from danet.config.rows import Loss
+from danet.config.row import Loss
 from danet.core.errors import ConfigError
 from danet.training.losses import loss_divisors, segmentation_losses
 

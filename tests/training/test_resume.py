@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from danet.config.rows import Row
+from danet.config.row import Row
 from danet.core.errors import Interrupted
 from danet.training.checkpoint import iterations
 from danet.training.loop import Trainer

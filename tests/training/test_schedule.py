@@ -3,8 +3,8 @@ import math
 import pytest
 import torch
 
-from danet.config.rows import Optimizer as OptimizerConfig
-from danet.config.rows import Schedule
+from danet.config.row import Optimizer as OptimizerConfig
+from danet.config.row import Schedule
 from danet.core.errors import TrainingError
 from danet.training.optim import build_optimizer, set_learning_rates
 from danet.training.schedule import learning_rate

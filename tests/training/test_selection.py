@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from danet.config.rows import load_params
+from danet.config.params import load_params
 from danet.core.process import Process
 from danet.training.selection import centre_crop, selection_score
 from tests.training.fakes import tiny_row, trainer

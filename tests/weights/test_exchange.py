@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from danet.config.rows import Params, load_params
+from danet.config.params import Params, load_params
 from danet.core.errors import CheckpointError, ConfigError
 from danet.core.files import sha256
 from danet.models import build_model
@@ -63,7 +63,7 @@ def params() -> Params:
 
 @pytest.fixture(scope="module")
 def unpublished() -> Params:
-    """The rows without released.yaml, where no checksum can be wrong."""
+    """The rows without released weights, where no checksum can be wrong."""
     return Params(raw_params(released=False), ROOT / "params.yaml")
 
 

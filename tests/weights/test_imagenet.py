@@ -16,9 +16,10 @@ from torch import Tensor
 
 from danet.acquire import http
 from danet.cli import doctor
-from danet.config import rows
-from danet.config.rows import write_raw
+from danet.config.params import Weights
+from danet.config.row import Model
 from danet.config.workspace import Workspace
+from danet.config.yaml import write_raw
 from danet.core.errors import CheckpointError, DownloadError
 from danet.core.files import sha256
 from danet.models import Segmentor, build_model
@@ -160,18 +161,18 @@ def test_unknown_backbone_or_stem(tmp_path: Path) -> None:
 # ----------------------------------------------------------------------------------------------- prepare and load
 
 
-def spec(stem: str = "7x7", **settings: Any) -> rows.Weights:
+def spec(stem: str = "7x7", **settings: Any) -> Weights:
     entry = {"title": "Test", "url": "https://example.org/w.pth", "file": "w.pth", "backbone": "resnet50", "stem": stem}
-    return rows.Weights.model_validate({**entry, **settings})
+    return Weights.model_validate({**entry, **settings})
 
 
-RANDOM = rows.Weights(title="random initialisation", url=None, file=None, backbone=None, stem=None)
+RANDOM = Weights(title="random initialisation", url=None, file=None, backbone=None, stem=None)
 
 
 def network(stem: Any = "7x7", backbone: Any = "resnet50") -> Segmentor:
     """All zero, which no weights are."""
     with torch.device("meta"):
-        model = build_model(rows.Model(method="danet", backbone=backbone, output_stride=8, stem=stem), 5)
+        model = build_model(Model(method="danet", backbone=backbone, output_stride=8, stem=stem), 5)
     model.to_empty(device="cpu")
     for value in model.state_dict().values():
         value.zero_()

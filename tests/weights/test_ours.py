@@ -11,7 +11,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from danet.config import rows
+from danet.config.row import Model
 from danet.core.errors import CheckpointError
 from danet.core.files import sha256
 from danet.models import Segmentor, build_model
@@ -21,7 +21,7 @@ from danet.weights.ours import load_model, read_model, save_model, unwrap
 def network(num_classes: int = 5, seed: int = 0, **settings: Any) -> Segmentor:
     torch.manual_seed(seed)
     base = {"method": "danet", "backbone": "resnet50", "output_stride": 16, "stem": "7x7", "aux_channels": 8}
-    return build_model(rows.Model.model_validate({**base, **settings}), num_classes)
+    return build_model(Model.model_validate({**base, **settings}), num_classes)
 
 
 def empty(**settings: Any) -> Segmentor:

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from danet.config import rows
+from danet.config.row import Model
 from danet.core.errors import CheckpointError
 from danet.models import build_model
 from danet.weights.released import export_released, import_released
@@ -97,9 +97,9 @@ KEY_LISTS = {
 
 
 @cache
-def synthetic(case: str, **changes: Any) -> tuple[dict[str, Tensor], rows.Model]:
+def synthetic(case: str, **changes: Any) -> tuple[dict[str, Tensor], Model]:
     """A state dict of ours in which every tensor holds its own number (stored once, so files are small)."""
-    config = rows.Model.model_validate({**CASES[case][1], **changes})
+    config = Model.model_validate({**CASES[case][1], **changes})
     with torch.device("meta"):
         shapes = build_model(config, CASES[case][2]).state_dict()
     state = {
@@ -210,16 +210,16 @@ def test_other_networks_are_said_in_words(tmp_path: Path) -> None:
         ({"aux_channels": None}, 19, r"tensors unexpected \(auxiliary_head"),
         ({"aux_channels": 512}, 19, r"auxiliary_head\.convs\.0\.conv\.weight \(256, 1024, 3, 3\) instead of \(512"),
     ):
-        other = rows.Model.model_validate({**config.model_dump(), **change})
+        other = Model.model_validate({**config.model_dump(), **change})
         with pytest.raises(CheckpointError, match=reason):
             import_released(file, other, num_classes)
     state, config = synthetic("official-deep")
     file = written(tmp_path / "w.pth", export_released(state, config, "official"))
-    other = rows.Model.model_validate({**config.model_dump(), "stem": "7x7"})
+    other = Model.model_validate({**config.model_dump(), "stem": "7x7"})
     with pytest.raises(CheckpointError, match="has stem deep-64-64-128, the row has stem 7x7"):
         import_released(file, other, 19)
     with pytest.raises(CheckpointError, match="has no auxiliary head"):
-        import_released(file, rows.Model.model_validate({**config.model_dump(), "aux_channels": 256}), 19)
+        import_released(file, Model.model_validate({**config.model_dump(), "aux_channels": 256}), 19)
 
 
 def test_unknown_sources(tmp_path: Path) -> None:

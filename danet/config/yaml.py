@@ -14,6 +14,12 @@ from typing import Any
 import yaml
 
 from danet.core.errors import ConfigError
+from danet.core.files import write_text
+
+RECIPES = "recipes"
+"""Folder beside ``params.yaml`` with one file a recipe."""
+BESIDE = {"numerics.yaml": ("revisions", "numerics"), "datasets.yaml": ("datasets", "weights")}
+"""Files beside ``params.yaml`` and the sections that they hold, so that DVC has less to parse for each stage."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -74,3 +80,49 @@ def _check(value: object, path: Path, place: str) -> None:
         raise ConfigError(
             f"{where}: {value!r} is a {type(value).__name__}; allowed are text (in quotes), numbers, true, false, null"
         )
+
+
+def read_raw(path: Path) -> dict[str, Any]:
+    """``params.yaml`` as it is written, with ``recipes`` (by name of file) and the sections of the files beside it.
+
+    They are files of their own because DVC parses the whole file anew for each stage and parameter.
+
+    Raises:
+        ConfigError: if a file cannot be read, is not valid YAML, or holds a section that belongs elsewhere.
+    """
+    raw = load_mapping(path)
+    places = {section: file for file, sections in BESIDE.items() for section in sections}
+    for section, place in {"recipes": f"{RECIPES}/*.yaml", **places}.items():
+        if section in raw:
+            raise ConfigError(f"{path}: section {section!r} belongs in {place} beside it")
+    raw["recipes"] = {file.stem: load_mapping(file) for file in sorted((path.parent / RECIPES).glob("*.yaml"))}
+    for name, sections in BESIDE.items():
+        file = path.with_name(name)
+        found = load_mapping(file) if file.exists() else {}
+        if extra := sorted(str(key) for key in set(found) - set(sections)):
+            raise ConfigError(f"{file}: section {extra[0]!r} does not belong here; it has: {', '.join(sections)}")
+        raw |= found
+    return raw
+
+
+def write_raw(raw: Mapping[str, Any], folder: Path, note: str = "") -> None:
+    """Writes what :func:`read_raw` gave, changed or not, to the same files below ``folder``.
+
+    Args:
+        raw: all sections.
+        folder: for ``params.yaml``, recipes and the files beside it; files that would not change are left alone.
+        note: a comment for the head of each file.
+    """
+    elsewhere = {"recipes"}.union(*BESIDE.values())
+    files = {"params.yaml": {key: value for key, value in raw.items() if key not in elsewhere}}
+    files |= {
+        name: {key: raw[key] for key in sections if key in raw} or {sections[0]: {}}
+        for name, sections in BESIDE.items()
+    }
+    files |= {f"{RECIPES}/{name}.yaml": recipe for name, recipe in raw["recipes"].items()}
+    for name, content in files.items():
+        text = (f"# {note}\n" if note else "") + yaml.safe_dump(content, sort_keys=False)
+        path = folder / name
+        if not path.exists() or path.read_text(encoding="utf-8") != text:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_text(path, text)

@@ -10,8 +10,8 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from danet.config.plain_yaml import load_mapping
-from danet.config.rows import BESIDE, load_params
+from danet.config.params import load_params
+from danet.config.yaml import BESIDE, load_mapping
 from danet.core.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]

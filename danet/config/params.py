@@ -1,0 +1,372 @@
+"""``params.yaml`` and the files beside it, validated, with every row resolved to the complete :class:`Row`.
+
+``params.yaml`` holds ``rows`` (what one line of a table adds), ``tables`` and ``released`` weights; ``recipes/`` holds
+what each source does everywhere and per dataset; ``datasets.yaml`` and ``numerics.yaml`` hold what their names say.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import Field, ValidationError, model_validator
+
+from danet.config.row import MAX_NAME, NAME, Name, Numerics, Positive, Row, RowRevisions, Runtime, Strict
+from danet.config.yaml import BESIDE, RECIPES, read_raw
+from danet.core.errors import ConfigError
+
+SHOWN = 20
+"""Problems of one entry in a message."""
+PROTOCOL = ("table", "recipe", "settings", "dataset")
+"""Fields of a row that ``dvc.yaml`` makes paths and parameters of, also for released weights and submissions."""
+
+
+class Archive(Strict):
+    """One file to download."""
+
+    file: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,199}$")
+    url: str | None = Field(default=None, pattern=r"^https?://")
+    """Null where only a login or a local folder can provide it."""
+    checksum: str | None = Field(default=None, pattern=r"^(md5|sha1|sha256):[0-9a-f]{32,64}$")
+    package: int | None = None
+    """Cityscapes: the number of the package behind the login."""
+    optional: bool = False
+
+
+class Dataset(Strict):
+    """Where a dataset comes from and how large it must be."""
+
+    adapter: Literal["voc2012", "ade20k", "cityscapes", "camvid"]
+    title: str = ""
+    """For the reader, from ``titles`` in ``params.yaml``."""
+    archives: tuple[Archive, ...]
+    counts: dict[Name, Annotated[int, Field(gt=0)]]
+    """Images per split; conversion stops when they differ."""
+    storage: Literal["source", "raw"] = "source"
+    """``source``: images as they came (small); ``raw``: decoded pixels (large; crops are read without decoding)."""
+
+
+class Weights(Strict):
+    """An ImageNet initialisation."""
+
+    url: str | None = Field(pattern=r"^https?://")
+    file: str | None = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,199}$")
+    checksum: str | None = Field(default=None, pattern=r"^(md5|sha1|sha256):[0-9a-f]{6,64}$")
+    """``sha1:``/``sha256:`` and the digits known; a prefix is allowed where only that is published."""
+    backbone: Literal["resnet50", "resnet101"] | None
+    stem: Literal["7x7", "deep-32-32-64", "deep-64-64-128"] | None
+    title: str
+
+
+class Released(Strict):
+    """Weights that a source released for a row."""
+
+    file: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,199}$")
+    """Name of the file, by default the last part of ``url``; a copy placed by hand is looked for under it."""
+    url: str | None = Field(default=None, pattern=r"^https?://")
+    """Null where it can only be placed by hand."""
+    checksum: str | None = Field(default=None, pattern=r"^sha256:[0-9a-f]{8,64}$")
+    """The digits that are published, often only the first; null where none are."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _file_of_url(cls, data: Any) -> Any:
+        if isinstance(data, Mapping) and "file" not in data and isinstance(data.get("url"), str):
+            return {**data, "file": data["url"].rpartition("/")[2]}
+        return data
+
+
+class Table(Strict):
+    """A results table of the report."""
+
+    title: str
+    source_url: str | None = None
+    intro: str = ""
+    notes: tuple[str, ...] = ()
+    row_notes: dict[Name, tuple[str, ...]] = Field(default_factory=dict)
+    """Footnotes of single rows; not with the rows, for text must never train them again."""
+    published: bool = True
+    """False where the source gives no numbers (demo, CamVid): the table then has no such columns."""
+    banner: str = ""
+    pictures: bool = False
+    """Whether pages may show the dataset's images; most datasets must not be redistributed."""
+    command: str = ""
+    """What makes the table, where that is more than its stages; by default ``dvc repro evaluate@ROW`` makes a row."""
+
+
+class Bands(Strict):
+    """Points of mIoU within which a result counts as equal to the published one (``docs/verdicts.md`` says why)."""
+
+    trained: Positive = 0.5
+    """Of rows trained here, where their dataset has no band of its own."""
+    released: Positive = 0.05
+    """Of released weights, where only the arithmetic can differ."""
+    datasets: dict[Name, Positive] = Field(default_factory=dict)
+    """Of rows trained on these datasets."""
+
+    def of(self, dataset: str) -> float:
+        """The band of rows trained on a dataset."""
+        return self.datasets.get(dataset, self.trained)
+
+
+class Revisions(RowRevisions):
+    """As :class:`RowRevisions`, with that of ``convert``; DVC runs a stage again when its revision changes."""
+
+    convert: int = Field(gt=0)
+
+
+T = TypeVar("T", bound=Strict)
+
+
+class Params:
+    """A validated ``params.yaml``."""
+
+    def __init__(self, raw: Mapping[str, Any], path: Path) -> None:
+        self.path = path
+        self._raw = raw
+        known = {
+            "revisions",
+            "bands",
+            "groups",
+            "recipes",
+            "datasets",
+            "weights",
+            "titles",
+            "tables",
+            "rows",
+            "released",
+            "submissions",
+            "numerics",
+            "runtime",
+        }
+        unknown = sorted(map(str, set(raw) - known))
+        if unknown:
+            raise ConfigError(f"{path}: unknown section {unknown[0]!r}; allowed: {', '.join(sorted(known))}")
+        self.revisions = _validate(Revisions, raw.get("revisions", {}), path, "revisions")
+        self.bands = _validate(Bands, raw.get("bands") or {}, path, "bands")
+        titles = self._section("titles")
+        self.datasets = {
+            key: _validate(Dataset, value, path, f"datasets.{key}").model_copy(update={"title": titles.get(key, key)})
+            for key, value in self._section("datasets").items()
+        }
+        self.weights = {
+            key: _validate(Weights, value, path, f"weights.{key}") for key, value in self._section("weights").items()
+        }
+        self.tables = {
+            key: _validate(Table, value, path, f"tables.{key}") for key, value in self._section("tables").items()
+        }
+        for name, kind in (("numerics", Numerics), ("runtime", Runtime)):  # else the first row would be blamed
+            _validate(kind, self._defaults(name), path, name)
+        self.rows = {key: self._resolve(key, value) for key, value in self._section("rows").items()}
+        self.released = {
+            key: _validate(Released, self._beside_row("released", key), path, f"released.{key}")
+            for key in self._section("released")
+        }
+        self.submissions = self._submissions()
+
+    def _section(self, name: str) -> Mapping[str, Any]:
+        section, file = self._raw.get(name) or {}, _file(self.path, name)
+        if not isinstance(section, Mapping):
+            raise ConfigError(f"{file}: section {name!r} must be a mapping of names")
+        for key in section:
+            if not isinstance(key, str) or len(key) > MAX_NAME or not NAME.fullmatch(key):
+                raise ConfigError(
+                    f"{file}: {name}: {_shown(key)}: names reach file paths and command lines, so only up to "
+                    f"{MAX_NAME} lower-case letters, digits, '-' and '_' are allowed, beginning with one of the former"
+                )
+        return section
+
+    def _defaults(self, name: str) -> Mapping[str, Any]:
+        """A section that rows may override."""
+        section = self._raw.get(name) or {}
+        if not isinstance(section, Mapping):
+            file = _file(self.path, name)
+            raise ConfigError(f"{file}: section {name!r} must be a mapping of settings, not {_shown(section)}")
+        return section
+
+    def _resolve(self, name: str, row: Any) -> Row:
+        where = f"rows.{name}"
+        if not isinstance(row, Mapping):
+            raise ConfigError(f"{self.path}: {where} must be a mapping")
+        own = {key: value for key, value in row.items() if key not in {"recipe", "settings"}}
+        data = merge(self._recipe(where, row), own)
+        for shared in ("numerics", "runtime"):
+            over = data.get(shared) or {}
+            if not isinstance(over, Mapping):
+                raise ConfigError(f"{self.path}: {where}.{shared} must be a mapping of settings, not {_shown(over)}")
+            data[shared] = merge(self._defaults(shared), over)
+        data["revisions"] = self.revisions.model_dump(include={"train", "evaluate"})
+        data["name"] = name
+        if "notes" in data:
+            raise ConfigError(f"{self.path}: {where}.notes: belongs in tables.{data.get('table')}.row_notes.{name}")
+        if isinstance(data.get("table"), str) and data["table"] in self.tables:
+            data["notes"] = self.tables[data["table"]].row_notes.get(name, ())
+        resolved = _validate(Row, data, self.path, where)
+        for field, allowed in (("dataset", self.datasets), ("weights", self.weights), ("table", self.tables)):
+            value = getattr(resolved, field)
+            if value not in allowed:
+                raise ConfigError(
+                    f"{self.path}: {where}.{field}: {value!r} is unknown; allowed: {', '.join(sorted(allowed))}"
+                )
+        for field in ("train_split", "val_split"):
+            counts = self.datasets[resolved.dataset].counts
+            if getattr(resolved, field) not in counts:
+                raise ConfigError(
+                    f"{self.path}: {where}.{field}: {getattr(resolved, field)!r} is no split of {resolved.dataset}; "
+                    f"allowed: {', '.join(sorted(counts))}"
+                )
+        weights = self.weights[resolved.weights]
+        for field in ("backbone", "stem"):
+            wanted, given = getattr(resolved.model, field), getattr(weights, field)
+            if given is not None and given != wanted:
+                raise ConfigError(
+                    f"{self.path}: {where}.weights: {resolved.weights!r} is for {field} {given}, the row has {wanted}"
+                )
+        return resolved
+
+    def _recipe(self, where: str, row: Mapping[str, Any]) -> dict[str, Any]:
+        """A row's recipe with its settings laid over it; what is under ``train`` moves up to the row's own fields."""
+        recipes = self._section("recipes")
+        name = row.get("recipe")
+        if not isinstance(name, str) or name not in recipes:
+            raise ConfigError(
+                f"{self.path}: {where}.recipe: {_shown(name)} is unknown; allowed: {', '.join(sorted(recipes))}"
+            )
+        file = self.path.parent / RECIPES / f"{name}.yaml"
+        recipe = recipes[name]
+        settings = recipe.get("settings") if isinstance(recipe, Mapping) else None
+        if not isinstance(settings, Mapping):
+            raise ConfigError(f"{file}: must be a mapping that has `settings`, by name")
+        wanted = row.get("settings")
+        if not isinstance(wanted, str) or wanted not in settings or not NAME.fullmatch(wanted):
+            raise ConfigError(
+                f"{self.path}: {where}.settings: {_shown(wanted)} is unknown; {file} has: "
+                f"{', '.join(map(str, settings))}"
+            )
+        data: dict[str, Any] = {}
+        for part, fields in (("", recipe), (f"settings.{wanted}: ", settings[wanted])):
+            if not isinstance(fields, Mapping):
+                raise ConfigError(f"{file}: {part}must be a mapping, not {_shown(fields)}")
+            for half in ("train", "test"):  # each is a parameter of its stage in dvc.yaml, so it must be there
+                if not isinstance(fields.get(half), Mapping):
+                    raise ConfigError(f"{file}: {part}{half} must be a mapping ({{}} if it has nothing to say)")
+            own = {key: value for key, value in fields.items() if key not in {"train", "settings", "protocols"}}
+            allowed = ("val_split", "test") if part else ("source", "protocol", "val_split", "test")
+            unknown = sorted(set(map(str, own)) - set(allowed))
+            if unknown:
+                more = "" if part else ", protocols, settings"
+                raise ConfigError(
+                    f"{file}: {part}unknown field {unknown[0]!r}; allowed: {', '.join(allowed)}, train{more}"
+                )
+            misplaced = sorted(set(map(str, fields["train"])) & {"source", "protocol", "val_split", "test"})
+            if misplaced:
+                raise ConfigError(f"{file}: {part}train.{misplaced[0]}: not under train, but beside it")
+            data = merge(merge(data, own), fields["train"])
+        protocols = recipe.get("protocols") or {}
+        if not isinstance(protocols, Mapping) or not set(protocols) <= set(settings):
+            raise ConfigError(f"{file}: protocols must map names of settings to a sentence each")
+        if wanted in protocols:
+            data["protocol"] = protocols[wanted]
+        return data
+
+    def _submissions(self) -> tuple[str, ...]:
+        names = tuple(self._section("submissions"))
+        for name in names:
+            self._beside_row("submissions", name)
+            if (dataset := self.rows[name].dataset) != "cityscapes":
+                raise ConfigError(f"{self.path}: submissions.{name}: {dataset} has no test server; allowed: cityscapes")
+        return names
+
+    def _beside_row(self, section: str, name: str) -> dict[str, Any]:
+        """An entry of a section whose stages need a row's protocol, without that protocol (:data:`PROTOCOL`)."""
+        entry, where = self._section(section)[name], f"{self.path}: {section}.{name}"
+        if name not in self.rows:
+            raise ConfigError(f"{where}: no such row; rename or remove the entry")
+        row = self._section("rows")[name]
+        if not isinstance(entry, Mapping) or any(entry.get(field) != row.get(field) for field in PROTOCOL):
+            wanted = ", ".join(f"{field}: {row.get(field)}" for field in PROTOCOL)
+            raise ConfigError(f"{where}: must begin with its row's group (`<<: *NAME`), which has {wanted}")
+        return {key: value for key, value in entry.items() if key not in PROTOCOL}
+
+    def row(self, name: str) -> Row:
+        """The row called ``name``.
+
+        Raises:
+            ConfigError: with the closest names, if there is none.
+        """
+        return self.rows[self._known("row", name, self.rows)]
+
+    def dataset(self, name: str) -> Dataset:
+        """The dataset called ``name``; raises ``ConfigError`` like :meth:`row`."""
+        return self.datasets[self._known("dataset", name, self.datasets)]
+
+    def imagenet(self, name: str) -> Weights:
+        """The ImageNet weights called ``name``; raises ``ConfigError`` like :meth:`row`."""
+        return self.weights[self._known("weights", name, self.weights)]
+
+    def table_rows(self, table: str) -> list[Row]:
+        """The rows of a table, in the order of ``params.yaml``."""
+        self._known("table", table, self.tables)
+        return [row for row in self.rows.values() if row.table == table]
+
+    def _known(self, kind: str, name: str, known: Mapping[str, Any]) -> str:
+        if name in known:
+            return name
+        demo = self.path.parent / "build" / "demo"
+        if kind == "row" and name.startswith("demo-") and demo.is_dir():
+            raise ConfigError(f"unknown row {name!r} ({self.path}); the demo's rows are in {demo}: add -C {demo}")
+        # of many names the three nearest, however far
+        close = difflib.get_close_matches(name, known, n=3, cutoff=0.4 if len(known) < 10 else 0)
+        hint = f"did you mean {', '.join(close)}?" if close else f"known: {', '.join(known)}"
+        raise ConfigError(f"unknown {kind} {name!r} ({self.path}); {hint}")
+
+
+def load_params(path: Path | str = "params.yaml") -> Params:
+    """Reads and validates ``params.yaml``, with the recipes and the files beside it.
+
+    Raises:
+        ConfigError: naming the row, the field and the allowed values.
+    """
+    path = Path(path)
+    return Params(read_raw(path), path)
+
+
+def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """``base`` with ``over`` laid on it, mappings merged at every depth, anything else replaced."""
+    result = dict(base)
+    for key, value in over.items():
+        old = result.get(key)
+        result[key] = merge(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+    return result
+
+
+def _validate(kind: type[T], data: Any, path: Path, where: str) -> T:
+    try:
+        return kind.model_validate(data)
+    except ValidationError as error:
+        problems = []
+        for item in error.errors():
+            field = ".".join(str(part) for part in (where, *item["loc"]))
+            given = item.get("input")
+            shown = f" (given: {_shown(given)})" if isinstance(given, str | int | float | bool) else ""
+            what = "is no setting" if item["type"] == "extra_forbidden" else item["msg"].removeprefix("Value error, ")
+            problems.append(f"{field}: {what}{shown}")
+        more = [f"and {len(problems) - SHOWN} more"] if len(problems) > SHOWN else []
+        text = "; ".join(problems[:SHOWN] + more).encode("utf-8", "backslashreplace").decode()
+        raise ConfigError(f"{_file(path, where)}: {text}") from None
+
+
+def _file(path: Path, where: str) -> Path:
+    """The file beside ``params.yaml`` that holds the section with which ``where`` begins."""
+    section = where.split(".", 1)[0]
+    return next((path.with_name(name) for name, sections in BESIDE.items() if section in sections), path)
+
+
+def _shown(value: object) -> str:
+    """A value of any size for a message; a few bytes of aliases can stand for a text of gigabytes."""
+    if value is None or isinstance(value, bool | int | float | str):
+        text = repr(value)
+        return text if len(text) <= 120 else f"{text[:117]}..."
+    return f"a {type(value).__name__}"

@@ -1,0 +1,147 @@
+"""A number is what it says it is: the stages under real DVC, after the data, a seed or the machine has changed."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import yaml
+
+from danet.config.params import write_raw
+from tests.parameters import ROOT, raw_params
+
+ROW = "camvid-r50-d16-short"
+Run = Callable[..., str]
+
+
+def camvid(folder: Path) -> Path:
+    """Two images a split in the layout of CamVid's official mirror, half road, half sky."""
+    random = np.random.default_rng(0)
+    for split in ("train", "val", "test"):
+        for part in (split, f"{split}annot"):
+            (folder / part).mkdir(parents=True)
+        for number in range(2):
+            labels = np.zeros((48, 64), np.uint8)
+            labels[24:] = 3
+            image = np.repeat((60 * labels)[..., None], 3, axis=2) + random.integers(0, 60, (48, 64, 3), np.uint8)
+            cv2.imwrite(str(folder / split / f"{split}{number}.png"), image)
+            cv2.imwrite(str(folder / f"{split}annot" / f"{split}{number}.png"), labels)
+    return folder
+
+
+def make_workspace(folder: Path) -> None:
+    raw = raw_params(rows=(ROW,))
+    raw["tables"] = {"camvid": raw["tables"]["camvid"]}
+    raw["datasets"] = {"camvid": raw["datasets"]["camvid"] | {"counts": {"train": 2, "val": 2, "test": 2}}}
+    raw["weights"] = {"none": raw["weights"]["none"]}
+    raw["rows"][ROW] |= {
+        "iterations": 2,
+        "schedule": {"batch_size": 2, "warmup_iterations": 0},
+        "augment": {"resize": {"scale": [48, 64]}, "crop_size": [48, 64]},
+        "test": {"resize": "none"},
+    }
+    raw["runtime"] |= {"workers": 0, "overlays": 0, "benchmark_images": 1}
+    write_raw(raw, folder)
+    (folder / "benchmarks").mkdir()
+    for name in ("dvc.yaml", "pipelines", "benchmarks/published.yaml"):
+        (folder / name).symlink_to(ROOT / name)
+
+
+def seeds(folder: Path, *wanted: int) -> None:
+    path = folder / "params.yaml"
+    params = yaml.safe_load(path.read_text())
+    params["rows"][ROW]["seeds"] = list(wanted)
+    path.write_text(yaml.safe_dump(params, sort_keys=False))
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    """Runs DVC in a folder; returns what was printed, in one line."""
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(("DANET_", "MLFLOW_"))}
+    kept |= {
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONPATH": str(ROOT),
+        "DANET_CAMVID": str(tmp_path / "camvid"),
+        "MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path / 'mlflow.db'}",
+        "OMP_NUM_THREADS": "1",
+    }
+
+    def dvc(folder: Path, command: str) -> str:
+        done = subprocess.run(
+            ["dvc", *command.split()], cwd=folder, env=kept, capture_output=True, text=True, check=False
+        )
+        said = " ".join((done.stdout + done.stderr).split())
+        assert done.returncode == 0, said[-2000:]
+        return said
+
+    return dvc
+
+
+def record(folder: Path, seed: int = 0) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / "models" / ROW / f"seed{seed}.json").read_text())
+    return found
+
+
+def evaluated(folder: Path) -> list[dict[str, Any]]:
+    path = folder / "reports" / "metrics" / "camvid" / ROW / "evaluation.json"
+    found: list[dict[str, Any]] = json.loads(path.read_text())["runs"]
+    return found
+
+
+def test_relabelled_data_an_added_seed_and_another_machine(tmp_path: Path, run: Run) -> None:
+    data, here = camvid(tmp_path / "camvid"), tmp_path / "here"
+    here.mkdir()
+    make_workspace(here)
+    run(here, "init --quiet --no-scm")
+    run(here, f"repro evaluate@{ROW}")
+    first, weights = record(here), (here / "models" / ROW / "seed0.safetensors").read_bytes()
+
+    # labels are corrected: two classes were swapped
+    for path in (data / "trainannot").iterdir():
+        labels = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+        assert labels is not None
+        cv2.imwrite(str(path), np.where(labels == 3, 0, np.where(labels == 0, 3, labels)).astype(np.uint8))
+    run(here, "repro -f -s download@camvid")
+    said = run(here, f"repro evaluate@{ROW}")
+    second = record(here)
+    assert f"training data {first['identity']['data'][:12]}, now {second['identity']['data'][:12]}" in said
+    assert first["identity"]["data"] != second["identity"]["data"]
+    assert (here / "models" / ROW / "seed0.safetensors").read_bytes() != weights
+    (shown,) = evaluated(here)
+    assert shown["training"] == second["run"]["identity"] != first["run"]["identity"]
+
+    # a seed is added: it trains alone
+    seeds(here, 0, 1)
+    said = run(here, f"repro evaluate@{ROW}")
+    assert "seed 0: already trained" in said
+    assert "seed 0: already evaluated" in said
+    assert record(here) == second
+    assert [each["seed"] for each in evaluated(here)] == [0, 1]
+    assert evaluated(here)[0] == shown
+
+    # another machine pulls what was made, and adds one more
+    run(here, f"remote add --default store {tmp_path / 'store'}")
+    run(here, "push --quiet")
+    there = tmp_path / "there"
+    shutil.copytree(
+        here,
+        there,
+        symlinks=True,
+        ignore=shutil.ignore_patterns("models", "data", "evaluations", "cache", "checkpoints"),
+    )
+    run(there, f"pull train@{ROW} convert@camvid weights@none download@camvid evaluate@{ROW}")
+    seeds(there, 0, 1, 2)
+    said = run(there, f"repro train@{ROW}")
+    assert "seed 0: already trained" in said
+    assert "seed 1: already trained" in said
+    assert "seed 2: 2 iterations" in said
+    assert record(there) == second
