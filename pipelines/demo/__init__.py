@@ -261,7 +261,7 @@ def show(folder: Path, seconds: float) -> None:
     out.print(table)
     out.print(
         "[dim]Reference: another processor. Each adds up in another order, so up to 1.8 points apart have been seen "
-        "and are no fault. These numbers say nothing about DANet: the scenes are generated, the schedule takes seconds.[/]"
+        "and are no fault. These numbers say nothing about DANet: generated scenes, a schedule of seconds.[/]"
     )
     if max(apart) > FAR:
         out.print(f"[yellow]note[/]: a row is {max(apart):.1f} points apart, more than {FAR:g}; look at its page")
