@@ -249,7 +249,7 @@ def _print_datasets(out: Console, datasets: dict[str, Any], found: dict[str, Any
 def _print_weights(out: Console, weights: dict[str, Any], found: dict[str, Any]) -> None:
     out.print("\n[bold]ImageNet weights[/]")
     shown = result_table("name", "state", left=("name", "state"))
-    shown.add_column("from")
+    shown.add_column("how")
     for name, finding in weights.items():
         shown.add_row(name, _coloured(finding["state"]), escape(_shorter(finding)))
     out.print(shown)
