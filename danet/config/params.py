@@ -323,7 +323,11 @@ class Params:
     def _known(self, kind: str, name: str, known: Mapping[str, Any]) -> str:
         if name in known:
             return name
-        close = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
+        demo = self.path.parent / "build" / "demo"
+        if kind == "row" and name.startswith("demo-") and demo.is_dir():
+            raise ConfigError(f"unknown row {name!r} ({self.path}); the demo's rows are in {demo}: add -C {demo}")
+        # of many names the three nearest, however far
+        close = difflib.get_close_matches(name, known, n=3, cutoff=0.4 if len(known) < 10 else 0)
         hint = f"did you mean {', '.join(close)}?" if close else f"known: {', '.join(known)}"
         raise ConfigError(f"unknown {kind} {name!r} ({self.path}); {hint}")
 

@@ -21,7 +21,7 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 from danet.core.files import atomic_write
 
@@ -37,6 +37,8 @@ MAX_LEGEND = 24
 _PANEL_INCHES = 2.8  # two make phone width
 _MAX_PANEL_PIXELS = 900
 _NAME_POINTS = 6.5
+_OVERLAY_PIXELS = 640
+"""Smaller pictures are enlarged by whole factors up to this, so that a legend below them can be read."""
 
 
 def palette_table(palette: Palette) -> Image8:
@@ -82,6 +84,47 @@ def overlay(image_bgr: Image8, mask: Image8, palette: Palette, alpha: float = 0.
         edge = cv2.dilate(edge.astype(np.uint8), np.ones((2, 2), np.uint8)).astype(bool)
     blended[edge] = 255
     return blended
+
+
+def save_overlay(path: Path, image_bgr: Image8, mask: Image8, classes: Sequence[str], palette: Palette) -> None:
+    """Writes :func:`overlay`, enlarged if it is small, with a legend of the classes that occur below it.
+
+    Args:
+        path: of the PNG.
+        image_bgr: ``H x W x 3``.
+        mask: ``H x W`` class ids.
+        classes: names by id.
+        palette: RGB colours by id.
+    """
+    height, width = mask.shape
+    larger = max(1, _OVERLAY_PIXELS // max(height, width))
+    size = width * larger, height * larger
+    image: Image8 = cv2.resize(image_bgr, size, interpolation=cv2.INTER_CUBIC)
+    ids: Image8 = cv2.resize(mask, size, interpolation=cv2.INTER_NEAREST)
+    picture = Image.fromarray(overlay(image, ids, palette))
+    points = max(14, size[0] // 60)
+    font = ImageFont.load_default(points)
+    counts = np.bincount(mask.ravel(), minlength=len(classes))[: len(classes)]
+    present = [int(c) for c in np.argsort(-counts, kind="stable") if counts[c]]
+    gap = points // 2
+    places: list[tuple[int, int, int]] = []
+    x = y = gap
+    for label in present:
+        wide = 2 * points + int(font.getlength(f"{classes[label]} {100 * counts[label] / mask.size:.0f} %")) + gap
+        if x > gap and x + wide > size[0]:
+            x, y = gap, y + points + gap
+        places.append((label, x, y))
+        x += wide + gap
+    sheet = Image.new("RGB", (size[0], size[1] + y + points + 2 * gap), "white")
+    sheet.paste(picture)
+    draw = ImageDraw.Draw(sheet)
+    for label, x, y in places:
+        top = size[1] + y
+        draw.rectangle((x, top, x + round(1.5 * points), top + points), fill=palette[label], outline="black")
+        text = f"{classes[label]} {100 * counts[label] / mask.size:.0f} %"
+        draw.text((x + 2 * points, top + points / 2), text, fill="black", font=font, anchor="lm")
+    with atomic_write(path) as temporary:
+        sheet.save(temporary, format="PNG")
 
 
 def error_map(prediction: Image8, truth: Image8) -> Image8:

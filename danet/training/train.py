@@ -31,7 +31,7 @@ from danet.results.schema import BestEpoch, Provenance, SeedRecord, TrainedSeed,
 from danet.training.checkpoint import CheckpointStore
 from danet.training.lock import row_lock
 from danet.training.loop import StepMetrics, Trainer, local_batch_size
-from danet.training.progress import CURVE_COLUMNS, LOSSES, Reporter
+from danet.training.progress import CURVE_COLUMNS, LOSSES, Reporter, duration
 from danet.training.selection import selection_score
 from danet.training.stop import StopRequest
 from danet.weights.imagenet import backbone_sha256, load_backbone
@@ -107,6 +107,7 @@ def train_row(
                     )
             if process.is_main:
                 _write_metrics(row, workspace)
+                _say_done(row, workspace, reporter)
             process.barrier()
 
 
@@ -252,6 +253,13 @@ def _write_metrics(row: Row, workspace: Workspace) -> None:
         runs=runs,
     )
     save(metrics / "train.json", document)
+
+
+def _say_done(row: Row, workspace: Workspace, reporter: Reporter) -> None:
+    """The last line of a training: how long it took, where the weights are, and what comes next."""
+    seconds = sum(3600 * store.load_record(workspace, row, seed).run.hours for seed in row.seeds)
+    files = ", ".join(str(store.weights_path(workspace, row, seed)) for seed in row.seeds)
+    reporter.say(f"{row.name}: trained in {duration(seconds)}: {files}; next: `dvc repro evaluate@{row.name}`")
 
 
 def _cell(name: str, value: Any) -> str:
