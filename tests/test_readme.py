@@ -87,3 +87,9 @@ def test_links_lead_somewhere(path: Path) -> None:
             headings = re.findall(r"^#+ (.*)$", file.read_text(encoding="utf-8"), re.MULTILINE)
             slugs = {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
             assert anchor in slugs, f"{path.name}: {target} has no heading for #{anchor}"
+
+
+@pytest.mark.parametrize("path", TEXTS, ids=lambda path: path.name)
+def test_files_that_are_named_exist(path: Path) -> None:
+    named = re.findall(r"`((?:\.ci|benchmarks|danet|docs|pipelines|recipes|tests)/[\w./-]+)`", path.read_text("utf-8"))
+    assert [name for name in named if not (ROOT / name).exists()] == []
