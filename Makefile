@@ -22,14 +22,15 @@ $(READY): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(f"Python 3.11 or newer is needed, $(PYTHON) is {v.major}.{v.minor}; try: make PYTHON=python3.12 ...") if v < (3, 11) else None'
 	$(PYTHON) -m venv $(VENV)
 ifeq ($(TORCH),)
+	@[ "$$(uname)" != Linux ] || command -v nvidia-smi >/dev/null || \
+	  echo "no NVIDIA GPU is seen here: for an environment without CUDA, a third of the size, stop and run: make setup TORCH=cpu"
 	$(INSTALL) --require-hashes --requirement requirements.lock
 else
-	awk '/^[a-z]/ {keep = /^uv==/} keep' requirements.lock > $(VENV)/uv.txt
-	$(PIP) --require-hashes --requirement $(VENV)/uv.txt
-	@echo "torch for $(TORCH) comes from PyTorch's own index; the lock holds no hash of that build: everything else is checked"
-	$(BIN)/uv pip install --quiet --torch-backend $(TORCH) $$(grep -oE '^torch(vision)?==[0-9.]+' requirements.lock)
 	awk '/^[a-z]/ {keep = !/^(torch|triton|cuda-|nvidia-)/ || /^nvidia-ml-py/} keep' requirements.lock > $(VENV)/rest.txt
 	$(INSTALL) --require-hashes --requirement $(VENV)/rest.txt
+	@echo "torch for $(TORCH) comes from PyTorch's own index; the lock holds no hash of that build: everything else was checked"
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --torch-backend $(TORCH) \
+	  $$(grep -oE '^torch(vision)?==[0-9.]+' requirements.lock)
 endif
 	$(INSTALL) --no-build-isolation --editable .
 	@touch $(READY)

@@ -41,6 +41,12 @@ def test_the_first_screen_counts_what_is_there() -> None:
     assert expected in README, f"the README must say: {expected}"
 
 
+def test_camvid_is_given_as_in_the_reports() -> None:
+    [line] = [line for line in (ROOT / "reports/README.md").read_text("utf-8").splitlines() if "](camvid.md)" in line]
+    [span] = re.findall(r"mIoU [\d.]+ to [\d.]+", line)
+    assert span in README.replace("\n", " "), f"the README must say: {span}"
+
+
 @pytest.mark.parametrize("table", TABLES)
 def test_published_and_measured(table: str) -> None:
     rows = load_params(ROOT / "params.yaml").table_rows(table)
