@@ -78,7 +78,7 @@ def examine(workspace: Workspace) -> dict[str, Any]:
 
 
 def _costs(workspace: Workspace) -> dict[str, str]:
-    """What each row takes on this device, where it has been benchmarked; a damaged benchmark file is no obstacle."""
+    """What each row takes on this device, where it has been benchmarked; a damaged benchmark file is skipped."""
     from danet.report.cost import estimates
 
     try:
@@ -138,7 +138,7 @@ def _dataset(name: str, spec: Dataset, workspace: Workspace) -> dict[str, Any]:
         variable = folder_variable(name)
         if tree.is_dir():
             return {**finding, "state": "local", "how": f"{variable} names an unpacked copy"}
-        return {**finding, "state": "missing", "how": f"{variable}={tree} is no folder: correct or unset it"}
+        return {**finding, "state": "missing", "how": f"{variable}={tree} is not a folder: correct or unset it"}
     found = {archive.file: _first(wanted_of(name, archive), workspace) for archive in spec.archives}
     states = [source["state"] for source in found.values()]
     state = next(state for state in ("missing", "downloadable", "local") if state in states)

@@ -70,7 +70,7 @@ def reported_row(report: Path, name: str) -> dict[str, Any]:
     """One row of a table's JSON (``reports/tables/<table>.json``), checked for what is needed here.
 
     Raises:
-        ConfigError: if the file is no such table, or has no such row.
+        ConfigError: if the file is not such a table, or has no such row.
         DataError: if the row was not measured there, or its numbers are missing or not finite.
     """
     try:
@@ -81,7 +81,7 @@ def reported_row(report: Path, name: str) -> dict[str, Any]:
         ) from None
     rows = data.get("rows") if isinstance(data, dict) else None
     if not isinstance(rows, list) or data.get("format") != 1 or not all(isinstance(row, dict) for row in rows):
-        raise ConfigError(f"{report}: is no table of format 1; give a table's reports/tables/NAME.json")
+        raise ConfigError(f"{report}: is not a table of format 1; give a table's reports/tables/NAME.json")
     named = {str(row.get("row")): row for row in rows}
     if name not in named:
         close = difflib.get_close_matches(name, named, n=3, cutoff=0.4)
@@ -98,11 +98,11 @@ def reported_row(report: Path, name: str) -> dict[str, Any]:
         )
         if wrong or (value is None and metric == "miou"):
             raise DataError(
-                f"{report}: row {name}: measured.{metric} is {value!r}, no percentage; the report is damaged"
+                f"{report}: row {name}: measured.{metric} is {value!r}, not a percentage; the report is damaged"
             )
     seeds = measured.get("seeds")
     if not isinstance(seeds, list) or not seeds or not all(isinstance(seed, int) for seed in seeds):
-        raise DataError(f"{report}: row {name}: measured.seeds is {seeds!r}, no list of seeds; the report is damaged")
+        raise DataError(f"{report}: row {name}: measured.seeds is {seeds!r}, not a list; the report is damaged")
     return row
 
 
@@ -143,7 +143,7 @@ def check_row(
         report: a table's JSON.
         name: of the row.
         workspace: whose code, parameters, data and weights are used.
-        train: train the reported seeds anew, in ``build/reproduce/<row>``, instead of using ``models/<row>``.
+        train: train the reported seeds again, in ``build/reproduce/<row>``, instead of using ``models/<row>``.
         device: by default the GPU if there is one.
 
     Raises:
@@ -192,7 +192,7 @@ def check_row(
         if same_setup(theirs, ours):
             why += "; on the same hardware and versions it should be nothing, so an operation here is not deterministic"
     elif train:
-        why = f"trained anew: the band of {row.dataset}"
+        why = f"trained again: the band of {row.dataset}"
     else:
         why = f"the weights in models/{name} are not those of the report: the band of {row.dataset}"
     gaps = [abs(here_ - reported_) for reported_, here_ in numbers.values()]

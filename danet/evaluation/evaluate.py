@@ -152,7 +152,7 @@ def evaluate_model(
     Raises:
         DataError: if the split is empty, has no masks, or an image and its mask differ in size.
         CheckpointError: if the network gives something that is not finite.
-        DanetError: if the device's memory does not suffice.
+        DanetError: if the device's memory is too small.
     """
     process = process or Process()
     device = torch.device(device)
@@ -187,7 +187,7 @@ def evaluate_model(
                     progress(done + 1, len(mine))
     except (torch.OutOfMemoryError, MemoryError) as error:
         raise DanetError(
-            f"row {row.name}: the memory of {device} does not suffice for an image of {dataset.ids[index]}'s size or "
+            f"row {row.name}: the memory of {device} is too small for an image of {dataset.ids[index]}'s size or "
             "larger; set numerics.precision to bf16, or evaluate with device cpu"
         ) from error
     except CheckpointError as error:
@@ -364,7 +364,7 @@ def _trained(row: Row, workspace: Workspace, seed: int) -> list[_Subject]:
     )
     if changes := record.identity.changes(now):
         raise CheckpointError(
-            f"{path}: was trained otherwise ({'; '.join(changes[:4])}) than row {row.name} is today; "
+            f"{path}: was trained differently ({'; '.join(changes[:4])}) than row {row.name} is today; "
             f"run `dvc repro train@{row.name}`"
         )
     subjects = [_Subject(f"seed{seed}", seed, path, record.identity)]
@@ -727,7 +727,7 @@ def _publish(staging: Path, final: Path) -> None:
 
 
 def _bare(model: nn.Module) -> nn.Module:
-    """The model inside torch.compile (which would compile anew for each image size) and DistributedDataParallel
+    """The model inside torch.compile (which would compile again for each image size) and DistributedDataParallel
     (which would wait for the other processes in each forward pass)."""
     model = getattr(model, "_orig_mod", model)
     if isinstance(model, DistributedDataParallel):

@@ -376,7 +376,7 @@ class _Reader:
         except ValidationError as error:
             self._problem(path, explain(error))
         except (OSError, ValueError, RecursionError) as error:
-            self._problem(path, f"is no JSON ({error})")
+            self._problem(path, f"is not JSON ({error})")
         return None
 
     def _runs(self, path: Path, runs: Sequence[Any], kind: type[T]) -> list[T]:

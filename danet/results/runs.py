@@ -162,7 +162,7 @@ def _json(path: Path) -> dict[str, Any]:
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise DataError(f"{path}: is no JSON ({error})") from error
+        raise DataError(f"{path}: is not JSON ({error})") from error
     missing = [key for key in ("row", "row_hash", "classes", "runs") if not isinstance(data, dict) or key not in data]
     if missing or not isinstance(data["runs"], list):
         raise DataError(f"{path}: has no {', '.join(missing) or 'list of runs'}; give an evaluation.json")

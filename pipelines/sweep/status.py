@@ -180,7 +180,7 @@ def _hours(plan: Plan, workspace: Workspace, rows: Sequence[Row]) -> dict[str, f
     try:
         rates = cost.here(workspace)
         costs = [cost.row_cost(row, plan.params, rates) for row in rows] if rates else []
-    except DanetError:  # a damaged benchmark file is no obstacle
+    except DanetError:  # a damaged benchmark file is skipped
         return {}
     return {each.row: each.hours for each in costs if each.hours is not None}
 

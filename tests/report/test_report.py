@@ -320,7 +320,7 @@ def spoil(change: Callable[[dict[str, Any]], None], name: str = "evaluation.json
         (
             lambda folder: (folder / "evaluation.json").write_text("{"),
             "evaluation.json",
-            "is no JSON",
+            "is not JSON",
             "left out (below)",
         ),
         (lambda folder: (folder / "evaluation.json").write_text("[]"), "evaluation.json", "", "left out (below)"),
