@@ -13,7 +13,7 @@ import torch
 import yaml
 from PIL import Image
 
-from danet.config.rows import load_params
+from danet.config.params import load_params
 from danet.evaluation.predict import predict_files
 from danet.models import build_model
 from danet.weights.ours import save_model
