@@ -134,7 +134,7 @@ def dataset_state(name: str, spec: Dataset, workspace: Workspace) -> dict[str, A
         variable = folder_variable(name)
         if tree.is_dir():
             return {**finding, "state": "local", "how": f"{variable} names an unpacked copy"}
-        return {**finding, "state": "missing", "how": f"{variable}={tree} is no folder: correct or unset it"}
+        return {**finding, "state": "missing", "how": f"{variable}={tree} is not a folder: correct or unset it"}
     found = {archive.file: _first(wanted_of(name, archive), workspace) for archive in spec.archives}
     states = [source["state"] for source in found.values()]
     state = next(state for state in ("missing", "downloadable", "local") if state in states)

@@ -118,7 +118,7 @@ def check_row(
         report: a table's JSON.
         name: of the row.
         workspace: whose code, parameters, data and weights are used.
-        train: train the reported seeds anew, in ``build/reproduce/<row>``, instead of using ``models/<row>``.
+        train: train the reported seeds again, in ``build/reproduce/<row>``, instead of using ``models/<row>``.
         device: by default the GPU if there is one.
 
     Raises:

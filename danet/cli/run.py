@@ -160,7 +160,7 @@ def reproduce(
     report: Annotated[Path, typer.Argument(metavar="REPORT.json", help="A table as data: reports/tables/NAME.json.")],
     row: RowName,
     train: Annotated[
-        bool, typer.Option("--train", help="Train the reported seeds anew, in build/reproduce, instead of evaluating.")
+        bool, typer.Option("--train", help="train the reported seeds again, in build/reproduce, instead of evaluating.")
     ] = False,
     device: Device = None,
     workspace: Root = Path(),

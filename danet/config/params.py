@@ -249,7 +249,7 @@ class Params:
             counts = self.datasets[resolved.dataset].counts
             if getattr(resolved, field) not in counts:
                 raise ConfigError(
-                    f"{self.path}: {where}.{field}: {getattr(resolved, field)!r} is no split of {resolved.dataset}; "
+                    f"{self.path}: {where}.{field}: {getattr(resolved, field)!r} is not a split of {resolved.dataset}; "
                     f"allowed: {', '.join(sorted(counts))}"
                 )
         weights = self.weights[resolved.weights]
@@ -360,7 +360,9 @@ def _validate(kind: type[T], data: Any, path: Path, where: str) -> T:
             field = ".".join(str(part) for part in (where, *item["loc"]))
             given = item.get("input")
             shown = f" (given: {_shown(given)})" if isinstance(given, str | int | float | bool) else ""
-            what = "is no setting" if item["type"] == "extra_forbidden" else item["msg"].removeprefix("Value error, ")
+            what = (
+                "is not a setting" if item["type"] == "extra_forbidden" else item["msg"].removeprefix("Value error, ")
+            )
             problems.append(f"{field}: {what}{shown}")
         more = [f"and {len(problems) - SHOWN} more"] if len(problems) > SHOWN else []
         text = "; ".join(problems[:SHOWN] + more).encode("utf-8", "backslashreplace").decode()

@@ -69,7 +69,7 @@ def code_version(root: Path = PACKAGE_ROOT) -> tuple[str, bool | None]:
     """Commit of the package's repository and whether tracked files differ from it.
 
     Untracked files and what the stages write themselves (``reports/``, ``dvc.lock``) do not make it dirty.
-    ``("unknown", None)`` if the package lies in no repository of its own or git is missing.
+    ``("unknown", None)`` if the package is not in a repository of its own or git is missing.
     """
     given = os.environ.get(COMMIT_VARIABLE)
     if given:

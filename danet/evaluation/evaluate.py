@@ -162,7 +162,7 @@ def _trained(row: Row, workspace: Workspace, seed: int) -> list[Subject]:
     )
     if changes := record.identity.changes(now):
         raise CheckpointError(
-            f"{path}: was trained otherwise ({'; '.join(changes[:4])}) than row {row.name} is today; "
+            f"{path}: was trained differently ({'; '.join(changes[:4])}) than row {row.name} is today; "
             f"run `dvc repro train@{row.name}`"
         )
     subjects = [Subject(f"seed{seed}", seed, path, record.identity)]

@@ -18,7 +18,7 @@ class Confusion:
     """A confusion matrix that is filled image by image, and can be added to another's.
 
     The sums are int64 and lie on ``device``; :meth:`update` neither copies images to the host nor waits for the device.
-    An id that is no class (and, in the target, not 255) is counted apart and reported by :attr:`matrix`.
+    An id that is not a class (and, in the target, not 255) is counted apart and reported by :attr:`matrix`.
     """
 
     def __init__(self, num_classes: int, device: torch.device | str = "cpu") -> None:
@@ -87,7 +87,7 @@ class Confusion:
         """``num_classes x num_classes``, ground truth x prediction, of the labelled pixels.
 
         Raises:
-            DataError: if a target or prediction held an id that is no class.
+            DataError: if a target or prediction held an id that is not a class.
         """
         counts = self._counts.cpu().numpy().T
         classes = self.num_classes

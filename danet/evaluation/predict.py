@@ -104,7 +104,7 @@ def predict_files(
                 if not out_of_memory(error):
                     raise
                 raise DanetError(
-                    f"{path}: the memory of {chosen} does not suffice for {image.shape[1]}x{image.shape[0]} pixels; "
+                    f"{path}: the memory of {chosen} is too small for {image.shape[1]}x{image.shape[0]} pixels; "
                     "make the image smaller, or try --device cpu"
                 ) from error
             save_palette_png(mask_path, mask, dataset.palette)
@@ -118,7 +118,7 @@ def read_image(path: Path) -> NDArray[np.uint8]:
     """``H x W x 3`` BGR pixels of an image file, turned as its EXIF orientation says.
 
     Raises:
-        DataError: if it cannot be read, or is no image by :func:`~danet.data.layout.check_image`.
+        DataError: if it cannot be read, or is not an image by :func:`~danet.data.layout.check_image`.
     """
     try:
         data = path.read_bytes()

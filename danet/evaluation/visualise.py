@@ -42,7 +42,7 @@ _OVERLAY_PIXELS = 640
 
 
 def palette_table(palette: Palette) -> Image8:
-    """``256 x 3`` RGB lookup table; ids that are no class, 255 among them, are white."""
+    """``256 x 3`` RGB lookup table; ids that are not a class, 255 among them, are white."""
     table = np.full((256, 3), IGNORE_RGB, dtype=np.uint8)
     table[: len(palette)] = palette
     return table

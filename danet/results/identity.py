@@ -1,7 +1,7 @@
 """What a result follows from. It is written beside each artefact and compared wherever one is used again.
 
 Nothing is taken for the same by its name, its seed or its settings alone: the same row trained on other labels, or from
-other ImageNet weights, is another run. What the reader is told (notes, titles, published numbers) is no part of it.
+other ImageNet weights, is another run. What the reader is told (notes, titles, published numbers) is not part of it.
 """
 
 from __future__ import annotations

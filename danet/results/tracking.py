@@ -174,7 +174,7 @@ def log(rows: Iterable[Row], workspace: Workspace) -> None:
 
 @dataclass(frozen=True)
 class _Part:
-    """What MLflow shall say of one run: of all seeds of a row, of one of them, or of the released weights."""
+    """What MLflow says of one run: of all seeds of a row, of one of them, or of the released weights."""
 
     seed: str
     measured: Measurement

@@ -55,7 +55,7 @@ def train_row(
     """Trains every seed of a row that is not trained yet, and writes its weights and training metrics.
 
     A finished seed (:mod:`danet.results.store`) is used again only if its whole identity is that of the training asked
-    for: settings, training data, initial weights, revision of the code. Otherwise it is trained anew, and replaced once
+    for: settings, training data, initial weights, code revision. Otherwise it is trained again, and replaced once
     that has ended.
 
     Writes ``models/<row>/seed<k>.safetensors`` and ``.json``, and ``train.json`` and ``curve.csv`` in
@@ -119,10 +119,10 @@ def _is_finished(row: Row, wanted: TrainingIdentity, workspace: Workspace, repor
     try:
         changes = store.load_record(workspace, row, wanted.seed).identity.changes(wanted)
     except CheckpointError as error:
-        reporter.say(f"{title}: {str(error).rpartition(';')[0]}; training it anew")
+        reporter.say(f"{title}: {str(error).rpartition(';')[0]}; training it again")
         return False
     if changes:
-        reporter.say(f"{title}: was trained otherwise ({'; '.join(changes[:4])}); training it anew")
+        reporter.say(f"{title}: was trained differently ({'; '.join(changes[:4])}); training it again")
         return False
     reporter.say(f"{title}: already trained ({store.weights_path(workspace, row, wanted.seed)})")
     return True

@@ -142,7 +142,7 @@ REFUSED = [
     ({"schedule": {"iterations": 0}}, "schedule.iterations"),
     ({"schedule": {"iterations": None}}, "exactly one of iterations and epochs"),
     ({"schedule": {"epochs": 3}}, "exactly one of iterations and epochs"),
-    ({"backbone": "resnet50"}, "backbone: is no setting"),
+    ({"backbone": "resnet50"}, "backbone: is not a setting"),
     ({"recipe": "mmdetection"}, "allowed: .*mmsegmentation"),
     ({"settings": "ade"}, "settings: 'ade' is unknown; recipes/mmsegmentation.yaml has: .*ade20k"),
     ({"settings": None}, "settings: None is unknown"),
@@ -311,7 +311,7 @@ def test_unknown_names_suggest_the_closest(params: Params) -> None:
     ("over", "message"),
     [
         ({"settings": "ade20k"}, r"released\.mmseg-r50-d8-voc2012-20k: must begin .* settings: voc2012"),
-        ({"chekcsum": "sha256:12345678"}, r"released\.mmseg-r50-d8-voc2012-20k\.chekcsum: is no setting"),
+        ({"chekcsum": "sha256:12345678"}, r"released\.mmseg-r50-d8-voc2012-20k\.chekcsum: is not a setting"),
         ({"checksum": "sha256:xyz"}, r"released\.mmseg-r50-d8-voc2012-20k\.checksum"),
         ({"file": "../x.pth"}, r"released\.mmseg-r50-d8-voc2012-20k\.file"),
         ({"url": "file:///etc/passwd"}, r"released\.mmseg-r50-d8-voc2012-20k\.url"),

@@ -257,7 +257,7 @@ def test_a_store_that_fails_in_mid_run_costs_nothing(
     workspace: Workspace, row: Row, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with tracking.run(row, 0, workspace) as tracker:
-        (workspace.root / "mlflow.db").write_bytes(b"this is no database at all, whatever its name says" * 1000)
+        (workspace.root / "mlflow.db").write_bytes(b"this is not a database at all, whatever its name says" * 1000)
         for step in (1, 2):
             tracker.metrics(step, {"loss": 1.0})
             tracker.flush()
