@@ -41,6 +41,8 @@ ACCURACY = {"miou": "mIoU", "miou_ms_flip": "mIoU, ms+flip", "aacc": "aAcc", "aa
 COSTS = {"memory_gb": "peak_memory_gib", "fps": "fps", "images_per_second": "images_per_second", "hours": "hours"}
 """Other metrics of :meth:`.Measurement.values`, and their names here."""
 VERDICTS = {"miou": "verdict", "miou_ms_flip": "verdict_ms_flip"}
+GONE = (*(f"{metric}{end}" for metric in ACCURACY for end in ("", "_sd", "_published", "_difference")), "fps")
+"""What a run must not go on saying when the files no longer do: of other data, of seeds that were taken away."""
 
 
 def run_key(row: Row, identity: str | None = None) -> str:
@@ -314,7 +316,7 @@ def _write(store: Store, row: Row, parts: Sequence[_Part], params: Params) -> No
                     points += [Point(f"train/{n}", v, end, int(step)) for n, v in values.items() if v is not None]
         numbers, verdicts = _findings(part, source)
         last = trained[0].iterations if trained else 0
-        points += [Point(n, v, end, last) for n, v in numbers.items() if run.data.metrics.get(n) != v]
+        points += store.corrections(run, numbers, end, last, GONE if part.measured.status != "not run" else ())
         store.metrics(run_id, points)
         page = f"#/experiments/{experiment}/runs/{parent.info.run_id}/artifacts/{row.name}.md"
         tags = {
@@ -328,6 +330,7 @@ def _write(store: Store, row: Row, parts: Sequence[_Part], params: Params) -> No
             **verdicts,
         }
         store.tags(run, {name: value for name, value in tags.items() if value})
+        store.untag(run, set(VERDICTS.values()) - verdicts.keys())
         store.data_set(run_id, row, part.fact("manifest_hash"))
         for path, folder in part.files:
             if path.is_file():
