@@ -97,5 +97,7 @@ def test_links_lead_somewhere(path: Path) -> None:
 
 @pytest.mark.parametrize("path", TEXTS, ids=lambda path: path.name)
 def test_files_that_are_named_exist(path: Path) -> None:
+    if path.name.startswith("adding-a-"):  # their files are the reader's to write; tests/pipelines/test_guides.py does
+        return
     named = re.findall(r"`((?:\.ci|benchmarks|danet|docs|pipelines|recipes|tests)/[\w./-]+)`", path.read_text("utf-8"))
-    assert [name for name in named if not (ROOT / name).exists()] == []
+    assert [name for name in named if not (ROOT / name).exists() and "NAME" not in name] == []

@@ -16,7 +16,7 @@ from danet.cli.app import app
 from danet.cli.run import _print_verified
 from danet.config.params import load_params
 from danet.config.yaml import write_raw
-from danet.evaluation.verify import Summary
+from danet.evaluation.verify import VerifiedRow
 from tests.parameters import ROOT, raw_params
 
 
@@ -64,7 +64,8 @@ def test_rows_are_chosen_and_sorted() -> None:
 def test_a_row_tells_where_it_stands_and_is_yaml(tmp_path: Path) -> None:
     text = rows("camvid-r50-d8-short")
     head, settings = text.split("\n\n", 1)
-    assert "19.72" in head
+    metrics = ROOT / "reports" / "metrics" / "camvid" / "camvid-r50-d8-short" / "metrics.json"
+    assert f"{json.loads(metrics.read_text())['miou']:.2f}" in head
     assert "danet show camvid-r50-d8-short" in head
     assert yaml.safe_load(text) == yaml.safe_load(settings)
     assert yaml.safe_load(settings)["name"] == "camvid-r50-d8-short"
@@ -87,8 +88,8 @@ def test_a_row_of_the_demo_is_found_where_it_is(tmp_path: Path) -> None:
 
 
 def test_equal_reasons_are_told_once(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    results = [Summary(name, "skipped", f"no data; run x {name}") for name in ("a-row", "b-row")]
-    _print_verified([*results, Summary("c-row", "failed", "damaged")])
+    results = [VerifiedRow(name, "skipped", f"no data; run x {name}") for name in ("a-row", "b-row")]
+    _print_verified([*results, VerifiedRow("c-row", "failed", "damaged")])
     shown = capsys.readouterr().out
     assert shown.count("no data") == 1
     assert "2 rows: no data; run x ROW" in shown

@@ -182,7 +182,7 @@ def test_contradictions_are_refused_by_name(raw: dict[str, Any], over: dict[str,
         (lambda recipe: recipe.pop("train"), r"mmsegmentation\.yaml: recipes\.mmsegmentation\.train: Field required"),
         (lambda recipe: recipe["settings"]["ade20k"].pop("test"), r"settings\.ade20k\.test: Field required"),
         (lambda recipe: recipe["settings"].update(ade20k=3), r"settings\.ade20k: .*given: 3"),
-        (lambda recipe: recipe.update(loss={}), r"mmsegmentation\.loss: is no setting"),
+        (lambda recipe: recipe.update(loss={}), r"mmsegmentation\.loss: is not a setting"),
         (lambda recipe: recipe["train"].update(test={}), r"train\.test: belongs beside train"),
     ],
 )

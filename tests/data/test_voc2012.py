@@ -87,8 +87,8 @@ def test_sbd_image_stands_in_where_voc_has_none(tmp_path: Path) -> None:
     [
         (["a"], ["a"], "'a' is in train.txt too"),
         (["a", "a"], ["b"], "names 'a' twice"),
-        (["../a"], ["b"], "no image id"),
-        ([".."], ["b"], "no image id"),
+        (["../a"], ["b"], "not an image id"),
+        ([".."], ["b"], "not an image id"),
     ],
 )
 def test_bad_lists(tmp_path: Path, train: list[str], val: list[str], problem: str) -> None:

@@ -45,8 +45,7 @@ def make_workspace(folder: Path) -> None:
     raw["datasets"] = {"camvid": raw["datasets"]["camvid"] | {"counts": {"train": 2, "val": 2, "test": 2}}}
     raw["weights"] = {"none": raw["weights"]["none"]}
     raw["rows"][ROW] |= {
-        "iterations": 2,
-        "schedule": {"batch_size": 2, "warmup_iterations": 0},
+        "schedule": {"iterations": 2, "batch_size": 2, "warmup_iterations": 0},
         "augment": {"resize": {"scale": [48, 64]}, "crop_size": [48, 64]},
         "test": {"resize": "none"},
     }
