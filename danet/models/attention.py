@@ -79,9 +79,12 @@ def fused_attention(q_BND: Tensor, k_BND: Tensor, v_BNC: Tensor, heads: int | No
                 out_BNC: Tensor = BlockAttention.apply(q_BND, k_BND, v_BNC)
                 return out_BNC
         heads = 1 if q_BND.is_cuda or C % D else C // D
+    q_BhND, k_BhND = (x_BND.unsqueeze(1).expand(-1, heads, -1, -1) for x_BND in (q_BND, k_BND))
+    if q_BND.is_cuda:  # cuDNN may misread heads that share memory (PyTorch 2.11)
+        q_BhND, k_BhND = q_BhND.contiguous(), k_BhND.contiguous()
     out_BhNc = F.scaled_dot_product_attention(
-        q_BND.unsqueeze(1).expand(-1, heads, -1, -1),
-        k_BND.unsqueeze(1).expand(-1, heads, -1, -1),
+        q_BhND,
+        k_BhND,
         v_BNC.reshape(*v_BNC.shape[:2], heads, C // heads).transpose(1, 2),
         scale=1.0,
     )
