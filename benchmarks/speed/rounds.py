@@ -130,7 +130,10 @@ def run(
         workers: dict[str, Worker] = {}
 
         def worker(implementation: Implementation) -> Worker:
-            started = workers.get(implementation.name)
+            # a GPU does one thing at a time, and would not hold the memory of all side by side
+            shared = PEER if implementation.numerics is None else "ours"
+            key = implementation.name if device == "cpu" else shared
+            started = workers.get(key)
             if started is None or not started.alive:
                 started = stack.enter_context(
                     Worker(command if implementation.numerics else list(peer or ()), cpu_cores(), device)
@@ -141,7 +144,7 @@ def run(
                         f"the worker of {implementation.name} does not start: {started.facts['error']}; run its "
                         f"command to see why: {shown}"
                     )
-                workers[implementation.name] = started
+                workers[key] = started
             return started
 
         peaks = _peaks(worker(Implementation("peaks", Numerics())), device)
@@ -166,7 +169,7 @@ def run(
             huge = case.what == "attention" or case.batch * case.size[0] * case.size[1] >= HUGE
             if huge and device == "cpu":
                 rounds = min(rounds, HUGE_ROUNDS)
-            turns = [[each] for each in chosen] if huge else [chosen]
+            turns = [[each] for each in chosen] if huge or device != "cpu" else [chosen]
             lines = [line for each in turns for line in _rounds(case, each, worker, device, rounds, warm_up)]
             measured += lines
             for line in lines:
