@@ -467,34 +467,44 @@ def _short(error: BaseException) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())[:400]}"
 
 
+def _commit(folder: Path) -> str:
+    for path in (folder / "environment.json", *sorted((folder / BENCHMARKS).glob("*.json"))):
+        if path.exists():
+            document = json.loads(path.read_text(encoding="utf-8"))
+            lines = {line["what"]: line["is"] for line in document.get("lines", [])} or document["facts"]
+            return str(lines["commit"])
+    return "unknown"
+
+
 def page(folders: Sequence[Path]) -> str:
-    """The Markdown page of a run's JSON files."""
-    found: dict[str, dict[str, Any]] = {}
+    """The Markdown page of one or more runs' JSON files: every attempt of a step, and the lines of the last."""
+    attempts: list[tuple[str, str, dict[str, Any]]] = []
     for folder in folders:
-        for step in LIMITS:
-            path = folder / f"{step}.json"
-            if path.exists():
-                found[step] = json.loads(path.read_text(encoding="utf-8"))
+        commit = _commit(folder)
+        known = [(step, folder / f"{step}.json") for step in LIMITS]
+        attempts += [(commit, step, json.loads(path.read_text("utf-8"))) for step, path in known if path.exists()]
+        cut = [step for step, path in known if not path.exists() and (folder / f"{step}.log").exists()]
+        attempts += [(commit, step, {"problem": "cut off by the end of the run", "lines": []}) for step in cut]
     out = [
         "# On a GPU",
         "",
-        "Written by `python -m benchmarks.gpu page`; do not edit. Every figure was measured by",
-        "`python -m benchmarks.gpu run`, each step in a process of its own.",
-        "Times of training steps and predictions are in [benchmarks/](benchmarks/README.md).",
+        f"Written by `python -m benchmarks.gpu page {' '.join(map(str, folders))}`; do not edit. Every figure was",
+        "measured by `python -m benchmarks.gpu run`, each step in a process of its own. Times of training steps and",
+        "predictions are in [benchmarks/](benchmarks/README.md).",
         "",
-        "| step | result | seconds |",
-        "|-|-|-:|",
+        "| commit | step | result | seconds |",
+        "|-|-|-|-:|",
     ]
-    for step, document in found.items():
+    for commit, step, document in attempts:
         good = [line["ok"] for line in document["lines"] if "ok" in line]
         said = document.get("problem") or (f"{sum(good)} of {len(good)} passed" if good else "measured")
-        out.append(f"| {step} | {said} | {document.get('seconds', '-')} |")
-    for step, document in found.items():
-        if not document["lines"]:
-            continue
-        names = list(dict.fromkeys(name for line in document["lines"] for name in line))
+        out.append(f"| {commit} | {step} | {said} | {document.get('seconds', '-')} |")
+    missing = [step for step in LIMITS if step not in [name for _, name, _ in attempts]]
+    out += ["", f"Not run: {', '.join(missing) or 'nothing'}."]
+    for step, lines in {step: document["lines"] for _, step, document in attempts if document["lines"]}.items():
+        names = list(dict.fromkeys(name for line in lines for name in line))
         out += ["", f"## {step}", "", f"| {' | '.join(names)} |", "|-" * len(names) + "|"]
-        for line in document["lines"]:
+        for line in lines:
             cells = (" ".join(str(line.get(name, "")).split()).replace("|", "/") for name in names)
             out.append(f"| {' | '.join(cells)} |")
     return "\n".join(out) + "\n"

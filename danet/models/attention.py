@@ -69,8 +69,8 @@ def fused_attention(q_BND: Tensor, k_BND: Tensor, v_BNC: Tensor, heads: int | No
 
     On CUDA in half precision by cuDNN, in heads of :data:`HEAD` channels; else by PyTorch's memory-efficient kernel. On
     the CPU, in float32 and float64, by :class:`BlockAttention`, which computes the scores once where PyTorch's kernel,
-    which needs values as narrow as the keys, computes them C / D times. Half precision on the CPU takes that kernel all the
-    same: it adds up in float32. There the values are split into heads that share queries and keys (a view, not a
+    which needs values as narrow as the keys, computes them C / D times. Half precision on the CPU takes that kernel all
+    the same: it adds up in float32. There the values are split into heads that share queries and keys (a view, not a
     copy); left whole, PyTorch would silently fall back to the explicit map.
 
     Args:
