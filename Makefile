@@ -1,21 +1,38 @@
-# `make help` lists the targets. Everything runs in .venv, made from the pinned constraints.txt.
+# `make help` lists the targets. Everything runs in .venv, made from requirements.lock: exact versions, checked by hash.
 PYTHON ?= python3
+# uv where it is on the PATH, else pip; `make setup UV=` takes pip all the same. pip reads your pip configuration, uv its own.
+UV     ?= $(shell command -v uv)
+# Another build of torch than PyPI's: cpu, cu126, rocm6.4, ... or auto, as uv's --torch-backend.
+TORCH  ?=
 VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
+PIP     = $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps
+INSTALL = $(if $(UV),$(UV) pip install --quiet --python $(BIN)/python --no-deps,$(PIP))
 
 .DEFAULT_GOAL := help
-.PHONY: benchmark scaling report-diff loading verdicts help setup demo test test-slow test-slurm lint camvid parity hooks constraints clean clean-demo
+.PHONY: benchmark scaling report-diff loading verdicts help setup demo test test-slow test-slurm lint camvid parity hooks lock clean clean-demo
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
-setup: $(READY)  ## set up .venv (about 6 GB: torch with CUDA)
+setup: $(READY)  ## set up .venv (about 6 GB: torch with CUDA; with TORCH=cpu about 2 GB)
 
-$(READY): constraints.txt pyproject.toml
+$(READY): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(f"Python 3.11 or newer is needed, $(PYTHON) is {v.major}.{v.minor}; try: make PYTHON=python3.12 ...") if v < (3, 11) else None'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+ifeq ($(TORCH),)
+	@[ "$$(uname)" != Linux ] || command -v nvidia-smi >/dev/null || \
+	  echo "no NVIDIA GPU is seen here: for an environment without CUDA, a third of the size, stop and run: make setup TORCH=cpu"
+	$(INSTALL) --require-hashes --requirement requirements.lock
+else
+	awk '/^[a-z]/ {keep = !/^(torch|triton|cuda-|nvidia-)/ || /^nvidia-ml-py/} keep' requirements.lock > $(VENV)/rest.txt
+	$(INSTALL) --require-hashes --requirement $(VENV)/rest.txt
+	@echo "torch for $(TORCH) comes from PyTorch's own index; the lock holds no hash of that build: everything else was checked"
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --torch-backend $(TORCH) \
+	  $$(grep -oE '^torch(vision)?==[0-9.]+' requirements.lock)
+endif
+	$(INSTALL) --no-build-isolation --editable .
 	@touch $(READY)
 
 demo: $(READY)  ## every stage on generated data: 12 rows in minutes on a CPU
@@ -57,9 +74,9 @@ verdicts: $(READY)  ## simulate the verdicts' error rates; writes reports/verdic
 hooks: $(READY)  ## install the git hooks
 	@$(BIN)/pre-commit install
 
-constraints: $(READY)  ## pin what is installed in .venv now
-	@{ echo "# Exact versions that the demo and the tests were run with; pyproject.toml holds the ranges that are supported."; \
-	   echo "# Regenerate: make constraints"; $(BIN)/python -m pip freeze --exclude-editable; } > constraints.tmp && mv constraints.tmp constraints.txt
+lock: $(READY)  ## write requirements.lock for what pyproject.toml asks for (ARGS=--upgrade for the newest versions)
+	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --extra dev --generate-hashes --no-annotate \
+	  --custom-compile-command "make lock" --output-file requirements.lock $(ARGS) pyproject.toml
 
 clean-demo:  ## remove the demo's workspace
 	rm -rf build/demo

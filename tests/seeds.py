@@ -5,10 +5,19 @@ from pathlib import Path
 
 from danet.config.row import Row
 from danet.config.workspace import Workspace
-from danet.core.files import sha256, write_json
+from danet.core.files import sha256
 from danet.data.prepared import PreparedDataset
-from danet.results import store
+from danet.results import schema, store
 from danet.results.identity import TrainingIdentity, trained_on
+
+TRAINING = schema.Training(
+    iterations=10,
+    final_loss=0.5,
+    images_per_second=1.0,
+    hours=0.01,
+    peak_memory_gib=1.0,
+    provenance=schema.Provenance(),
+)
 
 
 def keep_seed(
@@ -20,12 +29,12 @@ def keep_seed(
     path = store.weights_path(workspace, row, seed)
     path.parent.mkdir(parents=True, exist_ok=True)
     save(path)
-    record = store.SeedRecord(
+    record = schema.SeedRecord(
         row=row.name,
         identity=TrainingIdentity.of(row, seed, data=data, initial_weights=None),
         weights_sha256=sha256(path),
-        run={"seed": seed},
+        run=TRAINING,
         curve=[],
     )
-    write_json(store.record_path(workspace, row, seed), record.model_dump(mode="json"))
+    schema.save(store.record_path(workspace, row, seed), record)
     return path

@@ -274,7 +274,7 @@ def check_official_models(depth: int | None = None, only: str | None = None) -> 
 
 def official_step(network: reference.Network, image: Tensor, label: Tensor, loss: Loss) -> dict[str, np.ndarray]:
     """What :func:`check_network` compares, of the reference."""
-    arrays = {}
+    arrays: dict[str, np.ndarray] = {}
     for mode in ("eval", "train"):
         network.training = mode == "train"
         with torch.set_grad_enabled(network.training):

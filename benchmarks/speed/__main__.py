@@ -14,8 +14,8 @@ from danet.cli.options import Device, Root, RowName
 from danet.config.workspace import Workspace
 from danet.core.console import report_errors
 from danet.core.errors import ConfigError
+from danet.evaluation import cost
 from danet.evaluation.flops import size_text
-from danet.report import cost
 
 app = typer.Typer(
     rich_markup_mode="rich",

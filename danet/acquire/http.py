@@ -153,9 +153,9 @@ class _Transfer:
                 ConnectionError,
                 TimeoutError,
             ) as error:
-                if isinstance(error, ValueError):  # of requests, for what is no URL
+                if isinstance(error, ValueError):  # of requests, for what is not a URL
                     raise DownloadError(f"{public(self.url)}: {error}; correct the URL") from error
-                # more than ever before: a server that starts anew each time would else be asked for ever
+                # more than ever before: a server that starts again each time would else be asked for ever
                 failures, most = (0, self.have()) if self.have() - most >= CHUNK else (failures + 1, most)
                 if failures > self.patience.retries:
                     raise DownloadError(
@@ -180,7 +180,7 @@ class _Transfer:
                 return
             if response.status_code == 416:
                 self.discard()
-                raise _TransientError(f"the server refused to resume after {have:,} bytes; begun anew")
+                raise _TransientError(f"the server refused to resume after {have:,} bytes; started again")
             _check_status(self.url, response)
             if "text/html" in response.headers.get("Content-Type", ""):
                 raise _html(self.url)
@@ -282,7 +282,7 @@ def _open(session: requests.Session, url: str, headers: dict[str, str], patience
         except requests.RequestException:
             raise
         except ValueError as error:  # requests parses the Location even where it is not to follow it
-            raise DownloadError(f"{public(url)}: redirects to what is no address ({error})") from None
+            raise DownloadError(f"{public(url)}: redirects to what is not an address ({error})") from None
         if not response.is_redirect:
             return response
         response.close()
@@ -294,13 +294,13 @@ def redirect_target(url: str, place: str) -> str:
     """Where a redirect leads.
 
     Raises:
-        DownloadError: if that is no http(s) address, or leads from https to http.
+        DownloadError: if that is not an http(s) address, or leads from https to http.
     """
     try:
         target = urljoin(url, place)
         old, new = urlsplit(url).scheme, urlsplit(target).scheme
     except ValueError:
-        raise DownloadError(f"{public(url)}: redirects to {place[:200]!r}, which is no address") from None
+        raise DownloadError(f"{public(url)}: redirects to {place[:200]!r}, which is not an address") from None
     if new not in {"http", "https"} or (old == "https" and new != "https"):
         raise DownloadError(f"{public(url)}: redirects to the insecure {public(target)}, which is not followed")
     return target

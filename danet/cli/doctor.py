@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import shutil
 import sys
+from collections.abc import Callable, Iterator
 from importlib import metadata
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
 
 from danet.acquire.sources import (
     Places,
@@ -18,21 +23,17 @@ from danet.acquire.sources import (
     unpacked_folder,
 )
 from danet.config.params import Dataset, Params, Weights
+from danet.config.row import Row
 from danet.config.workspace import Workspace
-from danet.core.errors import ConfigError, DanetError
+from danet.core.console import output, result_table
+from danet.core.errors import ConfigError
 from danet.core.provenance import cpu_cores
 from danet.data.raw import changed_source, wanted_of
+from danet.data.registry import ADAPTERS
 from danet.weights.fetch import imagenet_wanted
-
-if TYPE_CHECKING:
-    from rich.console import Console
 
 PACKAGES = ("torch", "torchvision", "mlflow", "dvc", "opencv-python-headless", "numpy", "pandas")
 
-ARCHIVES_GB = {"voc2012": 3.4, "ade20k": 0.97, "cityscapes": 11.9, "camvid": 0.2}
-"""Of the official archives, by adapter."""
-USED_GB = {"voc2012": 1.1, "ade20k": 0.97, "cityscapes": 12.0, "camvid": 0.2}
-"""Of the images and masks in them that a row uses, as they come; about."""
 PIXELS = {"cityscapes": 1024 * 2048, "camvid": 360 * 480}
 """Of an image, where all have one size."""
 
@@ -42,49 +43,43 @@ def disk_gb(spec: Dataset) -> dict[str, float]:
 
     Raw storage holds three bytes a pixel of an image and one of its mask (the test split has none).
     """
-    prepared = USED_GB[spec.adapter]
+    adapter = ADAPTERS[spec.adapter]
+    prepared = adapter.used_gb
     if spec.storage == "raw" and spec.adapter in PIXELS:
         images = sum(spec.counts.values())
         masks = images - (spec.counts.get("test", 0) if spec.adapter == "cityscapes" else 0)
         prepared = PIXELS[spec.adapter] * (3 * images + masks) / 1e9
-    archives = ARCHIVES_GB[spec.adapter]
-    return {"archives": archives, "prepared": prepared, "needed": archives + USED_GB[spec.adapter] + prepared}
+    return {
+        "archives": adapter.archives_gb,
+        "prepared": prepared,
+        "needed": adapter.archives_gb + adapter.used_gb + prepared,
+    }
 
 
-def examine(workspace: Workspace) -> dict[str, Any]:
-    """Everything ``danet doctor`` reports, as JSON-able data.
+def examine(workspace: Workspace) -> Iterator[tuple[str, Any]]:
+    """The sections of ``danet doctor``, JSON-able, each as soon as it is known.
 
     Raises:
         ConfigError: if ``params.yaml`` is missing or invalid; nothing can be said about rows then.
     """
     params = workspace.params()
-    datasets = {name: _dataset(name, spec, workspace) for name, spec in params.datasets.items()}
-    weights = {name: _weights(name, spec, workspace) for name, spec in params.weights.items()}
-    return {
-        "python": platform.python_version(),
-        "python_ok": sys.version_info >= (3, 11),
-        "packages": {name: _version(name) for name in PACKAGES},
-        "device": _device(),
-        "cpu_cores": cpu_cores(),
-        "memory_gb": _memory_gb(),
-        "disk_free_gb": round(shutil.disk_usage(workspace.root.resolve()).free / 1e9, 1),
-        "link": _link(workspace),
-        "datasets": datasets,
-        "weights": weights,
-        "mlflow": os.environ.get("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db in the workspace"),
-        "rows": _rows(params, datasets, weights, workspace),
-        "costs": _costs(workspace),
-    }
-
-
-def _costs(workspace: Workspace) -> dict[str, str]:
-    """What each row takes on this device, where it has been benchmarked; a damaged benchmark file is no obstacle."""
-    from danet.report.cost import estimates
-
-    try:
-        return estimates(workspace)
-    except DanetError:
-        return {}
+    packages = {name: _version(name) for name in PACKAGES}
+    yield "software", {"python": platform.python_version(), "python_ok": sys.version_info >= (3, 11), **packages}
+    yield (
+        "machine",
+        {
+            "cpu_cores": cpu_cores(),
+            "memory_gb": _memory_gb(),
+            "disk_free_gb": round(shutil.disk_usage(workspace.root.resolve()).free / 1e9, 1),
+            "link": _link(workspace),
+            "mlflow": os.environ.get("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db in the workspace"),
+        },
+    )
+    yield "device", _device()
+    datasets = {name: dataset_state(name, spec, workspace) for name, spec in params.datasets.items()}
+    yield "datasets", datasets
+    yield "weights", {name: _weights(name, spec, workspace) for name, spec in params.weights.items()}
+    yield "rows", _rows(params, datasets, workspace)
 
 
 def _link(workspace: Workspace) -> str | None:
@@ -115,7 +110,7 @@ def _device() -> dict[str, Any]:
         return {
             "kind": "cpu",
             "gpus": [],
-            "note": "no GPU found: the demo and the -short rows run; full rows would take months",
+            "note": "no GPU: the demo and the -short rows run; full rows would take months",
         }
     gpus = []
     for index in range(torch.cuda.device_count()):
@@ -124,7 +119,8 @@ def _device() -> dict[str, Any]:
     return {"kind": "cuda", "gpus": gpus, "cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version()}  # type: ignore[no-untyped-call]
 
 
-def _dataset(name: str, spec: Dataset, workspace: Workspace) -> dict[str, Any]:
+def dataset_state(name: str, spec: Dataset, workspace: Workspace) -> dict[str, Any]:
+    """What is here of a dataset (``state``), or where it would come from and what to do (``how``)."""
     finding: dict[str, Any] = {"title": spec.title, "counts": spec.counts, "gb": disk_gb(spec)}
     changed = changed_source(workspace, name, contents=False)
     if changed is not None:
@@ -138,7 +134,7 @@ def _dataset(name: str, spec: Dataset, workspace: Workspace) -> dict[str, Any]:
         variable = folder_variable(name)
         if tree.is_dir():
             return {**finding, "state": "local", "how": f"{variable} names an unpacked copy"}
-        return {**finding, "state": "missing", "how": f"{variable}={tree} is no folder: correct or unset it"}
+        return {**finding, "state": "missing", "how": f"{variable}={tree} is not a folder: correct or unset it"}
     found = {archive.file: _first(wanted_of(name, archive), workspace) for archive in spec.archives}
     states = [source["state"] for source in found.values()]
     state = next(state for state in ("missing", "downloadable", "local") if state in states)
@@ -160,93 +156,135 @@ def _weights(name: str, spec: Weights, workspace: Workspace) -> dict[str, Any]:
         return {"state": "ready", "how": spec.title}
     if (workspace.weights(name) / "weights.safetensors").is_file():
         return {"state": "ready", "how": str(workspace.weights(name))}
+
     return _first(imagenet_wanted(spec), workspace)
 
 
-def _rows(
-    params: Params, datasets: dict[str, Any], weights: dict[str, Any], workspace: Workspace
-) -> list[dict[str, Any]]:
+def _rows(params: Params, datasets: dict[str, Any], workspace: Workspace) -> list[dict[str, Any]]:
+    from danet.evaluation.cost import hours_here
+
+    hours = hours_here(workspace, params, params.rows.values())
     rows = []
     for row in params.rows.values():
-        missing = []
-        if datasets[row.dataset]["state"] == "missing":
-            missing.append(f"dataset {row.dataset}: {datasets[row.dataset]['how']}")
-        trained = all((workspace.model(row) / f"seed{seed}.safetensors").is_file() for seed in row.seeds)
-        measured = (workspace.metrics(row) / "metrics.json").is_file()
-        state = "measured" if measured else "trained" if trained else "blocked" if missing else "can run"
-        rows.append({"row": row.name, "table": row.table, "state": state, "missing": missing})
+        needs = None if datasets[row.dataset]["state"] != "missing" else row.dataset
+        state = state_of(row, workspace)
+        if state == "not run":
+            state = "blocked" if needs else "can run"
+        rows.append({"row": row.name, "table": row.table, "state": state, "needs": needs, "hours": hours.get(row.name)})
     return rows
 
 
-def print_findings(findings: dict[str, Any]) -> None:
-    """Prints what :func:`examine` found, for people."""
-    from rich.console import Console
-    from rich.table import Table
+def state_of(row: Row, workspace: Workspace) -> str:
+    """``measured``, ``trained`` or ``not run``, from the files at hand."""
+    if (workspace.metrics(row) / "metrics.json").is_file():
+        return "measured"
+    trained = all((workspace.model(row) / f"seed{seed}.safetensors").is_file() for seed in row.seeds)
+    return "trained" if trained else "not run"
 
-    out = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
-    mark = {True: "[green]ok[/]     ", False: "[red]missing[/]"}
-    out.print(f"{mark[findings['python_ok']]} Python {findings['python']} (3.11 or newer)")
-    for name, version in findings["packages"].items():
-        remedy = "" if version else "  run `make setup`"
-        out.print(f"{mark[version is not None]} {name} {version or ''}{remedy}")
-    device = findings["device"]
-    if device["gpus"]:
-        for gpu in device["gpus"]:
-            versions = f"CUDA {device['cuda']}, cuDNN {device['cudnn']}"
-            out.print(f"{mark[True]} GPU {gpu['name']}, {gpu['memory_gb']} GB ({versions})")
-    else:
-        out.print(f"[yellow]note[/]    {device['note']}")
-    out.print(f"        {findings['cpu_cores']} CPU cores, {findings['memory_gb']} GB memory")
-    out.print(
-        f"        {findings['disk_free_gb']} GB disk free; data take their size once where `dvc config cache.type`"
-    )
-    out.print("        prints hardlink,symlink, as .dvc/config has it, and may take it twice with any other value")
-    out.print(f"[red]error[/]   {findings['link']}\n" if findings["link"] else "", end="")
-    out.print(f"        MLflow: {findings['mlflow']}\n")
 
-    table = Table(
-        box=None, pad_edge=False, header_style="bold", title="Datasets and ImageNet weights", title_justify="left"
-    )
-    for title in ("name", "state", "how"):
-        table.add_column(title, overflow="fold")
-    colour = {"missing": "red", "changed": "red", "prepared": "green", "ready": "green", "local": "green"}
-    for name, finding in {**findings["datasets"], **findings["weights"]}.items():
-        state = finding["state"]
-        how = finding["how"]
-        if "gb" in finding and state != "prepared":
-            how += f" ({_sizes(finding['gb'], findings['disk_free_gb'])})"
-        table.add_row(name, f"[{colour.get(state, 'yellow')}]{state}[/]", how)
-    out.print(table)
-
-    out.print("\n[bold]Rows[/]")
-    by_state: dict[str, list[str]] = {}
-    for row in findings["rows"]:
-        by_state.setdefault(row["state"], []).append(row["row"])
-    meaning = {
-        "measured": "in the tables already",
-        "trained": "next: dvc repro evaluate@ROW",
-        "can run": "next: dvc repro evaluate@ROW",
-        "blocked": "something is missing",
+def print_findings(sections: Iterator[tuple[str, Any]]) -> None:
+    """Prints what :func:`examine` finds, for people, as it finds it."""
+    out = output()
+    found: dict[str, Any] = {}
+    printers: dict[str, Callable[[Console, Any, dict[str, Any]], None]] = {
+        "software": _print_software,
+        "machine": _print_machine,
+        "device": _print_device,
+        "datasets": _print_datasets,
+        "weights": _print_weights,
+        "rows": _print_rows,
     }
-    for state, text in meaning.items():
-        if names := by_state.get(state):
-            out.print(f"  [bold]{state}[/] ({len(names)}; {text}): {', '.join(names)}")
-    _print_costs(out, findings)
-    for reason in sorted({reason for row in findings["rows"] for reason in row["missing"]}):
-        out.print(f"  [red]missing[/] {reason}")
+    for name, section in sections:
+        found[name] = section
+        printers[name](out, section, found)
 
 
-def _sizes(gb: dict[str, float], free: float) -> str:
-    text = (
-        f"{gb['archives']:.3g} GB archives + {gb['prepared']:.3g} GB prepared, {gb['needed']:.3g} GB while converting"
+def _print_software(out: Console, software: dict[str, Any], found: dict[str, Any]) -> None:
+    here = [f"{name} {software[name]}" for name in ("python", *PACKAGES) if software[name]]
+    out.print(f"[green]ok[/]       {', '.join(here)}")
+    if not software["python_ok"]:
+        out.print(f"[red]error[/]    Python {software['python']} is too old; 3.11 or newer is needed")
+    if missing := [name for name in PACKAGES if not software[name]]:
+        out.print(f"[red]missing[/]  {', '.join(missing)}: run `make setup`")
+
+
+def _print_machine(out: Console, machine: dict[str, Any], found: dict[str, Any]) -> None:
+    out.print(
+        f"[green]ok[/]       {machine['cpu_cores']} CPU cores, {machine['memory_gb']} GB memory, "
+        f"{machine['disk_free_gb']} GB disk free"
     )
-    return f"[red]{text}: more than is free[/]" if gb["needed"] > free else text
+    if machine["link"]:
+        out.print(f"[red]error[/]    {escape(machine['link'])}")
+    out.print(f"[green]ok[/]       MLflow: {escape(machine['mlflow'])}")
 
 
-def _print_costs(out: Console, findings: dict[str, Any]) -> None:
-    if costs := findings["costs"]:
-        out.print("\n[bold]Training and testing on this device[/] (reports/cost.md says how it is reckoned)")
-        for name, cost in costs.items():
-            out.print(f"  {name}: {cost} here")
-    elif findings["device"]["gpus"]:
-        out.print("\nHow long the rows take here is not known: `make benchmark` measures it.")
+def _print_device(out: Console, device: dict[str, Any], found: dict[str, Any]) -> None:
+    for gpu in device["gpus"]:
+        out.print(
+            f"[green]ok[/]       GPU {gpu['name']}, {gpu['memory_gb']} GB (CUDA {device['cuda']}, "
+            f"cuDNN {device['cudnn']})"
+        )
+    if not device["gpus"]:
+        out.print(f"[yellow]note[/]     {device['note']}")
+
+
+def _print_datasets(out: Console, datasets: dict[str, Any], found: dict[str, Any]) -> None:
+    out.print("\n[bold]Data sets[/]")
+    shown = result_table("name", "state", "archives", "prepared", "to convert", left=("name", "state"))
+    for name, finding in datasets.items():
+        gb = finding["gb"]
+        enough = finding["state"] == "prepared" or gb["needed"] <= found["machine"]["disk_free_gb"]
+        needed = f"{gb['needed']:.3g} GB"
+        shown.add_row(
+            name,
+            _coloured(finding["state"]),
+            f"{gb['archives']:.3g} GB",
+            f"{gb['prepared']:.3g} GB",
+            needed if enough else f"[red]{needed}, not free[/]",
+        )
+    out.print(shown)
+    for name, finding in datasets.items():
+        out.print(f"{name}: {_shorter(finding)}", markup=False)
+
+
+def _print_weights(out: Console, weights: dict[str, Any], found: dict[str, Any]) -> None:
+    out.print("\n[bold]ImageNet weights[/]")
+    shown = result_table("name", "state", left=("name", "state"))
+    shown.add_column("how")
+    for name, finding in weights.items():
+        shown.add_row(name, _coloured(finding["state"]), escape(_shorter(finding)))
+    out.print(shown)
+
+
+def _print_rows(out: Console, rows: list[dict[str, Any]], found: dict[str, Any]) -> None:
+    from danet.evaluation.cost import duration
+
+    timed = any(row["hours"] is not None for row in rows)
+    states = ("measured", "trained", "can run", "blocked")
+    out.print("\n[bold]Rows[/]")
+    shown = result_table("table", "rows", *states, *(["hours here"] if timed else []), left=["table"])
+    for table in dict.fromkeys(row["table"] for row in rows):
+        mine = [row for row in rows if row["table"] == table]
+        counts = [sum(row["state"] == state for row in mine) for state in states]
+        hours = sum(row["hours"] or 0 for row in mine)
+        shown.add_row(table, *(str(n or "-") for n in (len(mine), *counts)), *([duration(hours)] if timed else []))
+    out.print(shown)
+    if timed:
+        out.print("[dim]Hours: training and testing, one row after the other (reports/cost.md).[/]")
+    elif found["device"]["gpus"]:
+        out.print("How long the rows take here is not known: `make benchmark` measures it.")
+    for name in dict.fromkeys(row["needs"] for row in rows if row["needs"] and row["state"] == "blocked"):
+        count = sum(row["needs"] == name and row["state"] == "blocked" for row in rows)
+        out.print(f"[red]blocked[/]: {count} rows need {name}, which is missing (above)")
+    out.print("Next: `danet rows` names them; `dvc repro evaluate@ROW` runs one.")
+
+
+def _coloured(state: str) -> str:
+    colour = {"missing": "red", "changed": "red", "prepared": "green", "ready": "green", "local": "green"}
+    return f"[{colour.get(state, 'yellow')}]{state}[/]"
+
+
+def _shorter(finding: dict[str, Any]) -> str:
+    """Of an address that files will be downloaded from, the server; one that a user must open stays whole."""
+    how = str(finding["how"])
+    return re.sub(r"url: https?://([^/\s]+)\S*", r"from \1", how) if finding["state"] == "downloadable" else how

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -12,30 +12,42 @@ from danet.cli.options import Device, Force, Format, Root, TestMode
 from danet.config.workspace import Workspace
 from danet.core.files import refuse_existing
 
+if TYPE_CHECKING:
+    from danet.config.row import Row
+
 app = typer.Typer()
 
 
 @app.command()
 def predict(
-    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Photographs (JPEG, PNG).")],
+    images: Annotated[
+        list[Path], typer.Argument(metavar="IMAGE...", help="Photographs (JPEG, PNG), or folders of them.")
+    ],
     row: Annotated[str, typer.Option(help="The row whose model and testing protocol to use.")],
-    weights: Annotated[Path, typer.Option(help="Weights of that row's model: trained, imported or released.")],
     out: Annotated[Path, typer.Option(help="Folder for the results; made if missing.")],
+    weights: Annotated[
+        Path | None,
+        typer.Option(
+            help="Weights of that row's model: trained, imported or released (default: the row's own, once trained).",
+            show_default=False,
+        ),
+    ] = None,
     mode: Annotated[TestMode, typer.Option(help="ss: single scale; ms: multi-scale + flip.")] = TestMode.ss,
     logits: Annotated[bool, typer.Option("--logits", help="Also write float32 C x H x W scores as .npy.")] = False,
     device: Device = None,
     force: Force = False,
     workspace: Root = Path(),
 ) -> None:
-    """Segment images: for each a mask PNG with the dataset's palette and an overlay PNG."""
+    """Segment images: for each a mask PNG with the dataset's palette and an overlay PNG with a legend."""
     from danet.evaluation.predict import predict_files
 
-    params = Workspace(workspace).params()
+    space = Workspace(workspace)
+    params = space.params()
     chosen = params.row(row)
     adapter = params.dataset(chosen.dataset).adapter
     written = predict_files(
         chosen,
-        weights=weights,
+        weights=weights or _own_weights(chosen, space),
         images=images,
         out=out,
         mode=mode.value,
@@ -46,6 +58,20 @@ def predict(
     )
     for path in written:
         typer.echo(path)
+
+
+def _own_weights(row: Row, workspace: Workspace) -> Path:
+    """The trained weights of a row's first seed; the released ones of a row that was not trained."""
+    from danet.core.errors import CheckpointError
+
+    trained = workspace.model(row) / f"seed{row.seeds[0]}.safetensors"
+    released = workspace.released(row) / "weights.safetensors"
+    for path in (trained, released):
+        if path.is_file():
+            return path
+    raise CheckpointError(
+        f"{trained}: does not exist; train the row (`dvc repro train@{row.name}`), or give --weights FILE"
+    )
 
 
 @app.command()

@@ -23,11 +23,11 @@ def doctor(
     """Check Python, torch, GPU, disk, datasets and credentials: which rows can run here, and what the others need."""
     from danet.cli.doctor import examine, print_findings
 
-    findings = examine(Workspace(workspace))
+    sections = examine(Workspace(workspace))
     if format is Format.json:
-        typer.echo(json.dumps(findings, indent=2))
+        typer.echo(json.dumps(dict(sections), indent=2))
     else:
-        print_findings(findings)
+        print_findings(sections)
 
 
 @app.command("flops")
@@ -45,7 +45,7 @@ def flops_command(
     from dataclasses import asdict
 
     from danet.core.errors import ConfigError
-    from danet.evaluation.flops import count_row, size_text
+    from danet.evaluation.flops import SIZES, count_row, size_text
 
     params = Workspace(workspace).params()
     if every == (row is not None):
@@ -54,19 +54,20 @@ def flops_command(
     if format is Format.json:
         typer.echo(json.dumps([asdict(each) for each in counted], indent=2))
         return
+    if format is Format.csv:
+        import pandas as pd
+
+        numbers = [asdict(each) | {name: size_text(getattr(each, name)) for name in SIZES} for each in counted]
+        typer.echo(pd.DataFrame(numbers).to_csv(index=False), nl=False)
+        return
     records = [
         {
-            "row": each.row, "parameters": each.parameters, "crop": size_text(each.crop),
+            "row": each.row, "parameters": f"{each.parameters / 1e6:.1f} M", "crop": size_text(each.crop),
             "crop_tflop": f"{each.crop_flop / 1e12:.3f}", "image": size_text(each.image),
             "input": size_text(each.input), "passes": each.passes, "test_tflop": f"{each.test_flop / 1e12:.3f}",
         }
         for each in counted
     ]  # fmt: skip
-    if format is Format.csv:
-        import pandas as pd
-
-        typer.echo(pd.DataFrame(records).to_csv(index=False), nl=False)
-        return
     shown = result_table(*records[0], left=["row"])
     for record in records:
         shown.add_row(*map(str, record.values()))

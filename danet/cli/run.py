@@ -107,8 +107,8 @@ def verify(
         space,
         device=device,
         again=again,
-        report=lambda one, done, count: console.print(
-            f"{done}/{count} {one.row}: {one.state}{': ' if one.reason else ''}{one.reason}", markup=False
+        report=lambda one, done, count: (
+            None if one.state == "skipped" else console.print(f"{done}/{count} {one.row}: {one.state}", markup=False)
         ),
     )
     if not no_mlflow:
@@ -137,6 +137,17 @@ def _print_verified(results: list) -> None:  # type: ignore[type-arg]
     if not results:
         wide.print("No row here has published numbers or released weights; give a ROW and --weights FILE.")
         return
+    reasons: dict[tuple[str, str], list[str]] = {}
+    for each in results:
+        if each.state in ("skipped", "failed"):
+            # a reason names the row's own files and commands: without its name many are equal
+            reasons.setdefault((each.state, each.reason.replace(each.row, "ROW")), []).append(each.row)
+    for (state, reason), rows in reasons.items():
+        if len(rows) == 1:
+            wide.print(f"{state} {rows[0]}: {reason.replace('ROW', rows[0])}", markup=False)
+        else:
+            wide.print(f"{state} {len(rows)} rows: {reason}", markup=False)
+            wide.print(f"  {', '.join(rows)}", markup=False, style="dim")
     others = {state: sum(each.state == state for each in results) for state in ("skipped", "failed")}
     wide.print(
         f"{len(measured)} of {len(results)} rows verified (mIoU in percent)"
@@ -149,7 +160,7 @@ def reproduce(
     report: Annotated[Path, typer.Argument(metavar="REPORT.json", help="A table as data: reports/tables/NAME.json.")],
     row: RowName,
     train: Annotated[
-        bool, typer.Option("--train", help="Train the reported seeds anew, in build/reproduce, instead of evaluating.")
+        bool, typer.Option("--train", help="train the reported seeds again, in build/reproduce, instead of evaluating.")
     ] = False,
     device: Device = None,
     workspace: Root = Path(),

@@ -38,7 +38,8 @@ class Archive(Strict):
 class Dataset(Strict):
     """Where a dataset comes from and how large it must be."""
 
-    adapter: Literal["voc2012", "ade20k", "cityscapes", "camvid"]
+    adapter: Name
+    """A key of ``danet.data.registry.ADAPTERS``."""
     title: str = ""
     """For the reader, from ``titles`` in ``params.yaml``."""
     archives: tuple[Archive, ...]
@@ -76,6 +77,37 @@ class Released(Strict):
         if isinstance(data, Mapping) and "file" not in data and isinstance(data.get("url"), str):
             return {**data, "file": data["url"].rpartition("/")[2]}
         return data
+
+
+class Settings(Strict):
+    """What a source does, by the names of :class:`Row`. ``train`` and ``test`` are parameters of a stage each."""
+
+    train: dict[str, Any]
+    test: dict[str, Any]
+    val_split: Name | None = None
+
+    @model_validator(mode="after")
+    def _apart(self) -> Settings:
+        if misplaced := sorted(set(self.train) & {"source", "protocol", *Settings.model_fields}):
+            raise ValueError(f"train.{misplaced[0]}: belongs beside train, not under it")
+        return self
+
+
+class Recipe(Settings):
+    """A file of ``recipes/``: what a source does everywhere, and its settings by data set laid over that."""
+
+    source: Name
+    protocol: str
+    """One sentence for the reader of a table."""
+    protocols: dict[str, str] = Field(default_factory=dict)
+    """Of single settings, instead."""
+    settings: dict[Name, Settings]
+
+    @model_validator(mode="after")
+    def _protocols_of_settings(self) -> Recipe:
+        if strangers := sorted(set(self.protocols) - set(self.settings)):
+            raise ValueError(f"protocols.{strangers[0]}: no such settings; allowed: {', '.join(self.settings)}")
+        return self
 
 
 class Table(Strict):
@@ -146,6 +178,9 @@ class Params:
             raise ConfigError(f"{path}: unknown section {unknown[0]!r}; allowed: {', '.join(sorted(known))}")
         self.revisions = _validate(Revisions, raw.get("revisions", {}), path, "revisions")
         self.bands = _validate(Bands, raw.get("bands") or {}, path, "bands")
+        self.recipes = {
+            key: _validate(Recipe, value, path, f"recipes.{key}") for key, value in self._section("recipes").items()
+        }
         titles = self._section("titles")
         self.datasets = {
             key: _validate(Dataset, value, path, f"datasets.{key}").model_copy(update={"title": titles.get(key, key)})
@@ -214,7 +249,7 @@ class Params:
             counts = self.datasets[resolved.dataset].counts
             if getattr(resolved, field) not in counts:
                 raise ConfigError(
-                    f"{self.path}: {where}.{field}: {getattr(resolved, field)!r} is no split of {resolved.dataset}; "
+                    f"{self.path}: {where}.{field}: {getattr(resolved, field)!r} is not a split of {resolved.dataset}; "
                     f"allowed: {', '.join(sorted(counts))}"
                 )
         weights = self.weights[resolved.weights]
@@ -227,48 +262,22 @@ class Params:
         return resolved
 
     def _recipe(self, where: str, row: Mapping[str, Any]) -> dict[str, Any]:
-        """A row's recipe with its settings laid over it; what is under ``train`` moves up to the row's own fields."""
-        recipes = self._section("recipes")
-        name = row.get("recipe")
-        if not isinstance(name, str) or name not in recipes:
+        """A row's recipe with its settings laid over it, by the names of :class:`Row`."""
+        name, wanted = row.get("recipe"), row.get("settings")
+        if not isinstance(name, str) or name not in self.recipes:
+            known = ", ".join(sorted(self.recipes))
+            raise ConfigError(f"{self.path}: {where}.recipe: {_shown(name)} is unknown; allowed: {known}")
+        recipe = self.recipes[name]
+        if not isinstance(wanted, str) or wanted not in recipe.settings:
             raise ConfigError(
-                f"{self.path}: {where}.recipe: {_shown(name)} is unknown; allowed: {', '.join(sorted(recipes))}"
+                f"{self.path}: {where}.settings: {_shown(wanted)} is unknown; "
+                f"{_file(self.path, f'recipes.{name}')} has: {', '.join(recipe.settings)}"
             )
-        file = self.path.parent / RECIPES / f"{name}.yaml"
-        recipe = recipes[name]
-        settings = recipe.get("settings") if isinstance(recipe, Mapping) else None
-        if not isinstance(settings, Mapping):
-            raise ConfigError(f"{file}: must be a mapping that has `settings`, by name")
-        wanted = row.get("settings")
-        if not isinstance(wanted, str) or wanted not in settings or not NAME.fullmatch(wanted):
-            raise ConfigError(
-                f"{self.path}: {where}.settings: {_shown(wanted)} is unknown; {file} has: "
-                f"{', '.join(map(str, settings))}"
-            )
-        data: dict[str, Any] = {}
-        for part, fields in (("", recipe), (f"settings.{wanted}: ", settings[wanted])):
-            if not isinstance(fields, Mapping):
-                raise ConfigError(f"{file}: {part}must be a mapping, not {_shown(fields)}")
-            for half in ("train", "test"):  # each is a parameter of its stage in dvc.yaml, so it must be there
-                if not isinstance(fields.get(half), Mapping):
-                    raise ConfigError(f"{file}: {part}{half} must be a mapping ({{}} if it has nothing to say)")
-            own = {key: value for key, value in fields.items() if key not in {"train", "settings", "protocols"}}
-            allowed = ("val_split", "test") if part else ("source", "protocol", "val_split", "test")
-            unknown = sorted(set(map(str, own)) - set(allowed))
-            if unknown:
-                more = "" if part else ", protocols, settings"
-                raise ConfigError(
-                    f"{file}: {part}unknown field {unknown[0]!r}; allowed: {', '.join(allowed)}, train{more}"
-                )
-            misplaced = sorted(set(map(str, fields["train"])) & {"source", "protocol", "val_split", "test"})
-            if misplaced:
-                raise ConfigError(f"{file}: {part}train.{misplaced[0]}: not under train, but beside it")
-            data = merge(merge(data, own), fields["train"])
-        protocols = recipe.get("protocols") or {}
-        if not isinstance(protocols, Mapping) or not set(protocols) <= set(settings):
-            raise ConfigError(f"{file}: protocols must map names of settings to a sentence each")
-        if wanted in protocols:
-            data["protocol"] = protocols[wanted]
+        data: dict[str, Any] = {"source": recipe.source, "protocol": recipe.protocols.get(wanted, recipe.protocol)}
+        for part in (recipe, recipe.settings[wanted]):
+            data = merge(data, part.train | {"test": part.test})
+            if part.val_split is not None:
+                data["val_split"] = part.val_split
         return data
 
     def _submissions(self) -> tuple[str, ...]:
@@ -314,7 +323,11 @@ class Params:
     def _known(self, kind: str, name: str, known: Mapping[str, Any]) -> str:
         if name in known:
             return name
-        close = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
+        demo = self.path.parent / "build" / "demo"
+        if kind == "row" and name.startswith("demo-") and demo.is_dir():
+            raise ConfigError(f"unknown row {name!r} ({self.path}); the demo's rows are in {demo}: add -C {demo}")
+        # of many names the three nearest, however far
+        close = difflib.get_close_matches(name, known, n=3, cutoff=0.4 if len(known) < 10 else 0)
         hint = f"did you mean {', '.join(close)}?" if close else f"known: {', '.join(known)}"
         raise ConfigError(f"unknown {kind} {name!r} ({self.path}); {hint}")
 
@@ -347,7 +360,9 @@ def _validate(kind: type[T], data: Any, path: Path, where: str) -> T:
             field = ".".join(str(part) for part in (where, *item["loc"]))
             given = item.get("input")
             shown = f" (given: {_shown(given)})" if isinstance(given, str | int | float | bool) else ""
-            what = "is no setting" if item["type"] == "extra_forbidden" else item["msg"].removeprefix("Value error, ")
+            what = (
+                "is not a setting" if item["type"] == "extra_forbidden" else item["msg"].removeprefix("Value error, ")
+            )
             problems.append(f"{field}: {what}{shown}")
         more = [f"and {len(problems) - SHOWN} more"] if len(problems) > SHOWN else []
         text = "; ".join(problems[:SHOWN] + more).encode("utf-8", "backslashreplace").decode()
@@ -355,8 +370,10 @@ def _validate(kind: type[T], data: Any, path: Path, where: str) -> T:
 
 
 def _file(path: Path, where: str) -> Path:
-    """The file beside ``params.yaml`` that holds the section with which ``where`` begins."""
-    section = where.split(".", 1)[0]
+    """The file at ``params.yaml`` or beside it that holds the place ``where``."""
+    section, _, rest = where.partition(".")
+    if section == "recipes" and rest:
+        return path.parent / RECIPES / f"{rest.split('.')[0]}.yaml"
     return next((path.with_name(name) for name, sections in BESIDE.items() if section in sections), path)
 
 

@@ -85,7 +85,7 @@ def _check(value: object, path: Path, place: str) -> None:
 def read_raw(path: Path) -> dict[str, Any]:
     """``params.yaml`` as it is written, with ``recipes`` (by name of file) and the sections of the files beside it.
 
-    They are files of their own because DVC parses the whole file anew for each stage and parameter.
+    They are files of their own because DVC parses the whole file again for each stage and parameter.
 
     Raises:
         ConfigError: if a file cannot be read, is not valid YAML, or holds a section that belongs elsewhere.

@@ -80,4 +80,4 @@ def _message(error: DanetError | OSError | MemoryError | RuntimeError) -> str:
         where = f"{shown if len(shown) <= 200 else shown[:200] + '...'}: " if shown else ""
         return f"{where}{error.strerror or error}; fix that and run again"
     first = next(iter(str(error).splitlines()), "")[:200]
-    return f"the memory does not suffice ({first}); close other programs, or take a smaller image or batch"
+    return f"the memory is too small ({first}); close other programs, or take a smaller image or batch"

@@ -20,7 +20,7 @@ class DanetError(Exception):
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether the memory of a GPU or of the host did not suffice; PyTorch raises both as a ``RuntimeError``."""
+    """Whether the memory of a GPU or of the host was too small; PyTorch raises both as a ``RuntimeError``."""
     words = ("can't allocate memory", "out of memory")
     return isinstance(error, MemoryError) or (
         isinstance(error, RuntimeError) and any(text in str(error) for text in words)

@@ -114,7 +114,7 @@ def _sync_folder(folder: Path) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes ``value`` as indented JSON; refuses NaN and infinities, which are no JSON."""
+    """Writes ``value`` as indented JSON; refuses NaN and infinities, which are not JSON."""
     write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
 
 

@@ -163,7 +163,7 @@ def _meet(rank: int, world: int, device: torch.device) -> Any:
         ) from error
     problem = disagreement(facts)
     if problem is not None:
-        raise TrainingError(f"{problem}; give every node the same environment (constraints.txt), commit and GPUs")
+        raise TrainingError(f"{problem}; give every node the same environment (requirements.lock), commit and GPUs")
     return store
 
 

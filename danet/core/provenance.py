@@ -1,4 +1,4 @@
-"""Where a number came from: code, data, weights, seed, machine and versions, as one flat dictionary.
+"""Where a number came from: code, machine and versions, as one flat dictionary.
 
 Nothing here may stop a training that is otherwise fine: what cannot be found out is ``None`` (the commit:
 ``"unknown"``), never an exception. The host's name and absolute paths are left out, since the result is
@@ -31,13 +31,11 @@ def collect(**extra: Any) -> dict[str, Any]:
     """What is known about this process.
 
     Args:
-        extra: further facts, for instance of a row and seed, ``manifest_hash``, ``weights_sha256``,
-            ``peak_memory_gib``, ``energy_kj``; they replace what was found here.
+        extra: further facts, for instance ``precision`` or ``energy_kj``; they replace what was found here.
 
     Returns:
         JSON-serialisable values under ``commit, dirty, date, command, python, torch, torchvision, cuda, cudnn,
-        driver, gpu, gpus, cpu, cpu_cores, os, precision, row_hash, train_hash, seed, manifest_hash,
-        weights_sha256``; ``None`` for what is unknown.
+        driver, gpu, gpus, cpu, cpu_cores, os, precision``; ``None`` for what is unknown.
     """
     commit, dirty = code_version()
     facts: dict[str, Any] = {
@@ -53,11 +51,6 @@ def collect(**extra: Any) -> dict[str, Any]:
         "cpu_cores": cpu_cores(),
         "os": f"{platform.system()} {platform.release()} {platform.machine()}",
         "precision": None,
-        "row_hash": None,
-        "train_hash": None,
-        "seed": None,
-        "manifest_hash": None,
-        "weights_sha256": None,
     }
     return facts | extra
 
@@ -76,7 +69,7 @@ def code_version(root: Path = PACKAGE_ROOT) -> tuple[str, bool | None]:
     """Commit of the package's repository and whether tracked files differ from it.
 
     Untracked files and what the stages write themselves (``reports/``, ``dvc.lock``) do not make it dirty.
-    ``("unknown", None)`` if the package lies in no repository of its own or git is missing.
+    ``("unknown", None)`` if the package is not in a repository of its own or git is missing.
     """
     given = os.environ.get(COMMIT_VARIABLE)
     if given:

@@ -79,6 +79,9 @@ SPEC = DatasetSpec(
     wanted=re.compile(r"(^|/)(images|annotations)/(training|validation)/[^/]+\.(jpg|png)$"),
     locate=locate,
     layout=layout,
+    image_size=(512, 683),
+    archives_gb=0.97,
+    used_gb=0.97,
     expected_ids=expected_ids,
     grey_images=True,  # the training set holds a few; every source decodes them to three equal channels
 )

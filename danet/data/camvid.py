@@ -62,4 +62,7 @@ SPEC = DatasetSpec(
     wanted=re.compile(r"(^|/)CamVid/((train|val|test)(annot)?/[^/]+\.(png|jpe?g)|(train|val|test)\.txt)$"),
     locate=locate,
     layout=layout,
+    image_size=(360, 480),
+    archives_gb=0.2,
+    used_gb=0.2,
 )

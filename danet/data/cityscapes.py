@@ -82,4 +82,7 @@ SPEC = DatasetSpec(
     ),
     locate=locate,
     layout=layout,
+    image_size=(1024, 2048),
+    archives_gb=11.9,
+    used_gb=12.0,
 )

@@ -185,7 +185,7 @@ class _Conversion:
                     f"{self._relative(item.image)}: the id {item.id!r} is also that of {self._relative(other.image)}"
                 )
             if not SAFE_ID.fullmatch(item.id):
-                self.problems.append(f"{self._relative(item.image)}: {item.id!r} is no image id")
+                self.problems.append(f"{self._relative(item.image)}: {item.id!r} is not an image id")
 
     def _check(self, counts: dict[str, int]) -> None:
         """Fails with everything that was found wrong, or with the counts that differ."""

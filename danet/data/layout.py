@@ -109,6 +109,12 @@ class DatasetSpec:
     """Which archive members to unpack (searched in the member's path)."""
     locate: Callable[[Path], dict[str, Path]]
     layout: Callable[[Mapping[str, Path]], Layout]
+    image_size: tuple[int, int]
+    """(height, width) of a validation image: of all, else the commonest or a typical one."""
+    archives_gb: float
+    """Of the official archives, about."""
+    used_gb: float
+    """Of the images and masks in them that a row uses, as they come; about."""
     expected_ids: Callable[[str, int], list[str]] | None = None
     """The ids that a split of the given size must have, where the numbering says so."""
     palette_ids: Mapping[Colour, int] = field(default_factory=dict)
@@ -254,7 +260,7 @@ def read_mat(path: Path) -> Mask:
     try:
         segmentation = loadmat(path, variable_names=["GTcls"])["GTcls"]["Segmentation"][0, 0]
     except Exception as error:  # scipy's reader raises what the damage happens to hit
-        raise DataError(f"{path}: is no SBD annotation with GTcls.Segmentation ({_reason(error)})") from error
+        raise DataError(f"{path}: is not an SBD annotation with GTcls.Segmentation ({_reason(error)})") from error
     array = np.asarray(segmentation)
     if array.ndim != 2 or array.size == 0 or array.dtype.kind not in "ui" or array.min() < 0 or array.max() > 255:
         raise DataError(f"{path}: GTcls.Segmentation is {array.dtype} {array.shape}, not a map of label ids")
@@ -305,7 +311,7 @@ def read_list(path: Path, *, paths: bool = False) -> list[str]:
         if name in seen:
             raise DataError(f"{path}: names {name[:200]!r} twice; take the list from the official archive")
         if len(name) > 1000 or not SAFE_ID.fullmatch(name.rpartition("/")[2] if paths else name):
-            raise DataError(f"{path}: {name[:200]!r} is no image id; take the list from the official archive")
+            raise DataError(f"{path}: {name[:200]!r} is not an image id; take the list from the official archive")
         seen.add(name)
     return names
 

@@ -298,7 +298,7 @@ _fetching = False
 def _hear_of_deaths_while_fetching() -> None:
     """Lets PyTorch raise for a dead worker only while a batch is fetched; call it after the workers have started.
 
-    PyTorch raises from its handler of SIGCHLD: in the midst of anything, of writing a checkpoint or of a library that
+    PyTorch raises from its handler of SIGCHLD: in the middle of anything, of writing a checkpoint or of a library that
     takes the exception for its own. The handler is needed, as a read from a dead worker's pipe may never return. What
     it says at other times is found out by the next fetch.
     """

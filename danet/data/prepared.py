@@ -243,7 +243,7 @@ class PreparedDataset:
             np.lib.format.read_magic(head)
             stored, fortran, dtype = np.lib.format.read_array_header_1_0(head)
         except Exception as error:  # NumPy reads the header as Python source, and raises what its tokenizer does
-            raise self._damaged(f"{pack}/{member} is no array ({error})") from error
+            raise self._damaged(f"{pack}/{member} is not an array ({error})") from error
         if stored != shape or fortran or dtype != np.uint8 or head.tell() + int(np.prod(shape)) != size:
             raise self._damaged(f"{pack}/{member} is {dtype} {stored}, not uint8 {shape}")
         if pack not in self._maps:
@@ -275,7 +275,7 @@ class PreparedDataset:
             description = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise DataError(
-                f"{self.folder}: is no prepared dataset; run `dvc repro convert@{self.folder.name}`"
+                f"{self.folder}: is not a prepared dataset; run `dvc repro convert@{self.folder.name}`"
             ) from None
         except (OSError, ValueError, RecursionError) as error:
             raise self._damaged(f"{DESCRIPTION} cannot be read ({error})") from error

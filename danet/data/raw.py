@@ -102,11 +102,12 @@ def changed_source(workspace: Workspace, name: str, *, contents: bool = True) ->
         name: of the dataset.
         contents: compare contents, not names and sizes alone.
     """
-    spec, raw = workspace.params().dataset(name), workspace.raw(name)
+    raw = workspace.raw(name)
     recorded = _recorded(raw)
     tree = unpacked_folder(name)
     if not recorded or (tree is not None and not tree.is_dir()):
         return None
+    spec = workspace.params().dataset(name)
     if tree is not None:
         if TREE not in recorded:
             return f"{folder_variable(name)} names {tree}, but {raw} was not taken from a folder"

@@ -1,4 +1,4 @@
-"""Training augmentation of every source (RECIPES, sections 1 to 5), from :class:`danet.config.row.Augment`.
+"""Training augmentation of every source, from :class:`danet.config.row.Augment`.
 
 Two halves: :func:`draw` makes every random decision and returns it as :class:`Draws`; :func:`apply` computes the
 sample from an image, its mask and the draws, and knows no randomness. So the same draws can be replayed in a peer.

@@ -96,4 +96,7 @@ SPEC = DatasetSpec(
     ),
     locate=locate,
     layout=layout,
+    image_size=(375, 500),
+    archives_gb=3.4,
+    used_gb=1.1,
 )

@@ -1,5 +1,7 @@
-"""Operations, bytes and parameters of a row's network, counted on the meta device: nothing is computed, so it takes
-seconds.
+"""Operations, bytes and parameters of a row's network, counted on the meta device: nothing is computed.
+
+The counts of the repository's rows are kept in ``operations.json`` beside this file, so that `danet doctor` need not
+build 39 networks; others are counted when asked for. ``python -m danet.evaluation.flops`` writes the file again.
 
 Convention: a multiplication and an addition are two operations; only convolutions and matrix products count (PyTorch's
 FlopCounterMode); the heads that only training uses are included; the position attention counts as the explicit map,
@@ -9,29 +11,26 @@ and 1024x2048. A training step counts as three forward passes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import FlopCounterMode
 
-from danet.config.params import Params
+from danet.config.params import Params, load_params
 from danet.config.row import Model, Row, Test
+from danet.core.files import write_text
 from danet.data.registry import ADAPTERS
 from danet.evaluation.inference import Size, input_size, window_grid
 from danet.models import build_model
 
-NOMINAL: dict[str, Size] = {
-    "cityscapes": (1024, 2048),
-    "camvid": (360, 480),
-    "voc2012": (375, 500),
-    "ade20k": (512, 683),
-}
+NOMINAL: dict[str, Size] = {name: spec.image_size for name, spec in ADAPTERS.items()}
 """Size of a validation image: all of Cityscapes and CamVid, the commonest of VOC, a typical one of ADE20K."""
 TRAINING_PASSES = 3
 """Forward passes that a training step counts as: forward, gradients of activations, gradients of weights."""
@@ -67,16 +66,28 @@ class RowOperations:
     """All of them."""
 
 
-class _Bytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Sums the tensors that operations read and write; views move nothing."""
+SIZES = ("crop", "image", "input")
+"""The fields of :class:`RowOperations` that are sizes."""
 
-    total = 0
+
+class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Sums operations, and the tensors that operations read and write; views move nothing."""
+
+    def __init__(self) -> None:
+        from torch.utils.flop_counter import flop_registry  # slow to import
+
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.formulas: Mapping[Any, Any] = flop_registry
+        self.flop = self.bytes = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        if (formula := self.formulas.get(func._overloadpacket)) is not None:
+            self.flop += int(formula(*args, **kwargs, out_val=out))
         views = any(r.alias_info is not None and not r.alias_info.is_write for r in func._schema.returns)
         if not views:
-            self.total += sum(t.numel() * t.element_size() for t in _tensors((args, kwargs or {}, out)))
+            self.bytes += sum(t.numel() * t.element_size() for t in _tensors((args, kwargs, out)))
         return out
 
 
@@ -101,21 +112,39 @@ def _quiet_default() -> Iterator[None]:
 @lru_cache(maxsize=256)
 def count(model: Model, num_classes: int, size: Size, batch: int = 1, all_heads: bool = True) -> Operations:
     """Operations of a forward pass over ``batch`` images of ``size``; bytes in float32."""
-    with _quiet_default(), torch.no_grad():
+    with _quiet_default():
         network = build_model(model, num_classes, "reference").eval()
-        images = torch.empty(batch, 3, *size)
-        with FlopCounterMode(display=False) as flops:
-            network(images, all_heads)
-        with _Bytes() as moved:  # type: ignore[no-untyped-call]
-            network(images, all_heads)
-    return Operations(int(flops.get_total_flops()), moved.total)
+    # outside of the default device, which would slow every call down
+    images = torch.empty(batch, 3, *size, device="meta")
+    with torch.no_grad(), _Counter() as counted:
+        network(images, all_heads)
+    return Operations(counted.flop, counted.bytes)
 
 
-@lru_cache(maxsize=256)
 def parameters(model: Model, num_classes: int) -> int:
     """Learned numbers, all heads included."""
     with _quiet_default():
         return sum(parameter.numel() for parameter in build_model(model, num_classes).parameters())
+
+
+KEPT = Path(__file__).with_name("operations.json")
+
+
+@cache
+def _kept() -> Mapping[str, Mapping[str, int]]:
+    return dict(json.loads(KEPT.read_text(encoding="utf-8")))
+
+
+def _name(model: Model, num_classes: int) -> str:
+    """What the counts of a network depend on."""
+    settings = model.model_dump(mode="json", exclude={"align_corners", "init"})
+    return json.dumps({**settings, "classes": num_classes}, sort_keys=True)
+
+
+def _flop(model: Model, num_classes: int, size: Size) -> int:
+    """Of a forward pass over one image, all heads included: as kept, else counted."""
+    kept = _kept().get(_name(model, num_classes), {}).get(size_text(size))
+    return count(model, num_classes, size).flop if kept is None else kept
 
 
 def classes_of(row: Row, params: Params) -> int:
@@ -141,18 +170,38 @@ def count_row(row: Row, params: Params) -> RowOperations:
     image = NOMINAL[params.dataset(row.dataset).adapter]
     passes, seen = forward_passes(row.test, image)
     crop = row.augment.crop_size
+    kept = _kept().get(_name(row.model, classes), {}).get("parameters")
     return RowOperations(
         row=row.name,
-        parameters=parameters(row.model, classes),
+        parameters=parameters(row.model, classes) if kept is None else kept,
         crop=crop,
-        crop_flop=count(row.model, classes, crop).flop,
+        crop_flop=_flop(row.model, classes, crop),
         image=image,
         input=seen,
         passes=passes,
-        test_flop=passes * count(row.model, classes, seen).flop,
+        test_flop=passes * _flop(row.model, classes, seen),
     )
 
 
 def size_text(size: Size) -> str:
     """``512x1024``: height x width."""
     return f"{size[0]}x{size[1]}"
+
+
+def recount(params: Params) -> dict[str, dict[str, int]]:
+    """What ``operations.json`` must hold for these rows: parameters, and FLOP by the size of one image."""
+    found: dict[str, dict[str, int]] = {}
+    for row in params.rows.values():
+        classes = classes_of(row, params)
+        entry = found.setdefault(_name(row.model, classes), {})
+        if not entry:
+            entry["parameters"] = parameters(row.model, classes)
+        _, seen = forward_passes(row.test, NOMINAL[params.dataset(row.dataset).adapter])
+        for size in (row.augment.crop_size, seen):
+            if size_text(size) not in entry:
+                entry[size_text(size)] = count(row.model, classes, size).flop
+    return found
+
+
+if __name__ == "__main__":
+    write_text(KEPT, json.dumps(recount(load_params()), indent=1) + "\n")

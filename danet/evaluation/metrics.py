@@ -1,17 +1,6 @@
-"""mIoU, mAcc and aAcc from one confusion matrix over a whole dataset.
-
-Every source sums pixels over the whole validation set before it divides; none averages over images. They
-differ in what an *absent* class counts (neither in the ground truth nor predicted anywhere): mmsegmentation
-(later 0.x, 1.x) and sssegmentation leave it out of the mean (``skip``), the official code divides by
-``union + 2.2e-16``, so that it counts 0 (``zero``).
-
-Rows of the matrix are ground truth, columns are predictions.
-"""
+"""The confusion matrix of a pass over a dataset, counted where the label maps are."""
 
 from __future__ import annotations
-
-from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
@@ -20,32 +9,16 @@ from torch import Tensor
 
 from danet.core.errors import DataError
 from danet.core.process import Process
+from danet.results.scores import AbsentClass, Scores, scores
 
 IGNORE = 255
-AbsentClass = Literal["skip", "zero"]
-_EPS = float(np.spacing(1.0))  # the official code's 2.2e-16
-
-
-@dataclass(frozen=True)
-class Scores:
-    """Fractions in [0, 1]. ``iou`` and ``acc`` hold None for a class that has none."""
-
-    miou: float
-    macc: float
-    aacc: float
-    iou: tuple[float | None, ...]
-    """None: the class is neither in the ground truth nor predicted."""
-    acc: tuple[float | None, ...]
-    """Share of the class's pixels that are found (recall); None: the class is not in the ground truth."""
-    pixels: tuple[int, ...]
-    """Labelled pixels of each class in the ground truth."""
 
 
 class Confusion:
     """A confusion matrix that is filled image by image, and can be added to another's.
 
     The sums are int64 and lie on ``device``; :meth:`update` neither copies images to the host nor waits for the device.
-    An id that is no class (and, in the target, not 255) is counted apart and reported by :attr:`matrix`.
+    An id that is not a class (and, in the target, not 255) is counted apart and reported by :attr:`matrix`.
     """
 
     def __init__(self, num_classes: int, device: torch.device | str = "cpu") -> None:
@@ -114,7 +87,7 @@ class Confusion:
         """``num_classes x num_classes``, ground truth x prediction, of the labelled pixels.
 
         Raises:
-            DataError: if a target or prediction held an id that is no class.
+            DataError: if a target or prediction held an id that is not a class.
         """
         counts = self._counts.cpu().numpy().T
         classes = self.num_classes
@@ -135,58 +108,5 @@ class Confusion:
         return np.ascontiguousarray(counts[:classes, :classes])
 
     def scores(self, absent: AbsentClass = "skip") -> Scores:
-        """See :func:`scores`."""
+        """See :func:`danet.results.scores.scores`."""
         return scores(self.matrix, absent)
-
-
-def scores(matrix: NDArray[np.int64], absent: AbsentClass = "skip") -> Scores:
-    """Metrics of a ground-truth x prediction matrix.
-
-    A class that is predicted but not in the ground truth has IoU 0 and counts in mIoU under both conventions, and has
-    no accuracy (mmsegmentation: NaN, skipped by nanmean). aAcc is the share of labelled pixels that are right.
-
-    Raises:
-        DataError: if the matrix is empty, since every metric would be 0/0.
-    """
-    truth, predicted, right = matrix.sum(axis=1), matrix.sum(axis=0), np.diag(matrix)
-    total = int(truth.sum())
-    if total == 0:
-        raise DataError("no labelled pixel was evaluated: the split is empty or all its masks are 255")
-    union = truth + predicted - right
-    if absent == "zero":
-        iou, acc = right / (union + _EPS), right / (truth + _EPS)
-        miou, macc, aacc = float(iou.mean()), float(acc.mean()), float(right.sum() / (total + _EPS))
-    else:
-        with np.errstate(invalid="ignore"):
-            iou, acc = right / union, right / truth
-        miou, macc, aacc = float(np.nanmean(iou)), float(np.nanmean(acc)), float(right.sum() / total)
-    return Scores(
-        miou=miou,
-        macc=macc,
-        aacc=aacc,
-        iou=tuple(float(x) if n else None for x, n in zip(iou, union, strict=True)),
-        acc=tuple(float(x) if n else None for x, n in zip(acc, truth, strict=True)),
-        pixels=tuple(int(n) for n in truth),
-    )
-
-
-def constant_baseline(pixels: NDArray[np.int64] | tuple[int, ...], absent: AbsentClass = "skip") -> tuple[float, int]:
-    """The best mIoU that predicting one class everywhere reaches, and that class.
-
-    Predicting ``c`` everywhere gives IoU ``pixels[c] / total`` for ``c`` and 0 for every other class of the ground
-    truth, so the most frequent class is best, and its IoU is divided by the number of classes present (``skip``) or of
-    all classes (``zero``).
-
-    Args:
-        pixels: labelled pixels of each class in the ground truth.
-        absent: the convention of the row.
-
-    Raises:
-        DataError: if there is no labelled pixel.
-    """
-    counts = np.asarray(pixels, dtype=np.int64)
-    if (total := int(counts.sum())) == 0:
-        raise DataError("no labelled pixel was evaluated: the split is empty or all its masks are 255")
-    best = int(counts.argmax())
-    classes = len(counts) if absent == "zero" else int((counts > 0).sum())
-    return float(counts[best] / total / classes), best

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from danet.core.progress import Progress
 from danet.data.layout import check_image
 from danet.data.registry import ADAPTERS
 from danet.evaluation.inference import Mode, Predictor
-from danet.evaluation.visualise import overlay, save_palette_png, save_rgb_png
+from danet.evaluation.visualise import save_overlay, save_palette_png
 from danet.models.numerics import configured
 from danet.models.segmentor import build_model
 from danet.weights.exchange import load_any
@@ -39,18 +40,19 @@ def predict_files(
     """Writes, for each image ``<stem>.*``, into ``out``:
 
     - ``<stem>.png``: class ids as an indexed PNG in the dataset's palette, of the image's size;
-    - ``<stem>-overlay.png``: the image with the colours laid over it and thin borders;
+    - ``<stem>-overlay.png``: the image with the colours laid over it, and a legend of the classes that occur;
     - with ``logits``, ``<stem>.npy``: float32 ``C x H x W`` at the image's size. Under a protocol of one scale without
       mirror image (all rows' single scale but the official ones') these are the logits resized to the image's size,
       before any softmax. Otherwise it is the protocol's score map (:meth:`Predictor.scores`): mean of softmax, or the
       logarithm of the official exp score.
 
-    Every image is checked before the first is segmented, and every file is complete or not there.
+    Of images that share a stem, ``<stem>`` is the whole name: ``a.jpg`` gives ``a.jpg.png``. Every image is checked
+    before the first is segmented, and every file is complete or not there.
 
     Args:
         row: gives model, protocol and numerics.
         weights: of that row's model: trained, imported or raw as released.
-        images: JPEG or PNG of 8-bit RGB or grey; an EXIF orientation is applied.
+        images: JPEG or PNG of 8-bit RGB or grey, or folders of them; an EXIF orientation is applied.
         out: folder, made if missing.
         adapter: the dataset's, a key of ``ADAPTERS``: gives classes and palette.
         mode: ``ss`` or, where the row defines it, ``ms``.
@@ -62,12 +64,14 @@ def predict_files(
         the files written, in the order of ``images``.
 
     Raises:
-        DataError: if an image is missing, empty, damaged or cut off, or two results would have the same name.
+        DataError: if an image is missing, empty, damaged or cut off, a folder has none, or two results would have the
+            same name.
         DanetError: if a result is there already and ``force`` is not given, or the memory does not suffice.
         CheckpointError: if the weights are of another model.
         ConfigError: if the row has no such mode.
     """
     dataset = ADAPTERS[adapter]
+    images = _files(images)
     names = _output_names(images, out, logits)
     if mode == "ms" and row.test.multi_scale is None:
         raise ConfigError(f"row {row.name} defines no multi-scale test; use mode ss")
@@ -100,11 +104,11 @@ def predict_files(
                 if not out_of_memory(error):
                     raise
                 raise DanetError(
-                    f"{path}: the memory of {chosen} does not suffice for {image.shape[1]}x{image.shape[0]} pixels; "
+                    f"{path}: the memory of {chosen} is too small for {image.shape[1]}x{image.shape[0]} pixels; "
                     "make the image smaller, or try --device cpu"
                 ) from error
             save_palette_png(mask_path, mask, dataset.palette)
-            save_rgb_png(overlay_path, overlay(image, mask, dataset.palette))
+            save_overlay(overlay_path, image, mask, dataset.classes, dataset.palette)
             written += [p for p in (mask_path, overlay_path, scores_path) if p is not None]
             progress.advance()
     return written
@@ -114,7 +118,7 @@ def read_image(path: Path) -> NDArray[np.uint8]:
     """``H x W x 3`` BGR pixels of an image file, turned as its EXIF orientation says.
 
     Raises:
-        DataError: if it cannot be read, or is no image by :func:`~danet.data.layout.check_image`.
+        DataError: if it cannot be read, or is not an image by :func:`~danet.data.layout.check_image`.
     """
     try:
         data = path.read_bytes()
@@ -130,21 +134,41 @@ def read_image(path: Path) -> NDArray[np.uint8]:
     return np.asarray(pixels, dtype=np.uint8)
 
 
+SUFFIXES = (".jpg", ".jpeg", ".png")
+"""Of the files that are taken from a folder."""
+
+
+def _files(given: Sequence[Path]) -> list[Path]:
+    """The images given, folders replaced by the images in them, by name."""
+    found: list[Path] = []
+    for path in given:
+        if not path.is_dir():
+            found.append(path)
+            continue
+        inside = sorted(each for each in path.iterdir() if each.suffix.lower() in SUFFIXES)
+        if not inside:
+            raise DataError(f"{path}: has no image ({', '.join(SUFFIXES)}); give image files, or a folder of them")
+        found += inside
+    return found
+
+
 def _output_names(images: Sequence[Path], out: Path, logits: bool) -> list[tuple[Path, Path, Path | None]]:
     """The files each image gives; refuses names that two images share and names of the images themselves."""
     if not images:
         raise DataError("no image was given")
     inputs = {path.resolve() for path in images}
+    # without regard to case, as on file systems that make no difference
+    stems = Counter(path.stem.casefold() for path in images)
     owners: dict[str, Path] = {}
     names: list[tuple[Path, Path, Path | None]] = []
     for path in images:
-        mine = out / f"{path.stem}.png", out / f"{path.stem}-overlay.png", out / f"{path.stem}.npy" if logits else None
+        stem = path.stem if stems[path.stem.casefold()] == 1 else path.name
+        mine = out / f"{stem}.png", out / f"{stem}-overlay.png", out / f"{stem}.npy" if logits else None
         for name in mine:
             if name is None:
                 continue
             if name.resolve() in inputs:
                 raise DataError(f"{name}: the result of {path} would overwrite an input; choose another output folder")
-            # Without regard to case, as on file systems that make no difference
             if (owner := owners.setdefault(name.name.casefold(), path)) is not path:
                 raise DataError(f"{path}: its result {name.name} would overwrite that of {owner}; rename one of them")
         names.append(mine)

@@ -115,7 +115,7 @@ def _check(dataset: PreparedDataset, count: int, size: tuple[int, int]) -> None:
         )
     for index, name in enumerate(dataset.ids):
         if not _ID.fullmatch(name):
-            raise DataError(f"{where}: {name!r} is no name of a Cityscapes image (city_123456_123456)")
+            raise DataError(f"{where}: {name!r} is not the name of a Cityscapes image (city_123456_123456)")
         if tuple(dataset.size(index)) != size:
             found, wanted = "x".join(map(str, dataset.size(index))), "x".join(map(str, size))
             raise DataError(f"{where}: {name} is {found}, the test server takes {wanted}; prepare the official images")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
@@ -18,6 +18,7 @@ from danet.core.errors import CheckpointError, DanetError
 from danet.core.files import sha256
 from danet.data.prepared import PreparedDataset
 from danet.evaluation.evaluate import RowEvaluation, evaluate_released
+from danet.results.schema import MetricsFile, ReleasedFile
 from danet.results.verdict import agreement
 from danet.weights.exchange import is_imported, refuse_other_file
 from danet.weights.fetch import fetch_released, released_of, stored
@@ -28,7 +29,7 @@ QUICK = Patience(retries=1)
 
 
 @dataclass(frozen=True)
-class Summary:
+class VerifiedRow:
     """One row of the summary of ``danet verify``; percent."""
 
     row: str
@@ -95,10 +96,8 @@ def verify_row(
     )
 
 
-def facts_of(weights: Path, row: Row, spec: Released | None) -> dict[str, Any]:
-    """What ``verification.json`` says of the weights: ``file``, ``sha256``, ``source``, ``checksum``.
-
-    ``sha256`` is that of the file as released; ``checksum`` says ``matches`` or ``none`` (none is published).
+def facts_of(weights: Path, row: Row, spec: Released | None) -> ReleasedFile:
+    """What ``verification.json`` says of the weights.
 
     Raises:
         CheckpointError: if the file is not what was released for this row, as far as anything tells.
@@ -110,12 +109,8 @@ def facts_of(weights: Path, row: Row, spec: Released | None) -> dict[str, Any]:
     metadata = metadata_of(weights)
     if metadata is None:
         digest = sha256(weights)
-        return {
-            "file": weights.name,
-            "sha256": digest,
-            "source": None,
-            "checksum": refuse_other_file(weights, digest, spec),
-        }
+        checksum = refuse_other_file(weights, digest, spec)
+        return ReleasedFile(file=weights.name, sha256=digest, source=None, checksum=checksum)
     if not is_imported(metadata):
         raise CheckpointError(
             f"{weights}: was trained here (row {metadata.get('row')}), not released; "
@@ -127,12 +122,12 @@ def facts_of(weights: Path, row: Row, spec: Released | None) -> dict[str, Any]:
             f"use `danet evaluate {row.name} --weights {weights}`"
         )
     digest = metadata["source_sha256"]
-    return {
-        "file": metadata.get("source_file"),
-        "sha256": digest,
-        "source": metadata.get("source"),
-        "checksum": refuse_other_file(weights, digest, spec),
-    }
+    return ReleasedFile(
+        file=metadata.get("source_file"),
+        sha256=digest,
+        source=metadata.get("source"),
+        checksum=refuse_other_file(weights, digest, spec),
+    )
 
 
 def verify_all(
@@ -140,8 +135,8 @@ def verify_all(
     *,
     device: str | torch.device | None = None,
     again: bool = False,
-    report: Callable[[Summary, int, int], None] | None = None,
-) -> list[Summary]:
+    report: Callable[[VerifiedRow, int, int], None] | None = None,
+) -> list[VerifiedRow]:
     """:func:`verify_row` for every row of the tables with published numbers; a row that cannot be is skipped.
 
     Args:
@@ -155,7 +150,7 @@ def verify_all(
     """
     params = workspace.params()
     chosen = [row for row in params.rows.values() if params.tables[row.table].published or row.name in params.released]
-    results: list[Summary] = []
+    results: list[VerifiedRow] = []
     for row in chosen:
         result = _verify_one(row, workspace, params, device, again)
         results.append(result)
@@ -170,36 +165,36 @@ def _verify_one(
     params: Params,
     device: str | torch.device | None,
     again: bool,
-) -> Summary:
+) -> VerifiedRow:
     spec = params.released.get(row.name)
     if spec is None:
-        return Summary(row.name, "skipped", "its source released no weights")
+        return VerifiedRow(row.name, "skipped", "its source released no weights")
     try:
         PreparedDataset(workspace.prepared(row.dataset), row.val_split)  # before a long download
         weights = stored(workspace, row, spec) or fetch_released(workspace, row.name, patience=QUICK)
     except DanetError as error:
-        return Summary(row.name, "skipped", str(error))
+        return VerifiedRow(row.name, "skipped", str(error))
     try:
         result = verify_row(row, workspace, weights=weights, device=device, reuse=not again)
     except DanetError as error:
-        return Summary(row.name, "failed", str(error))
+        return VerifiedRow(row.name, "failed", str(error))
     return summary_of(row, result.metrics, "kept" if result.kept else "measured", params.bands.released)
 
 
-def summary_of(row: Row, metrics: dict[str, Any], state: Literal["measured", "kept"], band: float) -> Summary:
+def summary_of(row: Row, metrics: MetricsFile, state: Literal["measured", "kept"], band: float) -> VerifiedRow:
     """The summary of a ``verify.json``."""
     source = published(row.name)
-    return Summary(
+    return VerifiedRow(
         row.name,
         state,
-        miou=metrics["miou"],
-        miou_ms_flip=metrics["miou_ms_flip"],
+        miou=metrics.miou,
+        miou_ms_flip=metrics.miou_ms_flip,
         published_miou=source.miou,
         published_ms_flip=source.miou_ms_flip,
         band=band,
     )
 
 
-def exit_code(results: Iterable[Summary]) -> int:
+def exit_code(results: Iterable[VerifiedRow]) -> int:
     """Of ``danet verify --all``: 2 if a row failed that had weights and data, else 0."""
     return 2 if any(result.state == "failed" for result in results) else 0

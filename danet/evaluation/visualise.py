@@ -14,13 +14,14 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from matplotlib import patheffects
+from matplotlib import colormaps, patheffects
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 from danet.core.files import atomic_write
 
@@ -36,10 +37,12 @@ MAX_LEGEND = 24
 _PANEL_INCHES = 2.8  # two make phone width
 _MAX_PANEL_PIXELS = 900
 _NAME_POINTS = 6.5
+_OVERLAY_PIXELS = 640
+"""Smaller pictures are enlarged by whole factors up to this, so that a legend below them can be read."""
 
 
 def palette_table(palette: Palette) -> Image8:
-    """``256 x 3`` RGB lookup table; ids that are no class, 255 among them, are white."""
+    """``256 x 3`` RGB lookup table; ids that are not a class, 255 among them, are white."""
     table = np.full((256, 3), IGNORE_RGB, dtype=np.uint8)
     table[: len(palette)] = palette
     return table
@@ -81,6 +84,47 @@ def overlay(image_bgr: Image8, mask: Image8, palette: Palette, alpha: float = 0.
         edge = cv2.dilate(edge.astype(np.uint8), np.ones((2, 2), np.uint8)).astype(bool)
     blended[edge] = 255
     return blended
+
+
+def save_overlay(path: Path, image_bgr: Image8, mask: Image8, classes: Sequence[str], palette: Palette) -> None:
+    """Writes :func:`overlay`, enlarged if it is small, with a legend of the classes that occur below it.
+
+    Args:
+        path: of the PNG.
+        image_bgr: ``H x W x 3``.
+        mask: ``H x W`` class ids.
+        classes: names by id.
+        palette: RGB colours by id.
+    """
+    height, width = mask.shape
+    larger = max(1, _OVERLAY_PIXELS // max(height, width))
+    size = width * larger, height * larger
+    image: Image8 = cv2.resize(image_bgr, size, interpolation=cv2.INTER_CUBIC)
+    ids: Image8 = cv2.resize(mask, size, interpolation=cv2.INTER_NEAREST)
+    picture = Image.fromarray(overlay(image, ids, palette))
+    points = max(14, size[0] // 60)
+    font = ImageFont.load_default(points)
+    counts = np.bincount(mask.ravel(), minlength=len(classes))[: len(classes)]
+    present = [int(c) for c in np.argsort(-counts, kind="stable") if counts[c]]
+    gap = points // 2
+    places: list[tuple[int, int, int]] = []
+    x = y = gap
+    for label in present:
+        wide = 2 * points + int(font.getlength(f"{classes[label]} {100 * counts[label] / mask.size:.0f} %")) + gap
+        if x > gap and x + wide > size[0]:
+            x, y = gap, y + points + gap
+        places.append((label, x, y))
+        x += wide + gap
+    sheet = Image.new("RGB", (size[0], size[1] + y + points + 2 * gap), "white")
+    sheet.paste(picture)
+    draw = ImageDraw.Draw(sheet)
+    for label, x, y in places:
+        top = size[1] + y
+        draw.rectangle((x, top, x + round(1.5 * points), top + points), fill=palette[label], outline="black")
+        text = f"{classes[label]} {100 * counts[label] / mask.size:.0f} %"
+        draw.text((x + 2 * points, top + points / 2), text, fill="black", font=font, anchor="lm")
+    with atomic_write(path) as temporary:
+        sheet.save(temporary, format="PNG")
 
 
 def error_map(prediction: Image8, truth: Image8) -> Image8:
@@ -164,38 +208,41 @@ def save_panels(
 
 
 def save_confusion(path: Path, title: str, matrix: NDArray[np.int64], classes: Sequence[str]) -> None:
-    """Writes the row-normalised confusion matrix: each row says what the pixels of one class were taken for.
+    """Writes :func:`confusion_figure`."""
+    figure = confusion_figure(matrix, classes)
+    figure.suptitle("\n".join(textwrap.wrap(title, 60)), fontsize=9, parse_math=False)
+    with atomic_write(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=180, metadata={"Software": None})
 
-    With up to 30 classes, names and percentages are written; with more, the matrix is a plain picture. Classes without
-    a pixel in the ground truth are hatched.
+
+def confusion_figure(matrix: NDArray[np.int64], classes: Sequence[str]) -> Figure:
+    """What the pixels of each class of the ground truth (lines) were taken for (columns), in percent of the line.
+
+    With up to 30 classes, names and percentages are written; with more, the matrix is a plain picture. Lines of classes
+    without a pixel are grey.
     """
     total = matrix.sum(axis=1, keepdims=True)
     share = np.divide(100.0 * matrix, total, out=np.full(matrix.shape, np.nan), where=total > 0)
     named = len(classes) <= 30
-    side = 2.2 + 0.36 * len(classes) if named else 8.5
-    figure = Figure(figsize=(side + 0.9, side), dpi=110, layout="constrained")
+    height = 5.2 + 0.05 * max(map(len, classes)) if named else 5.0
+    figure = Figure(figsize=(5.0, height), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
-    picture = axes.imshow(np.nan_to_num(share), cmap="Blues", vmin=0, vmax=100, interpolation="nearest")
-    for row in np.flatnonzero(total[:, 0] == 0):
-        axes.barh(row, len(classes), left=-0.5, height=1, color="0.92", hatch="////", edgecolor="0.6")
-    axes.set_xlim(-0.5, len(classes) - 0.5)
-    axes.set_ylim(len(classes) - 0.5, -0.5)
-    axes.set_title(title, fontsize=10, parse_math=False)
-    axes.set_xlabel("predicted class")
-    axes.set_ylabel("class in the ground truth")
+    darkest = 0.62 if named else 1.0  # light enough for black numbers
+    shades = ListedColormap(colormaps["Blues"](np.linspace(0, darkest, 256))).with_extremes(bad="#DDDDDD")
+    picture = axes.imshow(share, cmap=shades, vmin=0, vmax=100, aspect="auto", interpolation="nearest")
+    axes.set_xlabel("predicted as")
+    axes.set_ylabel("truth")
+    axes.tick_params(length=0)
     if named:
-        axes.set_xticks(range(len(classes)), labels=classes, rotation=90, fontsize=8)
-        axes.set_yticks(range(len(classes)), labels=classes, fontsize=8)
-        for i, j in np.argwhere(np.nan_to_num(share) >= 0.5):
-            dark = share[i, j] > 55
-            axes.text(
-                j, i, f"{share[i, j]:.0f}", ha="center", va="center", fontsize=7, color="white" if dark else "black"
-            )
-    bar = figure.colorbar(picture, ax=axes, shrink=0.8)
-    bar.set_label("% of the class's pixels")
-    with atomic_write(path) as temporary:
-        figure.savefig(temporary, format="png", metadata={"Software": None})
+        size = 9 if len(classes) <= 12 else 7.5
+        axes.set_yticks(range(len(classes)), classes, fontsize=size + 0.5)
+        axes.set_xticks(range(len(classes)), classes, fontsize=size + 0.5, rotation=90)
+        for y, x in np.argwhere(np.nan_to_num(share) >= 0.5):
+            axes.text(x, y, f"{share[y, x]:.0f}", ha="center", va="center", fontsize=size)
+    else:
+        figure.colorbar(picture, ax=axes, shrink=0.8).set_label("% of the line")
+    return figure
 
 
 def _striped(picture: Image8, where: NDArray[np.bool_]) -> Image8:

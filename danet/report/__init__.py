@@ -16,10 +16,11 @@ import pandas as pd
 from danet.config.params import Params
 from danet.config.workspace import Workspace
 from danet.core.errors import ConfigError
-from danet.core.files import write_json, write_text
+from danet.core.files import write_text
 from danet.report import costs, examples, figures, pages
 from danet.report.records import csv_rows, table_record
 from danet.results.measured import Measurement, Problem, read
+from danet.results.schema import TableFile, save
 
 __all__ = ["ALL_COSTS", "Problem", "TableReport", "measured_tables", "write_index", "write_table"]
 
@@ -81,7 +82,7 @@ def write_table(
     shown = _draw_examples(table, params, measurements, workspace, folder if keep_pictures else None)
     pictures += [(caption, path.name) for caption, path in shown if keep_pictures]
     kept = {folder / path for _, path in pictures}
-    for row_record, measurement in zip(record["rows"], measurements, strict=True):
+    for row_record, measurement in zip(record.rows, measurements, strict=True):
         row = measurement.row
         own: list[tuple[str, str]] = []
         curve = folder / f"{row.name}.png"
@@ -102,7 +103,7 @@ def write_table(
     linked = [(caption, f"{table}/{path}") for caption, path in pictures]
     page = reports / f"{table}.md"
     write_text(page, pages.table_page(record, params, measurements, linked))
-    write_json(reports / "tables" / f"{table}.json", record)
+    save(reports / "tables" / f"{table}.json", record)
     head, lines = csv_rows(record)
     text = pd.DataFrame(lines, columns=head, dtype=object).to_csv(index=False)
     write_text(reports / "tables" / f"{table}.csv", text)
@@ -140,13 +141,11 @@ def measured_tables(params: Params, workspace: Workspace) -> list[str]:
 
 
 def _draw(
-    table: str, params: Params, measurements: Sequence[Measurement], record: dict[str, object], folder: Path
+    table: str, params: Params, measurements: Sequence[Measurement], record: TableFile, folder: Path
 ) -> list[tuple[str, str]]:
     """Draws a table's figures; captions and file names of those that there was something for."""
     groups = pages.group_by_dataset(measurements, params)
-    rows = record["rows"]
-    assert isinstance(rows, list)
-    records = {row["row"]: row for row in rows}
+    records = record.by_name
     drawn = []
     if figures.draw_results(groups, records, folder / "results.png"):
         beside = "published numbers" if params.tables[table].published else "the best constant prediction"

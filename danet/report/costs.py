@@ -19,11 +19,12 @@ from danet.report.figures import (
     possible,
     save,
 )
+from danet.results.schema import TableFile, TableRow
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-Records = Mapping[str, Mapping[str, Any]]
+Records = Mapping[str, TableFile]
 """Tables by name, as :func:`danet.report.records.table_record` gives them."""
 EMPTY = "No row measured yet"
 LARGE, SMALL = 9.0, 5.5
@@ -35,7 +36,7 @@ class Point:
     """A measured row."""
 
     table: str
-    row: Mapping[str, Any]
+    row: TableRow
     hours: float
     """Of one training, times its devices."""
 
@@ -45,8 +46,8 @@ def points_of(records: Records) -> list[Point]:
     return [
         Point(table, row, hours)
         for table, record in records.items()
-        for row in record["rows"]
-        if row["status"] == "measured" and (hours := device_hours(row))
+        for row in record.rows
+        if row.status == "measured" and (hours := device_hours(row))
     ]
 
 
@@ -70,9 +71,9 @@ def draw_all_costs(records: Records, titles: Mapping[str, str], path: Path) -> i
 
     points = points_of(records)
     panels: dict[tuple[str, str], list[Point]] = {}
-    datasets = list(dict.fromkeys(point.row["dataset"] for point in points))
-    for point in sorted(points, key=lambda point: datasets.index(point.row["dataset"])):
-        panels.setdefault((point.row["dataset"], cost_name(point.row)), []).append(point)
+    datasets = list(dict.fromkeys(point.row.dataset for point in points))
+    for point in sorted(points, key=lambda point: datasets.index(point.row.dataset)):
+        panels.setdefault((point.row.dataset, cost_name(point.row)), []).append(point)
     with rc_context(STYLE):
         if not points:
             figure = Figure(figsize=(WIDTH, 1.0))
@@ -83,7 +84,7 @@ def draw_all_costs(records: Records, titles: Mapping[str, str], path: Path) -> i
                 table: (MARKERS[place % len(MARKERS)], COLOURS[place % len(COLOURS)])
                 for place, table in enumerate(tables)
             }
-            handles = _legend(points, looks, {table: str(records[table]["title"]) for table in tables})
+            handles = _legend(points, looks, {table: records[table].title for table in tables})
             figure = Figure(figsize=(WIDTH, 2.2 * len(panels) + 0.25 * len(handles) + 0.2), layout="constrained")
             grid: Any = figure.subplots(len(panels), 1, squeeze=False)
             for axes, ((dataset, name), here) in zip(grid[:, 0], panels.items(), strict=True):
@@ -99,9 +100,9 @@ def draw_all_costs(records: Records, titles: Mapping[str, str], path: Path) -> i
 def _draw_panel(axes: Axes, points: Sequence[Point], looks: Mapping[str, tuple[str, str]], scale: int) -> None:
     for point in points:
         marker, colour = looks[point.table]
-        row, spread = point.row, point.row["spread"]["miou"]
-        mean = row["measured"]["miou"]
-        error = None if spread["low"] is None else [[mean - spread["low"]], [spread["high"] - mean]]
+        row, spread = point.row, point.row.spread["miou"]
+        mean = sum(spread.values) / spread.n
+        error = None if spread.low is None or spread.high is None else [[mean - spread.low], [spread.high - mean]]
         axes.errorbar(
             [point.hours * scale],
             [mean],
@@ -109,13 +110,13 @@ def _draw_panel(axes: Axes, points: Sequence[Point], looks: Mapping[str, tuple[s
             linestyle="",
             marker=marker,
             color=colour,
-            markerfacecolor="white" if row["backbone"] == "resnet50" else colour,
+            markerfacecolor="white" if row.backbone == "resnet50" else colour,
             markeredgewidth=1.6,
-            markersize=SMALL if row["output_stride"] == 16 else LARGE,
+            markersize=SMALL if row.output_stride == 16 else LARGE,
             capsize=4,
         )
-        if row["method"] != "danet":
-            name = METHODS[row["method"]]
+        if row.method != "danet":
+            name = METHODS[row.method]
             axes.annotate(
                 name,
                 (point.hours * scale, mean),
@@ -137,13 +138,13 @@ def _legend(points: Sequence[Point], looks: Mapping[str, tuple[str, str]], title
         return Line2D([], [], label=label, marker=marker, color=colour, **style)
 
     handles = [handle(titles[table], marker, colour, colour) for table, (marker, colour) in looks.items()]
-    backbones = {point.row["backbone"] for point in points}
-    strides = {point.row["output_stride"] for point in points}
+    backbones = {point.row.backbone for point in points}
+    strides = {point.row.output_stride for point in points}
     if len(backbones) > 1:
         handles.append(handle("open: ResNet-50; filled: ResNet-101", "o", "#555555", "white"))
     if len(strides) > 1:
         handles.append(handle("small: output stride 16; large: 8", "o", "#555555", "#555555", SMALL))
-    if any(point.row["spread"]["miou"]["low"] is not None for point in points):
+    if any(point.row.spread["miou"].low is not None for point in points):
         handles.append(
             Line2D(
                 [],

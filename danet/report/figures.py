@@ -10,13 +10,18 @@ import io
 import math
 import textwrap
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from danet.config.row import Row
 from danet.core.files import atomic_write
 from danet.results.measured import Measurement
-from danet.results.verdict import summarise
+from danet.results.schema import TableRow
+from danet.results.verdict import SeedStatistics, summarise
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -231,9 +236,7 @@ def _thin(x: list[float], y: list[float]) -> tuple[list[float], list[float]]:
     return [x[i] for i in keep], [y[i] for i in keep]
 
 
-def draw_results(
-    groups: Mapping[str, Sequence[Measurement]], records: Mapping[str, Mapping[str, Any]], path: Path
-) -> bool:
+def draw_results(groups: Mapping[str, Sequence[Measurement]], records: Mapping[str, TableRow], path: Path) -> bool:
     """Measured mIoU (with the 95 % interval of several seeds) beside the published number and its band.
 
     For tables without published numbers, beside the best constant prediction. One panel per dataset; rows without a
@@ -257,12 +260,12 @@ def draw_results(
         for axes, (title, lines) in zip(grid[:, 0], panels, strict=True):
             for y, line in enumerate(lines):
                 _draw_result(axes, y, line)
-            axes.set_yticks(range(len(lines)), [line["label"] for line in lines])
+            axes.set_yticks(range(len(lines)), [line.label for line in lines])
             axes.set_ylim(len(lines) - 0.4, -0.6)
             axes.use_sticky_edges = False  # else a band ends on the frame
             axes.margins(x=0.08)
             axes.set_xlim(possible(axes.get_xlim()))
-            bands = {f"band ± {line['band']:g}" for line in lines if line["band"] is not None}
+            bands = {f"band ± {line.band:g}" for line in lines if line.band is not None}
             axes.set_xlabel(", ".join(["mIoU, %", *sorted(bands)]))
             axes.set_title(title if len(panels) > 1 else "", loc="left")
             handles, labels = axes.get_legend_handles_labels()
@@ -272,9 +275,19 @@ def draw_results(
     return True
 
 
-def _result_lines(
-    measurements: Sequence[Measurement], records: Mapping[str, Mapping[str, Any]]
-) -> list[dict[str, Any]]:
+@dataclass(frozen=True)
+class _ResultLine:
+    """A line of the figure of results."""
+
+    label: str
+    statistics: SeedStatistics
+    published: float | None
+    band: float | None
+    baseline: float | None
+    """The best constant prediction; ``None`` where a number is published."""
+
+
+def _result_lines(measurements: Sequence[Measurement], records: Mapping[str, TableRow]) -> list[_ResultLine]:
     measured = [item for item in measurements if item.status == "measured"]
     labels = short_labels([item.row for item in measured])
     lines = []
@@ -282,25 +295,18 @@ def _result_lines(
         record = records[item.row.name]
         for metric, suffix in (("miou", ""), ("miou_ms_flip", ", ms+flip")):
             summary = summarise(item.values(metric))
-            against = record["published"][metric]
-            baseline = summarise(item.values("baseline_miou"))
-            if summary is None or (record["band"] is not None and against is None):
+            against = getattr(record.published, metric)
+            baseline = summarise(item.values("baseline_miou")) if against is None else None
+            if summary is None or (record.band is not None and against is None):
                 continue
-            lines.append(
-                {
-                    "label": labels[item.row.name] + suffix,
-                    "summary": summary,
-                    "published": against,
-                    "band": record["band"],
-                    "baseline": baseline.mean if baseline and against is None else None,
-                }
-            )
+            label = labels[item.row.name] + suffix
+            lines.append(_ResultLine(label, summary, against, record.band, baseline.mean if baseline else None))
     return lines
 
 
-def _draw_result(axes: Axes, y: int, line: Mapping[str, Any]) -> None:
-    summary, against, band = line["summary"], line["published"], line["band"]
-    if against is not None:
+def _draw_result(axes: Axes, y: int, line: _ResultLine) -> None:
+    summary, against, band = line.statistics, line.published, line.band
+    if against is not None and band is not None:
         axes.barh(y, 2 * band, left=against - band, height=0.5, color="#E0E0E0", label="published ± band")
         axes.plot(
             [against],
@@ -312,9 +318,9 @@ def _draw_result(axes: Axes, y: int, line: Mapping[str, Any]) -> None:
             label="published",
             linestyle="",
         )
-    if line["baseline"] is not None:
+    if line.baseline is not None:
         axes.plot(
-            [line["baseline"]],
+            [line.baseline],
             [y],
             "|",
             color="black",
@@ -322,14 +328,12 @@ def _draw_result(axes: Axes, y: int, line: Mapping[str, Any]) -> None:
             markeredgewidth=2,
             label="best constant prediction",
         )
-    if summary.low is not None:
+    if summary.low is not None and summary.high is not None:
         axes.plot([summary.low, summary.high], [y, y], "-", color=COLOURS[0], label="95 % interval of the mean")
     axes.plot([summary.mean], [y], "o", color=COLOURS[0], markersize=6, label="measured here", linestyle="")
 
 
-def draw_costs(
-    groups: Mapping[str, Sequence[Measurement]], records: Mapping[str, Mapping[str, Any]], path: Path
-) -> bool:
+def draw_costs(groups: Mapping[str, Sequence[Measurement]], records: Mapping[str, TableRow], path: Path) -> bool:
     """mIoU (mean over seeds, with its 95 % interval) against what one training costs in device-hours.
 
     One panel per dataset and kind of hardware, since hours of two cannot be compared; rows without a training time are
@@ -400,59 +404,30 @@ def cost_axis(axes: Axes, hours: Sequence[float], name: str) -> bool:
     return minutes
 
 
-def device_hours(record: Mapping[str, Any]) -> float:
+def device_hours(record: TableRow) -> float:
     """What one training of a row cost: its hours times its GPUs (on a CPU: hours); 0 if that was not measured."""
-    return float((record["measured"] or {}).get("device_hours") or 0.0)
+    return (record.measured and record.measured.device_hours) or 0.0
 
 
-def cost_name(record: Mapping[str, Any]) -> str:
+def cost_name(record: TableRow) -> str:
     """What :func:`device_hours` of a measured row are hours of: ``one training, GPU-hours, NVIDIA H200``."""
-    measured = record["measured"]
-    names = str(measured.get("device") or "unknown hardware").split("; ")  # several where the seeds had several
+    measured = record.measured
+    assert measured is not None
+    names = (measured.device or "unknown hardware").split("; ")  # several where the seeds had several
     hardware = "; ".join(dict.fromkeys(name.rpartition(" x ")[2] for name in names))
-    return f"one training, {'GPU-hours' if measured.get('gpus') else 'hours'}, {hardware}"
+    return f"one training, {'GPU-hours' if measured.gpus else 'hours'}, {hardware}"
 
 
-MATRIX_CLASSES = 30
-"""Up to so many classes a confusion matrix has names and numbers."""
-
-
-def draw_confusion(matrix: Sequence[Sequence[int]], classes: Sequence[str], path: Path) -> bool:
-    """What the pixels of each class (lines) were taken for (columns), in percent of the line.
-
-    Returns whether there was anything to draw.
-    """
-    if not any(map(sum, matrix)):
+def draw_confusion(matrix: NDArray[np.int64], classes: Sequence[str], path: Path) -> bool:
+    """What the pixels of each class were taken for. Returns whether there was anything to draw."""
+    if not matrix.any():
         return False
-    from matplotlib import colormaps, rc_context
-    from matplotlib.colors import ListedColormap
-    from matplotlib.figure import Figure
+    from matplotlib import rc_context
 
-    shares = [[100 * count / sum(line) if sum(line) else math.nan for count in line] for line in matrix]
-    named = len(classes) <= MATRIX_CLASSES
+    from danet.evaluation.visualise import confusion_figure
+
     with rc_context({**STYLE, "axes.grid": False}):
-        longest = max(len(name) for name in classes) if named else 0
-        figure = Figure(figsize=(WIDTH, WIDTH if not named else 5.2 + 0.05 * longest), layout="constrained")
-        axes = figure.subplots()
-        darkest = 0.62 if named else 1.0  # light enough for black numbers
-        shade = ListedColormap(colormaps["Blues"]([darkest * step / 255 for step in range(256)])).with_extremes(
-            bad="#DDDDDD"
-        )
-        picture = axes.imshow(shares, cmap=shade, vmin=0, vmax=100, aspect="auto", interpolation="nearest")
-        axes.set_xlabel("predicted as")
-        axes.set_ylabel("truth")
-        axes.tick_params(length=0)
-        if named:
-            size = 9 if len(classes) <= 12 else 7.5
-            axes.set_yticks(range(len(classes)), classes, fontsize=size + 0.5)
-            axes.set_xticks(range(len(classes)), classes, fontsize=size + 0.5, rotation=90)
-            for y, line in enumerate(shares):
-                for x, value in enumerate(line):
-                    if not math.isnan(value) and value >= 0.5:
-                        axes.text(x, y, f"{value:.0f}", ha="center", va="center", fontsize=size)
-        else:
-            figure.colorbar(picture, ax=axes, shrink=0.8).set_label("% of the line")
-        save(figure, path)
+        save(confusion_figure(matrix, classes), path)
     return True
 
 

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
 import yaml
 
 from danet.config.params import Params, Table
+from danet.config.published import Classes, Published
 from danet.config.row import Row
 from danet.core.text import fact, number, signed
 from danet.report.figures import METHODS, backbone_text, short_schedule
 from danet.results.measured import Measurement, fact_name
+from danet.results.schema import MeasuredNumbers, Provenance, Stage, TableFile, TableRow
 from danet.results.verdict import ALPHA, summarise
 
 METRIC_NAMES = {
@@ -42,7 +43,7 @@ def group_by_dataset(measurements: Sequence[Measurement], params: Params) -> dic
 
 
 def table_page(
-    record: Mapping[str, Any], params: Params, measurements: Sequence[Measurement], figures: Sequence[tuple[str, str]]
+    record: TableFile, params: Params, measurements: Sequence[Measurement], figures: Sequence[tuple[str, str]]
 ) -> str:
     """The page of a table.
 
@@ -52,9 +53,9 @@ def table_page(
         measurements: in the order of the record's rows.
         figures: ``(caption, path relative to the page)``.
     """
-    name = record["table"]
+    name = record.table
     table = params.tables[name]
-    records = {row["row"]: row for row in record["rows"]}
+    records = record.by_name
     marks = _protocol_marks([item.row for item in measurements])
     groups = group_by_dataset(measurements, params)
     only_danet = all(item.row.model.method == "danet" for item in measurements)
@@ -73,7 +74,7 @@ def table_page(
         if lines:
             page.heading(2, "Multi-scale testing and pixel accuracy")
             page.table(_FURTHER, lines, "llrrrrl")
-    edition = _first_edition_lines(name, record["rows"])
+    edition = _first_edition_lines(name, record.rows)
     if edition:
         page.heading(2, "The first edition of this table")
         filled = sum(line[1] != "-" for line in edition)
@@ -89,12 +90,12 @@ def table_page(
             page.figure(caption, path)
     page.heading(2, "Notes")
     page.bullets(_notes(table, measurements, marks, records))
-    if record["left_out"]:
+    if record.left_out:
         page.heading(2, "Left out")
         page.text("These files, or parts of files, were not used, and no number above rests on them.")
-        page.bullets(f"`{item['file']}`: {item['reason']}" for item in record["left_out"])
+        page.bullets(f"`{item.file}`: {item.reason}" for item in record.left_out)
     page.heading(2, "Provenance")
-    lines, environments = _provenance_lines(name, record["rows"])
+    lines, environments = _provenance_lines(name, record.rows)
     if lines:
         page.table(["Row", "Seed", "Trained", "Evaluated", "Environment", "Row hash", "Data hash"], lines, "lrlllll")
         page.bullets(f"**{number}**: {text}" for text, number in environments.items())
@@ -105,7 +106,7 @@ def table_page(
 
 
 def row_page(
-    row: Row, record: Mapping[str, Any], measurement: Measurement, params: Params, figures: Sequence[tuple[str, str]]
+    row: Row, record: TableRow, measurement: Measurement, params: Params, figures: Sequence[tuple[str, str]]
 ) -> str:
     """The page of a row: its numbers, how to get them again, per-class IoU and every setting.
 
@@ -119,7 +120,7 @@ def row_page(
     dataset = params.datasets[row.dataset].title
     page.text(
         f"{METHODS[row.model.method]}, {backbone_text(row)}, on {dataset}: trained on `{row.train_split}` for "
-        f"{row.schedule.text} at {record['crop_size']}, tested on `{row.val_split}`. "
+        f"{row.schedule.text} at {record.crop_size}, tested on `{row.val_split}`. "
         f"A row of [{table.title}](../{row.table}.md)."
     )
     page.text(f"Protocol: {row.protocol}.")
@@ -127,11 +128,11 @@ def row_page(
     page.heading(2, "Result")
     if measurement.status == "measured":
         page.table(*_result_table(record, measurement, table.published))
-        page.text(CHOSEN_NOTE if record["best_on_val"] is not None else "")
+        page.text(CHOSEN_NOTE if record.best_on_val is not None else "")
     else:
         page.text(f"**{SHORT_STATUS[measurement.status]}**")
     page.bullets(f"`{problem.file}`: {problem.reason}" for problem in measurement.problems)
-    if record["released"] and record["released"]["status"] == "measured":
+    if record.released and record.released.status == "measured":
         page.heading(2, "Released weights")
         page.text(_released_text(record))
         page.table(*_released_table(record))
@@ -139,43 +140,44 @@ def row_page(
     page.code(_commands(row, record, table.command), "bash")
     for caption, path in figures:
         page.figure(caption, path)
-    published = record["published_classes"]
+    published = record.published.classes
     if measurement.status == "measured" or published:
         page.heading(2, "Per class")
         page.table(*_class_table(measurement, published))
         if published:
-            page.text(f"Published classes: {published['of']}, <{published['url']}>. Measured here: `{row.val_split}`.")
+            page.text(f"Published classes: {published.of}, <{published.url}>. Measured here: `{row.val_split}`.")
     if measurement.status == "measured":
         confused = _confused_lines(measurement)
         if confused:
             page.text("Most often taken for another class, in percent of the pixels of the class:")
             page.table(["Is", "Predicted as", "%"], confused, "llr")
         page.heading(2, "Environment")
-        page.table(["Fact", "Value"], _environment_lines(record["provenance"]), "ll")
+        page.table(["Fact", "Value"], _environment_lines(record.provenance), "ll")
     page.heading(2, "Settings")
     page.text(f"Row hash `{row.hash}`, training hash `{row.train_hash}`.")
     page.code(yaml.safe_dump(row.model_dump(mode="json"), sort_keys=False, default_flow_style=None, width=100), "yaml")
     return page.end()
 
 
-def _environment_lines(provenance: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+def _environment_lines(provenance: Sequence[Stage]) -> list[list[str]]:
     """One line per fact; where stages or seeds differ in it, each with its own value, said as briefly as can be."""
     lines = []
-    for key in dict.fromkeys(key for facts in provenance for key in facts if key not in {"stage", "seed"}):
-        stages = {facts["stage"] for facts in provenance if facts.get(key) is not None}
-        known = [facts for facts in provenance if facts["stage"] in stages]
+    facts = [(each, each.facts) for each in provenance]
+    for key in dict.fromkeys(key for _, known in facts for key in known):
+        stages = {each.stage for each, known in facts if known.get(key) is not None}
         ways: list[dict[str, set[str]]] = [{}, {}, {}, {}]
-        for facts in known:
-            stage, seed = str(facts["stage"]), f"seed {facts['seed']}"
-            for found, who in zip(ways, ("", stage, seed, f"{stage}, {seed}"), strict=True):
-                found.setdefault(who, set()).add(_escape(fact(facts.get(key))))
+        for each, known in facts:
+            if each.stage in stages:
+                seed = f"seed {each.seed}"
+                for found, who in zip(ways, ("", each.stage, seed, f"{each.stage}, {seed}"), strict=True):
+                    found.setdefault(who, set()).add(_escape(fact(known.get(key))))
         clear = next(found for found in ways if all(len(values) == 1 for values in found.values()))
         shown = [f"{who}: {min(values)}" if who else min(values) for who, values in clear.items()]
         lines.append([_escape(fact_name(key)), "<br>".join(shown) or "-"])
     return lines
 
 
-def index_page(params: Params, records: Mapping[str, Mapping[str, Any]], costs: str | None = None) -> str:
+def index_page(params: Params, records: Mapping[str, TableFile], costs: str | None = None) -> str:
     """The index: one line per table, and the figure ``costs`` (path relative to the page) of all of them."""
     page = _Page()
     page.comment("Made by the report stage; do not edit.")
@@ -185,12 +187,12 @@ def index_page(params: Params, records: Mapping[str, Mapping[str, Any]], costs: 
     page.text("One page per source. mIoU in percent; *difference* is measured minus published, in points.")
     lines = []
     for name, record in records.items():
-        rows = record["rows"]
-        measured = [row for row in rows if row["status"] == "measured"]
-        stale = sum(row["status"] in {"stale", "left out"} for row in rows)
-        datasets = ", ".join(dict.fromkeys(params.datasets[row["dataset"]].title for row in rows))
+        rows = record.rows
+        measured = [row for row in rows if row.status == "measured"]
+        stale = sum(row.status in {"stale", "left out"} for row in rows)
+        datasets = ", ".join(dict.fromkeys(params.datasets[row.dataset].title for row in rows))
         state = f"{len(measured)} of {len(rows)}" + (f", {stale} left out" if stale else "")
-        lines.append([f"[{_escape(record['title'])}]({name}.md)", state, _in_short(record, measured), datasets])
+        lines.append([f"[{_escape(record.title)}]({name}.md)", state, _in_short(record, measured), datasets])
     page.table(["Table", "Rows measured", "mIoU in short", "Datasets"], lines, "llll")
     if costs:
         page.figure("mIoU of every measured row against the cost of one training, by data set and hardware", costs)
@@ -204,16 +206,16 @@ def index_page(params: Params, records: Mapping[str, Mapping[str, Any]], costs: 
     return page.end()
 
 
-def _in_short(record: Mapping[str, Any], measured: Sequence[Mapping[str, Any]]) -> str:
+def _in_short(record: TableFile, measured: Sequence[TableRow]) -> str:
     if not measured:
         return "not run"
-    if record["has_published"]:
-        verdicts = [str(row["verdict"]["miou"]).partition(":")[0] for row in measured if row["verdict"]["miou"]]
+    if record.has_published:
+        verdicts = [str(row.verdict["miou"]).partition(":")[0] for row in measured if row.verdict["miou"]]
         counts = {verdict: verdicts.count(verdict) for verdict in dict.fromkeys(verdicts)}
         return (
             ", ".join(f"{count} {verdict}" for verdict, count in counts.items()) or "nothing published to compare with"
         )
-    mious = [row["measured"]["miou"] for row in measured]
+    mious = [row.measured.miou for row in measured if row.measured]
     return f"mIoU {min(mious):.2f} to {max(mious):.2f}" if len(mious) > 1 else f"mIoU {mious[0]:.2f}"
 
 
@@ -222,10 +224,10 @@ def _intro(table: Table) -> str:
     return table.intro + source
 
 
-def _count(record: Mapping[str, Any], measurements: Sequence[Measurement]) -> str:
+def _count(record: TableFile, measurements: Sequence[Measurement]) -> str:
     done = sum(item.status == "measured" for item in measurements)
     text = f"**{done} of {len(measurements)} rows measured.** All accuracies in percent"
-    if record["has_published"]:
+    if record.has_published:
         text += "; difference = retrained - published, in points"
     return text + ". The row's name leads to its settings, per-class IoU and the command that makes it."
 
@@ -248,24 +250,26 @@ def _settings_cells(row: Row) -> list[str]:
 def _main_table(
     table: str,
     items: Sequence[Measurement],
-    records: Mapping[str, Mapping[str, Any]],
+    records: Mapping[str, TableRow],
     marks: Mapping[str, str],
     has_published: bool,
 ) -> tuple[list[str], list[list[str]], str]:
     head, sides = ["Row", "Method", "Backbone", "Stride", "Crop", "Schedule"], "lllrrl"
     lines = []
-    verified = any(records[item.row.name]["released"] for item in items)
+    verified = any(records[item.row.name].released for item in items)
     for item in items:
         record = records[item.row.name]
         line = [_link(table, item.row.name, marks), *_settings_cells(item.row)]
         if has_published:
-            line += [number(record["published"]["miou"]), _released(record, "miou"), _measured(record, "miou")]
-            line += [signed(record["difference"]["miou"]), record["verdict"]["miou"] or "-"]
+            line += [number(record.published.miou), _released(record, "miou"), _measured(record, "miou")]
+            line += [signed(record.difference["miou"]), record.verdict["miou"] or "-"]
         else:
-            measured = record["measured"] or {}
-            above = _above(measured.get("miou"), measured.get("baseline_miou"))
-            line += [_measured(record, "miou"), number(measured.get("baseline_miou")), signed(above)]
-            line += [number(measured.get("aacc")), number(measured.get("macc"))]
+            made = record.measured
+            baseline, above, *others = ["-"] * 4
+            if made:
+                baseline, above = number(made.baseline_miou), signed(made.miou - made.baseline_miou)
+                others = [number(made.aacc), number(made.macc)]
+            line += [_measured(record, "miou"), baseline, above, *others]
             line += [_released(record, "miou")] if verified else []
         lines.append(line)
     if has_published:
@@ -292,43 +296,38 @@ def _without_method(
 _FURTHER = ["Row", "Metric", "Published", "Released weights", "Retrained", "Difference", "Verdict"]
 
 
-def _further_lines(
-    table: str, measurements: Sequence[Measurement], records: Mapping[str, Mapping[str, Any]]
-) -> list[list[str]]:
+def _further_lines(table: str, measurements: Sequence[Measurement], records: Mapping[str, TableRow]) -> list[list[str]]:
     lines = []
     for item in measurements:
         record = records[item.row.name]
         for metric in ("miou_ms_flip", "aacc", "aacc_ms"):
-            against = record["published"][metric]
-            if against is None and (metric != "miou_ms_flip" or not (record["measured"] or {}).get(metric)):
+            against = getattr(record.published, metric)
+            if against is None and (metric != "miou_ms_flip" or not getattr(record.measured, metric, None)):
                 continue
-            verdict = record["verdict"].get(metric) or ("not run" if record["measured"] is None else "-")
+            verdict = record.verdict.get(metric) or ("not run" if record.measured is None else "-")
             line = [_link(table, item.row.name), METRIC_NAMES[metric], number(against), _released(record, metric)]
-            lines.append([*line, _measured(record, metric), signed(record["difference"][metric]), verdict])
+            lines.append([*line, _measured(record, metric), signed(record.difference[metric]), verdict])
     return lines
 
 
 def _cost_lines(
-    table: str, measurements: Sequence[Measurement], records: Mapping[str, Mapping[str, Any]], has_published: bool
+    table: str, measurements: Sequence[Measurement], records: Mapping[str, TableRow], has_published: bool
 ) -> tuple[list[str], list[list[str]], str] | None:
     lines = []
     for item in measurements:
         record = records[item.row.name]
-        against, measured = record["published"], record["measured"]
-        if measured is None and against["memory_gb"] is None and against["fps"] is None:
+        against, made = record.published, record.measured
+        if made is None and against.memory_gb is None and against.fps is None:
             continue
-        made = measured or {}
-        numbers = [_memory(made), number(made.get("fps")), number(made.get("fps_batched"))]
-        numbers = numbers if measured else [SHORT_STATUS[record["status"]], "", ""]
-        hours = _hours(made)
-        devices = dict.fromkeys(name for name in (made.get("device"), made.get("fps_device")) if name)
-        hardware = "; ".join(devices)
-        if has_published:
-            cells = [_memory(against), number(against["fps"]), against["device"] or "-"]
-            lines.append([_link(table, item.row.name), *cells, *numbers, hours, hardware or "-"])
+        if made is None:
+            numbers, speed, hours, devices = [SHORT_STATUS[record.status], "", ""], "", "-", None
         else:
-            speed = number(made.get("images_per_second"), 1) if measured else ""
-            lines.append([_link(table, item.row.name), *numbers, speed, hours, hardware or "-"])
+            numbers, hours = [_memory(made), number(made.fps), number(made.fps_batched)], _hours(made.hours)
+            speed = number(made.images_per_second, 1)
+            devices = "; ".join(dict.fromkeys(name for name in (made.device, made.fps_device) if name))
+        published = [_memory(against), number(against.fps), against.device or "-"] if has_published else []
+        speeds = [] if has_published else [speed]
+        lines.append([_link(table, item.row.name), *published, *numbers, *speeds, hours, devices or "-"])
     if not lines:
         return None
     fps = ["fps, one by one", "fps, batched"]
@@ -337,24 +336,22 @@ def _cost_lines(
     return ["Row", "Memory, GiB", *fps, "Training, images/s", "Training, hours", "on"], lines, "lrrrrrl"
 
 
-def _memory(numbers: Mapping[str, Any]) -> str:
+def _memory(numbers: Published | MeasuredNumbers) -> str:
     """``7.4 (2)``: gigabytes, and the images on a GPU that took them."""
-    images = numbers.get("images_per_gpu")
-    known = images is not None and numbers.get("memory_gb") is not None
-    return number(numbers.get("memory_gb"), 1) + (f" ({images})" if known else "")
+    known = numbers.images_per_gpu is not None and numbers.memory_gb is not None
+    return number(numbers.memory_gb, 1) + (f" ({numbers.images_per_gpu})" if known else "")
 
 
-def _first_edition_lines(table: str, rows: Iterable[Mapping[str, Any]]) -> list[list[str]]:
+def _first_edition_lines(table: str, rows: Iterable[TableRow]) -> list[list[str]]:
     """Published mIoU then and now, of the rows that the source's first edition had."""
     return [
-        [_link(table, row["row"]), number(row["first_edition"]["miou"]), number(row["published"]["miou"])]
+        [_link(table, row.row), number(row.published.first_edition.miou), number(row.published.miou)]
         for row in rows
-        if row["first_edition"] is not None
+        if row.published.first_edition is not None
     ]
 
 
-def _hours(measured: Mapping[str, Any]) -> str:
-    hours = measured.get("hours")
+def _hours(hours: float | None) -> str:
     if hours is None:
         return "-"
     return f"{hours:.2g}" if hours < 0.1 else f"{hours:.2f}" if hours < 10 else f"{hours:.1f}"
@@ -364,7 +361,7 @@ def _notes(
     table: Table,
     measurements: Sequence[Measurement],
     marks: Mapping[str, str],
-    records: Mapping[str, Mapping[str, Any]],
+    records: Mapping[str, TableRow],
 ) -> list[str]:
     notes = list(table.notes)
     protocols: dict[str, str] = {}
@@ -374,12 +371,12 @@ def _notes(
         prefix = f"<sup>{mark}</sup> " if mark else ""
         notes.append(f"{prefix}Protocol: {protocol}.")
     notes += [f"{_link(item.row.table, item.row.name)}: {note}" for item in measurements for note in item.row.notes]
-    if any(record["best_on_val"] is not None for record in records.values()):
+    if any(record.best_on_val is not None for record in records.values()):
         notes.append(CHOSEN_NOTE)
     if table.published:
-        bands = sorted({f"{records[item.row.name]['band']:g}" for item in measurements})
-        if any(record["released"] for record in records.values()):
-            band = next(record["released"]["band"] for record in records.values() if record["released"])
+        bands = sorted({f"{records[item.row.name].band:g}" for item in measurements})
+        if any(record.released for record in records.values()):
+            band = next(record.released.band for record in records.values() if record.released)
             notes.append(
                 f"Released weights: the source's own checkpoint, evaluated here by the row's protocol; it *agrees* "
                 f"within ± {band:g} points of the published number."
@@ -418,40 +415,37 @@ def _protocol_marks(rows: Sequence[Row]) -> dict[str, str]:
     return {row.name: chr(ord("a") + protocols.index(row.protocol)) for row in rows}
 
 
-def _provenance_lines(table: str, rows: Iterable[Mapping[str, Any]]) -> tuple[list[list[str]], dict[str, str]]:
+def _provenance_lines(table: str, rows: Iterable[TableRow]) -> tuple[list[list[str]], dict[str, str]]:
     """A line per row and seed, and the environments that the lines name by number."""
     lines = []
     environments: dict[str, str] = {}
     for row in rows:
-        for seed in dict.fromkeys(facts["seed"] for facts in row["provenance"]):
-            stages = {facts["stage"]: facts for facts in row["provenance"] if facts["seed"] == seed}
+        for seed in dict.fromkeys(each.seed for each in row.provenance):
+            stages = {each.stage: each for each in row.provenance if each.seed == seed}
             used = [
-                environments.setdefault(_environment(facts), str(len(environments) + 1)) for facts in stages.values()
+                environments.setdefault(_environment(each.provenance), str(len(environments) + 1))
+                for each in stages.values()
             ]
-            hashes = [
-                ", ".join(dict.fromkeys(f"`{str(facts[key])[:12]}`" for facts in stages.values() if facts.get(key)))
-                for key in ("row_hash", "manifest_hash")
-            ]
-            when = [_when(stages.get(stage)) for stage in ("train", "evaluate")]
-            lines.append([_link(table, row["row"]), str(seed), *when, ", ".join(dict.fromkeys(used)), *hashes])
+            data = ", ".join(dict.fromkeys(f"`{each.data[:12]}`" for each in stages.values()))
+            trained, evaluated = stages.get("train"), stages.get("evaluate")
+            when = [_when(each.provenance) if each else "-" for each in (trained, evaluated)]
+            used = list(dict.fromkeys(used))
+            lines.append([_link(table, row.row), str(seed), *when, ", ".join(used), f"`{row.row_hash}`", data])
     return lines, environments
 
 
-def _when(facts: Mapping[str, Any] | None) -> str:
+def _when(facts: Provenance) -> str:
     """Commit and date of a stage."""
-    if facts is None:
-        return "-"
-    commit = str(facts.get("commit") or "unknown")
-    commit = "commit unknown" if commit == "unknown" else f"`{commit[:10]}`"
-    return f"{commit}{' + changes' if facts.get('dirty') else ''}, {str(facts.get('date') or 'undated')[:10]}"
+    commit = f"`{facts.known_commit[:10]}`" if facts.known_commit else "commit unknown"
+    return f"{commit}{' + changes' if facts.dirty else ''}, {(facts.date or 'undated')[:10]}"
 
 
-def _environment(facts: Mapping[str, Any]) -> str:
-    count = facts.get("gpus") or 0
-    hardware = facts.get("gpu") or f"CPU, {facts.get('cpu_cores')} cores: {facts.get('cpu')}"
-    parts = [f"{count} x {hardware}" if count > 1 else str(hardware)]
-    parts += [f"{label} {facts[key]}" for key, label in _VERSIONS.items() if facts.get(key)]
-    return _escape(", ".join([*parts, str(facts.get("precision"))]))
+def _environment(facts: Provenance) -> str:
+    count = facts.gpus or 0
+    hardware = facts.gpu or f"CPU, {facts.cpu_cores} cores: {facts.cpu}"
+    parts = [f"{count} x {hardware}" if count > 1 else hardware]
+    parts += [f"{label} {value}" for key, label in _VERSIONS.items() if (value := getattr(facts, key))]
+    return _escape(", ".join([*parts, str(facts.precision)]))
 
 
 _VERSIONS = {
@@ -466,35 +460,32 @@ _VERSIONS = {
 
 
 def _result_table(
-    record: Mapping[str, Any], measurement: Measurement, has_published: bool
+    record: TableRow, measurement: Measurement, has_published: bool
 ) -> tuple[list[str], list[list[str]], str]:
     lines = []
     for metric, name in METRIC_NAMES.items():
         summary = summarise(measurement.values(metric))
-        against = record["published"].get(metric)
+        against = getattr(record.published, metric, None)
         if summary is None and against is None:
             continue
         interval = f"{summary.low:.2f} to {summary.high:.2f}" if summary and summary.low is not None else "-"
         seeds = ", ".join(f"{value:.2f}" for value in measurement.values(metric)) or "-"
         line = [name, _measured(record, metric), seeds, interval]
         if has_published:
-            line += [number(against), signed(record["difference"].get(metric)), record["verdict"].get(metric) or "-"]
+            line += [number(against), signed(record.difference.get(metric)), record.verdict.get(metric) or "-"]
         lines.append(line)
     head = ["Metric", "Measured", "Seeds", "95 % interval"]
     if has_published:
         return [*head, "Published", "Difference", "Verdict"], lines, "lrrlrrl"
-    measured = record["measured"]
-    if measured.get("baseline_miou") is not None:
-        where = f" (`{measured['baseline_class']}` everywhere)" if measured.get("baseline_class") else ""
-        lines.append([f"best constant mIoU{where}", number(measured["baseline_miou"]), "", ""])
+    if record.measured:
+        where = f"best constant mIoU (`{record.measured.baseline_class}` everywhere)"
+        lines.append([where, number(record.measured.baseline_miou), "", ""])
     return head, lines, "lrrl"
 
 
-def _class_table(
-    measurement: Measurement, published: Mapping[str, Any] | None
-) -> tuple[list[str], list[list[str]], str]:
+def _class_table(measurement: Measurement, published: Classes | None) -> tuple[list[str], list[list[str]], str]:
     """IoU by class of what was measured, beside what is published."""
-    modes = [mode for mode in ("ss", "ms") if any(mode in run.modes for run in measurement.runs)]
+    modes = [mode for mode in ("ss", "ms") if any(run.modes.get(mode) for run in measurement.runs)]
     seeds = [run.seed for run in measurement.runs]
     head = ["Class"]
     columns: list[list[float | None]] = []
@@ -504,21 +495,21 @@ def _class_table(
         columns.append(measurement.class_iou(mode))
     if len(seeds) > 1:
         head += [f"seed {seed}" for seed in seeds]
-        columns += [list(run.modes["ss"].iou) for run in measurement.runs]
-    elif seeds and len(measurement.runs[0].modes["ss"].acc) == len(measurement.classes):
+        columns += [run.modes.ss.iou for run in measurement.runs]
+    elif seeds:
         head.append("accuracy")
-        columns.append(list(measurement.runs[0].modes["ss"].acc))
-    classes = measurement.classes if seeds else tuple(published["iou"] if published else ())
+        columns.append(measurement.runs[0].modes.ss.acc)
+    classes = measurement.classes if seeds else tuple(published.iou if published else ())
     if published:
-        head.append(f"published, {published['of']}")
-        columns.append([published["iou"].get(name) for name in classes])
+        head.append(f"published, {published.of}")
+        columns.append([published.iou.get(name) for name in classes])
     lines = [[_escape(name), *(number(column[place]) for column in columns)] for place, name in enumerate(classes)]
     return head, lines, "l" + "r" * len(columns)
 
 
 def _confused_lines(measurement: Measurement) -> list[list[str]]:
     """The ten largest shares off the diagonal of the confusion matrix."""
-    names, matrix = measurement.classes, measurement.confusion()
+    names, matrix = measurement.classes, measurement.confusion().tolist()
     shares = [
         (100 * count / sum(line), truth, predicted)
         for truth, line in enumerate(matrix)
@@ -529,77 +520,74 @@ def _confused_lines(measurement: Measurement) -> list[list[str]]:
     return [[_escape(names[truth]), _escape(names[predicted]), f"{share:.1f}"] for share, truth, predicted in largest]
 
 
-def _commands(row: Row, record: Mapping[str, Any], table_command: str) -> str:
+def _commands(row: Row, record: TableRow, table_command: str) -> str:
     lines = []
-    commits = {facts.get("commit") for facts in record["provenance"]} - {None, "unknown"}
+    commits = {stage.provenance.known_commit for stage in record.provenance} - {None}
     if len(commits) == 1:
         lines.append(f"git checkout {commits.pop()}")
     if table_command:
         lines.append(f"{table_command}   # this row and the others of its table")
     else:
         lines.append(f"dvc repro evaluate@{row.name}   # with all that it needs: download, convert, weights, train")
-    if record["released"]:
+    if record.released:
         lines.append(f"dvc repro verify@{row.name}     # the source's released weights, without training")
     return "\n".join(lines)
 
 
-def _measured(record: Mapping[str, Any], metric: str) -> str:
+def _measured(record: TableRow, metric: str) -> str:
     """The cell of a retrained number; with a mark and the number chosen so, where the source chose on val."""
-    if record["best_on_val"] is None or metric not in record["best_on_val"]:
+    if record.best_on_val is None or metric not in record.best_on_val:
         return _last(record, metric)
-    best = record["best_on_val"][metric]
+    best = record.best_on_val[metric]
     return _last(record, metric) + (f", best on val {best:.2f}" if best is not None else "") + f" {CHOSEN}"
 
 
-def _last(record: Mapping[str, Any], metric: str) -> str:
-    if record["measured"] is None:
-        return SHORT_STATUS[record["status"]]
-    spread = record["spread"].get(metric)
+def _last(record: TableRow, metric: str) -> str:
+    if record.measured is None:
+        return SHORT_STATUS[record.status]
+    spread = record.spread.get(metric)
     if spread is None:
-        return "not run" if record["published"].get(metric) is not None else "-"
-    mean = record["measured"].get(metric)
+        return "not run" if getattr(record.published, metric, None) is not None else "-"
+    mean = getattr(record.measured, metric, None)
     if mean is None:
-        mean = sum(spread["values"]) / spread["n"]
-    planned = len(record["seeds"])
-    count = f"{spread['n']} of {planned}" if spread["n"] < planned else str(spread["n"])
-    if spread["sd"] is None:
+        mean = sum(spread.values) / spread.n
+    planned = len(record.seeds)
+    count = f"{spread.n} of {planned}" if spread.n < planned else str(spread.n)
+    if spread.sd is None:
         return f"{mean:.2f}" if planned == 1 else f"{mean:.2f} ({count})"
-    return f"{mean:.2f} ± {spread['sd']:.2f} ({count})"
+    return f"{mean:.2f} ± {spread.sd:.2f} ({count})"
 
 
-def _released(record: Mapping[str, Any], metric: str) -> str:
+def _released(record: TableRow, metric: str) -> str:
     """The cell of the released weights: ``80.52, agrees``; a dash where the source released none."""
-    released = record["released"]
+    released = record.released
     if released is None:
         return "-"
-    if released["status"] != "measured":
-        return SHORT_STATUS[released["status"]]
-    text = released["agreement"].get(metric)
-    return number(released[metric]) + (f", {text}" if text else "")
+    if released.status != "measured":
+        return SHORT_STATUS[released.status]
+    text = released.agreement.get(metric)
+    return number(getattr(released, metric)) + (f", {text}" if text else "")
 
 
-def _released_table(record: Mapping[str, Any]) -> tuple[list[str], list[list[str]], str]:
-    released = record["released"]
+def _released_table(record: TableRow) -> tuple[list[str], list[list[str]], str]:
+    released = record.released
     lines = [
-        [name, number(record["published"].get(metric)), _released(record, metric)]
+        [name, number(getattr(record.published, metric, None)), _released(record, metric)]
         for metric, name in METRIC_NAMES.items()
-        if released[metric] is not None
+        if getattr(released, metric) is not None
     ]
     return ["Metric", "Published", "Released weights"], lines, "lrr"
 
 
-def _released_text(record: Mapping[str, Any]) -> str:
-    weights, facts = record["released"]["weights"], record["released"]["provenance"] or {}
-    known = {"matches": "its published digits", "none": "none is published"}.get(
-        str(weights.get("checksum")), "unknown"
-    )
-    parts = [f"`{weights.get('file')}`, SHA-256 `{str(weights.get('sha256'))[:12]}` ({known})"]
+def _released_text(record: TableRow) -> str:
+    assert record.released is not None
+    weights, facts = record.released.weights, record.released.provenance
+    assert weights is not None
+    assert facts is not None
+    known = {"matches": "its published digits", "none": "none is published"}[weights.checksum]
+    parts = [f"`{weights.file}`, SHA-256 `{weights.sha256[:12]}` ({known})"]
     parts.append(f"evaluated by the row's protocol: {_when(facts)}, {_environment(facts)}")
     return "; ".join(parts) + "."
-
-
-def _above(value: float | None, baseline: float | None) -> float | None:
-    return None if value is None or baseline is None else value - baseline
 
 
 def _escape(text: str) -> str:

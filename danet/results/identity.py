@@ -1,7 +1,7 @@
 """What a result follows from. It is written beside each artefact and compared wherever one is used again.
 
 Nothing is taken for the same by its name, its seed or its settings alone: the same row trained on other labels, or from
-other ImageNet weights, is another run. What the reader is told (notes, titles, published numbers) is no part of it.
+other ImageNet weights, is another run. What the reader is told (notes, titles, published numbers) is not part of it.
 """
 
 from __future__ import annotations
@@ -77,14 +77,6 @@ class EvaluationIdentity(_Identity):
     processes: int
     setup: dict[str, Any]
     """Hardware and versions (:data:`SETUP`)."""
-
-    @classmethod
-    def of(
-        cls, row: Row, *, weights: str, data: str, processes: int, provenance: Mapping[str, Any]
-    ) -> EvaluationIdentity:
-        """The identity of an evaluation by a row's protocol, on the machine that a provenance describes."""
-        setup = {key: provenance.get(key) for key in SETUP}
-        return cls(row_hash=row.hash, weights=weights, data=data, processes=processes, setup=setup)
 
 
 def trained_on(row: Row, manifest_hash: Callable[[str], str]) -> str:

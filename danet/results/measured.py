@@ -1,173 +1,30 @@
-"""Reading what was measured: the metrics files of a row, checked before any number of them is believed.
+"""What is known of a row: its metrics files, with nothing in them that belongs to another row, training or data set.
 
-A file that lacks fields, holds NaN or infinity, contradicts another, or belongs to other settings than the row has
-today is named in :attr:`Measurement.problems` and nothing of it is used.
+A file that is damaged, or that follows from something else than the row does today, is named in
+:attr:`Measurement.problems` with the stage to run, and nothing of it is used.
 """
 
 from __future__ import annotations
 
 import csv
-import json
 import math
-from collections.abc import Sequence
+import statistics
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+import numpy as np
+from numpy.typing import NDArray
 
 from danet.config.row import Row
 from danet.config.workspace import Workspace
-
-Status = Literal["measured", "not run", "stale", "left out"]
-
-Percent = Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]
-Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Finite = Annotated[float, Field(allow_inf_nan=False)]
+from danet.core.errors import DataError
+from danet.results.schema import EvaluatedSeed, EvaluationFile, Status, TrainedSeed, TrainingFile, load
 
 CURVE_VALUES = ("loss", "loss_main", "loss_pam", "loss_cam", "loss_aux", "lr", "images_per_second", "val_miou")
-
-
-class _File(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="ignore")  # later versions may add fields
-
-
-class Mode(_File):
-    """Result of one testing mode of one seed, in percent."""
-
-    miou: Percent
-    aacc: Percent
-    macc: Percent
-    iou: tuple[Percent | None, ...]
-    """One per class; ``None`` where the class is neither present nor predicted."""
-    acc: tuple[Percent | None, ...] = ()
-    images: int | None = None
-    confusion_rows: tuple[str, ...] = ()
-    """The confusion matrix: a line of pixel counts per class of the ground truth; empty in files without."""
-
-    def confusion(self) -> list[list[int]]:
-        """Ground truth x prediction, in pixels.
-
-        Raises:
-            ValueError: if it is not square, not of as many classes as there are IoUs, or gives other IoUs than these.
-        """
-        matrix = [[int(count) for count in line.split()] for line in self.confusion_rows]
-        if not matrix:
-            return []
-        size = len(self.iou)
-        if len(matrix) != size or any(len(line) != size or min(line) < 0 for line in matrix):
-            raise ValueError(f"the confusion matrix is not of {size} x {size} counts")
-        for place, iou in enumerate(self.iou):
-            hit = matrix[place][place]
-            union = sum(matrix[place]) + sum(line[place] for line in matrix) - hit
-            if union and abs(100 * hit / union - (iou or 0.0)) > 0.01:
-                raise ValueError(f"IoU {place} is {iou}, by the confusion matrix {100 * hit / union:.4f}")
-        return matrix
-
-
-class BestOnVal(_File):
-    """The weights of the epoch that was best on val, of a row that keeps them beside the last ones."""
-
-    iteration: int
-    score: Finite
-    """(pixAcc + mIoU) / 2 on centre crops, in percent."""
-    modes: dict[str, Mode]
-
-
-class Evaluated(_File):
-    """One seed of ``evaluation.json``."""
-
-    seed: int
-    modes: dict[str, Mode]
-    best_on_val: BestOnVal | None = None
-    baseline_miou: Percent | None = None
-    baseline_class: str | None = None
-    fps: Amount | None = None
-    """As published: one image at a time, its windows one after another."""
-    fps_batched: Amount | None = None
-    """With the windows and mirror images of an image batched."""
-    training: str | None = None
-    """Digest of the training's identity."""
-    provenance: dict[str, Any] = {}
-
-    @model_validator(mode="after")
-    def _single_scale(self) -> Evaluated:
-        if "ss" not in self.modes:
-            raise ValueError("modes.ss is missing")
-        return self
-
-
-class Verified(_File):
-    """The released weights of ``verification.json``."""
-
-    modes: dict[str, Mode]
-    provenance: dict[str, Any] = {}
-
-    @model_validator(mode="after")
-    def _single_scale(self) -> Verified:
-        if "ss" not in self.modes:
-            raise ValueError("modes.ss is missing")
-        return self
-
-
-class Trained(_File):
-    """One seed of ``train.json``."""
-
-    seed: int
-    iterations: int
-    final_loss: Finite
-    images_per_second: Amount | None = None
-    hours: Amount | None = None
-    peak_memory_gib: Amount | None = None
-    weights_sha256: str | None = None
-    identity: str | None = None
-    """Digest of :class:`.TrainingIdentity`."""
-    provenance: dict[str, Any] = {}
-
-    @model_validator(mode="before")
-    @classmethod
-    def _memory_in_gib(cls, data: Any) -> Any:
-        """Files of before December 2026 give GB of 1e9 bytes."""
-        if isinstance(data, dict) and isinstance(data.get("peak_memory_gb"), int | float):
-            return {"peak_memory_gib": round(data["peak_memory_gb"] * 1e9 / 2**30, 3), **data}
-        return data
-
-    @property
-    def devices(self) -> int:
-        """GPUs; 1 for a CPU, or where the file does not say."""
-        gpus = self.provenance.get("gpus")
-        return max(1, gpus) if isinstance(gpus, int) else 1
-
-
-class _EvaluationFile(_File):
-    format: Literal[1]
-    row: str
-    row_hash: str
-    classes: tuple[str, ...]
-    runs: list[Any]
-
-
-class _VerificationFile(_File):
-    format: Literal[1]
-    row: str
-    row_hash: str
-    classes: tuple[str, ...]
-    weights: dict[str, Any]
-    runs: tuple[Verified]
-
-
-class _TrainFile(_File):
-    format: Literal[1]
-    row: str
-    train_hash: str
-    runs: list[Any]
-
-
-class _MetricsFile(_File):
-    miou: Percent
-    aacc: Percent
-    macc: Percent
-    miou_ms_flip: Percent | None = None
+Curve = dict[str, list[float | None]]
+"""``iteration`` and the columns of :data:`CURVE_VALUES` that the file has."""
 
 
 @dataclass(frozen=True)
@@ -184,14 +41,16 @@ class Verification:
     """What is known of a row's released weights."""
 
     status: Status
-    run: Verified | None = None
-    weights: dict[str, Any] = field(default_factory=dict)
-    """Their ``file``, ``sha256`` (as released), ``source`` and ``checksum`` (``matches`` or ``none`` is published)."""
+    file: EvaluationFile | None = None
+
+    @property
+    def run(self) -> EvaluatedSeed | None:
+        """The result."""
+        return self.file.runs[0] if self.file else None
 
     def value(self, metric: str) -> float | None:
-        """``miou``, ``miou_ms_flip``, ``aacc``, ``aacc_ms``, ``macc`` or ``macc_ms`` in percent."""
-        mode = self.run.modes.get("ms" if "_ms" in metric else "ss") if self.run else None
-        return None if mode is None else float(getattr(mode, metric.partition("_")[0]))
+        """As :meth:`danet.results.schema.Modes.value`."""
+        return self.run.modes.value(metric) if self.run else None
 
 
 @dataclass(frozen=True)
@@ -200,257 +59,210 @@ class Measurement:
 
     row: Row
     status: Status
-    runs: tuple[Evaluated, ...] = ()
+    runs: tuple[EvaluatedSeed, ...] = ()
     classes: tuple[str, ...] = ()
-    trained: tuple[Trained, ...] = ()
-    curves: dict[int, dict[str, list[float | None]]] = field(default_factory=dict)
-    """By seed: ``iteration`` and the columns of :data:`CURVE_VALUES` that the file has."""
+    trained: tuple[TrainedSeed, ...] = ()
+    curves: dict[int, Curve] = field(default_factory=dict)
+    """By seed."""
     problems: tuple[Problem, ...] = ()
     verification: Verification = Verification("not run")
 
     def values(self, metric: str) -> list[float]:
-        """One number per seed: ``miou``, ``miou_ms_flip``, ``aacc``, ``aacc_ms``, ``macc``, ``fps``, ``fps_batched``,
-        ``baseline_miou``, ``memory_gb``, ``hours``, ``device_hours`` (hours times GPUs), ``images_per_second``; seeds
-        without it are left out.
+        """One number per seed; seeds without it are left out.
+
+        Of the evaluation: those of :meth:`danet.results.schema.Modes.value`, ``fps``, ``fps_batched``; of the training:
+        ``memory_gb`` (GiB), ``hours``, ``device_hours`` (hours times GPUs), ``images_per_second``.
         """
-        found: list[float | None]
-        if metric in {"miou", "aacc", "macc"}:
-            found = [getattr(run.modes["ss"], metric) for run in self.runs]
-        elif metric in {"miou_ms_flip", "aacc_ms", "macc_ms"}:
-            found = [getattr(run.modes["ms"], metric.partition("_")[0]) for run in self.runs if "ms" in run.modes]
-        elif metric in {"fps", "fps_batched", "baseline_miou"}:
+        found: Iterable[float | None]
+        if metric == "device_hours":
+            found = [run.hours * run.devices for run in self.trained]
+        elif metric in {"memory_gb", "hours", "images_per_second"}:
+            found = [getattr(run, {"memory_gb": "peak_memory_gib"}.get(metric, metric)) for run in self.trained]
+        elif metric in {"fps", "fps_batched"}:
             found = [getattr(run, metric) for run in self.runs]
-        elif metric == "device_hours":
-            found = [None if run.hours is None else run.hours * run.devices for run in self.trained]
         else:
-            name = {"memory_gb": "peak_memory_gib"}.get(metric, metric)
-            found = [getattr(run, name) for run in self.trained]
+            found = [run.modes.value(metric) for run in self.runs]
         return [value for value in found if value is not None]
 
     def best_on_val(self, metric: str) -> list[float]:
         """As :meth:`values` for an accuracy, of the weights that were best on val."""
-        mode, name = "ms" if "_ms" in metric else "ss", metric.partition("_")[0]
-        best = [run.best_on_val.modes for run in self.runs if run.best_on_val]
-        return [float(getattr(modes[mode], name)) for modes in best if mode in modes]
+        found = [run.best_on_val.modes.value(metric) for run in self.runs if run.best_on_val]
+        return [value for value in found if value is not None]
 
-    def confusion(self, mode: str = "ss") -> list[list[int]]:
-        """Pixels over all seeds, ground truth x prediction; empty where a seed's file has none."""
-        matrices = [run.modes[mode].confusion() for run in self.runs if mode in run.modes]
-        if not matrices or not all(matrices):
-            return []
-        lines = zip(*matrices, strict=True)
-        return [[sum(counts) for counts in zip(*same, strict=True)] for same in lines]
+    def confusion(self) -> NDArray[np.int64]:
+        """Pixels over all seeds at single scale, ground truth x prediction; ``0 x 0`` without any."""
+        matrices = [run.modes.ss.matrix for run in self.runs]
+        return np.sum(matrices, axis=0) if matrices else np.zeros((0, 0), np.int64)
 
     def class_iou(self, mode: str = "ss") -> list[float | None]:
         """Mean over seeds of each class's IoU; ``None`` for a class that no seed has."""
-        columns = zip(*(run.modes[mode].iou for run in self.runs if mode in run.modes), strict=True)
-        means: list[float | None] = []
-        for column in columns:
-            present = [value for value in column if value is not None]
-            means.append(sum(present) / len(present) if present else None)
-        return means
+        return class_means([result.iou for run in self.runs if (result := run.modes.get(mode))])
+
+
+def class_means(seeds: Sequence[Sequence[float | None]]) -> list[float | None]:
+    """By class, the mean over the seeds that have the class."""
+    present = [[value for value in column if value is not None] for column in zip(*seeds, strict=True)]
+    return [statistics.fmean(values) if values else None for values in present]
 
 
 def read(row: Row, workspace: Workspace) -> Measurement:
     """What the metrics files say of a row. Never raises for what is in the files: see :attr:`Measurement.problems`."""
-    reader = _Reader(row, workspace)
-    status, runs, classes = reader.evaluation()
-    trained = reader.training()
-    runs = reader.of_these_weights(runs, trained)
-    if status == "measured" and not runs:
+    folder, problems = workspace.metrics(row), _Problems(workspace.root)
+    status, file = problems.status(folder / "evaluation.json", row, _evaluation)
+    released, verification = problems.status(folder / "verification.json", row, _evaluation)
+    training_status, training = problems.status(folder / "train.json", row, _training)
+    trained = _of_row(training.runs, row, problems, folder / "train.json") if training else ()
+    runs = _of_row(file.runs, row, problems, folder / "evaluation.json") if file else ()
+    if file and not runs:
+        status = "left out"
+    kept = problems.same_weights(folder / "evaluation.json", runs, trained, row)
+    if training_status == "stale":  # so nothing says that these are results of the row's training
+        kept = ()
+    if runs and not kept:
         status = "stale"
-    curves = reader.curves({run.seed for run in trained})
-    verification = reader.verification()
-    return Measurement(row, status, runs, classes, trained, curves, tuple(reader.problems), verification)
+    try:
+        curves = _curves(folder / "curve.csv", {run.seed for run in trained})
+    except DataError as error:
+        curves = {}
+        problems.add(folder / "curve.csv", error)
+    classes = file.classes if file else ()
+    return Measurement(
+        row, status, kept, classes, trained, curves, tuple(problems.found), Verification(released, verification)
+    )
 
 
-T = TypeVar("T", bound=_File)
+class StaleError(DataError):
+    """A file of a row, training or data set that is another today."""
 
 
-class _Reader:
-    def __init__(self, row: Row, workspace: Workspace) -> None:
-        self.row = row
-        self.folder = workspace.metrics(row)
-        self.root = workspace.root
-        self.problems: list[Problem] = []
+T = TypeVar("T")
+Seed = TypeVar("Seed", TrainedSeed, EvaluatedSeed)
 
-    def evaluation(self) -> tuple[Status, tuple[Evaluated, ...], tuple[str, ...]]:
-        path, summary = self.folder / "evaluation.json", self.folder / "metrics.json"
+
+class _Problems:
+    """Collects what is not used."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self.found: list[Problem] = []
+
+    def add(self, path: Path, reason: object) -> None:
+        """Leaves a file, or a part of it, out."""
+        text = " ".join(str(reason).removeprefix(f"{path}: ").split())
+        text = text.encode("utf-8", "backslashreplace").decode()  # JSON can hold half a character
+        self.found.append(Problem(path.relative_to(self._root).as_posix(), text))
+
+    def status(self, path: Path, row: Row, read_file: Callable[[Path, Row], T]) -> tuple[Status, T | None]:
+        """The file's content, or why there is none."""
         if not path.exists():
-            if summary.exists():
-                self._problem(summary, "there is no evaluation.json beside it")
-                return "left out", (), ()
-            return "not run", (), ()
-        data = self._json(path, _EvaluationFile)
-        if data is None or not self._is_rows(path, data.row):
-            return "left out", (), ()
-        if data.row_hash != self.row.hash:
-            self._stale(path, "row", data.row_hash, self.row.hash)
-            return "stale", (), ()
-        everything = [run for run in self._runs(path, data.runs, Evaluated) if self._fits(path, run, len(data.classes))]
-        if summary.exists() and not self._agrees(summary, everything if len(everything) == len(data.runs) else None):
-            return "left out", (), ()
-        runs = self._seeds_of_row(path, everything)
-        if not data.runs:
-            self._problem(path, "it holds no runs")
-        return ("measured" if runs else "left out"), runs, data.classes
+            return "not run", None
+        try:
+            return "measured", read_file(path, row)
+        except DataError as error:
+            self.add(path, error)
+            return ("stale" if isinstance(error, StaleError) else "left out"), None
 
-    def verification(self) -> Verification:
-        path = self.folder / "verification.json"
-        if not path.exists():
-            return Verification("not run")
-        data = self._json(path, _VerificationFile)
-        if data is None or not self._is_rows(path, data.row):
-            return Verification("left out")
-        if data.row_hash != self.row.hash:
-            self._stale(path, "row", data.row_hash, self.row.hash, "verify")
-            return Verification("stale")
-        run = data.runs[0]
-        for name, mode in run.modes.items():
-            if len(mode.iou) != len(data.classes):
-                self._problem(path, f"{name}: {len(mode.iou)} IoU values for {len(data.classes)} classes")
-                return Verification("left out")
-        return Verification("measured", run, data.weights)
-
-    def training(self) -> tuple[Trained, ...]:
-        path = self.folder / "train.json"
-        if not path.exists():
-            return ()
-        data = self._json(path, _TrainFile)
-        if data is None or not self._is_rows(path, data.row):
-            return ()
-        if data.train_hash != self.row.train_hash:
-            self._stale(path, "training", data.train_hash, self.row.train_hash)
-            return ()
-        return self._seeds_of_row(path, self._runs(path, data.runs, Trained))
-
-    def of_these_weights(self, runs: tuple[Evaluated, ...], trained: tuple[Trained, ...]) -> tuple[Evaluated, ...]:
-        """The runs whose weights are those of the training at hand, as far as both files say which."""
-        wanted = {run.seed: run.weights_sha256 for run in trained}
+    def same_weights(
+        self, path: Path, runs: tuple[EvaluatedSeed, ...], trained: tuple[TrainedSeed, ...], row: Row
+    ) -> tuple[EvaluatedSeed, ...]:
+        """The evaluated seeds that are of the training at hand, where ``train.json`` says which it is."""
+        again = f"run `dvc repro evaluate@{row.name}`"
+        training: dict[int | None, TrainedSeed] = {run.seed: run for run in trained}
         kept = []
         for run in runs:
-            found, newest = run.provenance.get("weights_sha256"), wanted.get(run.seed)
-            if found and newest and found != newest:
-                again = f"trained again since: run `dvc repro evaluate@{self.row.name}`"
-                self._problem(self.folder / "evaluation.json", f"seed {run.seed}: stale: of other weights, {again}")
+            own = training.get(run.seed)
+            if own and own.weights_sha256 != run.weights_sha256:
+                self.add(path, f"seed {run.seed}: stale: of other weights than train.json's: {again}")
+            elif own and own.identity != run.training:
+                self.add(
+                    path,
+                    f"seed {run.seed}: stale: of the training {run.training}, train.json is of {own.identity}: {again}",
+                )
             else:
                 kept.append(run)
         return tuple(kept)
 
-    def curves(self, seeds: set[int]) -> dict[int, dict[str, list[float | None]]]:
-        path = self.folder / "curve.csv"
-        if not path.exists() or not seeds:  # without a valid train.json nothing says whose curve it is
-            return {}
-        try:
-            with path.open(encoding="utf-8", newline="") as stream:
-                lines = csv.DictReader(stream)
-                columns = [name for name in CURVE_VALUES if name in (lines.fieldnames or ())]
-                if not {"seed", "iteration"} <= set(lines.fieldnames or ()) or "loss" not in columns:
-                    self._problem(path, "needs the columns seed, iteration and loss")
-                    return {}
-                points: dict[int, list[tuple[float, ...]]] = {}
-                for line in lines:
-                    values = [line[name] for name in ("iteration", *columns)]
-                    if None in values:
-                        raise ValueError(f"line {lines.line_num} is cut off")
-                    numbers = tuple(float(value) if value else math.nan for value in values)
-                    if any(not math.isfinite(number) and value for number, value in zip(numbers, values, strict=True)):
-                        self._problem(path, f"line {lines.line_num}: a value is not finite")
-                        return {}
-                    points.setdefault(int(line["seed"]), []).append(numbers)
-        except (OSError, ValueError, TypeError, csv.Error) as error:
-            self._problem(path, f"cannot be read as numbers ({error})")
-            return {}
-        curves: dict[int, dict[str, list[float | None]]] = {}
-        for seed in sorted(set(points) & seeds):
-            table = list(zip(*sorted(points[seed], key=lambda point: point[0]), strict=True))
-            curves[seed] = {
-                name: [None if math.isnan(value) else value for value in column]
-                for name, column in zip(("iteration", *columns), table, strict=True)
-            }
-        return curves
 
-    def _json(self, path: Path, kind: type[T]) -> T | None:
-        try:
-            return kind.model_validate(json.loads(path.read_text(encoding="utf-8")))
-        except ValidationError as error:
-            self._problem(path, explain(error))
-        except (OSError, ValueError, RecursionError) as error:
-            self._problem(path, f"is no JSON ({error})")
-        return None
-
-    def _runs(self, path: Path, runs: Sequence[Any], kind: type[T]) -> list[T]:
-        valid = []
-        for number, run in enumerate(runs):
-            seed = run.get("seed") if isinstance(run, dict) else None
-            try:
-                valid.append(kind.model_validate(run))
-            except ValidationError as error:
-                which = f"run {number}" if seed is None else f"seed {seed}"
-                self._problem(path, f"{which}: {explain(error)}")
-        return valid
-
-    def _fits(self, path: Path, run: Evaluated, classes: int) -> bool:
-        for name, mode in run.modes.items():
-            if len(mode.iou) != classes:
-                self._problem(path, f"seed {run.seed}, {name}: {len(mode.iou)} IoU values for {classes} classes")
-                return False
-            try:
-                mode.confusion()
-            except ValueError as error:
-                self._problem(path, f"seed {run.seed}, {name}: {error}")
-                return False
-        return True
-
-    def _seeds_of_row(self, path: Path, runs: Sequence[Any]) -> tuple[Any, ...]:
-        kept: dict[int, Any] = {}
-        for run in runs:
-            if run.seed not in self.row.seeds:
-                self._problem(path, f"seed {run.seed} is not among the row's seeds {list(self.row.seeds)}")
-            elif run.seed in kept:
-                self._problem(path, f"seed {run.seed} appears twice; only the first is used")
-            else:
-                kept[run.seed] = run
-        return tuple(kept[seed] for seed in sorted(kept))
-
-    def _agrees(self, path: Path, runs: list[Evaluated] | None) -> bool:
-        """Whether ``metrics.json``, which DVC shows, says the same as ``evaluation.json``."""
-        summary = self._json(path, _MetricsFile)
-        if summary is None:
-            return False
-        for name in ("miou", "aacc", "macc") if runs else ():
-            mean = sum(getattr(run.modes["ss"], name) for run in runs or ()) / len(runs or ())
-            if abs(getattr(summary, name) - mean) > 0.01:
-                self._problem(
-                    path,
-                    f"{name} is {getattr(summary, name):.4f} here and {mean:.4f} in evaluation.json: evaluate again",
-                )
-                return False
-        return True
-
-    def _is_rows(self, path: Path, name: str) -> bool:
-        if name != self.row.name:
-            self._problem(path, f"belongs to row {name!r}, not to {self.row.name!r}")
-        return name == self.row.name
-
-    def _stale(self, path: Path, what: str, found: str, wanted: str, stage: str = "evaluate") -> None:
-        self._problem(
-            path, f"stale: of {what} hash {found}, the row is {wanted} today: run `dvc repro {stage}@{self.row.name}`"
-        )
-
-    def _problem(self, path: Path, reason: str) -> None:
-        text = " ".join(reason.split()).encode("utf-8", "backslashreplace").decode()  # JSON can hold half a character
-        self.problems.append(Problem(path.relative_to(self.root).as_posix(), text))
+def _evaluation(path: Path, row: Row) -> EvaluationFile:
+    stage = f"{'verify' if path.stem == 'verification' else 'evaluate'}@{row.name}"
+    again = f"run `dvc repro {stage}`"
+    file = load(path, EvaluationFile, _by_force(stage))
+    _belongs(file.row, row)
+    if file.row_hash != row.hash:
+        raise StaleError(f"stale: of row hash {file.row_hash}, the row is {row.hash} today: {again}")
+    _one_value("tested on different data", {run.data for run in file.runs}, again)
+    return file
 
 
-def explain(error: ValidationError) -> str:
-    """The first fault in one line: field, what is wrong, the value."""
-    first = error.errors()[0]
-    where = ".".join(str(part) for part in first["loc"])
-    text = first["msg"].removeprefix("Value error, ")
-    given = first.get("input")
-    shown = f" (given: {given!r})" if isinstance(given, str | int | float) and first["type"] != "missing" else ""
-    return (f"{where}: " if where else "") + text[:1].lower() + text[1:] + shown
+def _training(path: Path, row: Row) -> TrainingFile:
+    again = f"run `dvc repro train@{row.name}`"
+    file = load(path, TrainingFile, _by_force(f"train@{row.name}"))
+    _belongs(file.row, row)
+    if file.train_hash != row.train_hash:
+        hashes = f"{file.train_hash}, the row is {row.train_hash}"
+        raise StaleError(f"stale: of training hash {hashes} today: {again}")
+    _one_value("trained on different data", {run.data for run in file.runs}, again)
+    _one_value("trained from different initial weights", {run.initial_weights or "none" for run in file.runs}, again)
+    return file
+
+
+def _by_force(stage: str) -> str:
+    """DVC does not know of a document's format. A seed that is trained is not trained again by this."""
+    return f"run `dvc repro --single-item --force {stage}`"
+
+
+def _belongs(name: str, row: Row) -> None:
+    if name != row.name:
+        raise DataError(f"belongs to row {name!r}, not to {row.name!r}")
+
+
+def _one_value(what: str, values: set[str], again: str) -> None:
+    if len(values) > 1:
+        raise StaleError(f"stale: the seeds were {what} ({', '.join(sorted(value[:12] for value in values))}): {again}")
+
+
+def _of_row(runs: Sequence[Seed], row: Row, problems: _Problems, path: Path) -> tuple[Seed, ...]:
+    for run in runs:
+        if run.seed not in row.seeds:
+            problems.add(path, f"seed {run.seed} is not among the row's seeds {list(row.seeds)}")
+    kept = {run.seed: run for run in runs if run.seed in row.seeds}
+    return tuple(kept[seed] for seed in sorted(kept, key=lambda seed: seed or 0))
+
+
+def _curves(path: Path, seeds: set[int]) -> dict[int, Curve]:
+    """By seed; without a valid ``train.json`` nothing says whose curve it is.
+
+    Raises:
+        DataError: if the file lacks columns or holds something that is not a finite number.
+    """
+    if not path.exists() or not seeds:
+        return {}
+    curves: dict[int, Curve] = {}
+    try:
+        with path.open(encoding="utf-8", newline="") as stream:
+            lines = csv.DictReader(stream)
+            present = lines.fieldnames or ()
+            if not {"seed", "iteration", "loss"} <= set(present):
+                raise DataError("needs the columns seed, iteration and loss")
+            columns = ["iteration", *(name for name in CURVE_VALUES if name in present)]
+            points = sorted(
+                ((int(line["seed"]), [_number(line[name]) for name in columns]) for line in lines),
+                key=lambda point: (point[0], point[1][0] or 0.0),
+            )
+    except (OSError, ValueError, TypeError, csv.Error) as error:
+        raise DataError(f"cannot be read as numbers ({error})") from None
+    for seed in sorted(seeds & {seed for seed, _ in points}):
+        table = zip(*(values for each, values in points if each == seed), strict=True)
+        curves[seed] = {name: list(column) for name, column in zip(columns, table, strict=True)}
+    return curves
+
+
+def _number(text: str | None) -> float | None:
+    if text is None:
+        raise ValueError("a line is cut off")
+    if text and not math.isfinite(float(text)):
+        raise ValueError(f"{text} is not finite")
+    return float(text) if text else None
 
 
 def fact_name(key: str) -> str:

@@ -9,11 +9,13 @@ from __future__ import annotations
 import itertools
 import json
 import logging
+import math
 import os
 import re
 import socket
 import sqlite3
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -163,6 +165,27 @@ class Store:
         if batch:
             self.client.log_batch(run_id, metrics=batch, synchronous=True)
         self.sent += len(points)
+
+    @staticmethod
+    def corrections(run: Any, values: Mapping[str, float], end: int, step: int, gone: Sequence[str]) -> list[Point]:
+        """What a run's metrics must be given to show these values, and NaN for those of ``gone`` that have none.
+
+        Of one step MLflow shows the latest value, and of one moment the largest, so a correction is of now.
+        """
+        known, now = run.data.metrics, max(end, int(time.time() * 1000))
+        lost = {name: math.nan for name in gone if name not in values and not math.isnan(known.get(name, math.nan))}
+        return [
+            Point(name, value, now if name in known else end, step)
+            for name, value in {**values, **lost}.items()
+            if known.get(name) != value
+        ]
+
+    def untag(self, run: Any, names: Iterable[str]) -> None:
+        """Takes tags away."""
+        for name in names:
+            if name in run.data.tags:
+                self.client.delete_tag(run.info.run_id, name)
+                self.sent += 1
 
     def params(self, run: Any, values: Mapping[str, Any]) -> None:
         """Logs parameters; one that has another value, which MLflow refuses to change, as a tag."""

@@ -7,78 +7,72 @@ that ``params.yaml`` has today.
 
 from __future__ import annotations
 
-import json
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
 from tabulate import tabulate
 
 from danet.config.workspace import Workspace
 from danet.core.errors import ConfigError, DataError
 from danet.core.text import fact, number, signed
-from danet.results.identity import SETUP, differing, flat
-from danet.results.measured import Evaluated, Trained, explain, fact_name
+from danet.results.identity import differing, flat
+from danet.results.measured import class_means, fact_name
+from danet.results.schema import EvaluatedSeed, EvaluationFile, TrainedSeed, TrainingFile, load
 from danet.results.verdict import summarise
 
-RELEASED = -1
-"""Stands for the seed of released weights, which no source says."""
-METRICS = ("miou", "aacc", "macc")
+METRICS = {"miou": "mIoU", "aacc": "aAcc", "macc": "mAcc"}
+OF_FILE = {"row", "row_hash", "train_hash", "dataset", "split"}
+RELEASED = "released"
+"""In place of a seed."""
 
 
 @dataclass(frozen=True)
-class Run:
+class NamedRun:
     """The seeds of one evaluation that a name chose."""
 
     name: str
     path: Path
-    row: str
-    row_hash: str
-    train_hash: str | None
-    dataset: str | None
-    split: str | None
-    classes: tuple[str, ...]
-    settings: Mapping[str, Any] | None
-    """As they were; ``None`` in files that do not say."""
-    seeds: tuple[Evaluated, ...]
-    trained: tuple[Trained, ...] = ()
-    weights: Mapping[str, Any] = field(default_factory=dict)
-    """Of released weights: where they came from."""
+    file: EvaluationFile
+    seeds: tuple[EvaluatedSeed, ...]
+    trained: tuple[TrainedSeed, ...] = ()
+    """The trainings of these very weights, where ``train.json`` beside the file has them."""
 
     @property
     def modes(self) -> list[str]:
         """``ss``, and ``ms`` if every seed has it."""
-        return [mode for mode in ("ss", "ms") if all(mode in seed.modes for seed in self.seeds)]
+        return [mode for mode in ("ss", "ms") if all(seed.modes.get(mode) for seed in self.seeds)]
 
     def metric(self, mode: str, metric: str) -> list[float]:
         """Percent, one number per seed."""
-        return [float(getattr(seed.modes[mode], metric)) for seed in self.seeds]
+        return [float(getattr(seed.modes.get(mode), metric)) for seed in self.seeds]
+
+    def metrics(self) -> dict[str, list[float]]:
+        """``mIoU``, ``mIoU, ms+flip`` and the like: percent, one number per seed."""
+        names = {"ss": "", "ms": ", ms+flip"}
+        return {
+            f"{name}{names[mode]}": self.metric(mode, metric) for mode in self.modes for metric, name in METRICS.items()
+        }
 
     def iou(self, mode: str) -> list[float | None]:
         """Percent by class, mean over the seeds that have the class."""
-        columns = zip(*(seed.modes[mode].iou for seed in self.seeds), strict=True)
-        present = [[value for value in column if value is not None] for column in columns]
-        return [statistics.fmean(values) if values else None for values in present]
+        return class_means([result.iou for seed in self.seeds if (result := seed.modes.get(mode))])
 
     def facts(self) -> dict[str, dict[str, Any]]:
         """Provenance by stage: ``evaluation`` and, where it is known, ``training``; a list where seeds differ."""
-        stages: dict[str, dict[str, Any]] = {}
-        for stage, runs in (("training", self.trained), ("evaluation", self.seeds)):
-            if runs:
-                keys = dict.fromkeys(key for run in runs for key in run.provenance)
-                stages[stage] = {key: _joined(run.provenance.get(key) for run in runs) for key in keys}
-        for run in self.trained[:1]:
-            names = ("iterations", "hours", "images_per_second", "peak_memory_gib", "weights_sha256")
-            stages["training"] |= {
-                name: _joined(getattr(each, name) for each in self.trained)
-                for name in names
-                if getattr(run, name) is not None
-            }
-        stages["evaluation"]["fps"] = _joined(seed.fps for seed in self.seeds)
-        return stages
+        training = [
+            run.facts | {"iterations": run.iterations, "hours": run.hours, "images_per_second": run.images_per_second}
+            for run in self.trained
+        ]
+        evaluation = [run.facts | {"fps": run.fps} for run in self.seeds]
+        stages = {"training": training, "evaluation": evaluation}
+        return {
+            stage: {key: _joined(each[key] for each in found) for key in found[0]}
+            for stage, found in stages.items()
+            if found
+        }
 
 
 def _joined(values: Iterable[Any]) -> Any:
@@ -87,7 +81,7 @@ def _joined(values: Iterable[Any]) -> Any:
     return found[0] if all(value == found[0] for value in found) else found
 
 
-def load_run(name: str, workspace: Workspace) -> Run:
+def load_run(name: str, workspace: Workspace) -> NamedRun:
     """The run of that name.
 
     Args:
@@ -96,111 +90,65 @@ def load_run(name: str, workspace: Workspace) -> Run:
 
     Raises:
         ConfigError: if there is no such row, file or seed, saying which there are.
-        DataError: if the file lacks fields or holds numbers that are not finite.
+        DataError: if the file is damaged or of another format.
     """
-    subject, _, wanted = name.rpartition(":") if ":" in name else (name, "", "")
-    if not _is_seed(wanted) and wanted:  # a colon of the path
+    path, wanted = _find(name, workspace)
+    file = load(path, EvaluationFile, "give an evaluation.json, or evaluate again")
+    seeds = tuple(seed for seed in file.runs if wanted in ("", seed_name(seed)))
+    if not seeds:
+        known = ", ".join(map(seed_name, file.runs))
+        raise ConfigError(f"{path}: has no seed {wanted}; it has: {known}")
+    return NamedRun(name, path, file, seeds, _training(path.with_name("train.json"), file, seeds))
+
+
+def _find(name: str, workspace: Workspace) -> tuple[Path, str]:
+    """The file of a run, and the seed of it that is meant; empty for all."""
+    subject, _, wanted = name.rpartition(":")
+    if not (subject and (wanted.isdigit() or wanted == RELEASED)):  # no colon, or one of the path
         subject, wanted = name, ""
     path = Path(subject)
-    if path.suffix != ".json":
-        row = workspace.params().row(subject)
-        path = workspace.metrics(row) / ("verification.json" if wanted == "released" else "evaluation.json")
+    if path.suffix == ".json":
         if not path.exists():
-            what = f"verify@{row.name}" if wanted == "released" else f"evaluate@{row.name}"
-            raise ConfigError(f"{path}: does not exist; run `dvc repro {what}` first")
-        wanted = "" if wanted == "released" else wanted
-    elif not path.exists():
-        raise ConfigError(f"{path}: does not exist; give a row or the path of an evaluation.json")
-    data = _json(path)
-    seeds = []
-    for each in data["runs"]:
-        try:
-            released = isinstance(each, dict) and "seed" in each and each["seed"] is None
-            seeds.append(Evaluated.model_validate(each | {"seed": RELEASED} if released else each))
-        except ValidationError as error:
-            raise DataError(f"{path}: seed {_seed(each)}: {explain(error)}; evaluate again") from None
-    chosen = [seed for seed in seeds if not wanted or str(seed.seed) == wanted]
-    if not chosen:
-        known = ", ".join(seed_name(seed.seed) for seed in seeds) or "none"
-        raise ConfigError(f"{path}: has no seed {wanted or 'at all'}; it has: {known}")
-    for seed in chosen:
-        for mode, result in seed.modes.items():
-            if len(result.iou) != len(data["classes"]):
-                raise DataError(
-                    f"{path}: seed {seed.seed}, {mode}: {len(result.iou)} IoUs, {len(data['classes'])} classes"
-                )
-    return Run(
-        name,
-        path,
-        data["row"],
-        data["row_hash"],
-        data.get("train_hash"),
-        data.get("dataset"),
-        data.get("split"),
-        tuple(data["classes"]),
-        data.get("settings"),
-        tuple(chosen),
-        _training(path.with_name("train.json"), data, chosen),
-        data.get("weights") or {},
-    )
+            raise ConfigError(f"{path}: does not exist; give a row or the path of an evaluation.json")
+        return path, wanted
+    row = workspace.params().row(subject)
+    stage, file = ("verify", "verification.json") if wanted == RELEASED else ("evaluate", "evaluation.json")
+    path = workspace.metrics(row) / file
+    if not path.exists():
+        raise ConfigError(f"{path}: does not exist; run `dvc repro {stage}@{row.name}` first")
+    return path, wanted
 
 
-def seed_name(seed: int) -> str:
+def seed_name(run: EvaluatedSeed) -> str:
     """``0``, or ``released``."""
-    return "released" if seed == RELEASED else str(seed)
+    return RELEASED if run.seed is None else str(run.seed)
 
 
-def _is_seed(text: str) -> bool:
-    return text.isdigit() or text == "released"
-
-
-def _seed(run: Any) -> Any:
-    return run.get("seed", "?") if isinstance(run, Mapping) else "?"
-
-
-def _json(path: Path) -> dict[str, Any]:
+def _training(path: Path, file: EvaluationFile, seeds: Sequence[EvaluatedSeed]) -> tuple[TrainedSeed, ...]:
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise DataError(f"{path}: is no JSON ({error})") from error
-    missing = [key for key in ("row", "row_hash", "classes", "runs") if not isinstance(data, dict) or key not in data]
-    if missing or not isinstance(data["runs"], list):
-        raise DataError(f"{path}: has no {', '.join(missing) or 'list of runs'}; give an evaluation.json")
-    return dict(data)
-
-
-def _training(path: Path, data: Mapping[str, Any], seeds: Sequence[Evaluated]) -> tuple[Trained, ...]:
-    """What ``train.json`` beside it says of the very weights that were evaluated."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        if found["row"] != data["row"] or found["train_hash"] != data.get("train_hash"):
-            return ()
-        trained = [Trained.model_validate(run) for run in found["runs"]]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        found = load(path, TrainingFile, "train again")
+    except DataError:
         return ()
-    evaluated = {seed.seed: seed.provenance.get("weights_sha256") for seed in seeds}
-    same = [run for run in trained if run.seed in evaluated and run.weights_sha256 == evaluated[run.seed]]
-    return tuple(same) if len(same) == len(seeds) else ()
+    evaluated = {seed.seed: (seed.training, seed.weights_sha256) for seed in seeds}
+    same = tuple(run for run in found.runs if evaluated.get(run.seed) == (run.identity, run.weights_sha256))
+    return same if found.row == file.row and len(same) == len(seeds) else ()
 
 
-def describe(run: Run) -> dict[str, Any]:
+def describe(run: NamedRun) -> dict[str, Any]:
     """A run as JSON-serialisable data: what ``danet show --format json`` prints."""
+    file = run.file
     return {
         "run": run.name,
-        "row": run.row,
-        "row_hash": run.row_hash,
-        "train_hash": run.train_hash,
-        "dataset": run.dataset,
-        "split": run.split,
-        "seeds": [None if seed.seed == RELEASED else seed.seed for seed in run.seeds],
+        **file.model_dump(include=OF_FILE),
+        "seeds": [seed.seed for seed in run.seeds],
         "metrics": {
             mode: {metric: statistics.fmean(run.metric(mode, metric)) for metric in METRICS} for mode in run.modes
         },
-        "baseline_miou": run.seeds[0].baseline_miou,
-        "iou": {mode: dict(zip(run.classes, run.iou(mode), strict=True)) for mode in run.modes},
+        "baseline_miou": run.seeds[0].modes.value("baseline_miou"),
+        "iou": {mode: dict(zip(file.classes, run.iou(mode), strict=True)) for mode in run.modes},
         "provenance": run.facts(),
-        "weights": dict(run.weights),
-        "settings": run.settings,
+        "weights": file.weights.model_dump() if file.weights else {},
+        "settings": file.settings,
     }
 
 
@@ -209,8 +157,6 @@ class Difference:
     """What differs between two runs, each as ``name -> (first, second)``."""
 
     settings: dict[str, tuple[Any, Any]]
-    settings_known: bool
-    """Whether both files say their settings; if not, only the hashes can be compared."""
     provenance: dict[str, tuple[Any, Any]]
     metrics: dict[str, tuple[float, float]]
     """``ss mIoU`` and the like, percent."""
@@ -222,7 +168,7 @@ class Difference:
     def describe(self) -> dict[str, Any]:
         """As JSON-serialisable data."""
         return {
-            "settings": self.settings if self.settings_known else None,
+            "settings": self.settings,
             "provenance": self.provenance,
             "metrics": self.metrics,
             "iou": self.iou,
@@ -232,103 +178,78 @@ class Difference:
 
 UNCOMPARED = {"date", "wall_seconds", "energy_kj", "fps", "hours", "images_per_second", "peak_memory_gib"}
 """What is measured of a run, not what it was made from: two runs never share it."""
-OF_THE_ROW = {"row_hash", "train_hash"}
-"""Said of the run once, not of each stage again."""
 
 
-def compare(first: Run, second: Run) -> Difference:
+def compare(first: NamedRun, second: NamedRun) -> Difference:
     """What differs between two runs, and by how much their per-class IoU differs."""
-    provenance: dict[str, tuple[Any, Any]] = {}
-    for key in ("row", "row_hash", "train_hash", "dataset", "split"):
-        if getattr(first, key) != getattr(second, key):
-            provenance[key] = (getattr(first, key), getattr(second, key))
-    facts = first.facts(), second.facts()
-    for stage in ("training", "evaluation"):
-        known = [each.get(stage) for each in facts]
-        if not all(known):
-            if any(known):
-                provenance[stage] = tuple("known" if each else "not known" for each in known)  # type: ignore[assignment]
-            continue
-        changed = differing(*({k: v for k, v in (each or {}).items() if k not in OF_THE_ROW} for each in known))
-        provenance |= {f"{stage}: {key}": values for key, values in changed.items() if key not in UNCOMPARED}
-    metrics = {}
-    for mode in [mode for mode in first.modes if mode in second.modes]:
-        for metric, name in zip(METRICS, ("mIoU", "aAcc", "mAcc"), strict=True):
-            metrics[f"{name}{', ms+flip' if mode == 'ms' else ''}"] = (
-                statistics.fmean(first.metric(mode, metric)),
-                statistics.fmean(second.metric(mode, metric)),
-            )
-    ious = [dict(zip(run.classes, run.iou("ss"), strict=True)) for run in (first, second)]
-    shared = [name for name in first.classes if name in ious[1]]
+    metrics = [{name: statistics.fmean(values) for name, values in run.metrics().items()} for run in (first, second)]
+    ious = [dict(zip(run.file.classes, run.iou("ss"), strict=True)) for run in (first, second)]
+    shared = [name for name in ious[0] if name in ious[1]]
     shared.sort(key=lambda name: -abs((ious[0][name] or 0.0) - (ious[1][name] or 0.0)))
-    only = tuple(tuple(name for name in a if name not in b) for a, b in (ious, ious[::-1]))
+    only = [tuple(name for name in a if name not in b) for a, b in (ious, ious[::-1])]
     return Difference(
-        settings=differing(flat(first.settings), flat(second.settings)),
-        settings_known=first.settings is not None and second.settings is not None,
-        provenance=provenance,
-        metrics=metrics,
+        settings=differing(flat(first.file.settings), flat(second.file.settings)),
+        provenance=_differing_facts(first, second),
+        metrics={name: (mean, metrics[1][name]) for name, mean in metrics[0].items() if name in metrics[1]},
         iou={name: (ious[0][name], ious[1][name]) for name in shared},
         only=(only[0], only[1]),
     )
 
 
-def same_setup(first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:
-    """Whether two provenances are of the same hardware, versions and precision, as far as both are known."""
-    return all(first.get(key) == second.get(key) for key in SETUP)
+def _differing_facts(first: NamedRun, second: NamedRun) -> dict[str, tuple[Any, Any]]:
+    found = differing(*(run.file.model_dump(include=OF_FILE) for run in (first, second)))
+    facts = first.facts(), second.facts()
+    for stage in ("training", "evaluation"):
+        known = [each.get(stage) for each in facts]
+        if known[0] and known[1]:
+            changed = differing(known[0], known[1])
+            found |= {f"{stage}: {key}": values for key, values in changed.items() if key not in UNCOMPARED}
+        elif any(known):
+            found[stage] = ("known" if known[0] else "not known", "known" if known[1] else "not known")
+    return found
 
 
-def show_text(run: Run) -> str:
+def show_text(run: NamedRun) -> str:
     """A run for a terminal: numbers, provenance by stage, IoU by class."""
-    seeds = ", ".join(seed_name(seed.seed) for seed in run.seeds)
-    of = "released weights" if seeds == "released" else f"seed{'s' if len(run.seeds) > 1 else ''} {seeds}"
-    blocks = [f"{run.row}, {of}\n{run.dataset or 'dataset unknown'} {run.split or ''}, from {run.path}".rstrip()]
-    lines = []
-    for mode in run.modes:
-        for metric, name in zip(METRICS, ("mIoU", "aAcc", "mAcc"), strict=True):
-            values = run.metric(mode, metric)
-            summary = summarise(values)
-            assert summary is not None
-            each = ", ".join(f"{value:.2f}" for value in values) if len(values) > 1 else ""
-            spread = "" if summary.sd is None else f"{summary.sd:.2f}"
-            lines.append([name + (", ms+flip" if mode == "ms" else ""), f"{summary.mean:.2f}", spread, each])
-    if run.seeds[0].baseline_miou is not None:
-        lines.append(["best constant mIoU", f"{run.seeds[0].baseline_miou:.2f}", "", ""])
-    width = 4 if len(run.seeds) > 1 else 2
-    blocks.append(_table([line[:width] for line in lines], ["%", "mean" if width == 4 else "", "sd", "seeds"][:width]))
-    facts = run.facts()
-    keys = dict.fromkeys(
-        key for stage in facts.values() for key in stage if key not in {"seed", "row_hash", "train_hash"}
-    )
-    head = ["provenance", *facts]
-    lines = [["row hash", run.row_hash], ["training hash", str(run.train_hash)]]
-    lines = [[*line, *["same"] * (len(facts) - 1)] for line in lines]
-    for key in keys:
-        cells = [fact(stage.get(key)) for stage in facts.values()]
-        same = len(cells) > 1 and len(set(cells)) == 1 and cells[0] != "-"
-        lines.append([fact_name(key), cells[0], *("same" if same else cell for cell in cells[1:])])
-    blocks.append(_table(lines, head))
-    if run.weights:
-        blocks.append(_table([[key, fact(value)] for key, value in run.weights.items()], ["weights", ""]))
+    file = run.file
+    seeds = ", ".join(map(seed_name, run.seeds))
+    of = "released weights" if seeds == RELEASED else f"seed{'s' if len(run.seeds) > 1 else ''} {seeds}"
+    blocks = [f"{file.row}, {of}\n{file.dataset} {file.split}, from {run.path}", _numbers(run), _provenance(run)]
+    if file.weights:
+        blocks.append(_table([[key, fact(value)] for key, value in file.weights.model_dump().items()], ["weights", ""]))
     columns = [run.iou(mode) for mode in run.modes]
-    lines = [[name, *(number(column[place]) for column in columns)] for place, name in enumerate(run.classes)]
-    blocks.append(
-        _table(lines, ["IoU, %", *("ms+flip" if mode == "ms" else "single scale" for mode in run.modes)], "r")
-    )
-    return "\n\n".join(blocks)
+    lines = [[name, *(number(column[place]) for column in columns)] for place, name in enumerate(file.classes)]
+    head = ["IoU, %", *("ms+flip" if mode == "ms" else "single scale" for mode in run.modes)]
+    return "\n\n".join([*blocks, _table(lines, head, "r")])
 
 
-def diff_text(first: Run, second: Run, difference: Difference) -> str:
+def _numbers(run: NamedRun) -> str:
+    lines = []
+    for name, values in run.metrics().items():
+        summary = summarise(values)
+        assert summary is not None
+        each = ", ".join(f"{value:.2f}" for value in values) if len(values) > 1 else ""
+        lines.append([name, f"{summary.mean:.2f}", "" if summary.sd is None else f"{summary.sd:.2f}", each])
+    lines.append(["best constant mIoU", number(run.seeds[0].modes.value("baseline_miou")), "", ""])
+    width = 4 if len(run.seeds) > 1 else 2
+    return _table([line[:width] for line in lines], ["%", "mean" if width == 4 else "", "sd", "seeds"][:width])
+
+
+def _provenance(run: NamedRun) -> str:
+    stages = run.facts()
+    lines = [["row hash", run.file.row_hash], ["training hash", run.file.train_hash]]
+    lines = [[*line, *["same"] * (len(stages) - 1)] for line in lines]
+    for key in dict.fromkeys(key for facts in stages.values() for key in facts if key != "seed"):
+        first, *others = [fact(facts.get(key)) for facts in stages.values()]
+        lines.append([fact_name(key), first, *("same" if other == first != "-" else other for other in others)])
+    return _table(lines, ["provenance", *stages])
+
+
+def diff_text(first: NamedRun, second: NamedRun, difference: Difference) -> str:
     """What differs between two runs, for a terminal."""
     names = [first.name, second.name]
-    blocks = []
-    if not difference.settings_known:
-        same = first.row_hash == second.row_hash
-        blocks.append("Settings: " + ("the same (row hash)." if same else "other ones; a file does not say which."))
-    elif difference.settings:
-        lines = [[key, *map(fact, values)] for key, values in difference.settings.items() if key != "name"]
-        blocks.append(_table(lines, ["settings", *names]) if lines else "Settings: the same.")
-    else:
-        blocks.append("Settings: the same.")
+    lines = [[key, *map(fact, values)] for key, values in difference.settings.items() if key != "name"]
+    blocks = [_table(lines, ["settings", *names]) if lines else "Settings: the same."]
     lines = [[key.replace("_", " "), *map(fact, values)] for key, values in difference.provenance.items()]
     blocks.append(_table(lines, ["provenance", *names]) if lines else "Provenance: the same.")
     lines = [[key, f"{a:.2f}", f"{b:.2f}", signed(b - a)] for key, (a, b) in difference.metrics.items()]

@@ -6,45 +6,13 @@ elsewhere and pulled counts as done, and a seed that is added leaves the others 
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any, Literal
-
-from pydantic import BaseModel, ConfigDict, ValidationError
 
 from danet.config.row import Row
 from danet.config.workspace import Workspace
-from danet.core.errors import CheckpointError
+from danet.core.errors import CheckpointError, DataError
 from danet.core.files import sha256
-from danet.results.identity import TrainingIdentity
-
-
-class BestEpoch(BaseModel):
-    """The epoch that was best on val, whose weights are in ``seedK-best.safetensors``."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    iteration: int
-    score: float
-    """(pixAcc + mIoU) / 2 on centre crops (:mod:`danet.training.selection`), in percent."""
-    weights_sha256: str
-
-
-class SeedRecord(BaseModel):
-    """``seedK.json``."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    format: Literal[2] = 2
-    row: str
-    identity: TrainingIdentity
-    weights_sha256: str
-    best: BestEpoch | None = None
-    """Of rows with ``checkpoint: best-on-val``."""
-    run: dict[str, Any]
-    """As in ``train.json``."""
-    curve: list[dict[str, float | int | None]]
-    """As in ``curve.csv``."""
+from danet.results.schema import SeedRecord, load
 
 
 def weights_path(workspace: Workspace, row: Row, seed: int) -> Path:
@@ -72,15 +40,15 @@ def load_record(workspace: Workspace, row: Row, seed: int) -> SeedRecord:
     remedy = f"run `dvc repro train@{row.name}`"
     if not weights.is_file():
         raise CheckpointError(f"{weights}: does not exist; {remedy}")
-    try:
-        record = SeedRecord.model_validate(json.loads(path.read_text(encoding="utf-8")))
-    except FileNotFoundError:
+    if not path.is_file():
         raise CheckpointError(
             f"{weights}: {path.name} is not beside it, so nothing says what it was trained on; {remedy}, or evaluate "
             f"the file by itself: danet evaluate {row.name} --weights {weights}"
-        ) from None
-    except (OSError, ValueError, ValidationError) as error:
-        raise CheckpointError(f"{path}: is damaged ({' '.join(str(error).split())[:200]}); {remedy}") from None
+        )
+    try:
+        record = load(path, SeedRecord, remedy)
+    except DataError as error:
+        raise CheckpointError(str(error)) from None
     best = best_path(workspace, row, seed)
     for file, digest in ((weights, record.weights_sha256), (best, record.best and record.best.weights_sha256)):
         if digest is not None and (not file.is_file() or sha256(file) != digest):

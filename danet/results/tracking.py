@@ -28,9 +28,9 @@ from danet.config.row import Row
 from danet.config.workspace import Workspace
 from danet.core.console import console
 from danet.core.errors import DanetError, Interrupted
-from danet.core.provenance import device_name
-from danet.results.measured import Evaluated, Measurement, read
+from danet.results.measured import Measurement, read
 from danet.results.mlflow_store import ALL_SEEDS, RELEASED, Point, Store, tracking_uri
+from danet.results.schema import EvaluatedSeed, TrainedSeed
 from danet.results.verdict import agreement, judge, summarise
 
 Status = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
@@ -41,6 +41,8 @@ ACCURACY = {"miou": "mIoU", "miou_ms_flip": "mIoU, ms+flip", "aacc": "aAcc", "aa
 COSTS = {"memory_gb": "peak_memory_gib", "fps": "fps", "images_per_second": "images_per_second", "hours": "hours"}
 """Other metrics of :meth:`.Measurement.values`, and their names here."""
 VERDICTS = {"miou": "verdict", "miou_ms_flip": "verdict_ms_flip"}
+GONE = (*(f"{metric}{end}" for metric in ACCURACY for end in ("", "_sd", "_published", "_difference")), "fps")
+"""What a run must not go on saying when the files no longer do: of other data, of seeds that were taken away."""
 
 
 def run_key(row: Row, identity: str | None = None) -> str:
@@ -174,7 +176,7 @@ def log(rows: Iterable[Row], workspace: Workspace) -> None:
 
 @dataclass(frozen=True)
 class _Part:
-    """What MLflow shall say of one run: of all seeds of a row, of one of them, or of the released weights."""
+    """What MLflow says of one run: of all seeds of a row, of one of them, or of the released weights."""
 
     seed: str
     measured: Measurement
@@ -186,33 +188,34 @@ class _Part:
     """And their folder among the run's artifacts."""
 
     @property
-    def facts(self) -> list[Mapping[str, Any]]:
-        """Provenances, of training first."""
-        return [*(run.provenance for run in self.measured.trained), *(run.provenance for run in self.measured.runs)]
+    def stages(self) -> list[TrainedSeed | EvaluatedSeed]:
+        """What the files say, of training first."""
+        return [*self.measured.trained, *self.measured.runs]
 
     def fact(self, name: str) -> str:
-        """A fact of the provenances, or several if they differ; empty if none of them says."""
-        return "; ".join(dict.fromkeys(str(facts[name]) for facts in self.facts if facts.get(name) is not None))
+        """A fact of the stages, or several if they differ; empty if none of them says."""
+        values = [stage.facts.get(name) for stage in self.stages]
+        return "; ".join(dict.fromkeys(str(value) for value in values if value is not None))
 
     @property
     def seconds(self) -> float:
         """Of work, without the time in which nothing ran."""
-        hours = sum(run.hours or 0.0 for run in self.measured.trained)
-        return 3600 * hours + sum(run.provenance.get("wall_seconds") or 0.0 for run in self.measured.runs)
+        hours = sum(run.hours for run in self.measured.trained)
+        return 3600 * hours + sum(run.provenance.wall_seconds or 0.0 for run in self.measured.runs)
 
     @property
     def began(self) -> int:
         """Milliseconds since 1970, by the end of the first stage, which is what the files say."""
         try:
-            ended = datetime.fromisoformat(str(self.facts[0]["date"])).timestamp()
-        except (IndexError, KeyError, ValueError):
+            ended = datetime.fromisoformat(str(self.stages[0].provenance.date)).timestamp()
+        except ValueError:
             ended = time.time()
         return int(1000 * (ended - self.seconds))
 
     @property
     def weights_sha256(self) -> str | None:
         """Of the weights that were trained or evaluated; ``None`` of several seeds."""
-        return self.facts[-1].get("weights_sha256") if self.weights else None
+        return self.stages[-1].weights_sha256 if self.weights else None
 
 
 def _parts(measured: Measurement, workspace: Workspace) -> list[_Part]:
@@ -224,7 +227,9 @@ def _parts(measured: Measurement, workspace: Workspace) -> list[_Part]:
     def judged(values: list[float], number: float) -> str:
         return judge(values, number, bands.of(row.dataset)).text
 
-    for seed in sorted({*(run.seed for run in measured.trained), *(run.seed for run in measured.runs)}):
+    for seed in sorted(
+        {run.seed for run in measured.trained} | {run.seed for run in measured.runs if run.seed is not None}
+    ):
         one = replace(
             measured,
             trained=tuple(run for run in measured.trained if run.seed == seed),
@@ -233,16 +238,16 @@ def _parts(measured: Measurement, workspace: Workspace) -> list[_Part]:
         key = run_key(row, one.trained[0].identity if one.trained else one.runs[0].training)
         files = _pictures(metrics, pictures, f"seed{seed}") if one.runs else []
         parts.append(_Part(str(seed), one, key, judged, f"models/{row.name}/seed{seed}.safetensors", files))
-    if (run := measured.verification.run) is not None:
-        weights, folder = measured.verification.weights, workspace.verification(row)
-        one = replace(measured, trained=(), runs=(Evaluated(seed=-1, modes=run.modes, provenance=run.provenance),))
+    released = measured.verification.file
+    if released is not None and released.weights is not None:
+        weights, folder = released.weights, workspace.verification(row)
         parts.append(
             _Part(
                 RELEASED,
-                one,
-                str(weights.get("sha256")),
+                replace(measured, trained=(), runs=released.runs),
+                weights.sha256,
                 lambda values, number: agreement(values[0], number, bands.released),
-                str(weights.get("source") or weights.get("file")),
+                weights.source or weights.file or "",
                 _pictures(folder, folder, RELEASED),
             )
         )
@@ -311,13 +316,13 @@ def _write(store: Store, row: Row, parts: Sequence[_Part], params: Params) -> No
                     points += [Point(f"train/{n}", v, end, int(step)) for n, v in values.items() if v is not None]
         numbers, verdicts = _findings(part, source)
         last = trained[0].iterations if trained else 0
-        points += [Point(n, v, end, last) for n, v in numbers.items() if run.data.metrics.get(n) != v]
+        points += store.corrections(run, numbers, end, last, GONE if part.measured.status != "not run" else ())
         store.metrics(run_id, points)
         page = f"#/experiments/{experiment}/runs/{parent.info.run_id}/artifacts/{row.name}.md"
         tags = {
             "manifest_hash": part.fact("manifest_hash"),
             "initial_weights_sha256": part.fact("imagenet_sha256"),
-            "hardware": "; ".join(dict.fromkeys(filter(None, map(device_name, part.facts)))),
+            "hardware": "; ".join(dict.fromkeys(filter(None, (stage.provenance.hardware for stage in part.stages)))),
             "mlflow.source.git.commit": part.fact("commit"),
             "mlflow.note.content": _note(row, part, numbers, verdicts, page),
             "weights_file": part.weights,
@@ -325,6 +330,7 @@ def _write(store: Store, row: Row, parts: Sequence[_Part], params: Params) -> No
             **verdicts,
         }
         store.tags(run, {name: value for name, value in tags.items() if value})
+        store.untag(run, set(VERDICTS.values()) - verdicts.keys())
         store.data_set(run_id, row, part.fact("manifest_hash"))
         for path, folder in part.files:
             if path.is_file():

@@ -43,7 +43,7 @@ MAX_MORE_SEEDS = 100
 
 
 @dataclass(frozen=True)
-class Summary:
+class SeedStatistics:
     """Seeds of a row in numbers; spread and interval are ``None`` for one seed."""
 
     n: int
@@ -72,7 +72,7 @@ class Verdict:
         return f"undecided: {self.more_seeds} more seed{'s' if self.more_seeds > 1 else ''} needed"
 
 
-def summarise(values: Sequence[float], confidence: float = 0.95) -> Summary | None:
+def summarise(values: Sequence[float], confidence: float = 0.95) -> SeedStatistics | None:
     """Mean, spread and interval of the seeds' results; ``None`` without any.
 
     Raises:
@@ -85,10 +85,10 @@ def summarise(values: Sequence[float], confidence: float = 0.95) -> Summary | No
     n = len(values)
     mean = math.fsum(values) / n
     if n == 1:
-        return Summary(1, mean, None, None, None)
+        return SeedStatistics(1, mean, None, None, None)
     sd = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (n - 1))
     half = _quantile(1 - (1 - confidence) / 2, n) * sd / math.sqrt(n)
-    return Summary(n, mean, sd, mean - half, mean + half)
+    return SeedStatistics(n, mean, sd, mean - half, mean + half)
 
 
 def judge(values: Sequence[float], published: float, band: float = BAND, alpha: float = ALPHA) -> Verdict:

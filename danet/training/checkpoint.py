@@ -134,7 +134,7 @@ class CheckpointStore:
             _sidecar(self.path(iteration)).unlink(missing_ok=True)
 
     def _tidy(self) -> None:
-        """Removes what a killed trainer left half made; the row's lock keeps others from being in the midst of it."""
+        """Removes what a killed trainer left half made; the row's lock keeps others from working on it."""
         with contextlib.suppress(OSError):
             for path in [*self.folder.glob(".iteration_*.tmp"), *self.folder.glob("iteration_*.pt.sha256")]:
                 if path.suffix == ".tmp" or not path.with_suffix("").exists():
@@ -148,7 +148,7 @@ class CheckpointStore:
             changes = ["it does not say what it was trained on"]
         if changes:
             raise CheckpointError(
-                f"{path}: belongs to a training that began otherwise ({'; '.join(changes[:4])}); "
+                f"{path}: belongs to a training that began differently ({'; '.join(changes[:4])}); "
                 f"undo that change, or start from the beginning: rm -r {self.folder}"
             )
 

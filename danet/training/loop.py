@@ -58,7 +58,7 @@ class StepMetrics(Protocol):
 
 
 EMPTY_BATCHES = 10
-"""So many in a row without a labelled pixel are no chance: training stops."""
+"""So many in a row without a labelled pixel are not chance: training stops."""
 
 GRADIENT = "gradient"
 
@@ -180,7 +180,7 @@ class Trainer:
         except RuntimeError as error:
             raise CheckpointError(
                 f"{self.store.path(checkpoint.iteration)}: is of another model ({_first_lines(error)}), so other code "
-                "wrote it; remove the folder to train anew"
+                "wrote it; remove the folder to train from the start"
             ) from error
         # only the momentum: rates and kernel choices come from this row on this device
         groups = self.optimizer.state_dict()["param_groups"]
@@ -450,7 +450,7 @@ class Trainer:
             if not math.isfinite(gradient):
                 raise self._not_finite(f"{self._bad_gradient()} is not finite", step.iteration + 1, step.ids)
             self.history.add(named)
-            # the scaler of fp16 hides the gradient, but a loss of exactly 0 is one of no pixel
+            # the scaler of fp16 hides the gradient, but a loss of exactly 0 has no labelled pixel
             self._empty = self._empty + 1 if named["loss"] == 0 and gradient == 0 else 0
             if self._empty >= min(EMPTY_BATCHES, self.total):
                 raise self._learns_nothing(step)

@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, TaskProgressColumn, TextColumn
 from rich.progress import Progress as RichProgress
+from rich.table import Column
 
 from danet.core.errors import DanetError
 from danet.core.files import write_json
@@ -155,13 +156,13 @@ class Reporter:
         if not self.live:
             yield
             return
+        # the line gives way to a narrow terminal from its end, where what matters least stands
         columns = (
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
+            BarColumn(bar_width=10),
             TaskProgressColumn(),
-            TextColumn("{task.fields[line]}"),
+            TextColumn("{task.fields[line]}", table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1)),
         )
-        with RichProgress(*columns, console=self.console) as bar:
+        with RichProgress(*columns, console=self.console, expand=True) as bar:
             task = bar.add_task(escape(title), total=total, completed=start, line="")
             self._update = lambda done, line: bar.update(task, completed=done, line=line)
             try:
@@ -194,9 +195,11 @@ def progress_line(
     memory_gib: float,
     eta: float,
 ) -> str:
-    """Iteration, loss, learning rate, images/s, data-wait share, peak memory and time to go."""
+    """Time to go, iteration, loss, images/s, data-wait share, peak memory and learning rate, in that order: terminals
+    cut the end.
+    """
     shown = "-" if loss is None else f"{loss:.4f}"
     return (
-        f"iter {iteration}/{total}  loss {shown}  lr {lr:.2e}  {speed:.1f} img/s  "
-        f"data wait {100 * wait:.0f}%  mem {memory_gib:.1f} GiB  eta {duration(eta)}"
+        f"{duration(eta)} left  iter {iteration}/{total}  loss {shown}  {speed:.1f} img/s  "
+        f"data wait {100 * wait:.0f}%  mem {memory_gib:.1f} GiB  lr {lr:.2e}"
     )

@@ -20,8 +20,8 @@ from danet.config.row import Row
 from danet.core.process import Process
 from danet.data.loader import LabelledImages
 from danet.data.transforms import normalise
-from danet.evaluation.evaluate import ahead
 from danet.evaluation.metrics import Confusion
+from danet.evaluation.one_pass import ahead
 from danet.models.numerics import autocast
 
 Array8 = NDArray[np.uint8]

@@ -18,25 +18,25 @@ from danet.config.row import Row
 from danet.config.workspace import Workspace
 from danet.core.console import console
 from danet.core.errors import CheckpointError, Interrupted
-from danet.core.files import explained, remove_leftovers, sha256, space_note, write_json, write_text
+from danet.core.files import explained, remove_leftovers, sha256, space_note, write_text
 from danet.core.process import Process, processes
-from danet.core.provenance import collect, cpu_cores
+from danet.core.provenance import cpu_cores
 from danet.data.prepared import PreparedDataset
-from danet.evaluation.evaluate import evaluate_model
+from danet.evaluation.one_pass import evaluate_model
 from danet.models import numerics
 from danet.models.segmentor import build_model
 from danet.results import store
 from danet.results.identity import TrainingIdentity, trained_on
+from danet.results.schema import BestEpoch, Provenance, SeedRecord, TrainedSeed, Training, TrainingFile, save
 from danet.training.checkpoint import CheckpointStore
 from danet.training.lock import row_lock
 from danet.training.loop import StepMetrics, Trainer, local_batch_size
-from danet.training.progress import CURVE_COLUMNS, LOSSES, Reporter
+from danet.training.progress import CURVE_COLUMNS, LOSSES, Reporter, duration
 from danet.training.selection import selection_score
 from danet.training.stop import StopRequest
 from danet.weights.imagenet import backbone_sha256, load_backbone
 from danet.weights.ours import save_model
 
-FORMAT = 1
 _SAME_FILES = "every node must see the same files: put the workspace on a shared file system, or copy it to all"
 
 TrackerFactory = Callable[..., AbstractContextManager[StepMetrics]]
@@ -55,7 +55,7 @@ def train_row(
     """Trains every seed of a row that is not trained yet, and writes its weights and training metrics.
 
     A finished seed (:mod:`danet.results.store`) is used again only if its whole identity is that of the training asked
-    for: settings, training data, initial weights, revision of the code. Otherwise it is trained anew, and replaced once
+    for: settings, training data, initial weights, code revision. Otherwise it is trained again, and replaced once
     that has ended.
 
     Writes ``models/<row>/seed<k>.safetensors`` and ``.json``, and ``train.json`` and ``curve.csv`` in
@@ -107,6 +107,7 @@ def train_row(
                     )
             if process.is_main:
                 _write_metrics(row, workspace)
+                _say_done(row, workspace, reporter)
             process.barrier()
 
 
@@ -118,10 +119,10 @@ def _is_finished(row: Row, wanted: TrainingIdentity, workspace: Workspace, repor
     try:
         changes = store.load_record(workspace, row, wanted.seed).identity.changes(wanted)
     except CheckpointError as error:
-        reporter.say(f"{title}: {str(error).rpartition(';')[0]}; training it anew")
+        reporter.say(f"{title}: {str(error).rpartition(';')[0]}; training it again")
         return False
     if changes:
-        reporter.say(f"{title}: was trained otherwise ({'; '.join(changes[:4])}); training it anew")
+        reporter.say(f"{title}: was trained differently ({'; '.join(changes[:4])}); training it again")
         return False
     reporter.say(f"{title}: already trained ({store.weights_path(workspace, row, wanted.seed)})")
     return True
@@ -204,42 +205,34 @@ def _keep(trainer: Trainer, identity: TrainingIdentity, workspace: Workspace, be
             shutil.move(best, chosen_path)
     if history.best is not None:
         iteration, score = history.best
-        chosen = store.BestEpoch(iteration=iteration, score=score, weights_sha256=sha256(chosen_path))
-    final = history.curve[-1]
-    run = {
-        "seed": seed,
-        "identity": identity.digest,
-        "iterations": trainer.total,
-        "final_loss": round(float(final["loss"] or 0.0), 6),
-        "images_per_second": round(history.images_per_second, 3),
-        "hours": round(history.seconds / 3600, 6),
-        "peak_memory_gib": round(history.peak_memory_gib, 3),
-        "data_wait_share": round(history.data_wait_share, 4),
-        "resumed": history.resumed,
-        "accumulate": history.accumulate,
-        "weights_sha256": digest,
-        "provenance": _provenance(
-            row,
-            seed,
-            manifest_hash=identity.data,
-            weights_sha256=digest,
-            imagenet_sha256=identity.initial_weights,
+        chosen = BestEpoch(iteration=iteration, score=score, weights_sha256=sha256(chosen_path))
+    run = Training(
+        iterations=trainer.total,
+        final_loss=round(float(history.curve[-1]["loss"] or 0.0), 6),
+        images_per_second=round(history.images_per_second, 3),
+        hours=round(history.seconds / 3600, 6),
+        peak_memory_gib=round(history.peak_memory_gib, 3),
+        data_wait_share=round(history.data_wait_share, 4),
+        resumed=history.resumed,
+        accumulate=history.accumulate,
+        provenance=Provenance.collect(
+            precision=row.numerics.precision,
+            device=trainer.process.device.type,
             processes=trainer.process.world,
-            peak_memory_gib=round(history.peak_memory_gib, 3),
             wall_seconds=round(history.seconds, 1),
             energy_kj=history.energy_kj,
         ),
-    }
-    record = store.SeedRecord(
+    )
+    record = SeedRecord(
         row=row.name, identity=identity, weights_sha256=digest, best=chosen, run=run, curve=history.curve
     )
-    write_json(path, record.model_dump(mode="json"))
+    save(path, record)
 
 
 def _write_metrics(row: Row, workspace: Workspace) -> None:
     """``train.json`` and ``curve.csv`` of all the row's seeds, from their records."""
     records = [store.load_record(workspace, row, seed) for seed in row.seeds]
-    runs = [record.run for record in records]
+    runs = tuple(map(TrainedSeed.of, records))
     metrics = workspace.metrics(row)
     for name in ("curve.csv", "train.json"):
         remove_leftovers(metrics / name)
@@ -248,21 +241,25 @@ def _write_metrics(row: Row, workspace: Workspace) -> None:
     writer.writeheader()
     for record in records:
         for entry in record.curve:
-            values = {"seed": record.run["seed"], **entry}
+            values = {"seed": record.identity.seed, **entry}
             writer.writerow({name: _cell(name, values.get(name)) for name in CURVE_COLUMNS})
     write_text(metrics / "curve.csv", text.getvalue())
-    write_json(
-        metrics / "train.json",
-        {
-            "format": FORMAT,
-            "row": row.name,
-            "train_hash": row.train_hash,
-            "final_loss": round(sum(run["final_loss"] for run in runs) / len(runs), 6),
-            "images_per_second": round(sum(run["images_per_second"] for run in runs) / len(runs), 3),
-            "hours": round(sum(run["hours"] for run in runs), 6),
-            "runs": runs,
-        },
+    document = TrainingFile(
+        row=row.name,
+        train_hash=row.train_hash,
+        final_loss=round(sum(run.final_loss for run in runs) / len(runs), 6),
+        images_per_second=round(sum(run.images_per_second for run in runs) / len(runs), 3),
+        hours=round(sum(run.hours for run in runs), 6),
+        runs=runs,
     )
+    save(metrics / "train.json", document)
+
+
+def _say_done(row: Row, workspace: Workspace, reporter: Reporter) -> None:
+    """The last line of a training: how long it took, where the weights are, and what comes next."""
+    seconds = sum(3600 * store.load_record(workspace, row, seed).run.hours for seed in row.seeds)
+    files = ", ".join(str(store.weights_path(workspace, row, seed)) for seed in row.seeds)
+    reporter.say(f"{row.name}: trained in {duration(seconds)}: {files}; next: `dvc repro evaluate@{row.name}`")
 
 
 def _cell(name: str, value: Any) -> str:
@@ -306,7 +303,3 @@ def _validator(row: Row, workspace: Workspace, process: Process) -> Callable[[nn
         return 100 * float(result.scores.miou)
 
     return validate
-
-
-def _provenance(row: Row, seed: int, **extra: Any) -> dict[str, Any]:
-    return collect(**row.facts, seed=seed, **extra)

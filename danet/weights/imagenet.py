@@ -53,7 +53,7 @@ def convert(file: Path, given: dict[str, Tensor], backbone: str, stem: str) -> d
     for kind, found, wanted in (("backbone", found_backbone, backbone), ("stem", found_stem, stem)):
         if found is not None and found != wanted:
             raise CheckpointError(
-                f"{file}: holds a {found} {kind}, wanted is {wanted}; take the file that weights.* in datasets.yaml "
+                f"{file}: holds a {found} {kind}, expected {wanted}; take the file that weights.* in datasets.yaml "
                 f"names, or correct its {kind} there"
             )
     result: dict[str, Tensor] = {}
@@ -144,7 +144,7 @@ def prepare_weights(name: str, spec: Weights, source_file: Path | None, out: Pat
     tensors, digests = read_tensors_and_digests(source_file, (algorithm,))
     if not any(found.startswith(digest.lower()) for found in digests[algorithm]):
         raise CheckpointError(
-            f"{source_file}: its {algorithm} is {' / '.join(sorted(digests[algorithm]))}, wanted is {digest}; "
+            f"{source_file}: its {algorithm} is {' / '.join(sorted(digests[algorithm]))}, expected {digest}; "
             f"delete it and run `dvc repro weights@{name}`"
         )
     state = convert(source_file, tensors, spec.backbone, spec.stem)

@@ -44,7 +44,7 @@ def save_model(path: Path, model: nn.Module, metadata: Mapping[str, str]) -> Non
     for key, value in state.items():
         if value.is_floating_point() and not bool(value.isfinite().all()):
             raise CheckpointError(f"{path}: not written, because {key} holds NaN or infinity; the training diverged")
-    # One entry, because safetensors writes several in random order and equal weights shall be equal files.
+    # One entry, because safetensors writes several in random order and equal weights must be equal files.
     text = {METADATA_KEY: json.dumps({**metadata, **_settings(segmentor), "format": FORMAT}, sort_keys=True)}
     with atomic_write(path) as temporary:
         try:
@@ -99,7 +99,7 @@ def _parsed(text: str) -> dict[str, str]:
     except RecursionError:
         raise ValueError("its metadata are nested too deep") from None
     if not isinstance(value, dict) or not all(isinstance(entry, str) for entry in value.values()):
-        raise ValueError("its metadata are no texts by name")
+        raise ValueError("its metadata are not texts by name")
     return value
 
 
@@ -144,7 +144,7 @@ def read_model(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
         ) from error
     if metadata.get("format") != FORMAT:
         raise CheckpointError(
-            f"{path}: its format is {metadata.get('format', 'not stated')}, wanted is {FORMAT}; "
+            f"{path}: its format is {metadata.get('format', 'not stated')}, expected {FORMAT}; "
             "released checkpoints must be imported first"
         )
     return metadata, tensors

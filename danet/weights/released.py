@@ -202,7 +202,7 @@ def import_released(
         The state dict for ``build_model(config, num_classes)``, and the source, a key of :data:`SOURCES`.
 
     Raises:
-        CheckpointError: if the file is damaged or unsafe, of no known source, or of another network.
+        CheckpointError: if the file is damaged or unsafe, from an unknown source, or of another network.
     """
     return convert(file, read_tensors(file, _REMEDY), config, num_classes, incomplete=incomplete)
 
@@ -299,7 +299,7 @@ def recognise(file: Path, tensors: Mapping[str, Tensor]) -> str:
             return name
     first = ", ".join(list(tensors)[:3])
     raise CheckpointError(
-        f"{file}: is of no known source ({first}, ...); known are DANet checkpoints of {', '.join(SOURCES)}"
+        f"{file}: comes from an unknown source ({first}, ...); known are DANet checkpoints of {', '.join(SOURCES)}"
     )
 
 

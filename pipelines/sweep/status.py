@@ -17,7 +17,7 @@ from rich.table import Table
 
 from danet.config.row import Row
 from danet.config.workspace import Workspace
-from danet.core.errors import DanetError
+from danet.evaluation.cost import hours_here
 from pipelines.sweep.job import is_alive, log_path, read_state
 from pipelines.sweep.plan import Plan
 
@@ -49,7 +49,7 @@ def survey(plan: Plan, workspace: Workspace) -> list[RowStatus]:
     queue = squeue() if any("job" in state for state in states.values()) else {}
     left = [row for row in plan.rows if plan.chains(row)]
     blocked = _blocked(plan, workspace, left)
-    hours = _hours(plan, workspace, left)
+    hours = hours_here(workspace, plan.params, left) if left else {}
     return [
         _status(row, plan, workspace, states[row.name], queue, blocked.get(row.dataset, ""), hours.get(row.name))
         for row in plan.rows
@@ -160,29 +160,15 @@ def squeue() -> dict[str, tuple[str, str]]:
 
 def _blocked(plan: Plan, workspace: Workspace, rows: Sequence[Row]) -> dict[str, str]:
     """Data sets that some rows need and that cannot be fetched as things are, and what to do about it."""
-    from danet.cli.doctor import _dataset
+    from danet.cli.doctor import dataset_state
 
     found = {}
     for name in {row.dataset for row in rows} & {stage.partition("@")[2] for stage in plan.missing}:
         if f"convert@{name}" in plan.missing and f"download@{name}" in plan.missing:
-            finding = _dataset(name, plan.params.datasets[name], workspace)
+            finding = dataset_state(name, plan.params.datasets[name], workspace)
             if finding["state"] == "missing":
                 found[name] = f"{name}: {finding['how']}"
     return found
-
-
-def _hours(plan: Plan, workspace: Workspace, rows: Sequence[Row]) -> dict[str, float]:
-    """What rows take on this machine, where it has been benchmarked."""
-    if not rows:
-        return {}
-    from danet.report import cost
-
-    try:
-        rates = cost.here(workspace)
-        costs = [cost.row_cost(row, plan.params, rates) for row in rows] if rates else []
-    except DanetError:  # a damaged benchmark file is no obstacle
-        return {}
-    return {each.row: each.hours for each in costs if each.hours is not None}
 
 
 def print_status(found: Sequence[RowStatus]) -> None:

@@ -404,7 +404,7 @@ def test_redirects(site: Site, tmp_path: Path) -> None:
     with pytest.raises(DownloadError, match=r"redirects to the insecure file:///etc/passwd"):
         fetch(site, tmp_path / "b.zip", name="/file.zip")
     site.redirects["/none.zip"] = "http://[half/an/address"
-    with pytest.raises(DownloadError, match=r"/none\.zip: redirects to what is no address"):
+    with pytest.raises(DownloadError, match=r"/none\.zip: redirects to what is not an address"):
         fetch(site, tmp_path / "b.zip", name="/none.zip")
     assert left(tmp_path) == ["a.zip"]
 

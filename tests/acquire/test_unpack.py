@@ -120,7 +120,7 @@ def test_encrypted_member(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["zip", "tgz"])
 def test_no_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
-    """A full disk is no fault of the archive: nobody is told to download it again."""
+    """A full disk is not the archive's fault: nobody is told to download it again."""
     path = good(tmp_path, kind)
     if kind == "zip":
         usage = shutil.disk_usage(tmp_path)

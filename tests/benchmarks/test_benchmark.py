@@ -19,8 +19,7 @@ from danet.cli.app import app
 from danet.config.params import Params, load_params
 from danet.config.row import Numerics, Test
 from danet.core import provenance
-from danet.evaluation import flops
-from danet.report import cost
+from danet.evaluation import cost, flops
 
 ROOT = provenance.PACKAGE_ROOT
 R50 = cases.published_model("resnet50", 8)
@@ -44,6 +43,17 @@ def test_operations_of_the_heads_follow_from_their_shapes() -> None:
     assert flops.count(R50, 19, (64, 64), batch=3).flop == 3 * every.flop
     assert flops.parameters(R50, 19) == 49_846_574
     assert every.bytes > 4 * 49_846_574  # every weight is read
+
+
+def test_kept_counts_are_those_of_today_s_networks(params: Params) -> None:
+    assert flops.recount(params) == json.loads(flops.KEPT.read_text()), "run `python -m danet.evaluation.flops`"
+
+
+def test_a_network_that_is_not_kept_is_counted(params: Params) -> None:
+    row = params.row("camvid-r50-d16-short")
+    crop = row.augment.model_copy(update={"crop_size": (64, 96)})
+    counted = flops.count_row(row.model_copy(update={"augment": crop}), params)
+    assert counted.crop_flop == flops.count(row.model, 11, (64, 96)).flop
 
 
 def test_operations_of_rows_count_windows_and_mirror_images(params: Params) -> None:

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.usefixtures("no_environment")
 
 
 def state(workspace: Workspace, name: str) -> tuple[str, str]:
-    found = doctor._dataset(name, workspace.params().dataset(name), workspace)
+    found = doctor.dataset_state(name, workspace.params().dataset(name), workspace)
     return found["state"], found["how"]
 
 
@@ -64,3 +64,17 @@ def test_a_link_is_told(tmp_path: Path) -> None:
     assert doctor._link(Workspace(tmp_path)) is None, "DVC takes it where there is no Git"
     (tmp_path / ".git").mkdir()
     assert f"dvc cache dir --local {tmp_path}/disk" in str(doctor._link(Workspace(tmp_path)))
+
+
+def test_sections_come_as_they_are_known_and_hours_per_table(capsys: pytest.CaptureFixture[str]) -> None:
+    sections = doctor.examine(Workspace(ROOT))
+    assert next(sections)[0] == "software"  # nothing else has been looked at yet
+    rows = dict(sections)["rows"]
+    assert {row["needs"] for row in rows if row["state"] == "blocked"} <= {"cityscapes"}
+    for row, hours in zip(rows, range(len(rows)), strict=True):
+        row["hours"] = float(hours)
+    doctor.print_findings(iter([("rows", rows)]))
+    lines = capsys.readouterr().out.splitlines()
+    (camvid,) = [line for line in lines if line.startswith("camvid ")]
+    assert camvid.endswith("about 12 days")  # 31 + ... + 38 = 276 h
+    assert max(map(len, lines)) <= 80

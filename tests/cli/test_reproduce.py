@@ -16,7 +16,7 @@ from danet.config.row import Row
 from danet.config.workspace import Workspace
 from danet.config.yaml import write_raw
 from danet.core.errors import CheckpointError, ConfigError, DanetError, DataError
-from danet.evaluation import evaluate
+from danet.evaluation import evaluate, subject
 from danet.evaluation.evaluate import evaluate_row
 from danet.report import write_table
 from danet.training import train as training
@@ -39,9 +39,9 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
     row = space.params().row(NAME)
     monkeypatch.setattr(evaluate, "PreparedDataset", Shades)
     monkeypatch.setattr(reproduce, "PreparedDataset", Shades)
-    monkeypatch.setattr(evaluate, "build_model", lambda config, classes, attention: Reader(classes))
-    monkeypatch.setattr(evaluate, "load_model", lambda path, model: {"train_hash": row.train_hash})
-    monkeypatch.setattr(evaluate, "load_any", lambda path, model, row: {"train_hash": row.train_hash})
+    monkeypatch.setattr(subject, "build_model", lambda config, classes, attention: Reader(classes))
+    monkeypatch.setattr(subject, "load_model", lambda path, model: {"train_hash": row.train_hash})
+    monkeypatch.setattr(subject, "load_any", lambda path, model, row: {"train_hash": row.train_hash})
     save(row, space)
     evaluate_row(row, space, device="cpu")
     write_table("camvid", space.params(), space)
@@ -91,8 +91,8 @@ def test_a_number_outside_the_band_does_not_agree(workspace: Workspace) -> None:
 def test_other_hardware_is_named_and_has_the_released_band(workspace: Workspace) -> None:
     def elsewhere(row: dict[str, Any]) -> None:
         row["measured"]["miou"] += 0.04
-        for facts in row["provenance"]:
-            facts |= {"gpu": "NVIDIA H200", "torch": "2.12.0"}
+        for stage in row["provenance"]:
+            stage["provenance"] |= {"gpu": "NVIDIA H200", "torch": "2.12.0"}
 
     check = reproduce.check_row(edit(workspace, elsewhere), NAME, workspace, device="cpu")
     assert check.agrees
@@ -104,8 +104,8 @@ def test_other_hardware_is_named_and_has_the_released_band(workspace: Workspace)
 def test_other_weights_have_the_band_of_the_dataset(workspace: Workspace) -> None:
     def other(row: dict[str, Any]) -> None:
         row["measured"]["miou"] += 0.3
-        for facts in row["provenance"]:
-            facts["weights_sha256"] = "0" * 64
+        for stage in row["provenance"]:
+            stage["weights_sha256"] = "0" * 64
 
     check = reproduce.check_row(edit(workspace, other), NAME, workspace, device="cpu")
     assert check.agrees
@@ -137,19 +137,19 @@ def test_training_again_is_done_elsewhere_with_the_reported_seeds(
     [
         (lambda row: row.update(row="camvid-r50-d9"), ConfigError, "did you mean camvid-r50-d9"),
         (lambda row: row.update(measured=None, status="not run"), DataError, '"not run" there'),
-        (lambda row: row["measured"].update(miou=None), DataError, "measured.miou is None"),
-        (lambda row: row["measured"].update(miou=float("nan")), DataError, "measured.miou is nan"),
-        (lambda row: row["measured"].update(aacc="high"), DataError, "measured.aacc is 'high'"),
-        (lambda row: row["measured"].pop("seeds"), DataError, "measured.seeds is None"),
+        (lambda row: row["measured"].update(miou=None), DataError, "rows.0.measured.miou"),
+        (lambda row: row["measured"].update(miou=float("nan")), DataError, "rows.0.measured.miou"),
+        (lambda row: row["measured"].update(aacc="high"), DataError, "(given: 'high')"),
+        (lambda row: row["measured"].pop("seeds"), DataError, "rows.0.measured.seeds"),
         (lambda row: row["measured"].update(seeds=[7]), CheckpointError, "seed7.safetensors: does not exist"),
-        (lambda row: row.update(row_hash="0" * 12, settings=None), ConfigError, "does not say which"),
+        (lambda row: row.update(row_hash="0" * 12), ConfigError, "does not say which"),
         (
             lambda row: (row.update(row_hash="0" * 12), row["settings"]["optimizer"].update(lr=0.5)),
             ConfigError,
             "optimizer.lr 0.5 there, 0.02 here",
         ),
         (
-            lambda row: [facts.update(manifest_hash="1" * 64) for facts in row["provenance"]],
+            lambda row: [stage.update(data="1" * 64) for stage in row["provenance"]],
             DataError,
             "is other data",
         ),
@@ -163,19 +163,19 @@ def test_what_cannot_be_compared_is_refused(
     assert message in str(raised.value)
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"format": 2, "rows": []}', '{"format": 1, "rows": [1]}'])
+@pytest.mark.parametrize("text", ["{", "[]", '{"format": 1, "rows": []}', '{"format": 2, "rows": [1]}'])
 def test_a_file_that_is_no_table(workspace: Workspace, text: str) -> None:
     path = workspace.root / "other.json"
     path.write_text(text)
-    with pytest.raises(ConfigError, match=r"other\.json"):
+    with pytest.raises(DataError, match=r"other\.json"):
         reproduce.check_row(path, NAME, workspace, device="cpu")
 
 
 def test_a_row_that_is_unknown_here(workspace: Workspace) -> None:
     def renamed(row: dict[str, Any]) -> None:
         row["row"] = "camvid-r34-d8"
-        for facts in row["provenance"]:
-            facts["commit"] = "abc123"
+        for stage in row["provenance"]:
+            stage["provenance"]["commit"] = "abc123"
 
     with pytest.raises(ConfigError, match=r"has no row 'camvid-r34-d8'.*git checkout abc123"):
         reproduce.check_row(edit(workspace, renamed), "camvid-r34-d8", workspace, device="cpu")

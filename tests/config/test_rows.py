@@ -142,7 +142,7 @@ REFUSED = [
     ({"schedule": {"iterations": 0}}, "schedule.iterations"),
     ({"schedule": {"iterations": None}}, "exactly one of iterations and epochs"),
     ({"schedule": {"epochs": 3}}, "exactly one of iterations and epochs"),
-    ({"backbone": "resnet50"}, "backbone: is no setting"),
+    ({"backbone": "resnet50"}, "backbone: is not a setting"),
     ({"recipe": "mmdetection"}, "allowed: .*mmsegmentation"),
     ({"settings": "ade"}, "settings: 'ade' is unknown; recipes/mmsegmentation.yaml has: .*ade20k"),
     ({"settings": None}, "settings: None is unknown"),
@@ -175,12 +175,15 @@ def test_contradictions_are_refused_by_name(raw: dict[str, Any], over: dict[str,
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda recipe: recipe.pop("settings"), "must be a mapping that has `settings`"),
-        (lambda recipe: recipe.pop("train"), "mmsegmentation.yaml: train must be a mapping"),
-        (lambda recipe: recipe["settings"]["ade20k"].pop("test"), r"settings\.ade20k: test must be a mapping"),
-        (lambda recipe: recipe["settings"].update(ade20k=3), r"settings\.ade20k: must be a mapping, not 3"),
-        (lambda recipe: recipe.update(loss={}), "unknown field 'loss'"),
-        (lambda recipe: recipe["train"].update(test={}), r"train\.test: not under train"),
+        (
+            lambda recipe: recipe.pop("settings"),
+            r"mmsegmentation\.yaml: recipes\.mmsegmentation\.settings: Field required",
+        ),
+        (lambda recipe: recipe.pop("train"), r"mmsegmentation\.yaml: recipes\.mmsegmentation\.train: Field required"),
+        (lambda recipe: recipe["settings"]["ade20k"].pop("test"), r"settings\.ade20k\.test: Field required"),
+        (lambda recipe: recipe["settings"].update(ade20k=3), r"settings\.ade20k: .*given: 3"),
+        (lambda recipe: recipe.update(loss={}), r"mmsegmentation\.loss: is no setting"),
+        (lambda recipe: recipe["train"].update(test={}), r"train\.test: belongs beside train"),
     ],
 )
 def test_recipes_have_what_each_stage_depends_on(raw: dict[str, Any], change: Any, message: str) -> None:
@@ -308,7 +311,7 @@ def test_unknown_names_suggest_the_closest(params: Params) -> None:
     ("over", "message"),
     [
         ({"settings": "ade20k"}, r"released\.mmseg-r50-d8-voc2012-20k: must begin .* settings: voc2012"),
-        ({"chekcsum": "sha256:12345678"}, r"released\.mmseg-r50-d8-voc2012-20k\.chekcsum: is no setting"),
+        ({"chekcsum": "sha256:12345678"}, r"released\.mmseg-r50-d8-voc2012-20k\.chekcsum: is not a setting"),
         ({"checksum": "sha256:xyz"}, r"released\.mmseg-r50-d8-voc2012-20k\.checksum"),
         ({"file": "../x.pth"}, r"released\.mmseg-r50-d8-voc2012-20k\.file"),
         ({"url": "file:///etc/passwd"}, r"released\.mmseg-r50-d8-voc2012-20k\.url"),

@@ -37,8 +37,8 @@ def python(code: str, **environment: str) -> subprocess.Popen[str]:
         (PermissionError(13, "Permission denied", "/here/params.yaml"), "/here/params.yaml: Permission denied"),
         (OSError(36, "File name too long", "n" * 300), "n" * 200 + "...: File name too long"),
         (OSError(30, "Read-only file system"), "Read-only file system"),
-        (MemoryError("Unable to allocate 8 TiB"), "the memory does not suffice (Unable to allocate 8 TiB)"),
-        (torch.OutOfMemoryError("CUDA out of memory. Tried ..."), "the memory does not suffice (CUDA out of memory."),
+        (MemoryError("Unable to allocate 8 TiB"), "the memory is too small (Unable to allocate 8 TiB)"),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried ..."), "the memory is too small (CUDA out of memory."),
         (DanetError("said by us"), "said by us"),
     ],
 )

@@ -241,7 +241,7 @@ def test_unsafe_ids_are_refused(tmp_path: Path) -> None:
     tree = camvid_tree(tmp_path / "tree")
     for folder in ("train", "trainannot"):
         (tree / folder / "train_1.png").rename(tree / folder / "-rf; $(x).png")
-    assert "'-rf; $(x)' is no image id" in offenders(tree, tmp_path)
+    assert "'-rf; $(x)' is not an image id" in offenders(tree, tmp_path)
 
 
 def test_one_id_in_two_splits(tmp_path: Path) -> None:

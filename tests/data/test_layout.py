@@ -89,7 +89,7 @@ def test_annotations_are_read_as_written(tmp_path: Path, ids: np.ndarray, compre
 @IN_FOLDER
 @given(st.data())
 def test_any_damage_is_label_ids_or_our_error(tmp_path: Path, data: st.DataObject) -> None:
-    """Cut anywhere and with any bytes changed. (A changed pixel of an uncompressed annotation is no damage to see.)"""
+    """Cut anywhere and with any bytes changed. (A changed pixel without compression cannot be seen.)"""
     ids = np.arange(12, dtype=np.uint8).reshape(3, 4)
     suffix, whole = data.draw(st.sampled_from([("png", png(ids)), ("mat", mat(ids, False)), ("mat", mat(ids, True))]))
     content = bytearray(whole[: data.draw(st.integers(0, len(whole)))])

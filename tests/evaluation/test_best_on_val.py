@@ -1,6 +1,5 @@
 """A row that keeps the epoch best on val is evaluated with its weights and with those of the last iteration."""
 
-import json
 from pathlib import Path
 
 import pytest
@@ -9,13 +8,14 @@ import torch
 from danet.config.params import load_params
 from danet.config.row import MultiScale, Runtime, Test
 from danet.config.workspace import Workspace
-from danet.core.files import sha256, write_json
-from danet.evaluation import evaluate
+from danet.core.files import sha256
+from danet.evaluation import evaluate, subject
 from danet.evaluation.evaluate import evaluate_row
-from danet.results import store
+from danet.results import schema, store
 from danet.results.identity import TrainingIdentity
 from danet.results.measured import read
 from tests.evaluation.test_evaluate import CLASSES, Reader, Shades
+from tests.seeds import TRAINING
 
 
 def test_both_are_evaluated_and_stand_in_one_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -30,8 +30,8 @@ def test_both_are_evaluated_and_stand_in_one_run(tmp_path: Path, monkeypatch: py
             model.levels = model.levels[torch.tensor([0, 1, 3, 2, *range(4, CLASSES)])]
 
     monkeypatch.setattr(evaluate, "PreparedDataset", Shades)
-    monkeypatch.setattr(evaluate, "build_model", lambda config, classes, attention: Reader(classes))
-    monkeypatch.setattr(evaluate, "load_model", load)
+    monkeypatch.setattr(subject, "build_model", lambda config, classes, attention: Reader(classes))
+    monkeypatch.setattr(subject, "load_model", load)
     monkeypatch.setattr(evaluate, "backbone_sha256", lambda folder: None)
     data = Shades().manifest_hash
     for seed in row.seeds:
@@ -39,25 +39,27 @@ def test_both_are_evaluated_and_stand_in_one_run(tmp_path: Path, monkeypatch: py
         last.parent.mkdir(parents=True, exist_ok=True)
         last.write_bytes(b"last %d" % seed)
         best.write_bytes(b"best %d" % seed)
-        record = store.SeedRecord(
+        record = schema.SeedRecord(
             row=row.name,
             identity=TrainingIdentity.of(row, seed, data=f"{data}+{data}", initial_weights=None),
             weights_sha256=sha256(last),
-            best=store.BestEpoch(iteration=100 + seed, score=50.0, weights_sha256=sha256(best)),
-            run={"seed": seed},
+            best=schema.BestEpoch(iteration=100 + seed, score=50.0, weights_sha256=sha256(best)),
+            run=TRAINING,
             curve=[],
         )
-        write_json(store.record_path(space, row, seed), record.model_dump(mode="json"))
+        schema.save(store.record_path(space, row, seed), record)
     result = evaluate_row(row, space, device="cpu")
-    assert [run["seed"] for run in result.evaluation["runs"]] == [3, 5]
-    assert result.metrics["seeds"] == 2
-    first, second = result.evaluation["runs"]
-    assert (first["best_on_val"]["iteration"], second["best_on_val"]["iteration"]) == (103, 105)
-    assert first["modes"]["ss"]["miou"] == pytest.approx(50) == result.metrics["miou"]
-    assert first["best_on_val"]["modes"]["ss"]["miou"] == first["best_on_val"]["modes"]["ms"]["miou"] == 100
+    assert [run.seed for run in result.evaluation.runs] == [3, 5]
+    assert result.metrics.seeds == 2
+    first, second = result.evaluation.runs
+    assert first.best_on_val
+    assert second.best_on_val
+    assert (first.best_on_val.iteration, second.best_on_val.iteration) == (103, 105)
+    assert first.modes.value("miou") == pytest.approx(50) == result.metrics.miou
+    assert first.best_on_val.modes.value("miou") == first.best_on_val.modes.value("miou_ms_flip") == 100
     measured = read(row, space)
     assert not measured.problems
     assert measured.best_on_val("miou") == measured.best_on_val("miou_ms_flip") == [100, 100]
     assert measured.values("miou") == [50, 50]
     again = evaluate_row(row, space, device="cpu", reuse=True)
-    assert json.dumps(again.evaluation) == json.dumps(result.evaluation)
+    assert again.evaluation == result.evaluation

@@ -21,10 +21,12 @@ from danet.config.row import MultiScale, Row, Runtime, Test
 from danet.config.workspace import Workspace
 from danet.core.errors import CheckpointError, DataError
 from danet.core.process import Process
-from danet.evaluation import evaluate
-from danet.evaluation.evaluate import evaluate_model, evaluate_row, spaced
+from danet.evaluation import evaluate, subject
+from danet.evaluation.evaluate import evaluate_row
 from danet.evaluation.inference import MEAN_RGB, STD_RGB
-from danet.evaluation.metrics import constant_baseline, scores
+from danet.evaluation.one_pass import evaluate_model, spaced
+from danet.results.schema import EvaluationFile, load
+from danet.results.scores import constant_baseline, scores
 from tests.seeds import keep_seed
 
 CLASSES = 4
@@ -106,8 +108,8 @@ def one(row) -> Row:
 @pytest.fixture
 def workspace(tmp_path, row, monkeypatch) -> Workspace:
     monkeypatch.setattr(evaluate, "PreparedDataset", Shades)
-    monkeypatch.setattr(evaluate, "build_model", lambda config, classes, attention: Reader(classes))
-    monkeypatch.setattr(evaluate, "load_model", lambda path, model: {"train_hash": row.train_hash})
+    monkeypatch.setattr(subject, "build_model", lambda config, classes, attention: Reader(classes))
+    monkeypatch.setattr(subject, "load_model", lambda path, model: {"train_hash": row.train_hash})
     space = Workspace(tmp_path)
     for seed in row.seeds:
         keep_seed(space, row, seed, lambda path: path.write_bytes(b"weights"), data=Shades.manifest_hash)
@@ -246,7 +248,7 @@ def test_row_writes_everything_with_the_agreed_names(row, workspace):
     truth = scores(EXPECTED)
     baseline, best = constant_baseline(truth.pixels)
     summary = json.loads((metrics / "metrics.json").read_text())
-    assert summary == result.metrics
+    assert summary == result.metrics.model_dump()
     assert list(summary) == ["miou", "aacc", "macc", "miou_ms_flip", "baseline_miou", "fps", "seeds"]
     assert summary["miou"] == round(100 * truth.miou, 4) == summary["miou_ms_flip"]
     assert summary["aacc"] == round(100 * truth.aacc, 4)
@@ -254,32 +256,22 @@ def test_row_writes_everything_with_the_agreed_names(row, workspace):
     assert summary["baseline_miou"] == round(100 * baseline, 4)
     assert (summary["fps"] > 0, summary["seeds"]) == (True, 2)
 
-    document = json.loads((metrics / "evaluation.json").read_text())
+    document = load(metrics / "evaluation.json", EvaluationFile, "")
     assert document == result.evaluation
-    where = [document[key] for key in ("row", "table", "dataset", "split")]
-    assert where == [row.name, "camvid", "camvid", "test"]
-    assert (document["row_hash"], document["train_hash"]) == (row.hash, row.train_hash)
-    assert document["classes"] == list(Shades.classes)
-    assert [run["seed"] for run in document["runs"]] == [3, 5]
-    for run in document["runs"]:
-        assert sorted(run["modes"]) == ["ms", "ss"]
-        assert run["baseline_class"] == Shades.classes[best]
-        assert run["peak_memory_gib"] > 0
-        assert run["provenance"]["seed"] == run["seed"]
-        assert run["provenance"]["manifest_hash"] == Shades.manifest_hash
-        assert len(run["provenance"]["weights_sha256"]) == 64
-        for mode, values in run["modes"].items():
-            lines = values.pop("confusion_rows")
-            np.testing.assert_array_equal([[int(count) for count in line.split()] for line in lines], EXPECTED)
-            assert set(values) == {"miou", "aacc", "macc", "iou", "acc", "images", "pixels", "seconds", "confusion"}
-            assert values["images"] == 7
-            assert values["pixels"] == EXPECTED.sum()
-            assert values["iou"] == [100.0, 100.0, 0.0, 0.0]
-            assert values["acc"] == [100.0, 100.0, 0.0, None]
-            assert values["confusion"] == f"evaluations/{row.name}/seed{run['seed']}-{mode}-confusion.npz"
-            with np.load(workspace.root / values["confusion"]) as arrays:
-                np.testing.assert_array_equal(arrays["confusion"], EXPECTED)
-                assert tuple(arrays["classes"]) == Shades.classes
+    assert (document.row, document.table, document.dataset, document.split) == (row.name, "camvid", "camvid", "test")
+    assert (document.row_hash, document.train_hash, document.settings) == (row.hash, row.train_hash, row.settings)
+    assert document.classes == Shades.classes
+    assert [run.seed for run in document.runs] == [3, 5]
+    for run in document.runs:
+        assert run.peak_memory_gib > 0
+        assert (run.data, len(run.weights_sha256)) == (Shades.manifest_hash, 64)
+        assert [mode for mode, _ in run.modes.items()] == ["ss", "ms"]
+        for _, values in run.modes.items():
+            np.testing.assert_array_equal(values.matrix, EXPECTED)
+            assert values.images == 7
+            assert values.iou == [100.0, 100.0, 0.0, 0.0]
+            assert values.acc == [100.0, 100.0, 0.0, None]
+            assert values.baseline == (100 * baseline, best)
 
     with (metrics / "per_class.csv").open(newline="") as stream:
         lines = list(csv.DictReader(stream))
@@ -288,7 +280,7 @@ def test_row_writes_everything_with_the_agreed_names(row, workspace):
     assert lines[3] == {"class": "moon", "seed": "3", "mode": "ss", "iou": "0.0000", "acc": "", "pixels": "0"}
 
     names = {p.name for p in workspace.evaluation(row).iterdir()}
-    expected = {f"seed{s}-{m}-confusion.{e}" for s in (3, 5) for m in ("ss", "ms") for e in ("npz", "png")}
+    expected = {f"seed{s}-{m}-confusion.png" for s in (3, 5) for m in ("ss", "ms")}
     expected |= {"seed3.json", "seed5.json"}
     expected |= {f"seed{s}-image_{i}-{k}.png" for s in (3, 5) for i in ("00", "06") for k in ("panels", "prediction")}
     assert names == expected
@@ -319,7 +311,7 @@ def test_failure_leaves_earlier_results_alone(one, workspace, monkeypatch):
     def fail(path, model):
         raise CheckpointError(f"{path}: of another model")
 
-    monkeypatch.setattr(evaluate, "load_model", fail)
+    monkeypatch.setattr(subject, "load_model", fail)
     with pytest.raises(CheckpointError):
         evaluate_row(one, workspace, device="cpu")
     assert tree(workspace.root) == before
@@ -346,13 +338,13 @@ def test_weights_that_do_not_belong_to_the_row(row, workspace):
 def test_given_weights_do_not_touch_the_row_s_results(one, workspace, monkeypatch):
     evaluate_row(one, workspace, device="cpu")
     before = tree(workspace.root)
-    monkeypatch.setattr(evaluate, "load_any", lambda path, model, row: {"train_hash": "0123456789ab"})
+    monkeypatch.setattr(subject, "load_any", lambda path, model, row: {"train_hash": "0123456789ab"})
     weights = workspace.root / "mine.safetensors"
     weights.write_bytes(b"other")
     result = evaluate_row(one, workspace, device="cpu", weights=weights)
     assert result.folder == workspace.evaluation_of(one, weights)
     assert (result.folder / "metrics.json").is_file()
-    assert result.metrics["seeds"] == 1
+    assert result.metrics.seeds == 1
     after = tree(workspace.root)
     assert {key: after[key] for key in before} == before
     with pytest.raises(CheckpointError, match=r"none\.safetensors: does not exist"):
@@ -371,10 +363,10 @@ def test_split_without_labels_is_refused(row, workspace, monkeypatch):
 def test_row_without_multi_scale_and_overlays(row, workspace):
     row = row.model_copy(update={"test": Test(), "runtime": Runtime(overlays=0), "seeds": (3,)})
     result = evaluate_row(row, workspace, device="cpu")
-    assert result.metrics["miou_ms_flip"] is None
-    assert list(result.evaluation["runs"][0]["modes"]) == ["ss"]
+    assert result.metrics.miou_ms_flip is None
+    assert result.evaluation.runs[0].modes.ms is None
     names = {path.name for path in workspace.evaluation(row).iterdir()}
-    assert names == {"seed3-ss-confusion.npz", "seed3-ss-confusion.png", "seed3.json"}
+    assert names == {"seed3-ss-confusion.png", "seed3.json"}
 
 
 def test_progress_is_shown_with_the_time_left(row, workspace, capfd):
@@ -402,8 +394,8 @@ def work(rank: int, root: str, row_bytes: bytes, port: str) -> None:
     }
     row = pickle.loads(row_bytes)
     evaluate.PreparedDataset = Shades
-    evaluate.build_model = lambda config, classes, attention: Reader(classes)
-    evaluate.load_model = lambda path, model: {}
+    subject.build_model = lambda config, classes, attention: Reader(classes)
+    subject.load_model = lambda path, model: {}
     evaluate_row(row, Workspace(Path(root)), device="cpu")
 
 
@@ -417,8 +409,8 @@ def test_two_processes_give_what_one_gives(row, workspace, tmp_path):
     alone = evaluate_row(row, workspace, device="cpu")
     pictures = _undated(tree(workspace.evaluation(row)))
     mp.start_processes(work, args=(str(tmp_path), pickle.dumps(row), port), nprocs=2, start_method="spawn")
-    both = json.loads((workspace.metrics(row) / "evaluation.json").read_text())["runs"][0]
-    for mode, values in alone.evaluation["runs"][0]["modes"].items():
-        assert both["modes"][mode] | {"seconds": 0} == values | {"seconds": 0}
-    assert both["provenance"]["processes"] == 2
+    (both,) = load(workspace.metrics(row) / "evaluation.json", EvaluationFile, "").runs
+    for (_, here), (_, there) in zip(both.modes.items(), alone.evaluation.runs[0].modes.items(), strict=True):
+        assert here.model_copy(update={"seconds": 0}) == there.model_copy(update={"seconds": 0})
+    assert both.provenance.processes == 2
     assert _undated(tree(workspace.evaluation(row))) == pictures

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from danet.core.errors import DataError
-from danet.evaluation.metrics import Confusion, constant_baseline, scores
+from danet.evaluation.metrics import Confusion
+from danet.results.scores import constant_baseline, scores
 
 CLASSES = 5
 ids = st.integers(0, CLASSES - 1)

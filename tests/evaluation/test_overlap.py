@@ -11,7 +11,7 @@ from torch import nn
 
 from danet.config.params import load_params
 from danet.config.row import MultiScale, Row, Runtime, Test
-from danet.evaluation.evaluate import evaluate_model
+from danet.evaluation.one_pass import evaluate_model
 from tests.evaluation.test_evaluate import EXPECTED, Reader, Shades
 
 WAIT = 20.0

@@ -136,9 +136,7 @@ def test_what_convert_refuses_is_not_predicted(row, tmp_path, small_model, mode)
 
 def damaged(tmp_path, kind):
     path = tmp_path / "bad.jpg"
-    if kind == "folder":
-        path.mkdir()
-    elif kind == "empty":
+    if kind == "empty":
         path.write_bytes(b"")
     elif kind == "text":
         path.write_text("<html>not an image</html>")
@@ -151,9 +149,7 @@ def damaged(tmp_path, kind):
     return path
 
 
-@pytest.mark.parametrize(
-    "kind", ["missing", "folder", "empty", "text", "cut jpg", "cut png", "header png", "header jpg"]
-)
+@pytest.mark.parametrize("kind", ["missing", "empty", "text", "cut jpg", "cut png", "header png", "header jpg"])
 def test_bad_images_are_named_and_nothing_is_written(row, tmp_path, small_model, kind):
     cv2.imwrite(str(tmp_path / "good.png"), half_light())
     bad = damaged(tmp_path, kind)
@@ -166,7 +162,7 @@ def test_bad_images_are_named_and_nothing_is_written(row, tmp_path, small_model,
 def test_results_that_would_overwrite_are_refused(row, tmp_path, small_model):
     for name in ("a.png", "a.jpg", "A.bmp", "a-overlay.png", "b.png"):
         cv2.imwrite(str(tmp_path / name), half_light())
-    for images in (["a.png", "a.jpg"], ["a.png", "A.bmp"], ["a.jpg", "a-overlay.png"], ["a.png", "a.png"]):
+    for images in (["a.jpg", "a-overlay.png"], ["a.png", "a.png"]):
         with pytest.raises(DataError, match="would overwrite that of"):
             run(row, tmp_path, [tmp_path / name for name in images])
     with pytest.raises(DataError, match="overwrite an input"):
@@ -176,6 +172,33 @@ def test_results_that_would_overwrite_are_refused(row, tmp_path, small_model):
     with pytest.raises(DataError, match="no image"):
         run(row, tmp_path, [])
     np.testing.assert_array_equal(cv2.imread(str(tmp_path / "b.png")), half_light())
+
+
+def test_images_of_one_stem_and_folders(row, tmp_path, small_model):
+    """A phone's a.jpg beside a screenshot a.png: both are segmented, whatever file system holds the results."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for name in ("a.png", "A.jpg", "b.jpeg"):
+        cv2.imwrite(str(folder / name), half_light())
+    (folder / "notes.txt").write_text("no image")
+    written = [path.name for path in run(row, tmp_path, [folder]) if "overlay" not in path.name]
+    assert written == ["A.jpg.png", "a.png.png", "b.png"]
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match=r"empty: has no image"):
+        run(row, tmp_path, [tmp_path / "empty"])
+
+
+def test_an_overlay_has_a_legend_of_the_classes_that_occur(row, tmp_path, small_model):
+    cv2.imwrite(str(tmp_path / "a.png"), half_light())
+    run(row, tmp_path, [tmp_path / "a.png"])
+    spec = ADAPTERS["camvid"]
+    with Image.open(tmp_path / "out" / "a-overlay.png") as picture:
+        pixels = np.asarray(picture)
+    larger = pixels.shape[1] // 48
+    legend = pixels[32 * larger :].reshape(-1, 3)
+    assert larger > 1
+    present = [bool((legend == colour).all(axis=1).sum() > 100) for colour in spec.palette]
+    assert present == [True, True] + [False] * (spec.num_classes - 2)
 
 
 def test_files_that_are_there_are_kept(row, tmp_path, small_model):
@@ -199,7 +222,7 @@ def test_out_of_memory_names_the_image(row, tmp_path, small_model, monkeypatch, 
 
     monkeypatch.setattr(predict, "build_model", lambda config, classes, attention: Huge(classes))
     cv2.imwrite(str(tmp_path / "a.png"), half_light())
-    with pytest.raises(DanetError, match=r"a\.png: the memory of cpu does not suffice for 48x32 pixels"):
+    with pytest.raises(DanetError, match=r"a\.png: the memory of cpu is too small for 48x32 pixels"):
         run(row, tmp_path, [tmp_path / "a.png"])
 
 

@@ -13,7 +13,7 @@ from danet.config.params import load_params
 from danet.config.row import Row, Runtime, Test
 from danet.config.workspace import Workspace
 from danet.core import provenance
-from danet.evaluation import evaluate
+from danet.evaluation import evaluate, subject
 from danet.evaluation.evaluate import RowEvaluation, evaluate_row
 from pipelines import evaluate as stage
 from tests.evaluation.test_evaluate import Reader, Shades, tree
@@ -33,21 +33,21 @@ def row() -> Row:
 def passes(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The seeds' weights that a network was really built and run for."""
     found: list[str] = []
-    original = evaluate.evaluate_model
+    original = subject.evaluate_model
 
     def counted(*args: Any, **options: Any) -> Any:
         found.append("pass")
         return original(*args, **options)
 
-    monkeypatch.setattr(evaluate, "evaluate_model", counted)
+    monkeypatch.setattr(subject, "evaluate_model", counted)
     return found
 
 
 @pytest.fixture
 def workspace(tmp_path: Path, row: Row, monkeypatch: pytest.MonkeyPatch) -> Workspace:
     monkeypatch.setattr(evaluate, "PreparedDataset", Shades)
-    monkeypatch.setattr(evaluate, "build_model", lambda config, classes, attention: Reader(classes))
-    monkeypatch.setattr(evaluate, "load_model", lambda path, model: {"train_hash": row.train_hash})
+    monkeypatch.setattr(subject, "build_model", lambda config, classes, attention: Reader(classes))
+    monkeypatch.setattr(subject, "load_model", lambda path, model: {"train_hash": row.train_hash})
     space = Workspace(tmp_path)
     for seed in (3, 5):
         keep(space, row, seed, b"weights")
@@ -71,9 +71,9 @@ def test_an_added_seed_leaves_the_finished_one_alone(row: Row, workspace: Worksp
     both = row.model_copy(update={"seeds": (3, 5)})
     second = as_the_stage(both, workspace)
     assert len(passes) == 2
-    assert [run["seed"] for run in second.evaluation["runs"]] == [3, 5]
+    assert [run.seed for run in second.evaluation.runs] == [3, 5]
     # to the second and the digit what was found then, not only the same mIoU
-    assert second.evaluation["runs"][0] == first.evaluation["runs"][0]
+    assert second.evaluation.runs[0] == first.evaluation.runs[0]
     after = tree(workspace.evaluation(row))
     assert pictures.items() <= after.items()
     assert {name.replace("seed3", "seed5") for name in pictures} == set(after) - set(pictures)
@@ -114,7 +114,7 @@ def damaged_picture(workspace: Workspace, row: Row, _: pytest.MonkeyPatch) -> Ro
 
 
 def lost_picture(workspace: Workspace, row: Row, _: pytest.MonkeyPatch) -> Row:
-    next(workspace.evaluation(row).glob("*-confusion.npz")).unlink()
+    next(workspace.evaluation(row).glob("*-confusion.png")).unlink()
     return row
 
 
@@ -140,7 +140,7 @@ def test_anything_else_that_changed_is_evaluated_anew(
     changed = change(workspace, row, monkeypatch)
     result = as_the_stage(changed, workspace)
     assert len(passes) == 2
-    assert result.evaluation["row_hash"] == changed.hash
+    assert result.evaluation.row_hash == changed.hash
     as_the_stage(changed, workspace)  # and that one is kept in its turn
     assert len(passes) == 2
 

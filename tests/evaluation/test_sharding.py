@@ -7,7 +7,7 @@ from torch import nn
 
 from danet.config.row import MultiScale, Test
 from danet.core.process import Process, processes
-from danet.evaluation.evaluate import evaluate_model
+from danet.evaluation.one_pass import evaluate_model
 from tests.launching import launch
 from tests.training.fakes import tiny_row
 

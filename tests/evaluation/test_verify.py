@@ -29,6 +29,7 @@ from danet.evaluation.submission import label_ids, write_submission
 from danet.evaluation.verify import exit_code, verify_all, verify_row
 from danet.models import build_model
 from danet.report import write_table
+from danet.results.schema import EvaluationFile, load
 from danet.results.verdict import agreement
 from danet.weights.exchange import export_weights, import_weights
 from danet.weights.fetch import fetch_released, stored
@@ -128,21 +129,18 @@ def test_exported_imported_and_verified_is_what_was_evaluated(workspace: Workspa
     before = (workspace.metrics(row) / "metrics.json").read_bytes()
     for file in (imported, raw) if name == "ssseg-r50" else (imported,):
         verified = verify_row(row, workspace, weights=file, device="cpu")
-        (wanted,), (found,) = evaluated.evaluation["runs"], verified.evaluation["runs"]
-        assert found["seed"] is None
-        assert found["modes"].keys() == wanted["modes"].keys() == set(row.modes)
-        for mode in row.modes:
-            matrices = []
-            for record in (wanted, found):
-                with np.load(workspace.root / record["modes"][mode]["confusion"]) as arrays:
-                    matrices.append(arrays["confusion"])
-            np.testing.assert_array_equal(*matrices)
-            assert (matrices[0].sum(axis=0) > 0).sum() > 1, "all pixels of one class would show nothing"
-        shared = {key: value for key, value in verified.metrics.items() if key != "fps"}
-        assert shared == {key: evaluated.metrics[key] for key in shared}
-        assert verified.evaluation["weights"]["sha256"] == sha256(raw)
-    assert json.loads((workspace.metrics(row) / "verify.json").read_text()) == verified.metrics
-    assert json.loads((workspace.metrics(row) / "verification.json").read_text()) == verified.evaluation
+        (wanted,), (found,) = evaluated.evaluation.runs, verified.evaluation.runs
+        assert found.seed is None
+        assert [mode for mode, _ in found.modes.items()] == list(row.modes)
+        for (_, mine), (_, theirs) in zip(wanted.modes.items(), found.modes.items(), strict=True):
+            np.testing.assert_array_equal(mine.matrix, theirs.matrix)
+            assert (mine.matrix.sum(axis=0) > 0).sum() > 1, "all pixels of one class would show nothing"
+        assert verified.metrics == evaluated.metrics.model_copy(update={"fps": verified.metrics.fps, "seeds": None})
+        assert verified.evaluation.weights
+        assert verified.evaluation.weights.sha256 == sha256(raw)
+    summary = json.loads((workspace.metrics(row) / "verify.json").read_text())
+    assert summary == verified.metrics.model_dump(exclude={"seeds"})
+    assert load(workspace.metrics(row) / "verification.json", EvaluationFile, "") == verified.evaluation
     assert (workspace.metrics(row) / "metrics.json").read_bytes() == before
     assert (workspace.verification(row) / "released-ss-confusion.png").is_file()
 

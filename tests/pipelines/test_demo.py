@@ -162,3 +162,16 @@ def test_seeds_and_datasets_can_be_chosen(tmp_path: Path) -> None:
     assert set(params.datasets) == {"ade20k"}
     assert [row.seeds for row in params.rows.values()] == [(0, 1, 2)] * 4
     assert params.tables["demo"].command == ".venv/bin/python -m pipelines.demo --seeds 3 --dataset ade20k"
+
+
+def test_every_row_has_a_reference_number() -> None:
+    """As the README's table has them."""
+    profile = yaml.safe_load((demo.REPOSITORY / "pipelines/demo/profile.yaml").read_text())
+    assert set(profile["reference"]) == set(profile["train_split"])
+    readme = (demo.REPOSITORY / "README.md").read_text()
+    for numbers in profile["reference"].values():
+        found = [numbers[backbone][stride] for backbone in ("resnet50", "resnet101") for stride in (8, 16)]
+        assert " | ".join(f"{value:.2f}" for value in found) in readme
+        assert {backbone: set(strides) for backbone, strides in numbers.items()} == {
+            backbone: set(strides) for backbone, strides in profile["iterations"].items()
+        }

@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 import yaml
 
-from danet.config.params import write_raw
+from danet.config.yaml import write_raw
+from danet.results.identity import TrainingIdentity
 from tests.parameters import ROOT, raw_params
 
 ROW = "camvid-r50-d16-short"
@@ -91,6 +92,10 @@ def record(folder: Path, seed: int = 0) -> dict[str, Any]:
     return found
 
 
+def digest(found: dict[str, Any]) -> str:
+    return TrainingIdentity.model_validate(found["identity"]).digest
+
+
 def evaluated(folder: Path) -> list[dict[str, Any]]:
     path = folder / "reports" / "metrics" / "camvid" / ROW / "evaluation.json"
     found: list[dict[str, Any]] = json.loads(path.read_text())["runs"]
@@ -117,7 +122,7 @@ def test_relabelled_data_an_added_seed_and_another_machine(tmp_path: Path, run: 
     assert first["identity"]["data"] != second["identity"]["data"]
     assert (here / "models" / ROW / "seed0.safetensors").read_bytes() != weights
     (shown,) = evaluated(here)
-    assert shown["training"] == second["run"]["identity"] != first["run"]["identity"]
+    assert shown["training"] == digest(second) != digest(first)
 
     # a seed is added: it trains alone
     seeds(here, 0, 1)

@@ -17,8 +17,9 @@ import psutil
 import pytest
 from filelock import FileLock
 
-from danet.config.params import Params, load_params, write_raw
+from danet.config.params import Params, load_params
 from danet.config.workspace import Workspace
+from danet.config.yaml import write_raw
 from danet.core.errors import ConfigError, DanetError
 from danet.training.progress import write_status
 from pipelines.sweep import local

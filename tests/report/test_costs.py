@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 from matplotlib.figure import Figure
@@ -14,6 +13,7 @@ from danet.config.params import Params, load_params
 from danet.config.workspace import Workspace
 from danet.report import ALL_COSTS, costs, measured_tables, write_index, write_table
 from danet.report.figures import cost_name, device_hours
+from danet.results.schema import TableFile, load
 from tests.report import samples
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -124,12 +124,10 @@ def test_seeds_trained_on_different_machines(workspace: Workspace, params: Param
         run["provenance"].update(gpus=gpus, gpu=gpu)
     (folder / "train.json").write_text(json.dumps(data))
     write_table("mmsegmentation", params, workspace)
-    records: list[dict[str, Any]] = json.loads((workspace.reports() / "tables" / "mmsegmentation.json").read_text())[
-        "rows"
-    ]
-    record = next(each for each in records if each["row"] == row.name)
+    record = load(workspace.reports() / "tables" / "mmsegmentation.json", TableFile, "").by_name[row.name]
+    assert record.measured
     assert device_hours(record) == (8 * 2 + 12) / 2
-    assert record["measured"]["device"] == "8 x NVIDIA H200; NVIDIA L40S"
+    assert record.measured.device == "8 x NVIDIA H200; NVIDIA L40S"
     assert cost_name(record) == "one training, GPU-hours, NVIDIA H200; NVIDIA L40S"
 
 

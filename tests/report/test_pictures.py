@@ -20,6 +20,7 @@ from danet.evaluation.visualise import save_palette_png
 from danet.report import write_table
 from danet.report.figures import cost_name, device_hours, legend_below, possible
 from danet.results.measured import read
+from danet.results.schema import TableFile, load
 from tests.data.samples import camvid_spec, camvid_tree, prepare
 from tests.parameters import raw_params
 from tests.report import samples
@@ -47,17 +48,14 @@ def edit(path: Path, change: Any) -> None:
 
 
 def with_confusion(data: dict[str, Any]) -> np.ndarray:
-    """Gives every run's single scale a random confusion matrix and the IoUs that follow from it."""
+    """Gives every run's single scale a random confusion matrix."""
     size = len(data["classes"])
     random = np.random.default_rng(1)
     for run in data["runs"]:
         matrix = random.integers(0, 50, (size, size))
         matrix[np.arange(size), np.arange(size)] += 900
         matrix[2, 5] = 700
-        iou = 100 * np.diag(matrix) / (matrix.sum(0) + matrix.sum(1) - np.diag(matrix))
-        result = run["modes"]["ss"]
-        result["iou"] = [round(float(value), 4) for value in iou]
-        result["confusion_rows"] = [" ".join(map(str, line)) for line in matrix.tolist()]
+        run["modes"]["ss"]["confusion"] = [" ".join(map(str, line)) for line in matrix.tolist()]
     return matrix
 
 
@@ -81,18 +79,20 @@ def test_confusion_is_drawn_and_its_largest_share_named(workspace: Workspace, pa
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (lambda mode: mode["confusion_rows"].pop(), "not of 11 x 11 counts"),
-        (lambda mode: mode["confusion_rows"].__setitem__(0, "1 2 3"), "not of 11 x 11 counts"),
-        (lambda mode: mode["confusion_rows"].__setitem__(0, "x" + mode["confusion_rows"][0]), "invalid literal"),
-        (lambda mode: mode["iou"].__setitem__(4, 12.5), "IoU 4 is 12.5, by the confusion matrix"),
+        (lambda lines: lines.pop(), "not a matrix of 10 x 10 counts"),
+        (lambda lines: lines.__setitem__(0, "1 2 3"), "not a matrix of 11 x 11 counts"),
+        (lambda lines: lines.__setitem__(0, "x" + lines[0]), "not a matrix"),
+        (lambda lines: lines.__setitem__(0, "-" + lines[0]), "not a matrix"),
+        (lambda lines: lines.__setitem__(slice(None), ["0 " * 11] * 11), "no labelled pixel"),
+        (lambda lines: lines.__setitem__(slice(None), ["1 2", "3 4"]), "2 x 2 counts for 11 classes"),
     ],
 )
-def test_a_confusion_matrix_that_contradicts_the_iou_leaves_the_run_out(
+def test_what_is_no_confusion_matrix_is_left_out(
     workspace: Workspace, params: Params, change: Any, reason: str
 ) -> None:
     folder = samples.write(params.row(NAMES[0]), workspace, {0: 55.0}, points=0)
     edit(folder / "evaluation.json", with_confusion)
-    edit(folder / "evaluation.json", lambda data: change(data["runs"][0]["modes"]["ss"]))
+    edit(folder / "evaluation.json", lambda data: change(data["runs"][0]["modes"]["ss"]["confusion"]))
     found = read(params.row(NAMES[0]), workspace)
     assert found.status == "left out"
     assert reason in found.problems[0].reason
@@ -105,11 +105,10 @@ def test_cost_is_hours_times_gpus(workspace: Workspace, params: Params) -> None:
             edit(folder / "train.json", lambda data: data["runs"][0]["provenance"].update(gpus=4))
     whole("camvid", params, workspace)
     assert (workspace.reports() / "camvid" / "cost.png").exists()
-    rows = json.loads((workspace.reports() / "tables" / "camvid.json").read_text())["rows"]
+    rows = load(workspace.reports() / "tables" / "camvid.json", TableFile, "").rows
     assert [device_hours(row) for row in rows] == [4 * 3.25, 3.25]
     assert cost_name(rows[0]) == "one training, GPU-hours, NVIDIA H200"
     assert cost_name(rows[1]) == "one training, hours, CPU (AMD EPYC 9654)"
-    assert device_hours({"measured": None}) == 0
 
 
 @pytest.fixture

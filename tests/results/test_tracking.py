@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import socket
@@ -89,7 +90,7 @@ def everything(workspace: Workspace) -> list[Any]:
 
 
 def train(workspace: Workspace, row: Row, steps: Mapping[int, float], then: BaseException | None = None) -> None:
-    with tracking.run(row, 0, workspace) as tracker:
+    with tracking.run(row, 0, workspace, samples.identity(row, 0)) as tracker:
         for step, loss in steps.items():
             tracker.metrics(step, {"loss": loss, "lr": 0.1})
         if then is not None:
@@ -161,6 +162,29 @@ def test_final_metrics_are_at_the_last_step_and_the_duration_is_of_the_work(work
     (point,) = client(workspace).get_metric_history(run.info.run_id, "miou")
     assert point.step == 1234
     assert run.info.end_time - run.info.start_time == 3.25 * 3600 * 1000
+
+
+def test_a_number_that_fell_or_is_gone_is_not_shown_any_more(workspace: Workspace, row: Row) -> None:
+    """Of two values of one step and moment MLflow shows the larger."""
+    samples.write(row, workspace, {0: 78.0, 1: 78.3}, ms=1.5, points=5)
+    tracking.send([row], workspace)
+    folder = samples.write(row, workspace, {0: 70.0}, points=5)  # tested again, and one seed was taken away
+    tracking.send([row], workspace)
+    (parent,), (first,) = runs(workspace, "all"), runs(workspace, 0)
+    for run in (parent, first):
+        assert run.data.metrics["miou"] == 70.0
+        assert run.data.metrics["miou_difference"] < 0
+        assert math.isnan(run.data.metrics["miou_ms_flip"])
+        assert "verdict_ms_flip" not in run.data.tags
+    assert math.isnan(parent.data.metrics["miou_sd"])
+    assert tracking.send([row], workspace) == {NAME: 0}
+
+    document = json.loads((folder / "evaluation.json").read_text())
+    (folder / "evaluation.json").write_text(json.dumps({**document, "row_hash": "0" * 12}))  # of another protocol
+    tracking.send([row], workspace)
+    (parent,) = runs(workspace, "all")
+    assert math.isnan(parent.data.metrics["miou"])
+    assert "verdict" not in parent.data.tags
 
 
 def test_files_of_other_settings_are_not_sent(workspace: Workspace, row: Row) -> None:
@@ -257,7 +281,7 @@ def test_a_store_that_fails_in_mid_run_costs_nothing(
     workspace: Workspace, row: Row, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with tracking.run(row, 0, workspace) as tracker:
-        (workspace.root / "mlflow.db").write_bytes(b"this is no database at all, whatever its name says" * 1000)
+        (workspace.root / "mlflow.db").write_bytes(b"this is not a database at all, whatever its name says" * 1000)
         for step in (1, 2):
             tracker.metrics(step, {"loss": 1.0})
             tracker.flush()

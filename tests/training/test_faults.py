@@ -190,7 +190,6 @@ def harness(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Path],
     monkeypatch.setattr(training, "_initial_weights", lambda *_: None)
     monkeypatch.setattr(training, "_build_model", build)
     monkeypatch.setattr(training, "_save_model", save)
-    monkeypatch.setattr(training, "_provenance", lambda row, seed, **extra: {"seed": seed, **extra})
     return lambda folder: train_row(short_row(), Workspace(folder), device="cpu", progress=False)
 
 

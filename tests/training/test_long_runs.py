@@ -14,7 +14,7 @@ SCRIPT = """
 import gc, json, pathlib, sys, threading
 import psutil, torch
 torch.set_num_threads(1)
-from danet.evaluation.evaluate import evaluate_model
+from danet.evaluation.one_pass import evaluate_model
 from tests.training.fakes import Images, tiny_row, trainer
 
 iterations, workers, every = map(int, sys.argv[2:5])

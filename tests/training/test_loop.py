@@ -333,7 +333,6 @@ def harness(tmp_path, monkeypatch):
     monkeypatch.setattr(training, "_initial_weights", lambda *_: None)
     monkeypatch.setattr(training, "_build_model", build)
     monkeypatch.setattr(training, "_save_model", save)
-    monkeypatch.setattr(training, "_provenance", lambda row, seed, **extra: {"seed": seed, **extra})
     monkeypatch.setattr(lock, "LOCK_WAIT", 0.1)
     return Workspace(tmp_path), built
 
@@ -354,8 +353,8 @@ def test_outputs(harness):
     assert {"format", "row", "train_hash", "final_loss", "images_per_second", "hours", "runs"} == set(metrics)
     for run, seed in zip(metrics["runs"], (0, 7), strict=True):
         assert set(run) == {
-            "seed", "identity", "iterations", "final_loss", "images_per_second", "hours", "peak_memory_gib",
-            "data_wait_share", "resumed", "accumulate", "weights_sha256", "provenance",
+            "seed", "identity", "data", "initial_weights", "weights_sha256", "iterations", "final_loss",
+            "images_per_second", "hours", "peak_memory_gib", "data_wait_share", "resumed", "accumulate", "provenance",
         }  # fmt: skip
         assert run["seed"] == seed
         assert run["iterations"] == 8

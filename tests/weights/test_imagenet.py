@@ -113,12 +113,12 @@ def test_old_files_without_counters_and_in_half_precision(tmp_path: Path) -> Non
 
 def test_wrong_depth_and_stem_are_said(tmp_path: Path) -> None:
     file = written(tmp_path / "w.pth", as_torchvision(ours("resnet101", "7x7")))
-    with pytest.raises(CheckpointError, match=r"w\.pth: holds a resnet101 backbone, wanted is resnet50"):
+    with pytest.raises(CheckpointError, match=r"w\.pth: holds a resnet101 backbone, expected resnet50"):
         load(file, "resnet50", "7x7")
-    with pytest.raises(CheckpointError, match="holds a 7x7 stem, wanted is deep-32-32-64"):
+    with pytest.raises(CheckpointError, match="holds a 7x7 stem, expected deep-32-32-64"):
         load(file, "resnet101", "deep-32-32-64")
     file = written(tmp_path / "w.pth", as_encoding(ours("resnet50", "deep-64-64-128")))
-    with pytest.raises(CheckpointError, match="holds a deep-64-64-128 stem, wanted is deep-32-32-64"):
+    with pytest.raises(CheckpointError, match="holds a deep-64-64-128 stem, expected deep-32-32-64"):
         load(file, "resnet50", "deep-32-32-64")
     for peer, name in (("resnet18", "resnet18 or resnet34"), ("resnet152", "resnet152")):
         with torch.device("meta"):
@@ -217,7 +217,7 @@ def test_the_checksum_of_a_zip_is_that_of_its_member(folder: Path, tmp_path: Pat
 
 
 def test_a_wrong_checksum_leaves_nothing(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"w\.pth: its sha256 is [0-9a-f]{64}, wanted is 00000000"):
+    with pytest.raises(CheckpointError, match=r"w\.pth: its sha256 is [0-9a-f]{64}, expected 00000000"):
         prepare_weights("test", spec(checksum="sha256:00000000"), folder / "w.pth", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

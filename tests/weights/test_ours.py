@@ -105,7 +105,7 @@ def test_damaged_and_foreign_files(saved: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="does not exist; train the row first"):
         read_model(tmp_path / "none.safetensors")
     save_file({"a": torch.ones(1)}, tmp_path / "foreign.safetensors")
-    with pytest.raises(CheckpointError, match="its format is not stated, wanted is danet-1"):
+    with pytest.raises(CheckpointError, match="its format is not stated, expected danet-1"):
         read_model(tmp_path / "foreign.safetensors")
 
 

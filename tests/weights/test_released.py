@@ -225,7 +225,7 @@ def test_other_networks_are_said_in_words(tmp_path: Path) -> None:
 def test_unknown_sources(tmp_path: Path) -> None:
     _, config = synthetic("mmsegmentation")
     file = written(tmp_path / "w.pth", {"classifier.0.weight": torch.ones(1)})
-    with pytest.raises(CheckpointError, match=r"is of no known source \(classifier\.0\.weight, \.\.\.\)"):
+    with pytest.raises(CheckpointError, match=r"comes from an unknown source \(classifier\.0\.weight, \.\.\.\)"):
         import_released(file, config, 19)
     with pytest.raises(CheckpointError, match="source 'keras' is unknown"):
         export_released({}, config, "keras")

@@ -7,7 +7,7 @@ row's: linear between benchmarked numbers of FLOP per image, the nearest beyond 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from danet.config.params import Params
 from danet.config.row import Row
 from danet.config.workspace import Workspace
 from danet.core import provenance
+from danet.core.errors import ConfigError
 from danet.core.files import write_text
 from danet.evaluation import flops
 from danet.results.speed import device_name, read
@@ -132,14 +133,14 @@ def duration(hours: float) -> str:
     return f"about {hours / 24:,.0f} days"
 
 
-def estimates(workspace: Workspace) -> dict[str, str]:
-    """``{row: "about 1 h 10 min"}`` on the device found here; empty if it was never benchmarked."""
-    measured = here(workspace)
-    if measured is None:
+def hours_here(workspace: Workspace, params: Params, chosen: Iterable[Row]) -> dict[str, float]:
+    """Hours of rows on the device found here, by name; empty if it was never benchmarked or its files are damaged."""
+    try:
+        measured = here(workspace)
+    except ConfigError:
         return {}
-    params = workspace.params()
-    costs = [row_cost(row, params, measured) for row in params.rows.values()]
-    return {cost.row: duration(cost.hours) for cost in costs if cost.hours is not None}
+    costs = [row_cost(row, params, measured) for row in chosen] if measured else []
+    return {cost.row: cost.hours for cost in costs if cost.hours is not None}
 
 
 def report(params: Params, devices: Sequence[Rates]) -> str:

@@ -1,0 +1,560 @@
+"""Every JSON document of a result, typed once: who writes one builds it, who reads one gets it.
+
+========================================  ===========================  ===================================
+file                                      written by                   document
+========================================  ===========================  ===================================
+``models/ROW/seedK.json``                 training                     :class:`SeedRecord`
+``METRICS/train.json``                    training                     :class:`TrainingFile`
+``evaluations/ROW/seedK.json``            evaluation                   :class:`EvaluationRecord`
+``METRICS/evaluation.json``               evaluation                   :class:`EvaluationFile`
+``METRICS/verification.json``             evaluation of released       :class:`EvaluationFile`
+``METRICS/metrics.json, verify.json``     evaluation, for DVC alone    :class:`MetricsFile`
+``reports/tables/TABLE.json``             report                       :class:`TableFile`
+========================================  ===========================  ===================================
+
+``METRICS`` is ``reports/metrics/TABLE/ROW``. Each number stands once: an evaluation holds the confusion matrix, and
+mIoU, aAcc, mAcc, IoU and accuracy by class and the best constant prediction are computed from it when they are read.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from danet.config.published import Published
+from danet.core import provenance
+from danet.core.errors import DataError
+from danet.core.files import write_json
+from danet.results.identity import SETUP, EvaluationIdentity, TrainingIdentity
+from danet.results.scores import AbsentClass, Scores, constant_baseline, scores
+
+Status = Literal["measured", "not run", "stale", "left out"]
+Percent = Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]
+Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Fact = str | int | float | None
+"""Of a provenance; a bool is an int."""
+
+
+class Document(BaseModel):
+    """A JSON document, or a part of one. Fields that are not known are passed over."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+D = TypeVar("D", bound=Document)
+
+
+def load(path: Path, kind: type[D], remedy: str) -> D:
+    """Reads a document.
+
+    Raises:
+        DataError: naming the file, the first field that is wrong, and the remedy.
+    """
+    try:
+        return kind.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}); {remedy}") from None
+    except ValidationError as error:
+        raise DataError(f"{path}: {explain(error)}; {remedy}") from None
+
+
+def save(path: Path, document: Document, **options: Any) -> None:
+    """Writes a document; ``options`` are pydantic's."""
+    write_json(path, document.model_dump(mode="json", **options))
+
+
+def explain(error: ValidationError) -> str:
+    """The first fault in one line: field, what is wrong, the value."""
+    first = error.errors()[0]
+    where, given = ".".join(str(part) for part in first["loc"]), first.get("input")
+    if where == "format" and first["type"] == "literal_error":
+        return f"is of format {given}, this version reads format {first['ctx']['expected']}"
+    text = first["msg"].removeprefix("Value error, ")
+    shown = f" (given: {given!r})" if isinstance(given, str | int | float) and len(str(given)) < 80 else ""
+    return (f"{where}: " if where else "") + text[:1].lower() + text[1:] + shown
+
+
+class Provenance(Document):
+    """Code, machine and versions of a stage (:func:`danet.core.provenance.collect`); ``None`` is unknown."""
+
+    commit: str | None = None
+    dirty: bool | None = None
+    date: str | None = None
+    command: str | None = None
+    python: str | None = None
+    torch: str | None = None
+    torchvision: str | None = None
+    cuda: str | None = None
+    cudnn: str | None = None
+    driver: str | None = None
+    gpu: str | None = None
+    gpus: int | None = None
+    cpu: str | None = None
+    cpu_cores: int | None = None
+    os: str | None = None
+    precision: str | None = None
+    device: str | None = None
+    """``cpu`` or ``cuda``."""
+    processes: int | None = None
+    wall_seconds: Amount | None = None
+    energy_kj: Amount | None = None
+
+    @classmethod
+    def collect(cls, **extra: Fact) -> Provenance:
+        """Of this process."""
+        return cls.model_validate(provenance.collect(**extra))
+
+    @property
+    def setup(self) -> dict[str, Fact]:
+        """What the last digit of a result depends on (:data:`.SETUP`)."""
+        return {key: getattr(self, key) for key in SETUP}
+
+    @property
+    def hardware(self) -> str | None:
+        """``4 x NVIDIA H200``, ``CPU (AMD EPYC 9654)``."""
+        return provenance.device_name(self.model_dump(include={"gpu", "gpus", "cpu"}))
+
+    @property
+    def known_commit(self) -> str | None:
+        """``None`` also where the code lay in no repository."""
+        return None if self.commit == "unknown" else self.commit
+
+    @property
+    def facts(self) -> dict[str, Fact]:
+        """All of it, flat."""
+        return self.model_dump()
+
+
+# training
+
+
+class BestEpoch(Document):
+    """The epoch that was best on val, whose weights are in ``seedK-best.safetensors``."""
+
+    iteration: int
+    score: Finite
+    """(pixAcc + mIoU) / 2 on centre crops (:mod:`danet.training.selection`), in percent."""
+    weights_sha256: str
+
+
+class Training(Document):
+    """What was measured of the training of a seed."""
+
+    iterations: int
+    final_loss: Finite
+    images_per_second: Amount
+    hours: Amount
+    peak_memory_gib: Amount
+    data_wait_share: Amount = 0.0
+    resumed: int = 0
+    """How often it was stopped and gone on with."""
+    accumulate: tuple[tuple[int, int], ...] = ()
+    """Micro-batches to a step, each from an iteration on."""
+    provenance: Provenance
+
+    @property
+    def devices(self) -> int:
+        """GPUs; 1 for a CPU."""
+        return max(1, self.provenance.gpus or 1)
+
+
+class SeedRecord(Document):
+    """``models/ROW/seedK.json``: what finished weights follow from, and how their training went."""
+
+    format: Literal[2] = 2
+    row: str
+    identity: TrainingIdentity
+    weights_sha256: str
+    best: BestEpoch | None = None
+    """Of rows with ``checkpoint: best-on-val``."""
+    run: Training
+    curve: list[dict[str, float | int | None]]
+    """As in ``curve.csv``."""
+
+
+class TrainedSeed(Training):
+    """One seed of ``train.json``."""
+
+    seed: int
+    identity: str
+    """Digest of :class:`.TrainingIdentity`."""
+    data: str
+    """As in :class:`.TrainingIdentity`."""
+    initial_weights: str | None
+    weights_sha256: str
+
+    @classmethod
+    def of(cls, record: SeedRecord) -> TrainedSeed:
+        """The part of a seed's record that goes into the metrics file."""
+        whole = record.identity
+        identity = {"seed": whole.seed, "data": whole.data, "initial_weights": whole.initial_weights}
+        return cls(**identity, identity=whole.digest, weights_sha256=record.weights_sha256, **dict(record.run))
+
+    @property
+    def facts(self) -> dict[str, Fact]:
+        """Provenance and identity, flat."""
+        return self.provenance.facts | {
+            "seed": self.seed,
+            "manifest_hash": self.data,
+            "weights_sha256": self.weights_sha256,
+            "imagenet_sha256": self.initial_weights,
+            "peak_memory_gib": self.peak_memory_gib,
+        }
+
+
+class TrainingFile(Document):
+    """``train.json``; the numbers beside the seeds are what ``dvc metrics show`` compares."""
+
+    format: Literal[2] = 2
+    row: str
+    train_hash: str
+    final_loss: Finite
+    images_per_second: Amount
+    hours: Amount
+    runs: tuple[TrainedSeed, ...]
+
+
+# evaluation
+
+
+class ModeResult(Document):
+    """Result of a testing mode: a confusion matrix, and the numbers that follow from it, in percent."""
+
+    images: int
+    seconds: Amount
+    absent_class: AbsentClass
+    """The row's convention (:mod:`danet.results.scores`)."""
+    confusion: tuple[str, ...]
+    """A line of pixel counts for each class of the ground truth."""
+
+    @classmethod
+    def of(cls, matrix: NDArray[np.int64], absent: AbsentClass, images: int, seconds: float) -> ModeResult:
+        """From a ground-truth x prediction matrix."""
+        lines = tuple(" ".join(map(str, line)) for line in matrix.tolist())
+        return cls(images=images, seconds=round(seconds, 2), absent_class=absent, confusion=lines)
+
+    @field_validator("confusion")
+    @classmethod
+    def _is_a_matrix(cls, lines: tuple[str, ...]) -> tuple[str, ...]:
+        counts = [line.split() for line in lines]
+        if not lines or any(len(line) != len(lines) or not all(map(str.isdecimal, line)) for line in counts):
+            raise ValueError(f"is not a matrix of {len(lines)} x {len(lines)} counts")
+        if not any(int(count) for line in counts for count in line):
+            raise ValueError("no labelled pixel was evaluated")
+        return lines
+
+    @property
+    def matrix(self) -> NDArray[np.int64]:
+        """Pixels, ground truth x prediction."""
+        return np.array([line.split() for line in self.confusion], dtype=np.int64)
+
+    @functools.cached_property
+    def scores(self) -> Scores:
+        """As fractions."""
+        return scores(self.matrix, self.absent_class)
+
+    @property
+    def miou(self) -> float:
+        """Mean IoU."""
+        return 100 * self.scores.miou
+
+    @property
+    def aacc(self) -> float:
+        """Share of the labelled pixels that are right."""
+        return 100 * self.scores.aacc
+
+    @property
+    def macc(self) -> float:
+        """Mean accuracy over the classes."""
+        return 100 * self.scores.macc
+
+    @property
+    def iou(self) -> list[float | None]:
+        """By class; ``None`` where it is neither present nor predicted."""
+        return [None if value is None else 100 * value for value in self.scores.iou]
+
+    @property
+    def acc(self) -> list[float | None]:
+        """By class; ``None`` where it is not present."""
+        return [None if value is None else 100 * value for value in self.scores.acc]
+
+    @property
+    def baseline(self) -> tuple[float, int]:
+        """The best mIoU that one class predicted everywhere reaches, and that class."""
+        miou, best = constant_baseline(self.scores.pixels, self.absent_class)
+        return 100 * miou, best
+
+
+class Modes(Document):
+    """Results by testing mode."""
+
+    ss: ModeResult
+    ms: ModeResult | None = None
+    """Multi-scale + flip, where the row defines it."""
+
+    def items(self) -> list[tuple[Literal["ss", "ms"], ModeResult]]:
+        """The modes that there are."""
+        return [("ss", self.ss), *([("ms", self.ms)] if self.ms else [])]  # type: ignore[list-item]
+
+    def get(self, mode: str) -> ModeResult | None:
+        """One of them."""
+        return {"ss": self.ss, "ms": self.ms}[mode]
+
+    def value(self, metric: str) -> float | None:
+        """Percent: ``miou``, ``aacc``, ``macc``, ``baseline_miou``; ``miou_ms_flip``, ``aacc_ms``, ``macc_ms``."""
+        if metric == "baseline_miou":
+            return self.ss.baseline[0]
+        name, _, multi = metric.partition("_")
+        result = self.ms if multi else self.ss
+        return None if result is None else float(getattr(result, name))
+
+
+class BestOnVal(BestEpoch):
+    """The weights of the epoch that was best on val, of a row that keeps them beside the last ones."""
+
+    modes: Modes
+
+
+class EvaluatedSeed(Document):
+    """One seed of ``evaluation.json``, or the released weights of ``verification.json``."""
+
+    seed: int | None
+    """``None``: no source says it of released weights."""
+    training: str | None
+    """Digest of :class:`.TrainingIdentity`; ``None`` for weights from elsewhere."""
+    weights_sha256: str
+    data: str
+    """SHA-256 over the images and labels of the tested split, in their order."""
+    modes: Modes
+    best_on_val: BestOnVal | None = None
+    fps: Amount | None = None
+    """As published: one image at a time, its windows one after another."""
+    fps_batched: Amount | None = None
+    """With the windows and mirror images of an image batched."""
+    peak_memory_gib: Amount
+    """Of CUDA's allocator, or of the process on a CPU."""
+    provenance: Provenance
+
+    def identity(self, row_hash: str) -> EvaluationIdentity:
+        """What this result follows from."""
+        return EvaluationIdentity(
+            row_hash=row_hash, weights=self.weights_sha256, data=self.data, setup=self.provenance.setup,
+            processes=self.provenance.processes or 1,
+        )  # fmt: skip
+
+    @property
+    def facts(self) -> dict[str, Fact]:
+        """Provenance and identity, flat."""
+        whole = {"seed": self.seed, "manifest_hash": self.data, "weights_sha256": self.weights_sha256}
+        return self.provenance.facts | whole
+
+
+class EvaluationRecord(Document):
+    """``evaluations/ROW/seedK.json``: a result that is used again where all that it follows from is the same."""
+
+    format: Literal[3] = 3
+    row_hash: str
+    run: EvaluatedSeed
+    files: dict[str, str]
+    """SHA-256 of the pictures beside it."""
+
+
+class ReleasedFile(Document):
+    """Weights that a source released."""
+
+    file: str | None
+    sha256: str
+    """As released."""
+    source: str | None
+    checksum: Literal["matches", "none"]
+    """Whether it is the published one; ``none`` where none is published."""
+
+
+class EvaluationFile(Document):
+    """``evaluation.json``; with ``weights`` it is ``verification.json``."""
+
+    format: Literal[2] = 2
+    row: str
+    table: str
+    row_hash: str
+    train_hash: str
+    dataset: str
+    split: str
+    classes: tuple[str, ...]
+    settings: dict[str, Any]
+    """All that move results (:attr:`danet.config.row.Row.settings`)."""
+    runs: tuple[EvaluatedSeed, ...] = Field(min_length=1)
+    weights: ReleasedFile | None = None
+
+    @field_validator("runs")
+    @classmethod
+    def _of_these_classes(cls, runs: tuple[EvaluatedSeed, ...], known: Any) -> tuple[EvaluatedSeed, ...]:
+        classes = len(known.data.get("classes", ()))
+        for run in runs:
+            for mode, result in run.modes.items():
+                if len(result.confusion) != classes:
+                    size = len(result.confusion)
+                    raise ValueError(f"seed {run.seed}, {mode}: {size} x {size} counts for {classes} classes")
+        return runs
+
+
+class MetricsFile(Document):
+    """``metrics.json`` and ``verify.json``: means over the seeds, for ``dvc metrics show``; nothing reads them back."""
+
+    miou: Percent
+    aacc: Percent
+    macc: Percent
+    miou_ms_flip: Percent | None
+    baseline_miou: Percent
+    fps: Amount | None
+    seeds: int | None
+    """``None`` for released weights."""
+
+    @classmethod
+    def of(cls, runs: Sequence[EvaluatedSeed]) -> MetricsFile:
+        """Of the seeds of an evaluation; a mean is ``None`` where a seed lacks the number."""
+
+        def mean(values: list[float | None], digits: int = 4) -> float | None:
+            known = [value for value in values if value is not None]
+            return round(sum(known) / len(known), digits) if len(known) == len(values) else None
+
+        names = ("miou", "aacc", "macc", "miou_ms_flip", "baseline_miou")
+        means = {name: mean([run.modes.value(name) for run in runs]) for name in names}
+        seeds = None if runs[0].seed is None else len(runs)
+        return cls.model_validate(means | {"fps": mean([run.fps for run in runs], 3), "seeds": seeds})
+
+
+# a table
+
+
+class Stage(Document):
+    """Where a number of a table came from."""
+
+    stage: Literal["train", "evaluate"]
+    seed: int
+    data: str
+    weights_sha256: str
+    provenance: Provenance
+    more: dict[str, Fact] = {}
+    """Further facts: of a training, its ImageNet weights and memory."""
+
+    @property
+    def facts(self) -> dict[str, Fact]:
+        """All of it, flat."""
+        whole = {"manifest_hash": self.data, "weights_sha256": self.weights_sha256}
+        return self.provenance.facts | whole | self.more
+
+
+class Spread(Document):
+    """A metric over the seeds."""
+
+    n: int
+    sd: float | None
+    low: float | None
+    """Ends of the 95 % interval of the mean."""
+    high: float | None
+    values: tuple[Percent, ...]
+
+
+class MeasuredNumbers(Document):
+    """Means over the seeds of a row."""
+
+    n: int
+    seeds: tuple[int, ...] = Field(min_length=1)
+    miou: Percent
+    miou_ms_flip: Percent | None = None
+    aacc: Percent
+    aacc_ms: Percent | None = None
+    macc: Percent
+    baseline_miou: Percent
+    baseline_class: str
+    memory_gb: Amount | None = None
+    """GiB."""
+    fps: Amount | None = None
+    fps_batched: Amount | None = None
+    hours: Amount | None = None
+    device_hours: Amount | None = None
+    images_per_second: Amount | None = None
+    device: str | None = None
+    """Of training."""
+    fps_device: str | None = None
+    gpus: int | None = None
+    images_per_gpu: int | None = None
+
+
+class ReleasedNumbers(Document):
+    """The evaluation of the weights that a source released; percent."""
+
+    status: Status
+    band: float
+    miou: Percent | None
+    miou_ms_flip: Percent | None
+    aacc: Percent | None
+    aacc_ms: Percent | None
+    macc: Percent | None
+    difference: dict[str, float | None]
+    agreement: dict[str, str | None]
+    weights: ReleasedFile | None
+    provenance: Provenance | None
+
+
+class TableRow(Document):
+    """A row of a table; ``None`` where there is nothing."""
+
+    row: str
+    source: str
+    dataset: str
+    method: str
+    backbone: str
+    output_stride: int
+    crop_size: str
+    schedule: str
+    published: Published
+    """All ``None`` in a table that has no published numbers."""
+    row_hash: str
+    seeds: tuple[int, ...]
+    """Planned."""
+    band: float | None
+    status: Status
+    measured: MeasuredNumbers | None
+    spread: dict[str, Spread]
+    difference: dict[str, float | None]
+    verdict: dict[str, str | None]
+    iou: dict[str, float | None] | None
+    best_on_val: dict[str, float | None] | None
+    provenance: tuple[Stage, ...]
+    settings: dict[str, Any]
+    released: ReleasedNumbers | None
+
+
+class LeftOut(Document):
+    """A file, or a part of one, that is not used."""
+
+    row: str
+    file: str
+    """Relative to the workspace."""
+    reason: str
+
+
+class TableFile(Document):
+    """``reports/tables/TABLE.json``. Percentages, rounded to 4 decimals."""
+
+    format: Literal[2] = 2
+    table: str
+    title: str
+    banner: str
+    has_published: bool
+    rows: tuple[TableRow, ...]
+    left_out: tuple[LeftOut, ...]
+
+    @property
+    def by_name(self) -> Mapping[str, TableRow]:
+        """The rows by name."""
+        return {row.row: row for row in self.rows}

@@ -1,0 +1,95 @@
+"""``danet rows``: nothing that a reader came for is cut, and what is measured stands beside what is published."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from danet.cli.app import app
+from danet.cli.run import _print_verified
+from danet.config.params import load_params
+from danet.config.yaml import write_raw
+from danet.evaluation.verify import Summary
+from tests.parameters import ROOT, raw_params
+
+
+def rows(*options: str) -> str:
+    result = CliRunner().invoke(app, ["rows", "--workspace", str(ROOT), *options])
+    assert result.exit_code == 0, result.exception
+    return result.output
+
+
+@pytest.mark.parametrize("columns", [80, 120, 200])
+def test_names_and_numbers_are_whole_at_every_width(columns: int) -> None:
+    """On a real terminal; every row's name and published mIoU stand on one line of it."""
+    command = f"stty cols {columns}; {sys.executable} -m danet.cli rows"
+    result = subprocess.run(
+        ["script", "-qec", command, "/dev/null"], cwd=ROOT, capture_output=True, text=True, check=True,
+        stdin=subprocess.DEVNULL,
+    )  # fmt: skip
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", result.stdout).splitlines()
+    assert max(map(len, lines)) <= columns
+    records = json.loads(rows("--format", "json"))
+    assert len(records) == len(load_params(ROOT / "params.yaml").rows)
+    for record in records:
+        (line,) = [line.split() for line in lines if line.split()[:1] == [record["row"]]]
+        if (miou := record["published"]["miou"]) is not None:
+            assert line[1] == f"{miou:.2f}"
+
+
+def test_measured_numbers_are_those_of_the_metrics_files() -> None:
+    records = json.loads(rows("--measured", "--sort", "measured", "--format", "json"))
+    files = {path.parent.name: json.loads(path.read_text()) for path in ROOT.glob("reports/metrics/*/*/metrics.json")}
+    found = [(record["row"], record["measured"]["miou"]) for record in records]
+    assert {name: pytest.approx(value, abs=1e-4) for name, value in found} == {
+        name: metrics["miou"] for name, metrics in files.items()
+    }
+    assert [value for _, value in found] == sorted((value for _, value in found), reverse=True)
+
+
+def test_rows_are_chosen_and_sorted() -> None:
+    records = json.loads(
+        rows("--dataset", "cityscapes", "--table", "official", "--sort", "published", "--format", "json")
+    )
+    assert [record["published"]["miou"] for record in records] == [81.63, 79.93]
+
+
+def test_a_row_tells_where_it_stands_and_is_yaml(tmp_path: Path) -> None:
+    text = rows("camvid-r50-d8-short")
+    head, settings = text.split("\n\n", 1)
+    assert "19.72" in head
+    assert "danet show camvid-r50-d8-short" in head
+    assert yaml.safe_load(text) == yaml.safe_load(settings)
+    assert yaml.safe_load(settings)["name"] == "camvid-r50-d8-short"
+    assert "dvc repro evaluate@ssseg-r50-d16-voc2012" in rows("ssseg-r50-d16-voc2012")
+
+
+@pytest.mark.parametrize("name", ["xyz", "r101", "mmseg-r50"])
+def test_an_unknown_row_gets_three_names(name: str) -> None:
+    result = CliRunner().invoke(app, ["rows", "--workspace", str(ROOT), name])
+    hint = str(result.exception).partition("did you mean ")[2].rstrip("?").split(", ")
+    assert len(hint) == 3
+    assert set(hint) <= set(load_params(ROOT / "params.yaml").rows)
+
+
+def test_a_row_of_the_demo_is_found_where_it_is(tmp_path: Path) -> None:
+    write_raw(raw_params(), tmp_path)
+    (tmp_path / "build/demo").mkdir(parents=True)
+    result = CliRunner().invoke(app, ["show", "--workspace", str(tmp_path), "demo-r50-d8-voc2012"])
+    assert f"-C {tmp_path}/build/demo" in str(result.exception)
+
+
+def test_equal_reasons_are_told_once(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    results = [Summary(name, "skipped", f"no data; run x {name}") for name in ("a-row", "b-row")]
+    _print_verified([*results, Summary("c-row", "failed", "damaged")])
+    shown = capsys.readouterr().out
+    assert shown.count("no data") == 1
+    assert "2 rows: no data; run x ROW" in shown
+    assert "failed c-row: damaged" in shown
