@@ -73,7 +73,7 @@ def train(case: Mapping[str, Any]) -> Callable[[], object]:
     labels = torch.randint(case["classes"], (case["batch"], *size), generator=generator).numpy()
     samples = [sample(size, label).to(device) for label in labels]
     kind = AmpOptimWrapper if case["precision"] == "fp16" else OptimWrapper
-    wrapper = kind(torch.optim.SGD(model.parameters(), lr=1e-4, momentum=0.9, weight_decay=5e-4))
+    wrapper = kind(optimizer=torch.optim.SGD(model.parameters(), lr=1e-4, momentum=0.9, weight_decay=5e-4))
 
     def run() -> object:
         with wrapper.optim_context(model):

@@ -63,6 +63,7 @@ STYLES: Final = {
     "fast": ("#1f5fa8", ""),
     "fast bf16": ("#66a3d9", "//"),
     "fast fp32": ("#66a3d9", "\\\\"),
+    "fast, not compiled": ("#66a3d9", ".."),
     PEER: ("#d98c2b", ".."),
     f"{PEER} AMP": ("#e8b878", "oo"),
     "row's numerics": ("#7a5195", "xx"),

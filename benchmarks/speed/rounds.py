@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -107,8 +107,8 @@ def run(
     peer: Sequence[str | Path] | None = None,
     own: Numerics | None = None,
     say: Say = lambda text: None,
-) -> tuple[list[Measured], Peaks, dict[str, Any]]:
-    """Measures the cases.
+) -> Iterator[tuple[list[Measured], Peaks, dict[str, Any]]]:
+    """Measures the cases one after another; gives all that was measured so far after each.
 
     Args:
         cases: what to time.
@@ -118,7 +118,7 @@ def run(
         own: numerics of a row, measured too.
         say: told of each result.
 
-    Returns:
+    Yields:
         the lines, the device's peaks, and facts of the run.
 
     Raises:
@@ -130,7 +130,10 @@ def run(
         workers: dict[str, Worker] = {}
 
         def worker(implementation: Implementation) -> Worker:
-            started = workers.get(implementation.name)
+            # a GPU does one thing at a time, and would not hold the memory of all side by side
+            shared = PEER if implementation.numerics is None else "ours"
+            key = implementation.name if device == "cpu" else shared
+            started = workers.get(key)
             if started is None or not started.alive:
                 started = stack.enter_context(
                     Worker(command if implementation.numerics else list(peer or ()), cpu_cores(), device)
@@ -141,7 +144,7 @@ def run(
                         f"the worker of {implementation.name} does not start: {started.facts['error']}; run its "
                         f"command to see why: {shown}"
                     )
-                workers[implementation.name] = started
+                workers[key] = started
             return started
 
         peaks = _peaks(worker(Implementation("peaks", Numerics())), device)
@@ -163,22 +166,26 @@ def run(
             if case.what == "confusion":
                 rounds = max(repeat, 20)
             # the explicit maps of several processes would not fit into memory side by side
-            huge = case.what == "attention" or case.size[0] * case.size[1] >= HUGE
+            huge = case.what == "attention" or case.batch * case.size[0] * case.size[1] >= HUGE
             if huge and device == "cpu":
                 rounds = min(rounds, HUGE_ROUNDS)
-            turns = [[each] for each in chosen] if huge else [chosen]
+            turns = [[each] for each in chosen] if huge or device != "cpu" else [chosen]
             lines = [line for each in turns for line in _rounds(case, each, worker, device, rounds, warm_up)]
             measured += lines
             for line in lines:
                 said = line.error or f"{line.median:.3f} s, {_speedup(line, lines)}"
                 say(f"{case.what} {case.network} {flops.size_text(case.size)} {line.implementation.name}: {said}")
-        facts = provenance.collect() | {
-            "device": device,
-            "threads": cpu_cores(),
-            "repeat": repeat,
-            "peer": workers[PEER].facts if PEER in workers else None,
-        }
-    return measured, peaks, facts
+            yield (
+                measured,
+                peaks,
+                provenance.collect()
+                | {
+                    "device": device,
+                    "threads": cpu_cores(),
+                    "repeat": repeat,
+                    "peer": workers[PEER].facts if PEER in workers else None,
+                },
+            )
 
 
 def _speedup(line: Measured, lines: Sequence[Measured]) -> str:

@@ -44,6 +44,7 @@ def benchmark(
     device: str | None = None,
     repeat: int = 5,
     with_peer: bool = True,
+    peer: Sequence[str | Path] | None = None,
     own: Numerics | None = None,
     prefix: str = "",
     say: Say = lambda text: None,
@@ -59,9 +60,12 @@ def benchmark(
         raise ConfigError(f"device {device!r}: no GPU was found here; use cpu")
     if not cases:
         raise ConfigError("there is nothing to measure: give a ROW or --all-shapes")
-    peer = peer_command(say) if with_peer else None
+    if peer is None and with_peer:
+        peer = peer_command(say)
     load = round(os.getloadavg()[0], 2)
-    measured, peaks, facts = run(cases, device, repeat=repeat, peer=peer, own=own, say=say)
-    written = write(out, measured, peaks, facts | {"load": load}, prefix)
+    written: list[Path] = []
+    # after every case, so that what ends a long run loses no more than one
+    for measured, peaks, facts in run(cases, device, repeat=repeat, peer=peer, own=own, say=say):
+        written = write(out, measured, peaks, facts | {"load": load}, prefix)
     finish(out)
     return written

@@ -105,6 +105,7 @@ def serve(build: Build, facts: Mapping[str, Any]) -> None:
                 run = memory = None
                 gc.collect()
                 trim()
+                torch.cuda.empty_cache()  # the other workers share the GPU; does nothing on the CPU
         except Exception as error:
             run = None
             traceback.print_exc()

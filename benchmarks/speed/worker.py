@@ -14,7 +14,7 @@ from danet.evaluation.inference import Predictor
 from danet.evaluation.metrics import Confusion
 from danet.models import build_model
 from danet.models.attention import PositionAttention
-from danet.models.numerics import autocast, configured, gradient_scaler
+from danet.models.numerics import autocast, configured, gradient_scaler, seed_step
 from danet.training.losses import segmentation_losses
 from danet.training.optim import build_optimizer
 
@@ -27,6 +27,7 @@ def build(case: Mapping[str, Any]) -> Run:
     Raises:
         KeyError: for a case that names no builder.
     """
+    torch.compiler.reset()  # a case is compiled for its own size, as a row is
     torch.set_num_threads(case["threads"])
     torch.manual_seed(0)
     return BUILDERS[case["what"]](case)
@@ -77,6 +78,7 @@ def train(case: Mapping[str, Any]) -> Run:
 
     def run() -> object:
         with configured(numerics):
+            seed_step(model, 0, range(case["batch"]), device)
             with autocast(numerics, device):
                 outputs = network(images)
             losses = segmentation_losses(outputs, labels, weights, align_corners=case["align_corners"])

@@ -237,6 +237,7 @@ class Numerics(Strict):
 
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     tf32: bool = False
+    """For convolutions alone; products of matrices stay float32."""
     channels_last: bool = False
     compile: bool = False
     """``torch.compile``: training, and in prediction the sizes that come again and again."""

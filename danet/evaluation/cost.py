@@ -62,22 +62,26 @@ class Cost:
 
 
 def rates(folder: Path) -> list[Rates]:
-    """The devices of the benchmark files in a folder. The fastest precision counts: bf16 where it was measured."""
-    devices: dict[str, dict[str, Any]] = {}
+    """The devices of the benchmark files in a folder; a GPU twice, in fp32 as the published rows are computed, and in
+    bf16."""
+    devices: dict[tuple[str, str], dict[str, Any]] = {}
     for document, lines in read(folder):
-        entry = devices.setdefault(
-            document["device"],
-            {
-                "train": {},
-                "infer": {},
-                "threads": document["facts"]["threads"],
-                "date": str(document["facts"]["date"])[:10],
-            },
-        )
         for line in lines:
             subject = line["what"]
-            if subject in ("train", "infer") and line["tflop_per_s"] and line["implementation"] == "fast":
-                entry["precision"] = line["precision"]
+            if (
+                subject in ("train", "infer")
+                and line["tflop_per_s"]
+                and line["implementation"] in ("fast", "fast fp32")
+            ):
+                entry = devices.setdefault(
+                    (document["device"], line["precision"]),
+                    {
+                        "train": {},
+                        "infer": {},
+                        "threads": document["facts"]["threads"],
+                        "date": str(document["facts"]["date"])[:10],
+                    },
+                )
                 passes = flops.TRAINING_PASSES if subject == "train" else 1
                 per_image = float(line["tflop"]) * 1e12 / passes / int(line["batch"])
                 rate = float(line["tflop_per_s"]) * 1e12
@@ -89,10 +93,9 @@ def rates(folder: Path) -> list[Rates]:
             infer=tuple(sorted(entry["infer"].items())),
             threads=entry["threads"],
             date=entry["date"],
-            precision=entry.get("precision", "fp32"),
+            precision=precision,
         )
-        for name, entry in devices.items()
-        if entry["train"] or entry["infer"]
+        for (name, precision), entry in sorted(devices.items(), key=lambda item: (item[0][0], item[0][1] != "fp32"))
     ]
 
 
@@ -113,7 +116,7 @@ def row_cost(row: Row, params: Params, measured: Rates | None) -> Cost:
 
 
 def here(workspace: Workspace) -> Rates | None:
-    """The rates of the device of this process, if a benchmark file of it is in ``reports/benchmarks``."""
+    """The rates of the device of this process in fp32, if a benchmark file of it is in ``reports/benchmarks``."""
     facts = provenance.collect()
     device = "cpu" if not facts["gpu"] else "cuda"
     name = device_name(facts | {"device": device, "threads": facts["cpu_cores"]})
@@ -148,7 +151,7 @@ def report(params: Params, devices: Sequence[Rates]) -> str:
         "Written by `make benchmark`; do not edit. Hours on one device, all seeds of `params.yaml`, from measured",
         "throughput ([benchmarks/](benchmarks/README.md)) and counted operations (`danet flops --all`):",
         "",
-        "    training = 3 x forward FLOP at the crop x images seen / measured FLOP/s of our fast training step",
+        "    training = 3 x forward FLOP at the crop x images seen / measured FLOP/s of our training step",
         "    testing  = FLOP of a validation image (windows, mirror images) x images / measured FLOP/s of prediction",
         "",
         "The rate is taken at the row's FLOP per image, linearly between the benchmarked shapes, that of the nearest",
@@ -161,7 +164,7 @@ def report(params: Params, devices: Sequence[Rates]) -> str:
             "",
         ]
     shown: list[Rates | None] = [*devices]
-    titles = [each.device for each in devices]
+    titles = [f"{each.device}, {each.precision}" for each in devices]
     if not any("cores" not in title for title in titles):
         shown.append(None)
         titles.append("GPU")

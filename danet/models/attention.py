@@ -24,6 +24,11 @@ BLOCK = 2**22
 """Elements of the attention scores that the CPU holds at once: 16 MiB of float32, which a last-level cache holds."""
 
 
+HEAD = 128
+"""Channels of the values in one head on CUDA, in half precision: the most that cuDNN's backward takes. On an H100 it is
+13 to 18 times as fast there as the memory-efficient kernel on whole values (reports/gpu.md)."""
+
+
 class PositionAttention(nn.Module):
     """PAM: ``gamma * softmax(q k^T) v + x``, without the usual ``1/sqrt(D)`` (DANet, section 3.2; all sources).
 
@@ -62,10 +67,10 @@ def reference_attention(q_BND: Tensor, k_BND: Tensor, v_BNC: Tensor) -> Tensor:
 def fused_attention(q_BND: Tensor, k_BND: Tensor, v_BNC: Tensor, heads: int | None = None) -> Tensor:
     """``softmax(q k^T) v``: ``(B, N, C)``, O(N) memory forward and backward.
 
-    On CUDA by PyTorch's memory-efficient kernel, the only one that takes values wider than the keys. On the CPU, in
-    float32 and float64, by :class:`BlockAttention`, which computes the scores once where PyTorch's kernel, which needs
-    values as narrow as the keys, computes them C / D times. Half precision on the CPU takes that kernel all the
-    same: it adds up in float32. There the values are split into heads that share queries and keys (a view, not a
+    On CUDA in half precision by cuDNN, in heads of :data:`HEAD` channels; else by PyTorch's memory-efficient kernel. On
+    the CPU, in float32 and float64, by :class:`BlockAttention`, which computes the scores once where PyTorch's kernel,
+    which needs values as narrow as the keys, computes them C / D times. Half precision on the CPU takes that kernel all
+    the same: it adds up in float32. There the values are split into heads that share queries and keys (a view, not a
     copy); left whole, PyTorch would silently fall back to the explicit map.
 
     Args:
@@ -78,10 +83,17 @@ def fused_attention(q_BND: Tensor, k_BND: Tensor, v_BNC: Tensor, heads: int | No
             with _without_autocast(q_BND):
                 out_BNC: Tensor = BlockAttention.apply(q_BND, k_BND, v_BNC)
                 return out_BNC
-        heads = 1 if q_BND.is_cuda or C % D else C // D
+        if q_BND.is_cuda:
+            half = q_BND.dtype in (torch.float16, torch.bfloat16)
+            heads = C // HEAD if half and C % HEAD == 0 else 1
+        else:
+            heads = 1 if C % D else C // D
+    q_BhND, k_BhND = (x_BND.unsqueeze(1).expand(-1, heads, -1, -1) for x_BND in (q_BND, k_BND))
+    if q_BND.is_cuda:  # cuDNN may misread heads that share memory (PyTorch 2.11)
+        q_BhND, k_BhND = q_BhND.contiguous(), k_BhND.contiguous()
     out_BhNc = F.scaled_dot_product_attention(
-        q_BND.unsqueeze(1).expand(-1, heads, -1, -1),
-        k_BND.unsqueeze(1).expand(-1, heads, -1, -1),
+        q_BhND,
+        k_BhND,
         v_BNC.reshape(*v_BNC.shape[:2], heads, C // heads).transpose(1, 2),
         scale=1.0,
     )

@@ -11,6 +11,7 @@ _GOLDEN: Final = 0x9E3779B97F4A7C15 - 2**64
 _MIX: Final = ((30, 0xBF58476D1CE4E5B9 - 2**64), (27, 0x94D049BB133111EB - 2**64))
 _BITS: Final = 24
 _MOST_CALLS: Final = 256
+_MOST_CHANNELS: Final = 4096
 
 
 class Dropout2d(nn.Dropout2d):
@@ -22,8 +23,12 @@ class Dropout2d(nn.Dropout2d):
     Without keys, and in evaluation, it is PyTorch's.
     """
 
+    steps: Tensor
+
     def __init__(self, p: float = 0.5) -> None:
         super().__init__(p)
+        # A buffer, because as a constant of a compiled graph the product does not fit the index type on CUDA.
+        self.register_buffer("steps", _steps(_MOST_CHANNELS), persistent=False)
         self._keys_N: Tensor | None = None
         self._layer = 0
         self._call = 0
@@ -45,15 +50,22 @@ class Dropout2d(nn.Dropout2d):
             raise ValueError(f"dropout has the keys of {len(self._keys_N)} samples, but got {len(input)}")
         stream = self._layer * _MOST_CALLS + self._call
         self._call += 1  # the head drops three times with one layer
-        keep_NC = kept(self._keys_N, stream, input.shape[1], self.p)
+        keep_NC = _kept(self._keys_N, stream, self.steps[: input.shape[1]], self.p)
         return input * (keep_NC.to(input.dtype) / (1 - self.p))[:, :, None, None]
 
 
 def kept(keys_N: Tensor, stream: int, channels: int, p: float) -> Tensor:
     """Which channels stay: bool ``(N, C)``, each False with probability ``p`` (to 24 bits)."""
+    return _kept(keys_N, stream, _steps(channels).to(keys_N.device), p)
+
+
+def _steps(channels: int) -> Tensor:
+    return torch.arange(1, channels + 1) * _GOLDEN
+
+
+def _kept(keys_N: Tensor, stream: int, steps: Tensor, p: float) -> Tensor:
     keys_N = _mixed(keys_N + _wrapped((stream + 1) * _GOLDEN))
-    steps_C = torch.arange(1, channels + 1, device=keys_N.device) * _GOLDEN
-    return _shifted(_mixed(keys_N[:, None] + steps_C), 64 - _BITS) >= round(p * 2**_BITS)
+    return _shifted(_mixed(keys_N[:, None] + steps), 64 - _BITS) >= round(p * 2**_BITS)
 
 
 def _mixed(x: Tensor) -> Tensor:

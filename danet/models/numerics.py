@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from danet.config.row import Numerics
 from danet.models.dropout import Dropout2d
@@ -29,18 +30,19 @@ def configured(numerics: Numerics, *, training: bool = True) -> Iterator[None]:
 
     Images to predict have many sizes, and each would start a new search: without ``training`` there is none. cuDNN's
     kernels are the deterministic ones where the row says so, and other operations are left as they are.
+
+    TF32 is for convolutions alone, PyTorch's default and so the sources': the energies of CAM and clustering, whose
+    small differences matter, are products of matrices and stay float32.
     """
     before = (
-        torch.backends.cuda.matmul.allow_tf32,
-        torch.backends.cudnn.allow_tf32,
         torch.backends.cudnn.benchmark,
         torch.backends.cudnn.deterministic,
         torch.are_deterministic_algorithms_enabled(),
         torch.is_deterministic_algorithms_warn_only_enabled(),
     )
+    precisions = _precisions()
     try:
-        torch.backends.cuda.matmul.allow_tf32 = numerics.tf32
-        torch.backends.cudnn.allow_tf32 = numerics.tf32
+        _set_precisions(["ieee", *["tf32" if numerics.tf32 else "ieee"] * 2], [False, numerics.tf32])
         torch.backends.cudnn.benchmark = training and not numerics.deterministic
         torch.backends.cudnn.deterministic = numerics.deterministic
         if training:
@@ -49,11 +51,35 @@ def configured(numerics: Numerics, *, training: bool = True) -> Iterator[None]:
             _use_deterministic(numerics.deterministic, warn_only=False)
         yield
     finally:
-        torch.backends.cuda.matmul.allow_tf32 = before[0]
-        torch.backends.cudnn.allow_tf32 = before[1]
-        torch.backends.cudnn.benchmark = before[2]
-        torch.backends.cudnn.deterministic = before[3]
-        _use_deterministic(before[4], warn_only=before[5])
+        _set_precisions(*precisions)
+        torch.backends.cudnn.benchmark = before[0]
+        torch.backends.cudnn.deterministic = before[1]
+        _use_deterministic(before[2], warn_only=before[3])
+
+
+# PyTorch has two interfaces to one switch. The compiler reads the old one, which raises an error where a library has
+# set the new one alone; so both are set.
+_CUDNN: Any = torch.backends.cudnn
+_NEW: tuple[Any, ...] = torch.backends.cuda.matmul, _CUDNN.conv, _CUDNN.rnn
+_OLD: tuple[Any, ...] = torch.backends.cuda.matmul, _CUDNN
+
+
+def _precisions() -> tuple[list[str], list[bool | None]]:
+    old: list[bool | None] = []
+    for backend in _OLD:
+        try:
+            old.append(backend.allow_tf32)
+        except RuntimeError:
+            old.append(None)
+    return [backend.fp32_precision for backend in _NEW], old
+
+
+def _set_precisions(new: Sequence[str], old: Sequence[bool | None]) -> None:
+    for switch, allowed in zip(_OLD, old, strict=True):
+        if allowed is not None:
+            switch.allow_tf32 = allowed
+    for backend, precision in zip(_NEW, new, strict=True):
+        backend.fp32_precision = precision
 
 
 def _use_deterministic(mode: bool, warn_only: bool) -> None:
@@ -87,9 +113,15 @@ def seed_step(model: nn.Module, seed: int, positions: Sequence[int], device: tor
     torch.manual_seed(_mixed(seed, positions[0], _STEP))
     layers = [module for module in model.modules() if isinstance(module, Dropout2d)]
     if layers:
-        keys_N = torch.tensor([_mixed(seed, position, _STEP) for position in positions], device=device)
+        keys_N = sent([_mixed(seed, position, _STEP) for position in positions], device or torch.device("cpu"))
         for number, layer in enumerate(layers):
             layer.draw_for(keys_N, number)
+
+
+def sent(numbers: Sequence[int], device: torch.device) -> Tensor:
+    """An int64 tensor on a device, without the wait for all its work that ``torch.tensor(..., device=)`` is."""
+    tensor = torch.tensor(numbers)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 def _mixed(*parts: int) -> int:

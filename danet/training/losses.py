@@ -11,6 +11,7 @@ from torch import Tensor
 from danet.config.row import Loss
 from danet.core.errors import ConfigError
 from danet.data.layout import IGNORE
+from danet.models.numerics import sent
 
 PARTS = ("main", "pam", "cam", "aux")
 
@@ -41,7 +42,7 @@ def loss_divisors(
     counts_N = torch.full((samples,), labels_NHW[0].numel(), device=labels_NHW.device)
     if config.average == "valid":
         counts_N = (labels_NHW != IGNORE).flatten(1).sum(1)
-    part_N = torch.tensor([place * config.replicas // batch_size for place in places], device=labels_NHW.device)
+    part_N = sent([place * config.replicas // batch_size for place in places], labels_NHW.device)
     counts_R = torch.zeros(config.replicas, dtype=torch.int64, device=labels_NHW.device).index_add_(0, part_N, counts_N)
     return total(counts_R)[part_N].clamp(min=1).float() * config.replicas
 
