@@ -8,7 +8,9 @@ import pytest
 from typer.testing import CliRunner
 
 from danet.cli.app import app
+from danet.config.yaml import write_raw
 from danet.core.errors import DanetError
+from tests.parameters import raw_params
 
 
 @pytest.mark.parametrize(
@@ -20,7 +22,9 @@ from danet.core.errors import DanetError
         ("submit", "mmseg-r50-d8-cityscapes-512x1024-40k", "--weights", "seed0.safetensors"),
     ],
 )
-def test_a_users_file_is_kept(tmp_path: Path, command: tuple[str, ...]) -> None:
+def test_a_users_file_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...]) -> None:
+    write_raw(raw_params(), tmp_path)
+    monkeypatch.chdir(tmp_path)  # a workspace without data
     mine = tmp_path / "mine"
     mine.write_bytes(b"mine")
     refused = CliRunner().invoke(app, [*command, "--out", str(mine)])
