@@ -261,7 +261,7 @@ def _main_table(
         record = records[item.row.name]
         line = [_link(table, item.row.name, marks), *_settings_cells(item.row)]
         if has_published:
-            line += [number(record.published.miou), _released(record, "miou"), _measured(record, "miou")]
+            line += [_published(record), _released(record, "miou"), _measured(record, "miou")]
             line += [signed(record.difference["miou"]), record.verdict["miou"] or "-"]
         else:
             made = record.measured
@@ -375,6 +375,7 @@ def _notes(
         notes.append(CHOSEN_NOTE)
     if table.published:
         bands = sorted({f"{records[item.row.name].band:g}" for item in measurements})
+        seeds = any(record.published.seeds for record in records.values())
         if any(record.released for record in records.values()):
             band = next(record.released.band for record in records.values() if record.released)
             notes.append(
@@ -385,7 +386,8 @@ def _notes(
             "Verdict: *reproduced* where an equivalence test (TOST) shows that the mean of the seeds is within "
             f"± {' or '.join(bands)} points of the published number, *lower* or *higher* where a t-test shows that it "
             f"is outside, else *undecided*; at most {ALPHA:.0%} of such verdicts are false. "
-            "One seed has no spread: it is *consistent* (inside the band) or *inconsistent*, which shows nothing. "
+            + ("Here both are means of seeds, so the tests are Welch's. " if seeds else "")
+            +             "One seed has no spread: it is *consistent* (inside the band) or *inconsistent*, which shows nothing. "
             "Method, bands and error rates: `docs/verdicts.md`."
         )
         notes.append("Several seeds: mean ± standard deviation (n, or n of those planned).")
@@ -472,7 +474,8 @@ def _result_table(
         seeds = ", ".join(f"{value:.2f}" for value in measurement.values(metric)) or "-"
         line = [name, _measured(record, metric), seeds, interval]
         if has_published:
-            line += [number(against), signed(record.difference.get(metric)), record.verdict.get(metric) or "-"]
+            shown = _published(record) if metric == "miou" else number(against)
+            line += [shown, signed(record.difference.get(metric)), record.verdict.get(metric) or "-"]
         lines.append(line)
     head = ["Metric", "Measured", "Seeds", "95 % interval"]
     if has_published:
@@ -532,6 +535,14 @@ def _commands(row: Row, record: TableRow, table_command: str) -> str:
     if record.released:
         lines.append(f"dvc repro verify@{row.name}     # the source's released weights, without training")
     return "\n".join(lines)
+
+
+def _published(record: TableRow) -> str:
+    """The cell of a published mIoU; with the spread of the source's seeds, where it gives them."""
+    found = summarise(record.published.seeds or ())
+    if found is None or found.sd is None:
+        return number(record.published.miou)
+    return f"{found.mean:.2f} ± {found.sd:.2f} ({found.n})"
 
 
 def _measured(record: TableRow, metric: str) -> str:
