@@ -10,15 +10,15 @@ import sys
 from pathlib import Path
 from typing import Any, ClassVar
 
+from benchmarks.parity.peers import mmseg_peer as parity  # registers the package's modules; stand-ins for CUDA
+
+# isort: split
 from mmengine.config import Config
 from mmengine.runner import Runner
 from mmseg.datasets import BaseSegDataset
 from mmseg.evaluation import IoUMetric
 from mmseg.registry import DATASETS, METRICS
 
-from benchmarks.parity.peers import (
-    mmseg_peer as parity,
-)  # registers the package's modules, with stand-ins for CUDA ones
 from benchmarks.rehearsal.peers import stop_with_parent, write_result
 
 CONFIG = Path(__file__).with_name("mmseg_camvid.py")
@@ -58,7 +58,7 @@ class Recording(IoUMetric):
     def compute_metrics(self, results: list[Any]) -> Any:
         """Keeps the summary, in percent with two decimals."""
         summary = super().compute_metrics(results)
-        Recording.printed |= {name.lower(): float(summary[name]) for name in ("mIoU", "mAcc", "aAcc")}
+        Recording.printed |= {name.lower(): round(float(summary[name]), 2) for name in ("mIoU", "mAcc", "aAcc")}
         return summary
 
 

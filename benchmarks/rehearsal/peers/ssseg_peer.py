@@ -16,7 +16,8 @@ from typing import Any, ClassVar
 
 from benchmarks.parity.peers import ssseg_peer as parity  # stand-ins for packages that nothing here passes through
 
-import torch  # isort: skip
+# isort: split
+import torch
 from ssseg import test, train
 from ssseg.modules.datasets import builder
 from ssseg.modules.datasets.base import BaseDataset
