@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import subprocess
 import time
@@ -21,6 +20,7 @@ from danet.core.files import sha256, write_json
 from danet.core.progress import Progress
 from danet.core.provenance import code_version, collect
 from danet.data import camvid
+from pipelines import dvc_environment
 
 SOURCES = {"mmsegmentation": "mmseg", "sssegmentation": "ssseg"}
 """Rows of the table are ``rehearsal-SOURCE``; the peers' files begin with the value."""
@@ -63,7 +63,7 @@ class Run:
 
 
 def images(folder: str | None) -> tuple[Path, dict[str, str]]:
-    """The folder with ``train``, ``trainannot``, ``test`` and ``testannot``, and the SHA-256 of every file in them.
+    """The folder with ``train``, ``trainannot``, ``val`` and ``valannot``, and the SHA-256 of every file in them.
 
     Raises:
         ConfigError: if no folder is named.
@@ -75,7 +75,7 @@ def images(folder: str | None) -> tuple[Path, dict[str, str]]:
             "make rehearsal CAMVID=folder"
         )
     root = camvid.locate(Path(folder).expanduser().resolve())[camvid.FOLDER]
-    parts = [root / part for split in ("train", "test") for part in (split, f"{split}annot")]
+    parts = [root / part for split in ("train", "val") for part in (split, f"{split}annot")]
     files = sorted(path for part in parts for path in part.iterdir())
     found = {path.relative_to(root).as_posix(): sha256(path) for path in files}
     record = OUT / "images.json"
@@ -130,7 +130,7 @@ def call(run: Run, python: Path, root: Path, log: Path, *weights: Path) -> dict[
         done = subprocess.run(
             command,
             cwd=ROOT,
-            env=os.environ | asked | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+            env=dvc_environment() | asked | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
             stdout=stream,
             stderr=subprocess.STDOUT,
             check=False,

@@ -6,9 +6,9 @@ else (height, width).
 
 _base_ = "mmseg::danet/danet_r50-d8_4xb4-80k_ade20k-512x512.py"
 
-crop_size = (64, 96)
-scale = (160, 120)
-iterations = 90
+crop_size = (48, 64)
+scale = (120, 90)
+iterations = 44
 classes = ("sky", "building", "pole", "road", "pavement", "tree", "sign", "fence", "car", "pedestrian", "bicyclist")
 
 norm_cfg = dict(type="BN", requires_grad=True)  # SyncBN needs a GPU; the same with one process
@@ -40,17 +40,17 @@ dataset = dict(_delete_=True, type="CamVidDataset", data_root="camvid", metainfo
 loader = dict(num_workers=0, persistent_workers=False)
 train_dataloader = dict(
     **loader,
-    batch_size=8,
+    batch_size=16,
     dataset=dict(**dataset, data_prefix=dict(img_path="train", seg_map_path="trainannot"), pipeline=train_pipeline),
 )
 val_dataloader = dict(
     **loader,
-    dataset=dict(**dataset, data_prefix=dict(img_path="test", seg_map_path="testannot"), pipeline=test_pipeline),
+    dataset=dict(**dataset, data_prefix=dict(img_path="val", seg_map_path="valannot"), pipeline=test_pipeline),
 )
 test_dataloader = val_dataloader
 
 optim_wrapper = dict(optimizer=dict(lr=0.01))
 param_scheduler = [dict(type="PolyLR", eta_min=1e-4, power=0.9, begin=0, end=iterations, by_epoch=False)]
 train_cfg = dict(max_iters=iterations, val_interval=iterations)
-log_processor = dict(window_size=5)
-default_hooks = dict(logger=dict(interval=5), checkpoint=dict(interval=iterations, save_optimizer=False))
+log_processor = dict(window_size=4)
+default_hooks = dict(logger=dict(interval=4), checkpoint=dict(interval=iterations, save_optimizer=False))

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import os
 
-SCALE = (160, 120)
-CROP = (64, 96)
+SCALE = (120, 90)
+CROP = (48, 64)
 WORK = os.environ["REHEARSAL_WORK"]
 ENTROPY = {"type": "CrossEntropyLoss", "ignore_index": -100, "reduction": "mean"}
 NORMALISE = [
@@ -71,7 +71,7 @@ SEGMENTOR_CFG = {
             ],
         },
         "test": {
-            "set": "test",
+            "set": "val",
             "data_pipelines": [
                 ("Resize", {"output_size": SCALE, "keep_ratio": True, "scale_range": None}),
                 *NORMALISE,
@@ -79,9 +79,9 @@ SEGMENTOR_CFG = {
         },
     },
     "dataloader": {
-        "expected_total_train_bs_for_assert": 8,
+        "expected_total_train_bs_for_assert": 16,
         "auto_adapt_to_expected_train_bs": False,
-        "train": {"batch_size_per_gpu": 8, "num_workers_per_gpu": 0, "shuffle": True, "drop_last": True},
+        "train": {"batch_size_per_gpu": 16, "num_workers_per_gpu": 0, "shuffle": True, "drop_last": True},
         "test": {"batch_size_per_gpu": 1, "num_workers_per_gpu": 0, "shuffle": False},
     },
     "eval_interval_epochs": 1000,
@@ -94,5 +94,5 @@ SEGMENTOR_CFG = {
     },
     "work_dir": WORK,
     "logger_handle_cfg": {"type": "LocalLoggerHandle", "logfilepath": f"{WORK}/train.log"},
-    "training_logging_manager_cfg": {"log_interval_iters": 5},
+    "training_logging_manager_cfg": {"log_interval_iters": 4},
 }
