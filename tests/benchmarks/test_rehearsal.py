@@ -68,8 +68,8 @@ def test_the_row_is_what_mmsegmentation_runs() -> None:
     assert (poly["end"], poly["eta_min"], poly["power"]) == (schedule.iterations, schedule.min_lr, schedule.power)
     assert (schedule.denominator, given["train_dataloader"]["batch_size"]) == ("T-1", schedule.batch_size)
     assert given["optim_wrapper"]["optimizer"]["lr"] == ours.optimizer.lr
-    assert (given["classes"], ours.val_split) == (SPEC.classes, "test")
-    assert given["test_dataloader"]["dataset"]["data_prefix"]["img_path"] == "test"
+    assert (given["classes"], ours.val_split) == (SPEC.classes, "val")
+    assert given["test_dataloader"]["dataset"]["data_prefix"]["img_path"] == "val"
 
 
 def test_the_row_is_what_sssegmentation_runs(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -131,14 +131,14 @@ def test_a_failed_run_costs_no_other(here: Path) -> None:
 def test_images_are_those_of_the_first_run(here: Path) -> None:
     with pytest.raises(ConfigError, match="make rehearsal CAMVID=folder"):
         images(None)
-    for part in ("train", "trainannot", "test", "testannot"):
+    for part in ("train", "trainannot", "val", "valannot"):
         (here / "CamVid" / part).mkdir(parents=True)
         (here / "CamVid" / part / "0001.png").write_bytes(part.encode())
     root, found = images(str(here / "CamVid"))
     assert images(str(root)) == (root, found)
-    assert sorted(found) == [f"{part}/0001.png" for part in ("test", "testannot", "train", "trainannot")]
-    (root / "test" / "0001.png").write_bytes(b"another")
-    with pytest.raises(DataError, match=r"test/0001\.png: differs .* restore it, or remove build/rehearsal"):
+    assert sorted(found) == [f"{part}/0001.png" for part in ("train", "trainannot", "val", "valannot")]
+    (root / "val" / "0001.png").write_bytes(b"another")
+    with pytest.raises(DataError, match=r"val/0001\.png: differs .* restore it, or remove build/rehearsal"):
         images(str(root))
 
 

@@ -328,6 +328,9 @@ def test_wrong_released_entries_are_named(raw: dict[str, Any], over: dict[str, A
 def test_released_weights_belong_to_rows(raw: dict[str, Any], params: Params) -> None:
     assert set(params.released) == {row.name for row in params.rows.values() if row.source in SOURCES_WITH_WEIGHTS}
     for name, entry in params.released.items():
+        if entry.command:  # made on this machine: the rehearsal's
+            assert (entry.url, entry.checksum) == (None, None)
+            continue
         digits = entry.file.rpartition("-")[2].removesuffix(".pth")
         assert entry.checksum == (f"sha256:{digits}" if params.row(name).source == "mmsegmentation" else None)
     data = copy.deepcopy(raw)

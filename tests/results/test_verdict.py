@@ -180,7 +180,7 @@ def test_two_means_with_more_seeds() -> None:
     for n, decided in ((3 + verdict.more_seeds, True), (2 + verdict.more_seeds, False)):
         error = first / n + second
         freedom = error**2 / ((first / n) ** 2 / (n - 1) + second**2 / 2)
-        assert (gap + stats.t.ppf(0.95, freedom) * math.sqrt(error) < BAND) is decided
+        assert bool(gap + stats.t.ppf(0.95, freedom) * math.sqrt(error) < BAND) is decided
 
 
 def test_one_published_seed_is_a_number() -> None:
@@ -196,7 +196,7 @@ def test_one_published_seed_is_a_number() -> None:
 @pytest.mark.parametrize("offset", [0.0, 0.499, 0.5, 1.5])
 @pytest.mark.parametrize("spreads", [(0.3, 0.3), (0.1, 0.6), (8.0, 8.0)])
 def test_false_verdicts_between_two_means(offset: float, spreads: tuple[float, float]) -> None:
-    """5,000 synthetic rows a case, five seeds each. Welch's degrees of freedom are an approximation, hence the sixth."""
+    """5,000 synthetic rows a case, five seeds each. Welch's degrees of freedom are approximate: 6 %."""
     random, rows = np.random.default_rng([int(offset * 1000), int(spreads[0] * 10)]), 5_000
     published = 80.0 + spreads[0] * random.standard_normal((rows, 5))
     values = 80.0 - offset + spreads[1] * random.standard_normal((rows, 5))
