@@ -386,7 +386,7 @@ def _notes(
             "Verdict: *reproduced* where an equivalence test (TOST) shows that the mean of the seeds is within "
             f"± {' or '.join(bands)} points of the published number, *lower* or *higher* where a t-test shows that it "
             f"is outside, else *undecided*; at most {ALPHA:.0%} of such verdicts are false. "
-            + ("Here both are means of seeds, so the tests are Welch's. " if seeds else "")
+            + ("Here both are means of seeds, and the tests are Welch's. " if seeds else "")
             + "One seed has no spread: it is *consistent* (inside the band) or *inconsistent*, which shows nothing. "
             "Method, bands and error rates: `docs/verdicts.md`."
         )
