@@ -119,8 +119,9 @@ def main() -> None:
     runs = {source: [Run(source, seed) for seed in rows[source].seeds] for source in SOURCES}
     # a seed of each source in turn, so that what is there after a while can be compared
     turns = [run for pair in zip(*runs.values(), strict=True) for run in pair]
-    length = rows["mmsegmentation"].schedule.total_iterations(params.dataset("camvid").counts["train"])
-    train(turns, python, root, files, length, jobs=max(1, min(2, os.cpu_count() or 1)))
+    samples = params.dataset("camvid").counts["train"]
+    lengths = {source: row.schedule.total_iterations(samples) for source, row in rows.items()}
+    train(turns, python, root, files, lengths, jobs=max(1, min(2, os.cpu_count() or 1)))
     done = {source: [run.finished(identity(source, files)) or {} for run in runs[source]] for source in SOURCES}
     if changed_source(workspace, "camvid"):
         dvc("-f", "-s", "download@camvid")
