@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -44,15 +45,12 @@ def dvc(*arguments: str) -> None:
         sys.exit(code)
 
 
-def place(run: Run, row: Row) -> Path:
-    """Puts the run's checkpoint where the stage ``released`` looks; returns the place."""
-    file = Workspace(ROOT).params().released[row.name].file
-    target = Workspace(ROOT).archives() / file
+def place(run: Run, row: Row) -> None:
+    """Puts the run's checkpoint where the stage ``released`` looks."""
+    target = Workspace(ROOT).archives() / Workspace(ROOT).params().released[row.name].file
     target.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(target) as temporary:
-        temporary.unlink(missing_ok=True)
-        os.link(run.folder / "released.pth", temporary)
-    return target
+        shutil.copyfile(run.folder / "released.pth", temporary)
 
 
 def verified(run: Run, row: Row, digest: str, *, last: bool) -> dict[str, float]:
