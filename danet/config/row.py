@@ -374,6 +374,8 @@ class Row(Strict):
     augment: Augment
     test: Test
     numerics: Numerics
+    profile: str = ""
+    """The name of ``numerics``, for the reader: a profile, and the fields that the row itself sets."""
     revisions: RowRevisions = RowRevisions()
     runtime: Runtime = Runtime()
 
@@ -399,7 +401,9 @@ class Row(Strict):
     @property
     def settings(self) -> dict[str, Any]:
         """What moves results, complete and JSON-serialisable: no runtime, no seeds, nothing for the reader."""
-        return self.model_dump(mode="json", exclude={"runtime", "seeds", "protocol", "notes", "val_interval", "table"})
+        return self.model_dump(
+            mode="json", exclude={"runtime", "seeds", "protocol", "notes", "val_interval", "table", "profile"}
+        )
 
     @property
     def training_settings(self) -> dict[str, Any]:

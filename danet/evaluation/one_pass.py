@@ -178,9 +178,7 @@ def _evaluating(network: nn.Module) -> Iterator[None]:
         network.train(was_training)
 
 
-def _check(
-    predictor: Predictor, row: Row, dataset: LabelledImages, unchecked: list[tuple[int, torch.Tensor]]
-) -> None:
+def _check(predictor: Predictor, row: Row, dataset: LabelledImages, unchecked: list[tuple[int, torch.Tensor]]) -> None:
     """Raises for the first image whose output was not finite; empties the list."""
     for index, finite in unchecked:
         with _named(f"row {row.name}", dataset.ids[index], predictor.device):

@@ -75,9 +75,10 @@ def narrowed(model: Module, dtype: torch.dtype) -> Module:
 class SteadyCompiled(nn.Module):
     """``torch.compile`` for sizes that come again: windows, Cityscapes. Images of other sizes run uncompiled.
 
-    For these sizes cuDNN may search for its fastest kernels too, except in deterministic mode. Compiling takes minutes, so a data set of hundreds of sizes (ADE20K, VOC) must not start it for each. A size is
-    compiled when it has come more than ``after`` times, and no more than ``limit`` sizes ever are. If the compiler
-    fails, the network goes on without it, and says so once.
+    Compiling takes minutes, so a data set of hundreds of sizes (ADE20K, VOC) must not start it for each. A size is
+    compiled when it has come more than ``after`` times, and no more than ``limit`` sizes ever are. For these sizes
+    cuDNN searches for its fastest kernels too, except in deterministic mode. If the compiler fails, the network goes on
+    without it, and says so once.
 
     Args:
         model: in evaluation mode.
