@@ -266,7 +266,7 @@ class Noise:
         return np.random.default_rng(i).integers(0, self.num_classes, self.size, dtype=np.uint8)
 
 
-def _row(
+def short_row(
     name: str, iterations: int, batch: int, crop: tuple[int, int], small: bool = False, **numerics: Any
 ) -> tuple[Row, int]:
     """A row with a short schedule, also on images of about its crop's size, and its number of classes."""
@@ -296,7 +296,7 @@ class Timed(Trainer):
         return super()._train_on(stream)
 
 
-def _trainer(row: Row, classes: int, folder: Path, size: tuple[int, int], **more: Any) -> Timed:
+def trainer_of(row: Row, classes: int, folder: Path, size: tuple[int, int], **more: Any) -> Timed:
     seed_initialisation(0)
     model = build_model(row.model, classes, row.numerics.attention)
     identity = TrainingIdentity.of(row, 0, data=Noise.manifest_hash, initial_weights=None)
@@ -331,12 +331,12 @@ def resume() -> Lines:
 
 
 def _resumed(name: str, precision: str, folder: Path) -> dict[str, Any]:
-    row, classes = _row(name, 6, 4, (193, 257), small=True, precision=precision, deterministic=True)
+    row, classes = short_row(name, 6, 4, (193, 257), small=True, precision=precision, deterministic=True)
     states = []
     with configured(row.numerics):
         for part in ("whole", "whole again", "stopped"):
             stop = StopRequest()
-            run = _trainer(row, classes, folder / part, (256, 512), workers=2, stop=stop)
+            run = trainer_of(row, classes, folder / part, (256, 512), workers=2, stop=stop)
             if part == "stopped":
                 calls = iter(range(100))
 
@@ -348,7 +348,7 @@ def _resumed(name: str, precision: str, folder: Path) -> dict[str, Any]:
                 with contextlib.suppress(Interrupted):
                     run.run()
                 stopped = run.iteration
-                run = _trainer(row, classes, folder / part, (256, 512), workers=0)
+                run = trainer_of(row, classes, folder / part, (256, 512), workers=0)
             run.run()
             states.append(_state(run))
     first = states[0]
@@ -363,9 +363,9 @@ def trainer() -> Lines:
         line: dict[str, Any] = {"profile": name, "batch": 8, "workers": min(12, provenance.cpu_cores())}
         with tempfile.TemporaryDirectory() as folder:
             try:
-                row, classes = _row(ROW, iterations, 8, (512, 1024), **profile(name).model_dump())
+                row, classes = short_row(ROW, iterations, 8, (512, 1024), **profile(name).model_dump())
                 with configured(row.numerics):
-                    run = _trainer(row, classes, Path(folder), (1024, 2048), workers=line["workers"])
+                    run = trainer_of(row, classes, Path(folder), (1024, 2048), workers=line["workers"])
                     history = run.run()
                     torch.cuda.synchronize()
                 seconds = time.perf_counter() - run.began
@@ -392,10 +392,10 @@ def memory() -> Lines:
         torch.cuda.set_per_process_memory_fraction(12 * 2**30 / total)
         line: dict[str, Any] = {"limit_gib": 12, "accumulate": accumulate}
         with tempfile.TemporaryDirectory() as folder:
-            row, classes = _row(ROW, 2, 8, (512, 1024), accumulate=accumulate)
+            row, classes = short_row(ROW, 2, 8, (512, 1024), accumulate=accumulate)
             try:
                 with configured(row.numerics):
-                    history = _trainer(row, classes, Path(folder), (1024, 2048), workers=2).run()
+                    history = trainer_of(row, classes, Path(folder), (1024, 2048), workers=2).run()
                 line |= {"result": f"trained, accumulate {history.accumulate}", "ok": accumulate == "auto"}
             except DanetError as error:
                 line |= {"result": str(error), "ok": accumulate == 1}
