@@ -297,6 +297,7 @@ class Timed(Trainer):
 
 
 def trainer_of(row: Row, classes: int, folder: Path, size: tuple[int, int], **more: Any) -> Timed:
+    """The row's trainer on images of a size, with its checkpoints in a folder."""
     seed_initialisation(0)
     model = build_model(row.model, classes, row.numerics.attention)
     identity = TrainingIdentity.of(row, 0, data=Noise.manifest_hash, initial_weights=None)

@@ -132,16 +132,6 @@ def here(workspace: Workspace) -> list[Rates]:
     return [each for each in rates(workspace.reports() / "benchmarks") if each.device == name]
 
 
-def duration(hours: float) -> str:
-    """``about 1 h 10 min``, for people."""
-    minutes = max(1, round(hours * 60))
-    if minutes < 60:
-        return f"about {minutes} min"
-    if hours < 48:
-        return f"about {minutes // 60} h {minutes % 60:02d} min" if hours < 10 else f"about {hours:.0f} h"
-    return f"about {hours / 24:,.0f} days"
-
-
 def hours_here(workspace: Workspace, params: Params, chosen: Iterable[Row]) -> dict[str, dict[str, float]]:
     """Hours of rows on the device found here: by the row's name and the profile, and as ``own`` under its own numerics.
 

@@ -1,11 +1,8 @@
 """One order of sources for every file, and one way to obtain it."""
 
-from __future__ import annotations
-
 import hashlib
 import re
 from pathlib import Path
-from typing import Any
 
 import pytest
 import requests
@@ -13,7 +10,7 @@ import requests
 from danet.acquire import cityscapes_login
 from danet.acquire.sources import Places, Wanted, obtain, sources, unpacked_folder
 from danet.core.errors import DownloadError
-from tests.acquire.server import FAST, Site
+from tests.acquire.server import FAST
 
 pytestmark = pytest.mark.usefixtures("no_environment")
 
@@ -21,18 +18,18 @@ DATA = bytes(range(256)) * 4000
 WANTED = Wanted("a.bin", "group", "http://127.0.0.1:9/a.bin", f"sha256:{hashlib.sha256(DATA).hexdigest()}")
 
 
-def put(path: Path, data: bytes = DATA) -> Path:
+def put(path, data=DATA):
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(data)
     return path
 
 
-def get(wanted: Wanted, places: Places, target: Path) -> tuple[bytes, str]:
+def get(wanted, places, target):
     path, source = obtain(wanted, target, places, progress=False, patience=FAST)
     return path.read_bytes(), source.kind
 
 
-def test_the_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_order(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("DANET_ARCHIVES", "~/named")
     monkeypatch.setenv("DANET_MIRROR", "http://mirror/path/")
@@ -51,7 +48,7 @@ def test_the_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ]
 
 
-def test_home_is_expanded_everywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_home_is_expanded_everywhere(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("DANET_CAMVID", "~/CamVid")
     assert unpacked_folder("camvid") == tmp_path / "CamVid"
@@ -66,7 +63,7 @@ def test_home_is_expanded_everywhere(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize("checksum", [WANTED.checksum, None])
-def test_each_source_that_fails_is_followed_by_the_next(site: Site, tmp_path: Path, checksum: str | None) -> None:
+def test_each_source_that_fails_is_followed_by_the_next(site, tmp_path, checksum):
     """A wrong local file, a mirror without it, then the URL; what broke off is resumed by a later call."""
     site.files = {"/official/a.bin": DATA}
     wanted = Wanted("a.bin", "group", f"{site.url}/official/a.bin", checksum)
@@ -94,7 +91,7 @@ def test_each_source_that_fails_is_followed_by_the_next(site: Site, tmp_path: Pa
     ("content", "problem"),
     [(b"", "has zero bytes"), (b"<!DOCTYPE html>", "is a web page"), (b"\xef\xbb\xbf <html>", "is a web page")],
 )
-def test_rubbish_placed_by_hand_is_not_taken(tmp_path: Path, content: bytes, problem: str) -> None:
+def test_rubbish_placed_by_hand_is_not_taken(tmp_path, content, problem):
     file = put(tmp_path / "a.bin", content)
     with pytest.raises(DownloadError, match=rf"{file}: {problem}.*; replace or delete it"):
         get(Wanted("a.bin", "group"), Places(tmp_path), tmp_path / "t")
@@ -102,7 +99,7 @@ def test_rubbish_placed_by_hand_is_not_taken(tmp_path: Path, content: bytes, pro
     assert get(Wanted("a.bin", "group"), Places(tmp_path), tmp_path / "t") == (DATA, "local folder")
 
 
-def test_where_to_place_it_by_hand(tmp_path: Path) -> None:
+def test_where_to_place_it_by_hand(tmp_path):
     """Following the message is enough; a link to Google Drive is for a browser and not asked for by us."""
     link = "https://drive.google.com/open?id=1XmpFEF-tbPH0Rmv4eKRxYJngr3pTbj6p"
     for url in (link, None):
@@ -115,12 +112,12 @@ def test_where_to_place_it_by_hand(tmp_path: Path) -> None:
         assert get(wanted, places, tmp_path / "t") == (DATA, "local folder")
 
 
-def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
+def test_a_folder_that_is_not_there(tmp_path):
     with pytest.raises(DownloadError, match=f"{tmp_path / 'typo'}: no such folder"):
         get(Wanted("a.bin", "group"), Places(tmp_path, named=tmp_path / "typo"), tmp_path / "t")
 
 
-def test_credentials_are_not_shown(site: Site, tmp_path: Path) -> None:
+def test_credentials_are_not_shown(site, tmp_path):
     places = Places(tmp_path, mirror=site.url.replace("http://", "http://me:secret@"))
     with pytest.raises(DownloadError) as error:
         get(WANTED, places, tmp_path / "t")
@@ -128,7 +125,7 @@ def test_credentials_are_not_shown(site: Site, tmp_path: Path) -> None:
     assert f"{site.url}/a.bin" in str(error.value)
 
 
-def test_cityscapes_login(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cityscapes_login(site, tmp_path, monkeypatch):
     monkeypatch.setattr(cityscapes_login, "SITE", site.url)
     wanted, places = Wanted("gtFine.zip", "cityscapes", package=1), Places(tmp_path / "archives")
     with pytest.raises(DownloadError) as error:
@@ -151,8 +148,8 @@ def test_cityscapes_login(site: Site, tmp_path: Path, monkeypatch: pytest.Monkey
     assert site.posted[-1] == "username=someone&password=s3cret%26word&submit=Login"
 
 
-def test_the_login_is_not_sent_on_to_http(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def post(self: requests.Session, url: str, **kwargs: Any) -> requests.Response:
+def test_the_login_is_not_sent_on_to_http(tmp_path, monkeypatch):
+    def post(self, url, **kwargs):
         assert kwargs["allow_redirects"] is False
         response = requests.Response()
         response.status_code, response.headers["Location"] = 307, "http://www.cityscapes-dataset.com/login/"
@@ -166,7 +163,7 @@ def test_the_login_is_not_sent_on_to_http(tmp_path: Path, monkeypatch: pytest.Mo
     assert "secret" not in str(error.value)
 
 
-def test_this_room_knows_nothing_of_data_sets() -> None:
+def test_this_room_knows_nothing_of_data_sets():
     """danet.data builds on danet.acquire, and not the other way round."""
     folder = Path(sources.__code__.co_filename).parent
     texts = [path.read_text() for path in folder.glob("*.py")]

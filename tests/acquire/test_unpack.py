@@ -1,11 +1,8 @@
 """Archives are unpacked whole, or refused with one message that names them."""
 
-from __future__ import annotations
-
 import errno
 import shutil
 import tarfile
-from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -20,17 +17,17 @@ FILES = {"top/a.txt": b"alpha", "top/sub/b.bin": bytes(range(256)) * 40, "top/em
 KINDS = ["zip", "tar", "tgz", "tar.bz2", "tar.xz"]
 
 
-def info(name: str, kind: bytes = tarfile.REGTYPE, link: str = "") -> tarfile.TarInfo:
+def info(name, kind=tarfile.REGTYPE, link=""):
     entry = tarfile.TarInfo(name)
     entry.type, entry.linkname = kind, link
     return entry
 
 
-def contents(folder: Path) -> dict[str, bytes]:
+def contents(folder):
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def good(tmp_path: Path, kind: str) -> Path:
+def good(tmp_path, kind):
     path = tmp_path / f"good.{kind}"
     if kind == "zip":
         return zip_of(path, FILES)
@@ -38,7 +35,7 @@ def good(tmp_path: Path, kind: str) -> Path:
     return tar_of(path, [(info(name), data) for name, data in FILES.items()], mode)
 
 
-def refused(archive: Path) -> str:
+def refused(archive):
     before = sorted(path.name for path in archive.parent.iterdir())
     with pytest.raises(ArchiveError) as error:
         unpack(archive, archive.parent / "out", progress=False, remedy="do this")
@@ -49,7 +46,7 @@ def refused(archive: Path) -> str:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_whole_archive(tmp_path: Path, kind: str) -> None:
+def test_whole_archive(tmp_path, kind):
     archive = good(tmp_path, kind)
     assert damage(archive) is None
     assert unpack(archive, tmp_path / "out", progress=False) == 3
@@ -57,14 +54,14 @@ def test_whole_archive(tmp_path: Path, kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["zip", "tgz"])
-def test_only_what_is_wanted(tmp_path: Path, kind: str) -> None:
+def test_only_what_is_wanted(tmp_path, kind):
     count = unpack(good(tmp_path, kind), tmp_path / "out", wanted=lambda name: name.endswith(".txt"), progress=False)
     assert count == 1
     assert contents(tmp_path / "out") == {"top/a.txt": b"alpha"}
 
 
 @pytest.mark.parametrize("name", ["../up", "a/../../up", "/etc/passwd", "..\\up", "C:/windows"])
-def test_a_member_that_leads_out_of_a_zip(tmp_path: Path, name: str) -> None:
+def test_a_member_that_leads_out_of_a_zip(tmp_path, name):
     assert "leads out of the folder" in refused(zip_of(tmp_path / "bad.zip", {"good": b"1", name: b"2"}))
 
 
@@ -81,13 +78,13 @@ def test_a_member_that_leads_out_of_a_zip(tmp_path: Path, name: str) -> None:
     ],
     ids=lambda member: f"{member.name}-{member.linkname}",
 )
-def test_a_member_that_leads_out_of_a_tar(tmp_path: Path, member: tarfile.TarInfo) -> None:
+def test_a_member_that_leads_out_of_a_tar(tmp_path, member):
     refused(tar_of(tmp_path / "bad.tar", [(info("good"), b"1"), (member, b"")]))
     assert not (tmp_path / "up").exists()
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_cut_anywhere_is_refused(tmp_path: Path, kind: str) -> None:
+def test_cut_anywhere_is_refused(tmp_path, kind):
     whole = good(tmp_path, kind).read_bytes()
     (tmp_path / f"good.{kind}").unlink()
     path = tmp_path / f"cut.{kind}"
@@ -99,7 +96,7 @@ def test_cut_anywhere_is_refused(tmp_path: Path, kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["zip", "tgz"])
-def test_flipped_bytes(tmp_path: Path, kind: str) -> None:
+def test_flipped_bytes(tmp_path, kind):
     path = good(tmp_path, kind)
     data = bytearray(path.read_bytes())
     place = len(data) // 3
@@ -110,7 +107,7 @@ def test_flipped_bytes(tmp_path: Path, kind: str) -> None:
     refused(path)
 
 
-def test_encrypted_member(tmp_path: Path) -> None:
+def test_encrypted_member(tmp_path):
     path = zip_of(tmp_path / "a.zip", {"secret": b"1"})
     data = bytearray(path.read_bytes())
     data[data.index(b"PK\1\2") + 8] |= 1
@@ -119,7 +116,7 @@ def test_encrypted_member(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["zip", "tgz"])
-def test_no_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+def test_no_room(tmp_path, monkeypatch, kind):
     """A full disk is not the archive's fault: nobody is told to download it again."""
     path = good(tmp_path, kind)
     if kind == "zip":
@@ -127,7 +124,7 @@ def test_no_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> 
         monkeypatch.setattr(module.shutil, "disk_usage", lambda folder: usage._replace(free=1000))
     else:
 
-        def full(*_: object, **__: object) -> None:
+        def full(*_, **__):
             raise OSError(errno.ENOSPC, "No space left on device")
 
         monkeypatch.setattr(tarfile.TarFile, "extract", full)
@@ -138,7 +135,7 @@ def test_no_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> 
 
 
 @given(st.binary(max_size=400), st.sampled_from(["zip", "tar", "tgz"]))
-def test_garbage_raises_our_own_error_only(tmp_path_factory: pytest.TempPathFactory, data: bytes, kind: str) -> None:
+def test_garbage_raises_our_own_error_only(tmp_path_factory, data, kind):
     folder = tmp_path_factory.mktemp("garbage")
     path = folder / f"a.{kind}"
     path.write_bytes((b"PK\3\4" if kind == "zip" else b"\x1f\x8b" if kind == "tgz" else b"") + data)

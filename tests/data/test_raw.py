@@ -1,14 +1,10 @@
 """Whole datasets into ``data/raw``, and what has changed since."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os
 import re
 import zipfile
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -23,14 +19,14 @@ from danet.core.errors import DataError, DownloadError
 from danet.data.convert import convert_dataset
 from danet.data.prepared import PreparedDataset
 from danet.data.raw import changed_source, download_dataset, refuse_changed_source
-from tests.acquire.server import FAST, Site
+from tests.acquire.server import FAST
 from tests.data.samples import camvid_spec, camvid_tree, generated, zip_of
 from tests.parameters import raw_params
 
 pytestmark = pytest.mark.usefixtures("no_environment")
 
 
-def spec_of(files: dict[str, bytes], **fields: Any) -> Dataset:
+def spec_of(files, **fields):
     archives = [
         {"file": name, "checksum": f"sha256:{hashlib.sha256(data).hexdigest()}", **fields}
         for name, data in files.items()
@@ -43,13 +39,11 @@ def spec_of(files: dict[str, bytes], **fields: Any) -> Dataset:
 FILES = {"one.zip": b"first archive", "two.zip": b"second archive"}
 
 
-def left(folder: Path) -> list[str]:
+def left(folder):
     return sorted(path.name for path in folder.iterdir())
 
 
-def get(
-    spec: Dataset, root: Path, tree: Path | None = None, mirror: str | None = None, archives: Path | None = None
-) -> dict[str, Any]:
+def get(spec, root, tree=None, mirror=None, archives=None):
     out = root / "data" / "raw" / "camvid"
     places = Places(root / "data" / "archives", archives, mirror) if mirror or archives else None
     download_dataset("camvid", spec, out, places=places, tree=tree, progress=False, patience=FAST)
@@ -65,7 +59,7 @@ def get(
     return {entry["file"]: entry for entry in source["archives"]}
 
 
-def test_each_archive_from_its_own_source(site: Site, tmp_path: Path) -> None:
+def test_each_archive_from_its_own_source(site, tmp_path):
     folder = tmp_path / "archives"
     (folder / "camvid").mkdir(parents=True)
     (folder / "camvid" / "one.zip").write_bytes(FILES["one.zip"])
@@ -76,7 +70,7 @@ def test_each_archive_from_its_own_source(site: Site, tmp_path: Path) -> None:
     assert [path for path, _ in site.asked] == ["/mirror/two.zip"]
 
 
-def test_present_archives_are_not_fetched_again_and_the_record_stays(site: Site, tmp_path: Path) -> None:
+def test_present_archives_are_not_fetched_again_and_the_record_stays(site, tmp_path):
     spec = spec_of(FILES)
     site.files = {f"/{name}": data for name, data in FILES.items()}
     get(spec, tmp_path, mirror=site.url)
@@ -94,7 +88,7 @@ def test_present_archives_are_not_fetched_again_and_the_record_stays(site: Site,
     assert (out / "two.zip").read_bytes() == FILES["two.zip"]
 
 
-def test_without_checksum_the_hash_is_recorded_and_checked(site: Site, tmp_path: Path) -> None:
+def test_without_checksum_the_hash_is_recorded_and_checked(site, tmp_path):
     spec = camvid_spec()
     site.files["/archive.zip"] = zip_of(tmp_path / "x.zip", {"a": b"1"}).read_bytes()
     get(spec, tmp_path, mirror=site.url)
@@ -108,7 +102,7 @@ def test_without_checksum_the_hash_is_recorded_and_checked(site: Site, tmp_path:
     assert out.read_bytes() == site.files["/archive.zip"]
 
 
-def test_finished_archives_survive_an_interrupted_run(site: Site, tmp_path: Path) -> None:
+def test_finished_archives_survive_an_interrupted_run(site, tmp_path):
     spec = spec_of(FILES)
     site.files["/one.zip"] = FILES["one.zip"]
     with pytest.raises(DownloadError, match=r"two\.zip could not be obtained.*404"):
@@ -120,7 +114,7 @@ def test_finished_archives_survive_an_interrupted_run(site: Site, tmp_path: Path
     assert [path for path, _ in site.asked] == ["/two.zip"]
 
 
-def test_optional_archive_may_be_missing(site: Site, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_optional_archive_may_be_missing(site, tmp_path, capsys):
     archives = [{"file": "one.zip"}, {"file": "more.zip", "optional": True}]
     spec = Dataset.model_validate({"adapter": "camvid", "title": "x", "archives": archives, "counts": {"train": 1}})
     site.files["/one.zip"] = zip_of(tmp_path / "x.zip", {"a": b"1"}).read_bytes()
@@ -128,13 +122,13 @@ def test_optional_archive_may_be_missing(site: Site, tmp_path: Path, capsys: pyt
     assert "optional archive left out: more.zip" in capsys.readouterr().err
 
 
-def test_two_processes_at_once(tmp_path: Path) -> None:
+def test_two_processes_at_once(tmp_path):
     (tmp_path / "data/raw").mkdir(parents=True)
     with FileLock(tmp_path / "data/raw/.camvid.lock"), pytest.raises(DownloadError, match="another process"):
         get(spec_of(FILES), tmp_path)
 
 
-def test_tree_is_packed_the_same_every_time(tmp_path: Path) -> None:
+def test_tree_is_packed_the_same_every_time(tmp_path):
     tree = camvid_tree(tmp_path / "somewhere" / "CamVid", 2)
     (tree / "notes.txt").write_text("not needed")
     elsewhere = tmp_path / "elsewhere.png"
@@ -155,7 +149,7 @@ def test_tree_is_packed_the_same_every_time(tmp_path: Path) -> None:
     assert all(name.startswith("CamVid/") and name.endswith(".png") for name in names)
 
 
-def test_tree_of_something_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tree_of_something_else(tmp_path, monkeypatch):
     (tmp_path / "tree").mkdir()
     with pytest.raises(DataError, match=rf"{tmp_path}/tree: holds no folder with train/"):
         get(camvid_spec(), tmp_path, tree=tmp_path / "tree")
@@ -165,7 +159,7 @@ def test_tree_of_something_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         get(camvid_spec(), tmp_path)
 
 
-def test_from_mirror_to_prepared(site: Site, tmp_path: Path) -> None:
+def test_from_mirror_to_prepared(site, tmp_path):
     """The whole way of the demo, for the three datasets."""
     specs = generated(tmp_path / "made")
     site.files = {f"/m/{path.name}": path.read_bytes() for path in (tmp_path / "made").iterdir()}
@@ -180,26 +174,21 @@ def test_from_mirror_to_prepared(site: Site, tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def workspace(tmp_path: Path) -> Workspace:
+def workspace(tmp_path):
     raw = raw_params()
-    raw["datasets"]["camvid"] |= {
-        "archives": [{"file": "archive.zip"}],
-        "counts": {"train": 3, "val": 3, "test": 3},
-    }
+    raw["datasets"]["camvid"] |= {"archives": [{"file": "archive.zip"}], "counts": {"train": 3, "val": 3, "test": 3}}
     (tmp_path / "w").mkdir()
     write_raw(raw, tmp_path / "w")
     return Workspace(tmp_path / "w")
 
 
-def take(workspace: Workspace) -> None:
+def take(workspace):
     download_dataset(
         "camvid", workspace.params().dataset("camvid"), workspace.raw("camvid"), progress=False, patience=FAST
     )
 
 
-def test_a_folder_that_changed_is_noticed(
-    workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_folder_that_changed_is_noticed(workspace, tmp_path, monkeypatch):
     """By content: another file of the same size and time counts, a copy elsewhere does not."""
     tree = camvid_tree(tmp_path / "tree")
     monkeypatch.setenv("DANET_CAMVID", str(tree))
@@ -223,9 +212,7 @@ def test_a_folder_that_changed_is_noticed(
     assert changed_source(workspace, "camvid") is None, "what is here can be used"
 
 
-def test_an_archive_that_changed_is_noticed(
-    workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_archive_that_changed_is_noticed(workspace, tmp_path, monkeypatch):
     placed = workspace.archives() / "archive.zip"
     placed.parent.mkdir(parents=True)
     zip_of(placed, {"a": b"1"})
@@ -244,7 +231,7 @@ def test_an_archive_that_changed_is_noticed(
         refuse_changed_source(workspace, "camvid")
 
 
-def test_a_cut_archive_is_named_where_it_lies_and_not_taken(workspace: Workspace) -> None:
+def test_a_cut_archive_is_named_where_it_lies_and_not_taken(workspace):
     placed = workspace.archives() / "archive.zip"
     placed.parent.mkdir(parents=True)
     whole = zip_of(placed, {"a": bytes(1000), "b": b"2"}).read_bytes()

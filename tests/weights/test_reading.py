@@ -1,14 +1,10 @@
 """Weights files of every usual form, and damaged, foreign and hostile ones: each refused by name, none executed."""
 
-from __future__ import annotations
-
 import os
 import sys
 import types
 import zipfile
 from collections import OrderedDict
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -26,16 +22,16 @@ STATE = {"a.weight": torch.arange(6.0).reshape(2, 3), "a.bias": torch.ones(2), "
 OPTIMIZER = torch.optim.SGD([nn.Parameter(torch.ones(1))], 0.1, momentum=0.9).state_dict()
 
 
-def saved(path: Path, value: Any = STATE, **kwargs: Any) -> Path:
+def saved(path, value=STATE, **kwargs):
     torch.save(value, path, **kwargs)
     return path
 
 
-def same(state: dict[str, torch.Tensor]) -> bool:
+def same(state):
     return state.keys() == STATE.keys() and all(torch.equal(state[key], value) for key, value in STATE.items())
 
 
-def prefixed(prefix: str) -> dict[str, torch.Tensor]:
+def prefixed(prefix):
     return {prefix + key: value for key, value in STATE.items()}
 
 
@@ -57,12 +53,12 @@ def prefixed(prefix: str) -> dict[str, torch.Tensor]:
         prefixed("module._orig_mod.model."),
     ],
 )
-def test_the_usual_wrappings(tmp_path: Path, value: Any, legacy: bool) -> None:
+def test_the_usual_wrappings(tmp_path, value, legacy):
     file = saved(tmp_path / "w.pth", value, _use_new_zipfile_serialization=not legacy)
     assert same(read_tensors(file))
 
 
-def test_zips_and_safetensors(tmp_path: Path) -> None:
+def test_zips_and_safetensors(tmp_path):
     plain = saved(tmp_path / "plain.pth")
     with zipfile.ZipFile(tmp_path / "zipped.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.write(plain, "folder/plain.pth")
@@ -76,21 +72,21 @@ def test_zips_and_safetensors(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def history_buffer(monkeypatch: pytest.MonkeyPatch) -> Any:
+def history_buffer(monkeypatch):
     """As mmengine's class, which is not importable when the file is read."""
 
     class HistoryBuffer:
-        def __init__(self) -> None:
+        def __init__(self):
             self._log_history, self._count_history = np.array([0.5, 0.25]), np.array([1, 1])
             self._statistics_methods = {"mean": HistoryBuffer.mean}
 
-        def mean(self) -> float:
+        def mean(self):
             return float(self._log_history.mean())
 
     module = types.ModuleType("mmengine.logging.history_buffer")
     HistoryBuffer.__module__, HistoryBuffer.__qualname__ = module.__name__, "HistoryBuffer"
     HistoryBuffer.mean.__module__, HistoryBuffer.mean.__qualname__ = module.__name__, "HistoryBuffer.mean"
-    module.HistoryBuffer = HistoryBuffer  # type: ignore[attr-defined]
+    module.HistoryBuffer = HistoryBuffer
     with monkeypatch.context() as patch:
         for name in ("mmengine", "mmengine.logging", module.__name__):
             patch.setitem(sys.modules, name, module)
@@ -98,7 +94,7 @@ def history_buffer(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 @pytest.mark.parametrize("legacy", [False, True])
-def test_checkpoints_of_mmsegmentation_1(tmp_path: Path, history_buffer: Any, legacy: bool) -> None:
+def test_checkpoints_of_mmsegmentation_1(tmp_path, history_buffer, legacy):
     content = {
         "meta": {"dataset_meta": {"classes": ("a",), "palette": np.zeros((1, 3), np.uint8)}, "seed": np.int64(0)},
         "state_dict": OrderedDict(STATE),
@@ -115,21 +111,18 @@ def test_checkpoints_of_mmsegmentation_1(tmp_path: Path, history_buffer: Any, le
 class Calls:
     """Unpickling this calls a function."""
 
-    def __init__(self, function: Any, *arguments: Any) -> None:
+    def __init__(self, function, *arguments):
         self.reduced = function, arguments
 
-    def __reduce__(self) -> Any:
+    def __reduce__(self):
         return self.reduced
 
 
 @pytest.mark.parametrize("legacy", [False, True])
 @pytest.mark.parametrize("function", [os.mkdir, eval])
-def test_nothing_in_a_file_is_run(tmp_path: Path, legacy: bool, function: Any) -> None:
+def test_nothing_in_a_file_is_run(tmp_path, legacy, function):
     trap = tmp_path / "trap"
-    arguments = {
-        os.mkdir: (str(trap),),
-        eval: (f"__import__('os').mkdir({str(trap)!r})",),
-    }[function]
+    arguments = {os.mkdir: (str(trap),), eval: (f"__import__('os').mkdir({str(trap)!r})",)}[function]
     file = tmp_path / "bad.pth"
     for value in ({"state_dict": STATE, "extra": Calls(function, *arguments)}, {"a": Calls(function, *arguments)}):
         saved(file, value, _use_new_zipfile_serialization=not legacy)
@@ -143,7 +136,7 @@ def test_nothing_in_a_file_is_run(tmp_path: Path, legacy: bool, function: Any) -
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_weights_that_are_not_finite(tmp_path: Path, bad: float, dtype: torch.dtype) -> None:
+def test_weights_that_are_not_finite(tmp_path, bad, dtype):
     state = {"a.weight": torch.ones(2, 3, dtype=dtype), "a.bias": torch.tensor([1.0, bad], dtype=dtype)}
     tensors = read_tensors(saved(tmp_path / "w.pth", state))
     with pytest.raises(
@@ -152,7 +145,7 @@ def test_weights_that_are_not_finite(tmp_path: Path, bad: float, dtype: torch.dt
         check_names(tmp_path / "w.pth", tensors, state, what="it", remedy="no")
 
 
-def test_each_kind_of_damage_is_named(tmp_path: Path) -> None:
+def test_each_kind_of_damage_is_named(tmp_path):
     whole = saved(tmp_path / "whole.pth").read_bytes()
     save_file(STATE, tmp_path / "whole.safetensors")
     tensors = (tmp_path / "whole.safetensors").read_bytes()
@@ -174,7 +167,7 @@ def test_each_kind_of_damage_is_named(tmp_path: Path) -> None:
         read_tensors(tmp_path)
 
 
-def test_things_that_are_no_state_dict(tmp_path: Path) -> None:
+def test_things_that_are_no_state_dict(tmp_path):
     for value, reason in (
         ([1, 2], "no state dict was found in it, but a list"),
         ({}, r"but the entries \(none\)"),
@@ -189,7 +182,7 @@ def test_things_that_are_no_state_dict(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("names", [("a.pth", "b.pth"), ("a.exe",), ()])
-def test_zips_that_hold_no_checkpoint(tmp_path: Path, names: tuple[str, ...]) -> None:
+def test_zips_that_hold_no_checkpoint(tmp_path, names):
     plain = saved(tmp_path / "plain.pth")
     with zipfile.ZipFile(tmp_path / "bad.zip", "w") as archive:
         for name in names:
@@ -200,7 +193,7 @@ def test_zips_that_hold_no_checkpoint(tmp_path: Path, names: tuple[str, ...]) ->
 
 @settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data(), suffix=st.sampled_from([".pth", ".zip", ".safetensors"]))
-def test_any_cut_is_refused(tmp_path: Path, data: st.DataObject, suffix: str) -> None:
+def test_any_cut_is_refused(tmp_path, data, suffix):
     file = tmp_path / f"cut{suffix}"
     if suffix == ".safetensors":
         save_file(STATE, file)
@@ -217,7 +210,7 @@ def test_any_cut_is_refused(tmp_path: Path, data: st.DataObject, suffix: str) ->
 
 @settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(content=st.binary(max_size=300), suffix=st.sampled_from([".pth", ".zip", ".safetensors"]))
-def test_any_rubbish_is_refused(tmp_path: Path, content: bytes, suffix: str) -> None:
+def test_any_rubbish_is_refused(tmp_path, content, suffix):
     file = tmp_path / f"rubbish{suffix}"
     file.write_bytes(content)
     with pytest.raises(CheckpointError, match="rubbish"):
