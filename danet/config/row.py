@@ -241,6 +241,8 @@ class Numerics(Strict):
     channels_last: bool = False
     compile: bool = False
     """``torch.compile``: training, and in prediction the sizes that come again and again."""
+    memory_budget: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Of compiled training: the share of the activations that is kept for backward; the cheapest are computed again."""
     attention: Literal["fused", "reference"] = "fused"
     deterministic: bool = False
     sync_batch_norm: bool = True
@@ -312,6 +314,7 @@ NEUTRAL: Mapping[str, Any] = {
     "numerics.tf32": False,
     "numerics.channels_last": False,
     "numerics.compile": False,
+    "numerics.memory_budget": 1.0,
     "numerics.attention": "fused",
     "numerics.deterministic": False,
     "numerics.sync_batch_norm": True,
