@@ -32,7 +32,6 @@ class Archive(Strict):
     checksum: str | None = Field(default=None, pattern=r"^(md5|sha1|sha256):[0-9a-f]{32,64}$")
     package: int | None = None
     """Cityscapes: the number of the package behind the login."""
-    optional: bool = False
 
 
 class Dataset(Strict):

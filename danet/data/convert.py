@@ -118,10 +118,10 @@ def remedy_for(name: str) -> str:
 def _archives(name: str, spec: Dataset, raw: Path) -> list[Path]:
     if (raw / TREE).is_file():
         return [raw / TREE]
-    missing = [archive.file for archive in spec.archives if not archive.optional and not (raw / archive.file).is_file()]
+    missing = [archive.file for archive in spec.archives if not (raw / archive.file).is_file()]
     if missing or not spec.archives:
         raise DataError(f"{raw}: {', '.join(missing) or TREE} missing; run `dvc repro download@{name}`")
-    return [raw / archive.file for archive in spec.archives if (raw / archive.file).is_file()]
+    return [raw / archive.file for archive in spec.archives]
 
 
 class _Conversion:

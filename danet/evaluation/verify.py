@@ -9,7 +9,6 @@ from typing import Literal
 
 import torch
 
-from danet.acquire.http import Patience
 from danet.config.params import Params, Released
 from danet.config.published import published
 from danet.config.row import Row
@@ -23,9 +22,6 @@ from danet.results.verdict import agreement
 from danet.weights.exchange import is_imported, refuse_other_file
 from danet.weights.fetch import fetch_released, released_of, stored
 from danet.weights.ours import metadata_of
-
-QUICK = Patience(retries=1)
-"""For many rows at once: a server that does not answer is given up after seconds."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +52,6 @@ def verify_row(
     weights: Path | None = None,
     device: str | torch.device | None = None,
     progress: bool = True,
-    patience: Patience | None = None,
     reuse: bool = False,
 ) -> RowEvaluation:
     """Evaluates released weights by the row's own protocol, single scale and, where it has one, multi-scale + flip.
@@ -69,7 +64,6 @@ def verify_row(
         weights: an imported or raw released file; by default ``data/released/ROW``, fetched first if it is not there.
         device: by default the GPU if there is one.
         progress: whether to print progress.
-        patience: with servers.
         reuse: see :func:`danet.evaluation.evaluate.evaluate_row`.
 
     Raises:
@@ -83,7 +77,7 @@ def verify_row(
         spec = released_of(workspace.params(), row.name)
         weights = stored(workspace, row, spec)
         if weights is None:
-            weights = fetch_released(workspace, row.name, patience=patience, progress=progress)
+            weights = fetch_released(workspace, row.name, progress=progress)
     facts = facts_of(weights, row, workspace.params().released.get(row.name))
     return evaluate_released(
         row,
@@ -171,7 +165,7 @@ def _verify_one(
         return VerifiedRow(row.name, "skipped", "its source released no weights")
     try:
         PreparedDataset(workspace.prepared(row.dataset), row.val_split)  # before a long download
-        weights = stored(workspace, row, spec) or fetch_released(workspace, row.name, patience=QUICK)
+        weights = stored(workspace, row, spec) or fetch_released(workspace, row.name)
     except DanetError as error:
         return VerifiedRow(row.name, "skipped", str(error))
     try:

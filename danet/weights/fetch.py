@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
-from danet.acquire.http import Patience, public
+from danet.acquire.http import public
 from danet.acquire.sources import Places, Source, Wanted, obtain
 from danet.config.params import Params, Released, Weights
 from danet.config.row import Row
@@ -48,7 +48,7 @@ def fetch_weights(workspace: Workspace, name: str) -> None:
         prepare_weights(name, spec, file, out)
 
 
-def fetch_released(workspace: Workspace, name: str, *, patience: Patience | None = None, progress: bool = True) -> Path:
+def fetch_released(workspace: Workspace, name: str, *, progress: bool = True) -> Path:
     """Writes ``data/released/ROW`` (``weights.safetensors``, ``source.json``) and returns the weights file.
 
     Raises:
@@ -62,20 +62,18 @@ def fetch_released(workspace: Workspace, name: str, *, patience: Patience | None
     out = workspace.released(row)
     wanted = Wanted(spec.file, "released", spec.url, spec.checksum, also=(f"{name}.pth",))
     try:
-        with _obtained(wanted, out, workspace, patience, progress) as (file, source):
+        with _obtained(wanted, out, workspace, progress) as (file, source):
             return _store(file, source, params, row, spec, out)
     except DownloadError as error:
         raise DownloadError(f"released weights of {name}: {error}") from error
 
 
 @contextmanager
-def _obtained(
-    wanted: Wanted, out: Path, workspace: Workspace, patience: Patience | None = None, progress: bool = True
-) -> Iterator[tuple[Path, Source]]:
+def _obtained(wanted: Wanted, out: Path, workspace: Workspace, progress: bool = True) -> Iterator[tuple[Path, Source]]:
     """The file, while it is used. A download that broke off stays in a folder beside ``out``, to be resumed."""
     folder = out.with_name(f".{out.name}.download")
     places = Places.here(workspace.archives())
-    found = obtain(wanted, folder / wanted.file, places, patience=patience, progress=progress)
+    found = obtain(wanted, folder / wanted.file, places, progress=progress)
     try:
         yield found
     finally:
