@@ -471,11 +471,11 @@ class Trainer:
 
     def _not_finite(self, what: str, iteration: int, ids: Sequence[str], also: Sequence[str] = ()) -> TrainingError:
         images = list(itertools.chain.from_iterable(self.process.gather(list(ids))))
-        good = self.store.last_good()
+        good = self.store.newest()
         parts = f" ({', '.join(also)})" if also else ""
         return TrainingError(
             f"{self.title}: {what} at iteration {iteration}{parts}, images {', '.join(images) or '-'}; nothing of it "
-            f"was saved. Last good checkpoint: {good or 'none'}. Look at these images, lower optimizer.lr, give "
+            f"was saved. Newest checkpoint: {good or 'none'}. Look at these images, lower optimizer.lr, give "
             "schedule.warmup_iterations, or use numerics.precision fp32 or bf16"
         )
 
