@@ -8,7 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 try:
-    import psutil
     from joblib import cpu_count
 
     from danet.config.workspace import Workspace
@@ -38,46 +37,6 @@ def stage(work: Callable[[Workspace, str], None]) -> None:
         workspace = Workspace()
         workspace.refuse_links()
         work(workspace, sys.argv[1] if len(sys.argv) > 1 else "")
-
-
-def dvc_died() -> Callable[[], bool] | None:
-    """Tells whether the DVC that runs this stage has died; ``None`` where no DVC does.
-
-    Killed outright, DVC leaves its stage running, beside which a second ``dvc repro`` would start the same one. DVC
-    names the stage in the environment of its command, so it is the nearest ancestor that does not have that name in its
-    own: shells and launchers in between do. The processes of other nodes have none and depend on those that do.
-    """
-    name = os.environ.get("DVC_STAGE")
-    if name is None:
-        return None
-    ancestor = next((process for process in psutil.Process().parents() if not _has_stage(process, name)), None)
-    if ancestor is None or not _is_dvc(ancestor):
-        # it died while Python was starting, unless the first process of several looks for it elsewhere
-        return None if "WORLD_SIZE" in os.environ else lambda: True
-    return lambda: not _lives(ancestor)
-
-
-def _has_stage(process: psutil.Process, name: str) -> bool:
-    try:
-        return process.environ().get("DVC_STAGE") == name
-    except (psutil.Error, OSError):
-        return False
-
-
-def _is_dvc(process: psutil.Process) -> bool:
-    """DVC itself or a Python that uses it, and not what adopts orphans (init, systemd, a container's shell)."""
-    try:
-        words = [Path(word).name for word in process.cmdline()]
-    except (psutil.Error, OSError):
-        return True
-    return any(word.startswith("dvc") for word in words) or (words[:1] != [] and words[0].startswith("python"))
-
-
-def _lives(process: psutil.Process) -> bool:
-    try:
-        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
-    except psutil.Error:
-        return False
 
 
 def dvc_environment(without: str | None = None) -> dict[str, str]:

@@ -50,7 +50,6 @@ def train_row(
     tracker_factory: TrackerFactory | None = None,
     device: str | torch.device | None = None,
     progress: bool = True,
-    orphaned: Callable[[], bool] | None = None,
 ) -> None:
     """Trains every seed of a row that is not trained yet, and writes its weights and training metrics.
 
@@ -67,15 +66,14 @@ def train_row(
         tracker_factory: as :func:`danet.results.tracking.run`; called in rank 0 only.
         device: ``cpu``, ``cuda``, ``cuda:N``; by default the GPU (of this torchrun process) if there is one.
         progress: whether to print anything.
-        orphaned: see :class:`StopRequest`.
 
     Raises:
-        Interrupted: after SIGTERM or SIGINT, or when orphaned, with the state saved.
+        Interrupted: after SIGTERM or SIGINT, with the state saved.
         TrainingError: if training cannot go on, or another process trains this row.
         DataError, CheckpointError: if the data or a weights file is missing or damaged, or if a stopped training that
             would go on began on other data.
     """
-    with processes(device) as process, numerics.configured(row.numerics), StopRequest(orphaned) as stop:
+    with processes(device) as process, numerics.configured(row.numerics), StopRequest() as stop:
         local_batch_size(row, process)
         dataset = _open_split(row, workspace, row.train_split)
         initial = _initial_weights(row, workspace)
