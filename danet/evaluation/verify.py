@@ -110,11 +110,6 @@ def facts_of(weights: Path, row: Row, spec: Released | None) -> ReleasedFile:
             f"{weights}: was trained here (row {metadata.get('row')}), not released; "
             f"use `danet evaluate {row.name} --weights {weights}`"
         )
-    if "incomplete" in metadata:
-        raise CheckpointError(
-            f"{weights}: was imported although it is not exactly the row's network, so its result would say nothing; "
-            f"use `danet evaluate {row.name} --weights {weights}`"
-        )
     digest = metadata["source_sha256"]
     return ReleasedFile(
         file=metadata.get("source_file"),
