@@ -49,11 +49,7 @@ class StepMetrics(Protocol):
     """Where the metrics of a step go (:class:`danet.results.tracking.Tracker`)."""
 
     def metrics(self, step: int, values: dict[str, float]) -> None:
-        """Notes values of a step; may be kept back and sent in batches."""
-        ...
-
-    def flush(self) -> None:
-        """Sends what was kept back."""
+        """Notes values of a step."""
         ...
 
 
@@ -219,8 +215,6 @@ class Trainer:
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
             self._meter = EnergyMeter()
-        for entry in self.history.curve:  # what MLflow did not get before the stop; it takes no step twice
-            self._track(entry)
         with self._stream() as stream, self.reporter.run(self.title, self.total, self.iteration):
             while self.iteration < self.total:
                 ids = self._train_on(stream)
@@ -537,8 +531,6 @@ class Trainer:
                     progress=self.history.state(),
                 )
             )
-            if self.tracker is not None:
-                self.tracker.flush()
         self._saved = self.iteration
         self.process.barrier()
 
