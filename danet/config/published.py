@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-import yaml
 from pydantic import Field, ValidationError
 
 from danet.config.params import Params
 from danet.config.row import Row, Strict
+from danet.config.yaml import load_mapping
 from danet.core.errors import ConfigError
 
 DEFAULT_PATH = Path(__file__).resolve().parents[2] / "benchmarks" / "published.yaml"
@@ -77,17 +77,7 @@ def load_published(path: Path | str | None = None) -> dict[str, Published]:
 
 @functools.cache
 def _load(path: Path) -> Mapping[str, Published]:
-    try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(
-            f"{path}: cannot be read ({error.strerror}); the published numbers come with the repository: "
-            "install it with `pip install -e .` from a clone"
-        ) from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: is not valid YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(raw, Mapping):
-        raise ConfigError(f"{path}: must map row names to published numbers")
+    raw = load_mapping(path)
     result = {}
     for name, value in raw.items():
         try:

@@ -12,13 +12,23 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 MAX_NAME = 80
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
 """Names reach file paths and command lines through DVC, so they are restricted to this."""
 
-Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$", max_length=MAX_NAME)]
+
+def _name(value: str) -> str:
+    if len(value) > MAX_NAME or not NAME.fullmatch(value):
+        raise ValueError(
+            f"names reach file paths and command lines: up to {MAX_NAME} lower-case letters, digits, '-' and '_', "
+            "beginning with one of the first two"
+        )
+    return value
+
+
+Name = Annotated[str, AfterValidator(_name)]
 _Side = Annotated[int, Field(gt=0, le=1 << 16)]
 Size = tuple[_Side, _Side]
 """``(height, width)`` in pixels, everywhere in this project."""

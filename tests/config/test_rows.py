@@ -207,9 +207,9 @@ def test_parameters_survive_being_written(raw: dict[str, Any], params: Params, t
     ("section", "value", "file"),
     [
         ("numerics", {"precision": "fp8"}, "numerics.yaml: numerics.precision: Input should be"),
-        ("numerics", ["fp32"], "numerics.yaml: section 'numerics' must be a mapping"),
+        ("numerics", ["fp32"], "numerics.yaml: numerics: Input should be"),
         ("runtime", {"workers": -1}, "params.yaml: runtime.workers"),
-        ("datasets", {"A B": {}}, "datasets.yaml: datasets: 'A B'"),
+        ("datasets", {"A B": {}}, "datasets.yaml: datasets.A B"),
     ],
 )
 def test_settings_shared_by_rows_are_blamed_in_their_own_file(
@@ -226,7 +226,7 @@ def test_submissions_are_rows_on_cityscapes(raw: dict[str, Any]) -> None:
         ("nobody", official, "submissions.nobody: no such row"),
         ("ssseg-r50-d8-voc2012", voc, "voc2012 has no test server; allowed: cityscapes"),
         ("official-danet-r101-d8-cityscapes", {}, "its row's group .* recipe: official-2018, settings: cityscapes"),
-        ("official-danet-r101-d8-cityscapes", None, "its row's group"),
+        ("official-danet-r101-d8-cityscapes", None, "submissions.official-danet-r101-d8-cityscapes: Input should be"),
     ):
         with pytest.raises(ConfigError, match=message):
             Params({**raw, "submissions": {name: entry}}, Path("params.yaml"))
@@ -257,9 +257,10 @@ BAD_NAMES = [
 @pytest.mark.parametrize("section", ["rows", "datasets", "weights", "tables", "recipes", "released", "submissions"])
 def test_names_that_could_reach_a_shell_are_refused(raw: dict[str, Any], section: str, name: Any) -> None:
     data = {**raw, section: {**raw[section], name: next(iter(raw[section].values()))}}
-    with pytest.raises(ConfigError, match=f"{section}: .*names reach file paths") as error:
+    what = "names reach file paths" if isinstance(name, str) else "valid string"
+    with pytest.raises(ConfigError, match=rf"(?s){section}.*{what}") as error:
         Params(data, Path("params.yaml"))
-    assert len(str(error.value)) < 400
+    assert len(str(error.value)) < 500
 
 
 @pytest.mark.parametrize(
