@@ -343,8 +343,6 @@ class Runtime(Strict):
     checkpoint_interval: int = Field(default=1000, gt=0)
     overlays: int = Field(default=4, ge=0, le=64)
     progress: Literal["auto", "always", "never"] = "auto"
-    lazy_crop: bool = True
-    """Training images are resized where the crop needs it, instead of whole and then cropped: to the same bits."""
     benchmark_images: int = Field(default=200, gt=0)
     """Images timed for fps (mmsegmentation: 200 after 5 skipped)."""
 

@@ -6,14 +6,10 @@ then it fails. The result appears only when everything is right, and the same ar
 
 from __future__ import annotations
 
-import collections
-import errno
 import hashlib
 import shutil
 import sys
 import zipfile
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +17,7 @@ from danet.acquire.unpack import unpack
 from danet.config.params import Dataset
 from danet.core import files
 from danet.core.errors import DataError
+from danet.core.parallel import ahead
 from danet.core.progress import Progress
 from danet.core.provenance import cpu_cores
 from danet.data.layout import SAFE_ID, DatasetSpec, Item, bit_depth, check_image
@@ -99,8 +96,7 @@ def convert_dataset(
         files.replace_folder(new, out)
         return counts
     except OSError as error:
-        full = error.errno in {errno.ENOSPC, errno.EDQUOT}
-        problem = "the disk is full" if full else str(error.strerror or error)
+        problem = error.strerror or error
         raise DataError(f"{out}: cannot be written ({problem}); fix that and run `dvc repro convert@{name}`") from error
     finally:
         for folder in (scratch, new):
@@ -140,7 +136,7 @@ class _Conversion:
         packs: dict[str, zipfile.ZipFile] = {}
         try:
             with Progress(f"convert {self.name}", len(self.items), show=progress) as bar:
-                for item, converted in _in_order(self.items, self._convert, workers):
+                for item, converted in zip(self.items, ahead(self._convert, self.items, workers), strict=True):
                     if converted.problems:
                         self.problems += converted.problems
                     else:
@@ -280,19 +276,3 @@ class _Conversion:
 
     def _relative(self, path: Path) -> str:
         return path.relative_to(self.scratch).as_posix() if path.is_relative_to(self.scratch) else str(path)
-
-
-def _in_order(
-    items: tuple[Item, ...], convert: Callable[[Item], _Converted], workers: int
-) -> Iterator[tuple[Item, _Converted]]:
-    """Items with their conversions, in order, a few ahead in threads (decoders, hashes and zlib release the GIL)."""
-    waiting: collections.deque[tuple[Item, Future[_Converted]]] = collections.deque()
-    with ThreadPoolExecutor(workers) as pool:
-        for item in items:
-            waiting.append((item, pool.submit(convert, item)))
-            if len(waiting) >= 4 * workers:
-                first, future = waiting.popleft()
-                yield first, future.result()
-        while waiting:
-            first, future = waiting.popleft()
-            yield first, future.result()

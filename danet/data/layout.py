@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +31,30 @@ MAX_PIXELS = 64 << 20
 EXIF_ORIENTATION = 0x0112
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _SEARCH_DEPTH = 4
+
+
+class LabelledImages(Protocol):
+    """The part of :class:`danet.data.prepared.PreparedDataset` that training and evaluation need."""
+
+    @property
+    def ids(self) -> Sequence[str]:
+        """Names of the images, in order."""
+        ...
+
+    @property
+    def num_classes(self) -> int:
+        """Train ids, without the ignored one."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def image(self, i: int, /) -> NDArray[np.uint8]:
+        """``H x W x 3`` BGR, to be read only; called from threads."""
+        ...
+
+    def mask(self, i: int, /) -> Mask | None:
+        """``H x W`` train ids, 255 = ignored; None without labels. Called from threads."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -88,14 +113,6 @@ class Layout:
     items: tuple[Item, ...]
     lists: tuple[Path, ...] = ()
 
-    def pairs(self) -> dict[str, list[tuple[str, Path, Path | None]]]:
-        """Per split, in order: (id, image path, mask path or None)."""
-        result: dict[str, list[tuple[str, Path, Path | None]]] = {}
-        for item in self.items:
-            for split in item.splits:
-                result.setdefault(split, []).append((item.id, item.image, item.mask))
-        return result
-
 
 @dataclass(frozen=True)
 class DatasetSpec:
@@ -135,10 +152,6 @@ class DatasetSpec:
             DataError: if the official folders are not there.
         """
         return self.layout(self.locate(root))
-
-    def pairs(self, root: Path) -> dict[str, list[tuple[str, Path, Path | None]]]:
-        """Per split, in order: (id, image path, mask path or None); raises like :meth:`discover`."""
-        return self.discover(root).pairs()
 
     def read_mask(self, path: Path) -> Mask:
         """Train ids (H, W) of a mask file as the dataset ships it.

@@ -91,7 +91,7 @@ def write_submission(
     ):
         for index in sorted(range(len(dataset)), key=lambda i: dataset.ids[i]):
             try:
-                train_ids = predictor.labels(predictor.prepare(dataset.image(index))).cpu().numpy()
+                train_ids = predictor.labels(predictor.prepare(np.array(dataset.image(index)))).cpu().numpy()
             except CheckpointError as error:
                 raise CheckpointError(f"{weights}, on {dataset.ids[index]}: {error}") from error
             archive.writestr(zip_entry(f"{dataset.ids[index]}_pred.png"), png_bytes(label_ids(train_ids)))

@@ -31,8 +31,8 @@ from danet.core.console import console
 from danet.core.errors import CheckpointError, ConfigError, DanetError, Interrupted, TrainingError, out_of_memory
 from danet.core.process import Process, peak_memory_gib
 from danet.core.provenance import EnergyMeter
-from danet.data.layout import IGNORE
-from danet.data.loader import Batch, BatchStream, LabelledImages, images_per_process
+from danet.data.layout import IGNORE, LabelledImages
+from danet.data.loader import Batch, BatchStream, images_per_process
 from danet.models import numerics
 from danet.training.batch_norm import synchronise_batch_norm
 from danet.training.checkpoint import Checkpoint, CheckpointStore
@@ -238,7 +238,6 @@ class Trainer:
             world=self.process.world,
             workers=self.workers,
             device=self.device,
-            lazy=self.row.runtime.lazy_crop,
         )
 
     def _train_on(self, stream: BatchStream) -> list[str]:
