@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -79,15 +79,7 @@ def verify_row(
         if weights is None:
             weights = fetch_released(workspace, row.name, progress=progress)
     facts = facts_of(weights, row, workspace.params().released.get(row.name))
-    return evaluate_released(
-        row,
-        workspace,
-        weights,
-        facts,
-        device=device,
-        progress=progress,
-        reuse=reuse,
-    )
+    return evaluate_released(row, workspace, weights, facts, device=device, progress=progress, reuse=reuse)
 
 
 def facts_of(weights: Path, row: Row, spec: Released | None) -> ReleasedFile:
@@ -141,19 +133,14 @@ def verify_all(
     chosen = [row for row in params.rows.values() if params.tables[row.table].published or row.name in params.released]
     results: list[VerifiedRow] = []
     for row in chosen:
-        result = _verify_one(row, workspace, params, device, again)
-        results.append(result)
+        results.append(_verify_one(row, workspace, params, device, again))
         if report is not None:
-            report(result, len(results), len(chosen))
+            report(results[-1], len(results), len(chosen))
     return results
 
 
 def _verify_one(
-    row: Row,
-    workspace: Workspace,
-    params: Params,
-    device: str | torch.device | None,
-    again: bool,
+    row: Row, workspace: Workspace, params: Params, device: str | torch.device | None, again: bool
 ) -> VerifiedRow:
     spec = params.released.get(row.name)
     if spec is None:
@@ -182,8 +169,3 @@ def summary_of(row: Row, metrics: MetricsFile, state: Literal["measured", "kept"
         published_ms_flip=source.miou_ms_flip,
         band=band,
     )
-
-
-def exit_code(results: Iterable[VerifiedRow]) -> int:
-    """Of ``danet verify --all``: 2 if a row failed that had weights and data, else 0."""
-    return 2 if any(result.state == "failed" for result in results) else 0

@@ -26,7 +26,7 @@ from danet.data.prepared import PreparedDataset
 from danet.data.raw import download_dataset
 from danet.evaluation.evaluate import evaluate_row
 from danet.evaluation.submission import label_ids, write_submission
-from danet.evaluation.verify import exit_code, verify_all, verify_row
+from danet.evaluation.verify import verify_all, verify_row
 from danet.models import build_model
 from danet.report import write_table
 from danet.results.schema import EvaluationFile, load
@@ -195,7 +195,6 @@ def test_released_weights_are_taken_from_a_folder_and_verified(
     again = {each.row: each for each in verify_all(workspace, device="cpu")}
     assert again[name].state == "kept"
     assert again[name].miou == results[name].miou
-    assert exit_code(results.values()) == 0
 
     numbers = tmp_path / "published.yaml"
     numbers.write_text(yaml.safe_dump({name: {}}))
