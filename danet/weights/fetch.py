@@ -46,6 +46,7 @@ def fetch_weights(workspace: Workspace, name: str) -> None:
         if file.suffix != ".zip":
             prepare_weights(name, spec, file, out)
             return
+        out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{name}-") as scratch:
             unpack(file, Path(scratch) / "zip", wanted=lambda member: member.endswith(".pth"), progress=False)
             for member in (Path(scratch) / "zip").rglob("*.pth"):

@@ -119,10 +119,11 @@ def _load(file: Path) -> Any:
             with torch.serialization.safe_globals(inert), warnings.catch_warnings(action="ignore"):
                 return torch.load(file, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError as error:
-            name = re.search(r"Unsupported global: GLOBAL (\S+)", str(error))
-            if name is None or any(name[1] == known for _, known in inert):
+            found = re.search(r"Unsupported global: GLOBAL (\S+)", str(error))
+            name = found[1] if found and "." in found[1] else f"builtins.{found[1]}" if found else ""
+            if not name or any(name == known for _, known in inert):
                 raise
-            inert.append((type(name[1], (_Inert,), {}), name[1]))
+            inert.append((type(name, (_Inert,), {}), name))
 
 
 def _state_dict(value: Any) -> Mapping[Any, Any] | None:
