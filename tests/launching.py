@@ -1,15 +1,11 @@
 """Starts functions in several processes that find each other as torchrun's do."""
 
-from __future__ import annotations
-
 import multiprocessing
 import os
 import pickle
 import socket
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.multiprocessing as mp
@@ -17,7 +13,7 @@ import torch.multiprocessing as mp
 from danet.core.errors import DanetError
 
 
-def launch(world: int, function: Callable[..., Any], *arguments: Any) -> list[Any]:
+def launch(world, function, *arguments):
     """What a function of a module returns in each of ``world`` processes, by rank; a DanetError as such."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -30,7 +26,7 @@ def launch(world: int, function: Callable[..., Any], *arguments: Any) -> list[An
         return [pickle.loads((Path(folder) / str(rank)).read_bytes()) for rank in range(world)]
 
 
-def _run(rank: int, world: int, port: int, folder: str, function: Callable[..., Any], arguments: tuple) -> None:
+def _run(rank, world, port, folder, function, arguments):
     torch.set_num_threads(1)
     names = {"WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world, "RANK": rank, "LOCAL_RANK": rank, "MASTER_PORT": port}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", **{name: str(value) for name, value in names.items()}}

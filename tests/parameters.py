@@ -1,16 +1,13 @@
 """Parameters for tests: the repository's, to be changed and used or written."""
 
-from __future__ import annotations
-
 from pathlib import Path
-from typing import Any
 
 from danet.config.yaml import read_raw
 
 ROOT = Path(__file__).parents[1]
 
 
-def raw_params(*, released: bool = True, rows: tuple[str, ...] = ()) -> dict[str, Any]:
+def raw_params(*, released=True, rows=()):
     """The repository's parameters as written, all files in one mapping; a fresh one at each call.
 
     Args:

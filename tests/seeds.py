@@ -1,10 +1,5 @@
 """Weights that count as trained: a file, and the record that the trainer would have left beside it."""
 
-from collections.abc import Callable
-from pathlib import Path
-
-from danet.config.row import Row
-from danet.config.workspace import Workspace
 from danet.core.files import sha256
 from danet.data.prepared import PreparedDataset
 from danet.results import schema, store
@@ -20,9 +15,7 @@ TRAINING = schema.Training(
 )
 
 
-def keep_seed(
-    workspace: Workspace, row: Row, seed: int, save: Callable[[Path], object], *, data: str | None = None
-) -> Path:
+def keep_seed(workspace, row, seed, save, *, data=None):
     """Saves weights as those of a finished seed, trained on the prepared training split (or ``data``)."""
     if data is None:
         data = trained_on(row, lambda split: PreparedDataset(workspace.prepared(row.dataset), split).manifest_hash)

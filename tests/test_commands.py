@@ -1,12 +1,8 @@
 """Every command that a message, docstring or comment names exists, with its options, arguments and stages."""
 
-from __future__ import annotations
-
 import ast
 import re
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import typer
@@ -27,15 +23,15 @@ TEXTS = sorted(
         *(ROOT / "docs").glob("*.md"),
     ]
 )
-CLI: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+CLI = typer.main.get_command(app).commands
 WORD = "DANET-PLACEHOLDER"
 """Stands for what an f-string fills in."""
 
 
-def literals(path: Path) -> Iterator[str]:
+def literals(path):
     """The string literals of a module, with a placeholder for what is filled in."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
-    inside: set[int] = set()
+    inside = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.JoinedStr):
             parts = [str(v.value) if isinstance(v, ast.Constant) else WORD for v in node.values]
@@ -45,7 +41,7 @@ def literals(path: Path) -> Iterator[str]:
             yield node.value
 
 
-def quoted(text: str) -> Iterator[str]:
+def quoted(text):
     """The commands in backticks."""
     for found in re.findall(r"`([^`]+)`", text.replace("``", "`")):
         command = " ".join(found.split())
@@ -53,19 +49,19 @@ def quoted(text: str) -> Iterator[str]:
             yield command
 
 
-def loose(text: str) -> Iterator[str]:
+def loose(text):
     """The beginnings of commands outside of backticks: what runs, its options and stages."""
     plain = re.sub(r"\[/?bold\]", "", re.sub(r"``?[^`]+``?", "", text))
     yield from re.findall(r"(?<![\w./-])((?:danet|dvc) [a-z-]+(?: -{1,2}[a-z-]+)*(?: [\w-]+@[\w-]+)*)", plain)
 
 
-def commands() -> list[tuple[str, str]]:
+def commands():
     found = [(path, c) for path in SOURCES for text in literals(path) for c in (*quoted(text), *loose(text))]
     found += [(path, command) for path in TEXTS for command in quoted(path.read_text(encoding="utf-8"))]
     return sorted({(str(path.relative_to(ROOT)), command) for path, command in found})
 
 
-def problem(command: str, stages: set[str], targets: set[str]) -> str | None:
+def problem(command, stages, targets):
     """What is wrong with a command line, if anything is."""
     words = [word for word in re.split(r" [|>&#]|[;,]", command)[0].split() if word not in {"...", "…"}]
     if len(words) == 1:
@@ -86,7 +82,7 @@ def problem(command: str, stages: set[str], targets: set[str]) -> str | None:
     return f"danet {words[1]} has no option {wrong[0]}" if wrong else None
 
 
-def problem_of_dvc(words: list[str], stages: set[str]) -> str | None:
+def problem_of_dvc(words, stages):
     try:
         get_main_parser().parse_args(words)
     except SystemExit as error:
@@ -101,16 +97,16 @@ def problem_of_dvc(words: list[str], stages: set[str]) -> str | None:
 
 
 @pytest.fixture(scope="module")
-def stages() -> set[str]:
+def stages():
     return set(yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"])
 
 
 @pytest.fixture(scope="module")
-def targets() -> set[str]:
+def targets():
     return set(re.findall(r"^([a-z][a-z-]*):", (ROOT / "Makefile").read_text(), re.MULTILINE))
 
 
-def test_every_command_that_is_named_exists(stages: set[str], targets: set[str]) -> None:
+def test_every_command_that_is_named_exists(stages, targets):
     found = commands()
     assert len(found) > 50, "the commands are no longer found"
     wrong = [f"{path}: `{command}`: {text}" for path, command in found if (text := problem(command, stages, targets))]
@@ -121,5 +117,5 @@ def test_every_command_that_is_named_exists(stages: set[str], targets: set[str])
     "command",
     ["danet weights", "danet demo", "danet rows --row X", "dvc repro trian@ROW", "dvc repro --no-such", "make nothing"],
 )
-def test_a_wrong_command_is_found(stages: set[str], targets: set[str], command: str) -> None:
+def test_a_wrong_command_is_found(stages, targets, command):
     assert problem(command, stages, targets) is not None

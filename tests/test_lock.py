@@ -1,7 +1,5 @@
 """requirements.lock: what pyproject.toml asks for, each version with its hashes, and where it comes from left open."""
 
-from __future__ import annotations
-
 import re
 import tomllib
 from pathlib import Path
@@ -13,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 LOCK = (ROOT / "requirements.lock").read_text(encoding="utf-8")
 
 
-def test_every_version_has_hashes_and_no_address() -> None:
+def test_every_version_has_hashes_and_no_address():
     entries = re.split(r"\n(?=[a-z])", LOCK)[1:]
     assert len(entries) > 100
     assert [
@@ -22,7 +20,7 @@ def test_every_version_has_hashes_and_no_address() -> None:
     assert "://" not in LOCK
 
 
-def test_it_has_what_pyproject_asks_for() -> None:
+def test_it_has_what_pyproject_asks_for():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     versions = dict(re.findall(r"^([a-z0-9.-]+)==([^ ]+)", LOCK, re.MULTILINE))
     for text in [*project["dependencies"], *project["optional-dependencies"]["dev"]]:

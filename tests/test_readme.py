@@ -1,7 +1,5 @@
 """What the README says: its counts are those of the metrics files, its example runs, its links lead somewhere."""
 
-from __future__ import annotations
-
 import re
 import runpy
 import shutil
@@ -26,11 +24,11 @@ TABLES = ("mmsegmentation", "sssegmentation", "official", "clusterdanet")
 DATASETS = ("cityscapes", "ade20k", "voc2012")
 
 
-def measured(table: str, file: str) -> int:
+def measured(table, file):
     return len(list((ROOT / "reports/metrics" / table).glob(f"*/{file}")))
 
 
-def test_the_first_screen_counts_what_is_there() -> None:
+def test_the_first_screen_counts_what_is_there():
     params = load_params(ROOT / "params.yaml")
     rows, retrained, verified = (
         sum(len(params.table_rows(table)) for table in TABLES),
@@ -41,14 +39,14 @@ def test_the_first_screen_counts_what_is_there() -> None:
     assert expected in README, f"the README must say: {expected}"
 
 
-def test_camvid_is_given_as_in_the_reports() -> None:
+def test_camvid_is_given_as_in_the_reports():
     [line] = [line for line in (ROOT / "reports/README.md").read_text("utf-8").splitlines() if "](camvid.md)" in line]
     [span] = re.findall(r"mIoU [\d.]+ to [\d.]+", line)
     assert span in README.replace("\n", " "), f"the README must say: {span}"
 
 
 @pytest.mark.parametrize("table", TABLES)
-def test_published_and_measured(table: str) -> None:
+def test_published_and_measured(table):
     rows = load_params(ROOT / "params.yaml").table_rows(table)
     cells = [str(len(rows))]
     for dataset in DATASETS:
@@ -60,7 +58,7 @@ def test_published_and_measured(table: str) -> None:
     assert line in README, f"the README must say: {line}"
 
 
-def test_the_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_example_runs(tmp_path, monkeypatch, capsys):
     [code] = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     shutil.copytree(ROOT / "recipes", tmp_path / "recipes")
     for path in ROOT.glob("*.yaml"):
@@ -85,7 +83,7 @@ def test_the_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
 
 
 @pytest.mark.parametrize("path", TEXTS, ids=lambda path: path.name)
-def test_links_lead_somewhere(path: Path) -> None:
+def test_links_lead_somewhere(path):
     for target, anchor in re.findall(r"\]\((?!https?:)([^)#\s]*)(?:#([^)\s]*))?\)", path.read_text(encoding="utf-8")):
         file = (path.parent / target).resolve() if target else path
         assert file.exists(), f"{path.name}: {target} does not exist"
@@ -96,7 +94,7 @@ def test_links_lead_somewhere(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", TEXTS, ids=lambda path: path.name)
-def test_files_that_are_named_exist(path: Path) -> None:
+def test_files_that_are_named_exist(path):
     if path.name.startswith("adding-a-"):  # their files are the reader's to write; tests/pipelines/test_guides.py does
         return
     named = re.findall(r"`((?:\.ci|benchmarks|danet|docs|pipelines|recipes|tests)/[\w./-]+)`", path.read_text("utf-8"))

@@ -1,7 +1,5 @@
 """The rooms of CONTRIBUTING.md: imports point one way, and `danet/` fits on a screen."""
 
-from __future__ import annotations
-
 import ast
 import re
 from graphlib import CycleError, TopologicalSorter
@@ -16,7 +14,7 @@ MODULES = {
 }
 
 
-def imports(path: Path) -> set[str]:
+def imports(path):
     """Modules that a file imports, without those for annotations alone."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     typing = {
@@ -25,7 +23,7 @@ def imports(path: Path) -> set[str]:
         if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
         for inner in ast.walk(node)
     }
-    found: set[str] = set()
+    found = set()
     for node in ast.walk(tree):
         if id(node) in typing:
             continue
@@ -42,45 +40,45 @@ GRAPH = {
 }
 
 
-def room(module: str) -> str:
+def room(module):
     return module.split(".")[1] if "." in module else ""
 
 
-ROOMS: dict[str, set[str]] = {}
+ROOMS = {}
 for _name, _others in GRAPH.items():
     if room(_name):
         ROOMS.setdefault(room(_name), set()).update({room(other) for other in _others} - {"", room(_name)})
 
 
 @pytest.mark.parametrize("graph", [GRAPH, ROOMS], ids=["modules", "rooms"])
-def test_no_cycle(graph: dict[str, set[str]]) -> None:
+def test_no_cycle(graph):
     try:
         TopologicalSorter(graph).prepare()
     except CycleError as error:
         pytest.fail(f"import each other: {' -> '.join(error.args[1])}")
 
 
-def test_a_cycle_would_be_seen(tmp_path: Path) -> None:
+def test_a_cycle_would_be_seen(tmp_path):
     (tmp_path / "a.py").write_text("def f():\n    from danet.config.row import Row\n")
     assert "danet.config.row" in imports(tmp_path / "a.py")
     with pytest.raises(CycleError):
         TopologicalSorter(GRAPH | {"danet.config.row": {"danet.cli.app"}}).prepare()
 
 
-def test_the_lower_rooms_know_nothing_of_the_upper_ones() -> None:
+def test_the_lower_rooms_know_nothing_of_the_upper_ones():
     assert ROOMS["core"] == set()
     assert ROOMS["config"] == ROOMS["acquire"] == {"core"}
     assert ROOMS["models"] <= {"core", "config"}
     assert ROOMS["data"] <= {"core", "config", "acquire"}
 
 
-def test_the_library_imports_neither_stages_nor_measuring() -> None:
+def test_the_library_imports_neither_stages_nor_measuring():
     outside = {"pipelines", "benchmarks", "tests", "dvc"}
     for path in MODULES.values():
         assert not {name.split(".")[0] for name in imports(path)} & outside, path
 
 
-def test_the_map_lists_the_rooms() -> None:
+def test_the_map_lists_the_rooms():
     entries = {path.name for path in (ROOT / "danet").iterdir() if path.name not in {"__init__.py", "__pycache__"}}
     rooms = {name for name in entries if any((ROOT / "danet" / name).rglob("*.py")) or name.endswith(".py")}
     assert len(rooms) <= 12

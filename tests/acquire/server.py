@@ -8,9 +8,7 @@ import re
 import socketserver
 import threading
 import time
-from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
 
 import pytest
 
@@ -37,7 +35,7 @@ class Site:
     login: bool = True
     url: str = ""
 
-    def ranges_asked(self) -> list[str | None]:
+    def ranges_asked(self):
         return [headers.get("Range") for _, headers in self.asked]
 
 
@@ -45,10 +43,10 @@ class Handler(BaseHTTPRequestHandler):
     site: Site
     protocol_version = "HTTP/1.1"
 
-    def log_message(self, *args: Any) -> None:
+    def log_message(self, *args):
         pass
 
-    def do_POST(self) -> None:
+    def do_POST(self):
         self.site.posted.append(self.rfile.read(int(self.headers["Content-Length"])).decode())
         self.send_response(200)
         if self.site.login:
@@ -56,7 +54,7 @@ class Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", "0")
         self.end_headers()
 
-    def do_GET(self) -> None:
+    def do_GET(self):
         site = self.site
         site.asked.append((self.path, dict(self.headers)))
         path = self.path
@@ -91,7 +89,7 @@ class Handler(BaseHTTPRequestHandler):
             self.end_headers()
             return
         self.send_response(206 if start else 200)
-        headers: dict[str, str | None] = dict(site.headers)
+        headers = dict(site.headers)
         if start:
             headers["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
         if site.chunked:
@@ -125,12 +123,12 @@ class Server(ThreadingHTTPServer):
     daemon_threads = True
     block_on_close = False
 
-    def handle_error(self, request: Any, client_address: Any) -> None:
+    def handle_error(self, request, client_address):
         pass  # clients hang up on purpose
 
 
 @pytest.fixture
-def site() -> Iterator[Site]:
+def site():
     site = Site()
     handler = type("ThisHandler", (Handler,), {"site": site})
     server = Server(("127.0.0.1", 0), handler)

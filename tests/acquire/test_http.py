@@ -23,13 +23,13 @@ def fetch(site: Site, path: Path, checksum: str | None = SHA256, name: str = "/a
     fetch_file(site.url + name, checksum, path, progress=False)
 
 
-def left(folder: Path) -> list[str]:
+def left(folder):
     return sorted(path.name for path in folder.iterdir())
 
 
 @pytest.mark.parametrize("algorithm", ["md5", "sha1", "sha256"])
 @pytest.mark.parametrize("digits", [None, 8])
-def test_checksums(site: Site, tmp_path: Path, algorithm: str, digits: int | None) -> None:
+def test_checksums(site, tmp_path, algorithm, digits):
     site.files["/a.zip"] = DATA
     digest = hashlib.new(algorithm, DATA).hexdigest()[:digits]
     fetch(site, tmp_path / "a.zip", f"{algorithm}:{digest}")
@@ -51,7 +51,7 @@ def test_wrong_checksum(site: Site, tmp_path: Path, present: bool) -> None:
     assert not present or (tmp_path / "a.zip").read_bytes() == b"what was there"
 
 
-def test_wrong_file_is_replaced(site: Site, tmp_path: Path) -> None:
+def test_wrong_file_is_replaced(site, tmp_path):
     site.files["/a.zip"] = DATA
     (tmp_path / "a.zip").write_bytes(b"half")
     fetch(site, tmp_path / "a.zip", SHA256)
@@ -112,7 +112,7 @@ def test_part_that_is_whole_or_longer(site: Site, tmp_path: Path, more: bytes) -
         (429, "429", 3),
     ],
 )
-def test_statuses(site: Site, tmp_path: Path, status: int, problem: str, attempts: int) -> None:
+def test_statuses(site, tmp_path, status, problem, attempts):
     site.status["/a.zip"] = status
     with pytest.raises(DownloadError, match=problem) as error:
         fetch(site, tmp_path / "a.zip")
@@ -121,12 +121,12 @@ def test_statuses(site: Site, tmp_path: Path, status: int, problem: str, attempt
     assert left(tmp_path) == []
 
 
-def test_server_that_recovers(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_server_that_recovers(site, tmp_path, monkeypatch):
     site.files["/a.zip"] = DATA
     site.status["/a.zip"] = 503
-    pauses: list[float] = []
+    pauses = []
 
-    def sleep(seconds: float) -> None:
+    def sleep(seconds):
         pauses.append(seconds)
         if len(pauses) == 2:
             del site.status["/a.zip"]
@@ -136,13 +136,13 @@ def test_server_that_recovers(site: Site, tmp_path: Path, monkeypatch: pytest.Mo
     assert pauses == [http.PAUSE_S, 2 * http.PAUSE_S]
 
 
-def test_no_server(tmp_path: Path) -> None:
+def test_no_server(tmp_path):
     with pytest.raises(DownloadError, match=r"no connection to the server \(3 attempts"):
         fetch_file("http://127.0.0.1:9/a.zip", None, tmp_path / "a.zip", progress=False)
 
 
 @pytest.mark.parametrize("url", ["nonsense", "http://", "ftp://host/file"])
-def test_url_that_is_none(tmp_path: Path, url: str) -> None:
+def test_url_that_is_none(tmp_path, url):
     with pytest.raises(DownloadError, match="correct the URL"):
         fetch_file(url, None, tmp_path / "a.zip", progress=False)
 
@@ -188,7 +188,7 @@ def test_silence_is_given_up(site: Site, tmp_path: Path) -> None:
         fetch(site, tmp_path / "a.zip")
 
 
-def test_redirects(site: Site, tmp_path: Path) -> None:
+def test_redirects(site, tmp_path):
     site.files["/a.zip"] = DATA
     site.redirects = {"/old.zip": "/older.zip", "/older.zip": f"{site.url}/a.zip"}
     fetch(site, tmp_path / "a.zip", name="/old.zip")

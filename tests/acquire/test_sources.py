@@ -1,7 +1,5 @@
 """One order of sources for every file, and one way to obtain it."""
 
-from __future__ import annotations
-
 import hashlib
 import re
 from pathlib import Path
@@ -19,7 +17,7 @@ DATA = bytes(range(256)) * 4000
 WANTED = Wanted("a.bin", "group", "http://127.0.0.1:9/a.bin", f"sha256:{hashlib.sha256(DATA).hexdigest()}")
 
 
-def put(path: Path, data: bytes = DATA) -> Path:
+def put(path, data=DATA):
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(data)
     return path
@@ -30,7 +28,7 @@ def get(wanted: Wanted, places: Places, target: Path) -> tuple[bytes, str]:
     return path.read_bytes(), source.kind
 
 
-def test_the_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_order(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("DANET_ARCHIVES", "~/named")
     monkeypatch.setenv("DANET_MIRROR", "http://mirror/path/")
@@ -49,7 +47,7 @@ def test_the_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ]
 
 
-def test_home_is_expanded_everywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_home_is_expanded_everywhere(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("DANET_CAMVID", "~/CamVid")
     assert unpacked_folder("camvid") == tmp_path / "CamVid"
@@ -60,7 +58,7 @@ def test_home_is_expanded_everywhere(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize("checksum", [WANTED.checksum, None])
-def test_each_source_that_fails_is_followed_by_the_next(site: Site, tmp_path: Path, checksum: str | None) -> None:
+def test_each_source_that_fails_is_followed_by_the_next(site, tmp_path, checksum):
     """A wrong local file, a mirror without it, then the URL; what broke off is resumed by a later call."""
     site.files = {"/official/a.bin": DATA}
     wanted = Wanted("a.bin", "group", f"{site.url}/official/a.bin", checksum)
@@ -88,7 +86,7 @@ def test_each_source_that_fails_is_followed_by_the_next(site: Site, tmp_path: Pa
     ("content", "problem"),
     [(b"", "has zero bytes"), (b"<!DOCTYPE html>", "is a web page"), (b"\xef\xbb\xbf <html>", "is a web page")],
 )
-def test_rubbish_placed_by_hand_is_not_taken(tmp_path: Path, content: bytes, problem: str) -> None:
+def test_rubbish_placed_by_hand_is_not_taken(tmp_path, content, problem):
     file = put(tmp_path / "a.bin", content)
     with pytest.raises(DownloadError, match=rf"{file}: {problem}.*; replace or delete it"):
         get(Wanted("a.bin", "group"), Places(tmp_path), tmp_path / "t")
@@ -96,7 +94,7 @@ def test_rubbish_placed_by_hand_is_not_taken(tmp_path: Path, content: bytes, pro
     assert get(Wanted("a.bin", "group"), Places(tmp_path), tmp_path / "t") == (DATA, "local folder")
 
 
-def test_where_to_place_it_by_hand(tmp_path: Path) -> None:
+def test_where_to_place_it_by_hand(tmp_path):
     """Following the message is enough; a link to Google Drive is for a browser and not asked for by us."""
     link = "https://drive.google.com/open?id=1XmpFEF-tbPH0Rmv4eKRxYJngr3pTbj6p"
     for url in (link, None):
@@ -109,12 +107,12 @@ def test_where_to_place_it_by_hand(tmp_path: Path) -> None:
         assert get(wanted, places, tmp_path / "t") == (DATA, "local folder")
 
 
-def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
+def test_a_folder_that_is_not_there(tmp_path):
     with pytest.raises(DownloadError, match=f"{tmp_path / 'typo'}: no such folder"):
         get(Wanted("a.bin", "group"), Places(tmp_path, named=tmp_path / "typo"), tmp_path / "t")
 
 
-def test_credentials_are_not_shown(site: Site, tmp_path: Path) -> None:
+def test_credentials_are_not_shown(site, tmp_path):
     places = Places(tmp_path, mirror=site.url.replace("http://", "http://me:secret@"))
     with pytest.raises(DownloadError) as error:
         get(WANTED, places, tmp_path / "t")
@@ -122,7 +120,7 @@ def test_credentials_are_not_shown(site: Site, tmp_path: Path) -> None:
     assert f"{site.url}/a.bin" in str(error.value)
 
 
-def test_cityscapes_login(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cityscapes_login(site, tmp_path, monkeypatch):
     monkeypatch.setattr(cityscapes_login, "SITE", site.url)
     wanted, places = Wanted("gtFine.zip", "cityscapes", package=1), Places(tmp_path / "archives")
     with pytest.raises(DownloadError) as error:

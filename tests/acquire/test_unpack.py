@@ -1,10 +1,7 @@
 """Archives are unpacked whole, or refused with one message that names them."""
 
-from __future__ import annotations
-
 import errno
 import tarfile
-from pathlib import Path
 
 import pytest
 
@@ -16,17 +13,17 @@ FILES = {"top/a.txt": b"alpha", "top/sub/b.bin": bytes(range(256)) * 40, "top/em
 KINDS = ["zip", "tar", "tgz"]
 
 
-def info(name: str, kind: bytes = tarfile.REGTYPE, link: str = "") -> tarfile.TarInfo:
+def info(name, kind=tarfile.REGTYPE, link=""):
     entry = tarfile.TarInfo(name)
     entry.type, entry.linkname = kind, link
     return entry
 
 
-def contents(folder: Path) -> dict[str, bytes]:
+def contents(folder):
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def good(tmp_path: Path, kind: str) -> Path:
+def good(tmp_path, kind):
     path = tmp_path / f"good.{kind}"
     if kind == "zip":
         return zip_of(path, FILES)
@@ -34,7 +31,7 @@ def good(tmp_path: Path, kind: str) -> Path:
     return tar_of(path, [(info(name), data) for name, data in FILES.items()], mode)
 
 
-def refused(archive: Path) -> str:
+def refused(archive):
     before = sorted(path.name for path in archive.parent.iterdir())
     with pytest.raises(ArchiveError) as error:
         unpack(archive, archive.parent / "out", progress=False, remedy="do this")
@@ -45,7 +42,7 @@ def refused(archive: Path) -> str:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_whole_archive(tmp_path: Path, kind: str) -> None:
+def test_whole_archive(tmp_path, kind):
     archive = good(tmp_path, kind)
     assert damage(archive) is None
     assert unpack(archive, tmp_path / "out", progress=False) == 3
@@ -53,7 +50,7 @@ def test_whole_archive(tmp_path: Path, kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["zip", "tgz"])
-def test_only_what_is_wanted(tmp_path: Path, kind: str) -> None:
+def test_only_what_is_wanted(tmp_path, kind):
     count = unpack(good(tmp_path, kind), tmp_path / "out", wanted=lambda name: name.endswith(".txt"), progress=False)
     assert count == 1
     assert contents(tmp_path / "out") == {"top/a.txt": b"alpha"}
@@ -79,7 +76,7 @@ def test_no_member_of_a_zip_leads_out(tmp_path: Path, name: str) -> None:
     ],
     ids=lambda member: f"{member.name}-{member.linkname}",
 )
-def test_a_member_that_leads_out_of_a_tar(tmp_path: Path, member: tarfile.TarInfo) -> None:
+def test_a_member_that_leads_out_of_a_tar(tmp_path, member):
     refused(tar_of(tmp_path / "bad.tar", [(info("good"), b"1"), (member, b"")]))
     assert not (tmp_path / "up").exists()
 
@@ -96,7 +93,7 @@ def test_cut_anywhere_is_refused(tmp_path: Path, kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["zip", "tgz"])
-def test_flipped_bytes(tmp_path: Path, kind: str) -> None:
+def test_flipped_bytes(tmp_path, kind):
     path = good(tmp_path, kind)
     data = bytearray(path.read_bytes())
     place = len(data) // 3

@@ -1,13 +1,9 @@
 """The speed harness on tiny cases, its arithmetic on made-up times, and operations and cost against closed forms."""
 
-from __future__ import annotations
-
 import copy
 import json
 import subprocess
 import sys
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -16,7 +12,7 @@ from typer.testing import CliRunner
 from benchmarks.speed import cases, page, results, worker
 from benchmarks.speed.profile import group_of
 from danet.cli.app import app
-from danet.config.params import Params, load_params
+from danet.config.params import load_params
 from danet.config.row import Numerics, Test
 from danet.core import provenance
 from danet.evaluation import cost, flops
@@ -26,16 +22,16 @@ R50 = cases.published_model("resnet50", 8)
 
 
 @pytest.fixture(scope="module")
-def params() -> Params:
+def params():
     return load_params(ROOT / "params.yaml")
 
 
 @pytest.mark.parametrize(("size", "tflop"), [((512, 512), 0.44), ((512, 1024), 0.92), ((1024, 2048), 4.6)])
-def test_operations_of_mmsegmentation_s_network(size: Any, tflop: float) -> None:
+def test_operations_of_mmsegmentation_s_network(size, tflop):
     assert flops.count(R50, 19, size).flop / 1e12 == pytest.approx(tflop, rel=0.01)
 
 
-def test_operations_of_the_heads_follow_from_their_shapes() -> None:
+def test_operations_of_the_heads_follow_from_their_shapes():
     main, every = flops.count(R50, 19, (64, 64), all_heads=False), flops.count(R50, 19, (64, 64))
     positions = 8 * 8
     auxiliary = 2 * positions * 256 * (1024 * 9 + 19)
@@ -45,18 +41,18 @@ def test_operations_of_the_heads_follow_from_their_shapes() -> None:
     assert every.bytes > 4 * 49_846_574  # every weight is read
 
 
-def test_kept_counts_are_those_of_today_s_networks(params: Params) -> None:
+def test_kept_counts_are_those_of_today_s_networks(params):
     assert flops.recount(params) == json.loads(flops.KEPT.read_text()), "run `python -m danet.evaluation.flops`"
 
 
-def test_a_network_that_is_not_kept_is_counted(params: Params) -> None:
+def test_a_network_that_is_not_kept_is_counted(params):
     row = params.row("camvid-r50-d16-short")
     crop = row.augment.model_copy(update={"crop_size": (64, 96)})
     counted = flops.count_row(row.model_copy(update={"augment": crop}), params)
     assert counted.crop_flop == flops.count(row.model, 11, (64, 96)).flop
 
 
-def test_operations_of_rows_count_windows_and_mirror_images(params: Params) -> None:
+def test_operations_of_rows_count_windows_and_mirror_images(params):
     sliding = flops.count_row(params.row("mmseg-r50-d8-cityscapes-769x769-40k"), params)
     assert (sliding.passes, sliding.input) == (8, (769, 769))
     official = flops.count_row(params.row("official-danet-r101-d8-cityscapes"), params)
@@ -64,7 +60,7 @@ def test_operations_of_rows_count_windows_and_mirror_images(params: Params) -> N
     assert official.test_flop == 16 * official.crop_flop  # crop and window are 768 x 768
 
 
-def test_a_row_is_timed_as_its_numbers_were_measured(params: Params) -> None:
+def test_a_row_is_timed_as_its_numbers_were_measured(params):
     """Published: 8 windows of a whole image one after another, training with 2 images on a GPU and explicit maps."""
     row = params.row("mmseg-r50-d8-cityscapes-769x769-40k")
     train, infer = cases.row_cases(row, params, ["train", "infer"])
@@ -84,7 +80,7 @@ def test_a_row_is_timed_as_its_numbers_were_measured(params: Params) -> None:
     assert voc.batch == 4
 
 
-def test_the_worker_follows_the_protocol() -> None:
+def test_the_worker_follows_the_protocol():
     """Resized before the clock starts, two windows, and a label map of the image's own size."""
     test = Test(resize="fit", scale=(32, 48), mode="slide", window=(32, 32), stride=(32, 32))
     case = cases.Case("infer", "R-50 D16", (48, 72), 1, cases.published_model("resnet50", 16), threads=1, test=test)
@@ -93,16 +89,16 @@ def test_the_worker_follows_the_protocol() -> None:
     threads = torch.get_num_threads()
     labels = worker.build(request)()
     torch.set_num_threads(threads)
-    assert labels.shape == (48, 72)  # type: ignore[attr-defined]
+    assert labels.shape == (48, 72)
 
 
-def line(name: str, seconds: list[float], what: str = "infer", numerics: Any = Numerics()) -> results.Measured:  # noqa: B008
+def line(name, seconds, what="infer", numerics=Numerics()):  # noqa: B008
     case = cases.Case(what, "R-50 D8", (64, 64), 2 if what == "train" else 1, R50)
     implementation = cases.Implementation(name, numerics)
     return results.Measured(case, implementation, seconds, dict(enumerate(seconds)), peak_gb=1.5, torch="9.9")
 
 
-def test_ratios_are_taken_round_by_round() -> None:
+def test_ratios_are_taken_round_by_round():
     # the machine is three times as slow in the second round, for both
     lines = [line("fast", [1.0, 3.0, 1.0]), line(cases.PEER, [2.0, 6.0, 2.2], numerics=None)]
     assert results.against_peer(lines[0], lines) == pytest.approx(2.0)
@@ -110,7 +106,7 @@ def test_ratios_are_taken_round_by_round() -> None:
     assert results.against_peer(lines[0], lines) is None
 
 
-def test_record_of_a_measurement_is_the_roofline_s_arithmetic() -> None:
+def test_record_of_a_measurement_is_the_roofline_s_arithmetic():
     lines = [line("fast", [1.0, 2.0, 3.0, 4.0, 5.0], "train"), line(cases.PEER, [6.0] * 5, "train", None)]
     peaks = results.Peaks({"fp32": 1e10}, 1e9)
     record = results.record(lines[0], lines, peaks)
@@ -123,7 +119,7 @@ def test_record_of_a_measurement_is_the_roofline_s_arithmetic() -> None:
     assert float(record["tflop_per_s"]) == pytest.approx(3 * work.flop / 3.0 / 1e12, rel=1e-3)
 
 
-def test_tables_pages_and_cost_are_made_from_the_files(tmp_path: Path, params: Params) -> None:
+def test_tables_pages_and_cost_are_made_from_the_files(tmp_path, params):
     lines = [line("fast", [1.0]), line("fast", [2.0], "train"), line(cases.PEER, [4.0], numerics=None)]
     failed = line("reference", [])
     failed.error = "RuntimeError: no | memory"
@@ -159,16 +155,16 @@ def test_tables_pages_and_cost_are_made_from_the_files(tmp_path: Path, params: P
     assert cost.row_cost(row, params, None).hours is None
 
 
-def test_hours_for_people() -> None:
+def test_hours_for_people():
     assert [cost.duration(h) for h in (0.001, 0.5, 7 / 6, 30.2, 96)] == [
         "about 1 min", "about 30 min", "about 1 h 10 min", "about 30 h", "about 4 days",
     ]  # fmt: skip
 
 
-def test_worker_answers_and_reports_what_fails() -> None:
+def test_worker_answers_and_reports_what_fails():
     case = cases.Case("infer", "R-50 D16", (32, 32), 1, cases.published_model("resnet50", 16), threads=1)
     implementation = cases.implementations("infer", "cpu")[1]
-    requests: list[dict[str, Any]] = [
+    requests = [
         {"op": "prepare", "case": case.request(implementation, "cpu", 1)}, {"op": "time"}, {"op": "finish"},
         {"op": "prepare", "case": {"what": "nonsense", "device": "cpu", "threads": 1}}, {"op": "time"},
     ]  # fmt: skip
@@ -184,7 +180,7 @@ def test_worker_answers_and_reports_what_fails() -> None:
     assert "error" in answers[4]
 
 
-def test_cases_know_whether_mmsegmentation_has_their_network(params: Params) -> None:
+def test_cases_know_whether_mmsegmentation_has_their_network(params):
     peers = {name: cases.Case("infer", name, (8, 8), model=row.model).has_peer for name, row in params.rows.items()}
     assert peers["mmseg-r101-d8-ade20k-80k"]
     assert not peers["official-dranet-r101-d8-cityscapes"]
@@ -194,7 +190,7 @@ def test_cases_know_whether_mmsegmentation_has_their_network(params: Params) -> 
     assert {case.size for case in grid} == {(512, 512), (512, 1024), (769, 769), (1024, 2048)}
 
 
-def test_commands_refuse_what_makes_no_sense() -> None:
+def test_commands_refuse_what_makes_no_sense():
     for arguments in (["benchmark"], ["flops"], ["benchmark", "--all-shapes", "--what", "speed"]):
         result = CliRunner().invoke(app, [*arguments, "-C", str(ROOT)])
         assert result.exit_code != 0
@@ -212,5 +208,5 @@ def test_commands_refuse_what_makes_no_sense() -> None:
         ("aten::threshold_backward", "element by element"),
     ],
 )
-def test_operators_find_their_group(name: str, group: str) -> None:
+def test_operators_find_their_group(name, group):
     assert group_of(name) == group

@@ -1,7 +1,5 @@
 """The memory of a process tree, against processes of known size."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The scaling benchmark's arithmetic."""
 
-from __future__ import annotations
-
 import pytest
 
 from benchmarks.scaling import __main__ as scaling

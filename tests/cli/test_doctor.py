@@ -1,9 +1,5 @@
 """``danet doctor`` asks the same sources as the stages, and states true sizes."""
 
-from __future__ import annotations
-
-from pathlib import Path
-
 import pytest
 
 from danet.cli import doctor
@@ -17,12 +13,12 @@ from tests.parameters import ROOT, raw_params
 pytestmark = pytest.mark.usefixtures("no_environment")
 
 
-def state(workspace: Workspace, name: str) -> tuple[str, str]:
+def state(workspace, name):
     found = doctor.dataset_state(name, workspace.params().dataset(name), workspace)
     return found["state"], found["how"]
 
 
-def test_where_a_dataset_comes_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_a_dataset_comes_from(tmp_path, monkeypatch):
     raw = raw_params()
     raw["datasets"]["camvid"] |= {"archives": [{"file": "CamVid.zip"}]}
     write_raw(raw, tmp_path)
@@ -46,7 +42,7 @@ def test_where_a_dataset_comes_from(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert "dvc repro -f -s download@camvid" in state(workspace, "camvid")[1]
 
 
-def test_sizes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sizes(tmp_path, monkeypatch):
     """The size of raw storage is that of what a conversion writes, for images as large as those of Cityscapes."""
     spec = camvid_spec(1, storage="raw")
     monkeypatch.setitem(doctor.PIXELS, "camvid", 512 * 1024)
@@ -57,7 +53,7 @@ def test_sizes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert round(doctor.disk_gb(cityscapes)["prepared"]) == 39
 
 
-def test_a_link_is_told(tmp_path: Path) -> None:
+def test_a_link_is_told(tmp_path):
     assert doctor._link(Workspace(tmp_path)) is None
     (tmp_path / "disk").mkdir()
     (tmp_path / "data").symlink_to(tmp_path / "disk")
@@ -66,7 +62,7 @@ def test_a_link_is_told(tmp_path: Path) -> None:
     assert f"dvc cache dir --local {tmp_path}/disk" in str(doctor._link(Workspace(tmp_path)))
 
 
-def test_sections_come_as_they_are_known_and_hours_per_table(capsys: pytest.CaptureFixture[str]) -> None:
+def test_sections_come_as_they_are_known_and_hours_per_table(capsys):
     sections = doctor.examine(Workspace(ROOT))
     assert next(sections)[0] == "software"  # nothing else has been looked at yet
     rows = dict(sections)["rows"]

@@ -1,9 +1,5 @@
 """Commands that are told where to write keep what is there."""
 
-from __future__ import annotations
-
-from pathlib import Path
-
 import pytest
 from typer.testing import CliRunner
 
@@ -22,7 +18,7 @@ from tests.parameters import raw_params
         ("submit", "mmseg-r50-d8-cityscapes-512x1024-40k", "--weights", "seed0.safetensors"),
     ],
 )
-def test_a_users_file_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...]) -> None:
+def test_a_users_file_is_kept(tmp_path, monkeypatch, command):
     write_raw(raw_params(), tmp_path)
     monkeypatch.chdir(tmp_path)  # a workspace without data
     mine = tmp_path / "mine"

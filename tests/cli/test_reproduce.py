@@ -1,21 +1,16 @@
 """`danet reproduce`: a table made here is run again, with a small model for DANet, and found to agree or not."""
 
-from __future__ import annotations
-
 import json
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
 from danet.cli import reproduce
 from danet.cli.app import app
-from danet.config.row import Row
 from danet.config.workspace import Workspace
 from danet.config.yaml import write_raw
-from danet.core.errors import CheckpointError, ConfigError, DanetError, DataError
+from danet.core.errors import CheckpointError, ConfigError, DataError
 from danet.evaluation import evaluate, subject
 from danet.evaluation.evaluate import evaluate_row
 from danet.report import write_table
@@ -29,7 +24,7 @@ NAME = "camvid-r50-d8"
 
 
 @pytest.fixture
-def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
+def workspace(tmp_path, monkeypatch):
     """One row of two seeds, evaluated and reported; the model reads the class from the grey level."""
     raw = raw_params(rows=(NAME,))
     raw["rows"][NAME]["seeds"] = [3, 5]
@@ -48,16 +43,16 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
     return space
 
 
-def save(row: Row, space: Workspace, *_: Any, **__: Any) -> None:
+def save(row, space, *_, **__):
     for seed in row.seeds:
         keep_seed(space, row, seed, lambda path: path.write_bytes(b"weights"), data=Shades.manifest_hash)
 
 
-def report(space: Workspace) -> Path:
+def report(space):
     return space.reports() / "tables" / "camvid.json"
 
 
-def edit(space: Workspace, change: Callable[[dict[str, Any]], None]) -> Path:
+def edit(space, change):
     data = json.loads(report(space).read_text())
     change(data["rows"][0])
     path = space.root / "colleague.json"
@@ -65,7 +60,7 @@ def edit(space: Workspace, change: Callable[[dict[str, Any]], None]) -> Path:
     return path
 
 
-def test_our_own_report_is_reproduced_to_the_last_digit(workspace: Workspace) -> None:
+def test_our_own_report_is_reproduced_to_the_last_digit(workspace):
     before = {p: p.read_bytes() for p in workspace.metrics(workspace.params().row(NAME)).iterdir()}
     check = reproduce.check_row(report(workspace), NAME, workspace, device="cpu")
     assert check.agrees
@@ -77,7 +72,7 @@ def test_our_own_report_is_reproduced_to_the_last_digit(workspace: Workspace) ->
     assert {p: p.read_bytes() for p in before} == before
 
 
-def test_a_number_outside_the_band_does_not_agree(workspace: Workspace) -> None:
+def test_a_number_outside_the_band_does_not_agree(workspace):
     path = edit(workspace, lambda row: row["measured"].update(miou=row["measured"]["miou"] + 0.06))
     check = reproduce.check_row(path, NAME, workspace, device="cpu")
     assert (check.agrees, check.identical) == (False, False)
@@ -88,8 +83,8 @@ def test_a_number_outside_the_band_does_not_agree(workspace: Workspace) -> None:
     assert "DOES NOT AGREE" in result.output
 
 
-def test_other_hardware_is_named_and_has_the_released_band(workspace: Workspace) -> None:
-    def elsewhere(row: dict[str, Any]) -> None:
+def test_other_hardware_is_named_and_has_the_released_band(workspace):
+    def elsewhere(row):
         row["measured"]["miou"] += 0.04
         for stage in row["provenance"]:
             stage["provenance"] |= {"gpu": "NVIDIA H200", "torch": "2.12.0"}
@@ -101,8 +96,8 @@ def test_other_hardware_is_named_and_has_the_released_band(workspace: Workspace)
     assert "gpu: NVIDIA H200 -> -" in str(check)
 
 
-def test_other_weights_have_the_band_of_the_dataset(workspace: Workspace) -> None:
-    def other(row: dict[str, Any]) -> None:
+def test_other_weights_have_the_band_of_the_dataset(workspace):
+    def other(row):
         row["measured"]["miou"] += 0.3
         for stage in row["provenance"]:
             stage["weights_sha256"] = "0" * 64
@@ -113,12 +108,10 @@ def test_other_weights_have_the_band_of_the_dataset(workspace: Workspace) -> Non
     assert "not those of the report" in check.why
 
 
-def test_training_again_is_done_elsewhere_with_the_reported_seeds(
-    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    trained: list[tuple[Row, Workspace]] = []
+def test_training_again_is_done_elsewhere_with_the_reported_seeds(workspace, monkeypatch):
+    trained = []
 
-    def train(row: Row, space: Workspace, **_: Any) -> None:
+    def train(row, space, **_):
         trained.append((row, space))
         save(row, space)
 
@@ -148,31 +141,25 @@ def test_training_again_is_done_elsewhere_with_the_reported_seeds(
             ConfigError,
             "optimizer.lr 0.5 there, 0.02 here",
         ),
-        (
-            lambda row: [stage.update(data="1" * 64) for stage in row["provenance"]],
-            DataError,
-            "is other data",
-        ),
+        (lambda row: [stage.update(data="1" * 64) for stage in row["provenance"]], DataError, "is other data"),
     ],
 )
-def test_what_cannot_be_compared_is_refused(
-    workspace: Workspace, change: Callable[[dict[str, Any]], None], kind: type[DanetError], message: str
-) -> None:
+def test_what_cannot_be_compared_is_refused(workspace, change, kind, message):
     with pytest.raises(kind) as raised:
         reproduce.check_row(edit(workspace, change), NAME, workspace, device="cpu")
     assert message in str(raised.value)
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"format": 1, "rows": []}', '{"format": 2, "rows": [1]}'])
-def test_a_file_that_is_no_table(workspace: Workspace, text: str) -> None:
+def test_a_file_that_is_no_table(workspace, text):
     path = workspace.root / "other.json"
     path.write_text(text)
     with pytest.raises(DataError, match=r"other\.json"):
         reproduce.check_row(path, NAME, workspace, device="cpu")
 
 
-def test_a_row_that_is_unknown_here(workspace: Workspace) -> None:
-    def renamed(row: dict[str, Any]) -> None:
+def test_a_row_that_is_unknown_here(workspace):
+    def renamed(row):
         row["row"] = "camvid-r34-d8"
         for stage in row["provenance"]:
             stage["provenance"]["commit"] = "abc123"

@@ -1,12 +1,9 @@
 """``danet rows``: nothing that a reader came for is cut, and what is measured stands beside what is published."""
 
-from __future__ import annotations
-
 import json
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import yaml
@@ -20,14 +17,14 @@ from danet.evaluation.verify import VerifiedRow
 from tests.parameters import ROOT, raw_params
 
 
-def rows(*options: str) -> str:
+def rows(*options):
     result = CliRunner().invoke(app, ["rows", "--workspace", str(ROOT), *options])
     assert result.exit_code == 0, result.exception
     return result.output
 
 
 @pytest.mark.parametrize("columns", [80, 120, 200])
-def test_names_and_numbers_are_whole_at_every_width(columns: int) -> None:
+def test_names_and_numbers_are_whole_at_every_width(columns):
     """On a real terminal; every row's name and published mIoU stand on one line of it."""
     command = f"stty cols {columns}; {sys.executable} -m danet.cli rows"
     result = subprocess.run(
@@ -44,7 +41,7 @@ def test_names_and_numbers_are_whole_at_every_width(columns: int) -> None:
             assert line[1] == f"{miou:.2f}"
 
 
-def test_measured_numbers_are_those_of_the_metrics_files() -> None:
+def test_measured_numbers_are_those_of_the_metrics_files():
     records = json.loads(rows("--measured", "--sort", "measured", "--format", "json"))
     files = {path.parent.name: json.loads(path.read_text()) for path in ROOT.glob("reports/metrics/*/*/metrics.json")}
     found = [(record["row"], record["measured"]["miou"]) for record in records]
@@ -54,14 +51,14 @@ def test_measured_numbers_are_those_of_the_metrics_files() -> None:
     assert [value for _, value in found] == sorted((value for _, value in found), reverse=True)
 
 
-def test_rows_are_chosen_and_sorted() -> None:
+def test_rows_are_chosen_and_sorted():
     records = json.loads(
         rows("--dataset", "cityscapes", "--table", "official", "--sort", "published", "--format", "json")
     )
     assert [record["published"]["miou"] for record in records] == [81.63, 79.93]
 
 
-def test_a_row_tells_where_it_stands_and_is_yaml(tmp_path: Path) -> None:
+def test_a_row_tells_where_it_stands_and_is_yaml(tmp_path):
     text = rows("camvid-r50-d8-short")
     head, settings = text.split("\n\n", 1)
     metrics = ROOT / "reports" / "metrics" / "camvid" / "camvid-r50-d8-short" / "metrics.json"
@@ -73,21 +70,21 @@ def test_a_row_tells_where_it_stands_and_is_yaml(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["xyz", "r101", "mmseg-r50"])
-def test_an_unknown_row_gets_three_names(name: str) -> None:
+def test_an_unknown_row_gets_three_names(name):
     result = CliRunner().invoke(app, ["rows", "--workspace", str(ROOT), name])
     hint = str(result.exception).partition("did you mean ")[2].rstrip("?").split(", ")
     assert len(hint) == 3
     assert set(hint) <= set(load_params(ROOT / "params.yaml").rows)
 
 
-def test_a_row_of_the_demo_is_found_where_it_is(tmp_path: Path) -> None:
+def test_a_row_of_the_demo_is_found_where_it_is(tmp_path):
     write_raw(raw_params(), tmp_path)
     (tmp_path / "build/demo").mkdir(parents=True)
     result = CliRunner().invoke(app, ["show", "--workspace", str(tmp_path), "demo-r50-d8-voc2012"])
     assert f"-C {tmp_path}/build/demo" in str(result.exception)
 
 
-def test_equal_reasons_are_told_once(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_equal_reasons_are_told_once(monkeypatch, capsys):
     results = [VerifiedRow(name, "skipped", f"no data; run x {name}") for name in ("a-row", "b-row")]
     _print_verified([*results, VerifiedRow("c-row", "failed", "damaged")])
     shown = capsys.readouterr().out

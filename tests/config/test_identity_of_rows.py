@@ -2,7 +2,6 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -14,14 +13,14 @@ ROOT = Path(__file__).parents[2]
 GOLDEN = Path(__file__).with_name("golden_rows.json")
 
 
-def current() -> dict[str, dict[str, Any]]:
+def current():
     return {
         name: {"hash": row.hash, "train_hash": row.train_hash, "settings": row.settings}
         for name, row in load_params(ROOT / "params.yaml").rows.items()
     }
 
 
-def test_settings_and_hashes_are_those_on_record() -> None:
+def test_settings_and_hashes_are_those_on_record():
     """A hash names runs that took GPU-days. Where this fails on purpose: `python -m tests.config.test_identity_of_rows`
     writes the file anew, and the commit says which rows changed and why.
     """
@@ -39,7 +38,7 @@ def test_settings_and_hashes_are_those_on_record() -> None:
         )
 
 
-def _other(value: Any) -> Any:
+def _other(value):
     if isinstance(value, bool):
         return not value
     if isinstance(value, int | float):
@@ -48,7 +47,7 @@ def _other(value: Any) -> Any:
 
 
 @pytest.mark.parametrize("name", ["mmseg-r50-d8-cityscapes-769x769-40k", "official-danet-r101-d8-cityscapes"])
-def test_every_setting_moves_a_hash(name: str) -> None:
+def test_every_setting_moves_a_hash(name):
     """Altered one by one, defaults too: testing settings move the row's hash, all others both."""
     row = load_params(ROOT / "params.yaml").row(name)
 
@@ -56,7 +55,7 @@ def test_every_setting_moves_a_hash(name: str) -> None:
         place: str = ""
 
         @property
-        def settings(self) -> dict[str, Any]:
+        def settings(self):
             settings = super().settings
             settings.pop("place", None)
             *parents, key = self.place.split(".")
@@ -76,9 +75,9 @@ def test_every_setting_moves_a_hash(name: str) -> None:
         assert altered.hash != row.hash, place
 
 
-def test_every_testing_setting_moves_the_hash_alone() -> None:
+def test_every_testing_setting_moves_the_hash_alone():
     row = load_params(ROOT / "params.yaml").row("mmseg-r50-d8-ade20k-80k")
-    changes: list[dict[str, Any]] = [
+    changes = [
         {"val_split": "train"},
         {"test": row.test.model_copy(update={"flip": True})},
         {"test": row.test.model_copy(update={"multi_scale": None})},
@@ -93,12 +92,12 @@ def test_every_testing_setting_moves_the_hash_alone() -> None:
     assert len(hashes) == len(changes) + 1
 
 
-def test_a_changed_default_changes_the_hash() -> None:
+def test_a_changed_default_changes_the_hash():
     """The seen fault: fields equal to their default were left out, so the default could change unnoticed."""
     row = load_params(ROOT / "params.yaml").row("camvid-r50-d8")
     assert row.numerics.attention == "fused"
 
-    class Tomorrow(type(row.numerics)):  # type: ignore[misc]
+    class Tomorrow(type(row.numerics)):
         attention: str = "reference"
 
     numerics = Tomorrow.model_validate(row.numerics.model_dump(exclude={"attention"}))
@@ -106,7 +105,7 @@ def test_a_changed_default_changes_the_hash() -> None:
     assert other.train_hash != row.train_hash
 
 
-def test_text_for_the_reader_moves_nothing() -> None:
+def test_text_for_the_reader_moves_nothing():
     row = load_params(ROOT / "params.yaml").row("camvid-r50-d8")
     for change in ({"protocol": "other words"}, {"notes": ("a note",)}, {"seeds": (0, 1)}, {"val_interval": 50}):
         other = row.model_copy(update=change)

@@ -1,7 +1,5 @@
 """Published numbers against the sources' own tables, typed in here by hand from the source's pages."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest
@@ -34,14 +32,14 @@ NUMBERS = ("miou", "miou_ms_flip", "aacc", "aacc_ms", "memory_gb", "fps")
         ("camvid-r50-d8", (None,) * 6),
     ],
 )
-def test_hand_checked_numbers(row: str, numbers: tuple[float | None, ...]) -> None:
+def test_hand_checked_numbers(row, numbers):
     entry = published(row)
     assert tuple(getattr(entry, name) for name in NUMBERS) == numbers
     records = {record["row"]: record for record in rows_as_records(load_params(ROOT / "params.yaml"))}
     assert records[row]["published"] == dict(zip(NUMBERS, numbers, strict=True))
 
 
-def test_every_number_belongs_to_a_row_and_every_row_has_an_entry() -> None:
+def test_every_number_belongs_to_a_row_and_every_row_has_an_entry():
     params = load_params(ROOT / "params.yaml")
     raw = yaml.safe_load((ROOT / "benchmarks" / "published.yaml").read_text())
     read = {name: entry.model_dump(exclude_unset=True) for name, entry in load_published().items()}
@@ -50,13 +48,13 @@ def test_every_number_belongs_to_a_row_and_every_row_has_an_entry() -> None:
     assert len(raw) == 16 + 12 + 2 + 1
 
 
-def test_records_have_the_promised_keys() -> None:
+def test_records_have_the_promised_keys():
     params = load_params(ROOT / "params.yaml")
     records = rows_as_records(params)
     assert [record["row"] for record in records] == list(params.rows)
     for record in records:
         assert list(record) == [
-            *("row", "source", "dataset", "method", "backbone", "output_stride", "crop_size", "schedule", "published"),
+            *("row", "source", "dataset", "method", "backbone", "output_stride", "crop_size", "schedule", "published")
         ]
         assert list(record["published"]) == list(NUMBERS)
     first = records[0]
@@ -77,14 +75,14 @@ def test_records_have_the_promised_keys() -> None:
         ("a: [", "not valid YAML"),
     ],
 )
-def test_wrong_entries_are_named(tmp_path: Path, text: str, message: str) -> None:
+def test_wrong_entries_are_named(tmp_path, text, message):
     path = tmp_path / "published.yaml"
     path.write_text(text)
     with pytest.raises(ConfigError, match=message):
         load_published(path)
 
 
-def test_renamed_rows_cannot_lose_their_numbers(tmp_path: Path) -> None:
+def test_renamed_rows_cannot_lose_their_numbers(tmp_path):
     params = load_params(ROOT / "params.yaml")
     path = tmp_path / "published.yaml"
     raw = yaml.safe_load((ROOT / "benchmarks" / "published.yaml").read_text())

@@ -1,12 +1,9 @@
 """The schema: what is refused, what a hash depends on, and that every row of params.yaml says what its source says."""
 
-from __future__ import annotations
-
 import copy
 import math
 import re
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import given
@@ -23,26 +20,26 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
-def raw() -> dict[str, Any]:
+def raw():
     return raw_params()
 
 
 @pytest.fixture(scope="module")
-def params() -> Params:
+def params():
     return load_params(ROOT / "params.yaml")
 
 
 SOURCES_WITH_WEIGHTS = {"mmsegmentation", "sssegmentation", "official"}
 
 
-def changed(raw: dict[str, Any], row: str, **over: Any) -> Params:
+def changed(raw, row, **over):
     data = {**copy.deepcopy(raw), "submissions": {}}
     data["rows"] = {row: merge(data["rows"][row], over)}
     data["released"] = {}
     return Params(data, Path("params.yaml"))
 
 
-def test_every_table_has_the_rows_its_source_publishes(params: Params) -> None:
+def test_every_table_has_the_rows_its_source_publishes(params):
     counts = {table: len(params.table_rows(table)) for table in params.tables}
     assert counts == {"mmsegmentation": 16, "sssegmentation": 12, "official": 2, "clusterdanet": 1, "camvid": 8}
 
@@ -57,32 +54,25 @@ def test_every_table_has_the_rows_its_source_publishes(params: Params) -> None:
         ("mmseg-r50-d8-voc2012-20k", 10582, 20000),
     ],
 )
-def test_schedule_lengths(params: Params, row: str, samples: int, total: int) -> None:
+def test_schedule_lengths(params, row, samples, total):
     assert params.row(row).schedule.total_iterations(samples) == total
 
 
 @pytest.mark.parametrize("gpus", [4, 8])
 @pytest.mark.parametrize(("dataset", "per_epoch"), [("voc2012", 661), ("ade20k", 1263), ("cityscapes", 372)])
-def test_sssegmentation_s_gpus_move_the_loss_and_not_the_length(
-    raw: dict[str, Any], gpus: int, dataset: str, per_epoch: int
-) -> None:
+def test_sssegmentation_s_gpus_move_the_loss_and_not_the_length(raw, gpus, dataset, per_epoch):
     """Counted by PyTorch's own sampler and loader, as each of the source's processes has them."""
     name = f"ssseg-r50-d8-{dataset}"
     row = changed(raw, name, loss={"replicas": gpus}, schedule={"replicas": gpus}).row(name)
     samples = range(Params(raw, Path("params.yaml")).dataset(dataset).counts[row.train_split])
-    sampler = DistributedSampler(samples, num_replicas=gpus, rank=gpus - 1)  # type: ignore[arg-type, var-annotated]
-    loader = DataLoader(
-        samples,  # type: ignore[arg-type]
-        row.schedule.batch_size // gpus,
-        sampler=sampler,
-        drop_last=True,
-    )
+    sampler = DistributedSampler(samples, num_replicas=gpus, rank=gpus - 1)
+    loader = DataLoader(samples, row.schedule.batch_size // gpus, sampler=sampler, drop_last=True)
     assert row.schedule.iterations_per_epoch(len(samples)) == len(loader) == per_epoch
     published = changed(raw, name).row(name)
     assert (published.loss.replicas, published.schedule.replicas) == (4, 4)
 
 
-def test_imagenet_files_carry_the_digits_of_their_checksum(params: Params) -> None:
+def test_imagenet_files_carry_the_digits_of_their_checksum(params):
     named = {name: entry for name, entry in params.weights.items() if entry.file is not None}
     assert len(named) == 4
     for entry in named.values():
@@ -94,7 +84,7 @@ def test_imagenet_files_carry_the_digits_of_their_checksum(params: Params) -> No
     assert dranet.checksum == "sha1:2a57e44de9c853fa015b172309a1ee7e2d0e4e2a"
 
 
-def test_clusterdanet_is_tested_at_six_scales_with_flip(params: Params) -> None:
+def test_clusterdanet_is_tested_at_six_scales_with_flip(params):
     test = params.row("clusterdanet-r101-d8-voc2012").test
     assert test.multi_scale is not None
     assert test.multi_scale.scales == (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
@@ -102,7 +92,7 @@ def test_clusterdanet_is_tested_at_six_scales_with_flip(params: Params) -> None:
     assert (test.window, test.stride, test.multi_scale.window) == ((480, 480), (320, 320), None)
 
 
-def test_protocols_differ_where_the_sources_do(params: Params) -> None:
+def test_protocols_differ_where_the_sources_do(params):
     mmseg, ssseg = params.row("mmseg-r50-d8-voc2012-20k"), params.row("ssseg-r50-d8-voc2012")
     official = params.row("official-danet-r101-d8-cityscapes")
     assert (mmseg.loss.average, ssseg.loss.average, official.loss.average) == ("all", "valid", "valid")
@@ -121,7 +111,7 @@ def test_protocols_differ_where_the_sources_do(params: Params) -> None:
     assert params.row("clusterdanet-r101-d8-voc2012").train_split == "trainval"
 
 
-def test_the_1x_variant_differs_from_0x_in_three_ways(raw: dict[str, Any]) -> None:
+def test_the_1x_variant_differs_from_0x_in_three_ways(raw):
     name = "mmseg-r50-d8-voc2012-20k"
     data = {**copy.deepcopy(raw), "submissions": {}, "released": {}, "rows": {name: raw["rows"][name]}}
     old = Params(data, Path("params.yaml")).row(name)
@@ -133,7 +123,7 @@ def test_the_1x_variant_differs_from_0x_in_three_ways(raw: dict[str, Any]) -> No
     assert new.test.multi_scale is not None
     assert (old.test.multi_scale.relative_to, new.test.multi_scale.relative_to) == ("test-scale", "image")
     same = {"schedule": {"denominator"}, "augment": {"pad": {"image"}}, "test": {"multi_scale": {"relative_to"}}}
-    exclude: dict[str, Any] = {**same, "protocol": True}
+    exclude = {**same, "protocol": True}
     assert old.model_dump(exclude=exclude) == new.model_dump(exclude=exclude)
 
 
@@ -165,7 +155,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("over", "message"), REFUSED)
-def test_contradictions_are_refused_by_name(raw: dict[str, Any], over: dict[str, Any], message: str) -> None:
+def test_contradictions_are_refused_by_name(raw, over, message):
     row = "mmseg-r50-d8-cityscapes-769x769-40k"
     with pytest.raises(ConfigError, match=message) as caught:
         changed(raw, row, **over)
@@ -186,14 +176,14 @@ def test_contradictions_are_refused_by_name(raw: dict[str, Any], over: dict[str,
         (lambda recipe: recipe["train"].update(test={}), r"train\.test: belongs beside train"),
     ],
 )
-def test_recipes_have_what_each_stage_depends_on(raw: dict[str, Any], change: Any, message: str) -> None:
+def test_recipes_have_what_each_stage_depends_on(raw, change, message):
     data = copy.deepcopy(raw)
     change(data["recipes"]["mmsegmentation"])
     with pytest.raises(ConfigError, match=message):
         Params(data, Path("params.yaml"))
 
 
-def test_parameters_survive_being_written(raw: dict[str, Any], params: Params, tmp_path: Path) -> None:
+def test_parameters_survive_being_written(raw, params, tmp_path):
     write_raw(raw, tmp_path, note="for a test")
     again = load_params(tmp_path / "params.yaml")
     assert {row.name: row.hash for row in again.rows.values()} == {row.name: row.hash for row in params.rows.values()}
@@ -212,15 +202,13 @@ def test_parameters_survive_being_written(raw: dict[str, Any], params: Params, t
         ("datasets", {"A B": {}}, "datasets.yaml: datasets.A B"),
     ],
 )
-def test_settings_shared_by_rows_are_blamed_in_their_own_file(
-    raw: dict[str, Any], section: str, value: Any, file: str
-) -> None:
+def test_settings_shared_by_rows_are_blamed_in_their_own_file(raw, section, value, file):
     changes = merge(raw, {section: value}) if isinstance(value, dict) else {**raw, section: value}
     with pytest.raises(ConfigError, match=f"^{re.escape(file)}"):
         Params(changes, Path("params.yaml"))
 
 
-def test_submissions_are_rows_on_cityscapes(raw: dict[str, Any]) -> None:
+def test_submissions_are_rows_on_cityscapes(raw):
     official, voc = raw["submissions"]["official-danet-r101-d8-cityscapes"], raw["released"]["ssseg-r50-d8-voc2012"]
     for name, entry, message in (
         ("nobody", official, "submissions.nobody: no such row"),
@@ -255,7 +243,7 @@ BAD_NAMES = [
 
 @pytest.mark.parametrize("name", BAD_NAMES)
 @pytest.mark.parametrize("section", ["rows", "datasets", "weights", "tables", "recipes", "released", "submissions"])
-def test_names_that_could_reach_a_shell_are_refused(raw: dict[str, Any], section: str, name: Any) -> None:
+def test_names_that_could_reach_a_shell_are_refused(raw, section, name):
     data = {**raw, section: {**raw[section], name: next(iter(raw[section].values()))}}
     what = "names reach file paths" if isinstance(name, str) else "valid string"
     with pytest.raises(ConfigError, match=rf"(?s){section}.*{what}") as error:
@@ -286,9 +274,9 @@ def test_names_that_could_reach_a_shell_are_refused(raw: dict[str, Any], section
         (("rows",), "camvid"),
     ],
 )
-def test_values_that_could_do_harm_are_refused(raw: dict[str, Any], place: tuple[Any, ...], value: Any) -> None:
+def test_values_that_could_do_harm_are_refused(raw, place, value):
     data = copy.deepcopy(raw)
-    inner: Any = data
+    inner = data
     for key in place[:-1]:
         inner = inner[key]
     inner[place[-1]] = value
@@ -297,13 +285,13 @@ def test_values_that_could_do_harm_are_refused(raw: dict[str, Any], place: tuple
 
 
 @given(st.text(max_size=12))
-def test_accepted_names_are_safe_in_a_path_and_a_shell(name: str) -> None:
+def test_accepted_names_are_safe_in_a_path_and_a_shell(name):
     if NAME.fullmatch(name):
         assert set(name) <= set("abcdefghijklmnopqrstuvwxyz0123456789_-")
         assert name[0] not in "-_"
 
 
-def test_unknown_names_suggest_the_closest(params: Params) -> None:
+def test_unknown_names_suggest_the_closest(params):
     with pytest.raises(ConfigError, match=r"did you mean .*ssseg-r50-d8-voc2012"):
         params.row("ssseg-r50-d8-voc2021")
 
@@ -318,14 +306,14 @@ def test_unknown_names_suggest_the_closest(params: Params) -> None:
         ({"url": "file:///etc/passwd"}, r"released\.mmseg-r50-d8-voc2012-20k\.url"),
     ],
 )
-def test_wrong_released_entries_are_named(raw: dict[str, Any], over: dict[str, Any], message: str) -> None:
+def test_wrong_released_entries_are_named(raw, over, message):
     data = copy.deepcopy(raw)
     data["released"]["mmseg-r50-d8-voc2012-20k"].update(over)
     with pytest.raises(ConfigError, match=message):
         Params(data, Path("params.yaml"))
 
 
-def test_released_weights_belong_to_rows(raw: dict[str, Any], params: Params) -> None:
+def test_released_weights_belong_to_rows(raw, params):
     assert set(params.released) == {row.name for row in params.rows.values() if row.source in SOURCES_WITH_WEIGHTS}
     for name, entry in params.released.items():
         digits = entry.file.rpartition("-")[2].removesuffix(".pth")
@@ -336,7 +324,7 @@ def test_released_weights_belong_to_rows(raw: dict[str, Any], params: Params) ->
         Params(data, Path("params.yaml"))
 
 
-def test_unreadable_files_are_one_clear_error(tmp_path: Path) -> None:
+def test_unreadable_files_are_one_clear_error(tmp_path):
     with pytest.raises(ConfigError, match="repository root"):
         load_params(tmp_path / "params.yaml")
     file = tmp_path / "params.yaml"
@@ -353,11 +341,11 @@ def test_unreadable_files_are_one_clear_error(tmp_path: Path) -> None:
         load_params(file)
 
 
-def test_hash_follows_what_moves_results_and_nothing_else(raw: dict[str, Any]) -> None:
+def test_hash_follows_what_moves_results_and_nothing_else(raw):
     row = "mmseg-r50-d8-cityscapes-769x769-40k"
     base = changed(raw, row).row(row)
 
-    def hashes(**over: Any) -> tuple[bool, bool]:
+    def hashes(**over):
         other = changed(raw, row, **over).row(row)
         return other.train_hash != base.train_hash, other.hash != base.hash
 
@@ -373,7 +361,7 @@ def test_hash_follows_what_moves_results_and_nothing_else(raw: dict[str, Any]) -
         assert (bumped.train_hash != base.train_hash, bumped.hash != base.hash) == expected
 
 
-def test_hashes_are_unique_over_all_rows(params: Params) -> None:
+def test_hashes_are_unique_over_all_rows(params):
     hashes = [row.hash for row in params.rows.values()]
     assert len(set(hashes)) == len(hashes)
 
@@ -383,5 +371,5 @@ def test_hashes_are_unique_over_all_rows(params: Params) -> None:
         st.sampled_from("abc"), st.one_of(st.integers(), st.dictionaries(st.sampled_from("xy"), st.integers()))
     )
 )
-def test_merge_with_itself_or_nothing_changes_nothing(data: dict[str, Any]) -> None:
+def test_merge_with_itself_or_nothing_changes_nothing(data):
     assert merge(data, {}) == data == merge({}, data) == merge(data, data)

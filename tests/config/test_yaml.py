@@ -1,9 +1,6 @@
 """Settings files as plain data: what is refused, at what place, and that everything else is what PyYAML reads."""
 
-from __future__ import annotations
-
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
@@ -17,14 +14,14 @@ from danet.core.errors import ConfigError
 ROOT = Path(__file__).parents[2]
 
 
-def load(folder: Path, text: str | bytes) -> dict[str, Any]:
+def load(folder, text):
     path = folder / "a.yaml"
     path.write_bytes(text.encode() if isinstance(text, str) else text)
     return load_mapping(path)
 
 
 @pytest.mark.parametrize("file", ["params.yaml", *BESIDE, *(p.name for p in (ROOT / "recipes").glob("*.yaml"))])
-def test_our_own_files_are_read_as_pyyaml_reads_them(file: str) -> None:
+def test_our_own_files_are_read_as_pyyaml_reads_them(file):
     path = next(path for path in (ROOT / file, ROOT / "recipes" / file) if path.exists())
     assert load_mapping(path) == yaml.safe_load(path.read_text())
 
@@ -51,17 +48,17 @@ def test_our_own_files_are_read_as_pyyaml_reads_them(file: str) -> None:
         (b"\xff\xfe", "not UTF-8"),
     ],
 )
-def test_what_cannot_be_a_setting_is_refused(tmp_path: Path, text: str | bytes, problem: str) -> None:
+def test_what_cannot_be_a_setting_is_refused(tmp_path, text, problem):
     with pytest.raises(ConfigError, match=rf"a\.yaml: .*({problem})"):
         load(tmp_path, text)
 
 
-def test_merged_keys_are_no_duplicates(tmp_path: Path) -> None:
+def test_merged_keys_are_no_duplicates(tmp_path):
     text = "a: &a {x: 1, y: 1}\nb: &b {<<: *a, x: 2}\nc: {<<: *b, y: 3}\n"
     assert load(tmp_path, text) == {"a": {"x": 1, "y": 1}, "b": {"x": 2, "y": 1}, "c": {"x": 2, "y": 3}}
 
 
-def test_the_same_holds_for_every_file_that_params_are_read_from(tmp_path: Path) -> None:
+def test_the_same_holds_for_every_file_that_params_are_read_from(tmp_path):
     (tmp_path / "recipes").mkdir()
     whole = {"params.yaml": "rows: {}\n", "recipes/x.yaml": "a: 1\n"}
     whole |= {file: f"{sections[0]}: {{}}\n" for file, sections in BESIDE.items()}
@@ -86,12 +83,12 @@ VALUES = st.recursive(
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.dictionaries(TEXTS, VALUES, max_size=4))
-def test_plain_values_come_back_as_they_were_written(tmp_path: Path, value: dict[str, Any]) -> None:
+def test_plain_values_come_back_as_they_were_written(tmp_path, value):
     assert load(tmp_path, yaml.safe_dump(value, allow_unicode=True)) == value
 
 
 @pytest.mark.parametrize(("file", "sections"), BESIDE.items())
-def test_a_section_in_the_wrong_file_is_refused(tmp_path: Path, file: str, sections: tuple[str, ...]) -> None:
+def test_a_section_in_the_wrong_file_is_refused(tmp_path, file, sections):
     """DVC would not see it change there."""
     (tmp_path / "params.yaml").write_text(f"{sections[0]}: {{}}\n")
     with pytest.raises(ConfigError, match=rf"section '{sections[0]}' belongs in {file}"):

@@ -1,7 +1,5 @@
 """Every exit of a command is a result or one message: files, memory, the keyboard, terminals, notebooks."""
 
-from __future__ import annotations
-
 import os
 import signal
 import subprocess
@@ -19,7 +17,7 @@ from danet.core.files import refuse_existing, write_text
 ROOT = Path(__file__).parents[2]
 
 
-def python(code: str, **environment: str) -> subprocess.Popen[str]:
+def python(code, **environment):
     return subprocess.Popen(
         [sys.executable, "-c", code],
         cwd=ROOT,
@@ -42,9 +40,7 @@ def python(code: str, **environment: str) -> subprocess.Popen[str]:
         (DanetError("said by us"), "said by us"),
     ],
 )
-def test_what_the_system_refuses_is_one_line(
-    error: Exception, message: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_the_system_refuses_is_one_line(error, message, capsys):
     with pytest.raises(SystemExit) as stop, report_errors():
         raise error
     assert stop.value.code == 2
@@ -53,13 +49,13 @@ def test_what_the_system_refuses_is_one_line(
     assert shown.count("\n") == 1
 
 
-def test_bugs_keep_their_traceback() -> None:
+def test_bugs_keep_their_traceback():
     with pytest.raises(RuntimeError, match="a bug"), report_errors():
         raise RuntimeError("a bug")
     assert not out_of_memory(RuntimeError("a bug"))
 
 
-def test_ctrl_c_in_a_stage_is_one_line() -> None:
+def test_ctrl_c_in_a_stage_is_one_line():
     stage = python(
         "import pipelines, time\n"
         "def work(space, name):\n    print('started', flush=True)\n    time.sleep(60)\n"
@@ -74,7 +70,7 @@ def test_ctrl_c_in_a_stage_is_one_line() -> None:
 
 
 @pytest.mark.parametrize("encoding", ["latin-1", "ascii"])
-def test_a_terminal_that_cannot_print_a_name(encoding: str) -> None:
+def test_a_terminal_that_cannot_print_a_name(encoding):
     code = "import sys\nfrom danet.cli import app\nsys.argv = ['danet', 'rows', '\\u4e2d\\u6587']\napp.main()"
     _, shown = python(code, PYTHONIOENCODING=encoding).communicate(timeout=120)
     assert shown.startswith("error: unknown row")
@@ -82,7 +78,7 @@ def test_a_terminal_that_cannot_print_a_name(encoding: str) -> None:
 
 
 @pytest.mark.parametrize("entry", ["danet.cli.app", "pipelines"])
-def test_the_backend_of_a_notebook_is_not_used(entry: str) -> None:
+def test_the_backend_of_a_notebook_is_not_used(entry):
     """Colab, Kaggle and Jupyter set it; a command started from a cell inherits it."""
     code = (
         f"import {entry}\nimport danet.evaluation.visualise, danet.report.figures, matplotlib\n"
@@ -95,7 +91,7 @@ def test_the_backend_of_a_notebook_is_not_used(entry: str) -> None:
     assert shown.strip().lower() == "agg"
 
 
-def test_a_file_that_is_there_is_refused(tmp_path: Path) -> None:
+def test_a_file_that_is_there_is_refused(tmp_path):
     there, new, link = tmp_path / "there.png", tmp_path / "new.png", tmp_path / "link"
     write_text(there, "a label")
     link.symlink_to(tmp_path / "nowhere")
@@ -108,7 +104,7 @@ def test_a_file_that_is_there_is_refused(tmp_path: Path) -> None:
         refuse_existing([tmp_path], force=True)
 
 
-def test_weights_of_one_name_are_evaluated_into_two_places(tmp_path: Path) -> None:
+def test_weights_of_one_name_are_evaluated_into_two_places(tmp_path):
     row = Workspace().params().row("camvid-r50-d8")
     files = [tmp_path / folder / "latest.pth" for folder in ("a", "b", "c")]
     for path, content in zip(files, ("1", "2", "1"), strict=True):

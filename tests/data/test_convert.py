@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import errno
 import hashlib
 import io
@@ -12,7 +10,6 @@ import pytest
 from PIL import Image
 
 from danet.acquire.sources import Places
-from danet.config.params import Dataset
 from danet.core.errors import ArchiveError, DataError
 from danet.data import convert
 from danet.data.convert import convert_dataset
@@ -21,15 +18,15 @@ from danet.data.raw import download_dataset
 from tests.data.samples import camvid_spec, camvid_tree, dataset, generated, prepare
 
 
-def fingerprint(folder: Path) -> dict[str, str]:
+def fingerprint(folder):
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())}
 
 
-def visible(folder: Path) -> list[str]:
+def visible(folder):
     return sorted(path.name for path in folder.iterdir())
 
 
-def offenders(tree: Path, work: Path, spec: Dataset | None = None) -> str:
+def offenders(tree, work, spec=None):
     """The message of a conversion that must fail and leave nothing behind."""
     with pytest.raises(DataError) as error:
         prepare(tree, spec or camvid_spec(), work)
@@ -41,7 +38,7 @@ def offenders(tree: Path, work: Path, spec: Dataset | None = None) -> str:
 
 
 @pytest.mark.parametrize("storage", ["source", "raw"])
-def test_same_input_gives_the_same_bytes(tmp_path: Path, storage: str) -> None:
+def test_same_input_gives_the_same_bytes(tmp_path, storage):
     tree = camvid_tree(tmp_path / "tree")
     first = prepare(tree, camvid_spec(storage=storage), tmp_path / "a")
     raw, out = tmp_path / "a/raw/camvid", tmp_path / "b"
@@ -58,7 +55,7 @@ def test_same_input_gives_the_same_bytes(tmp_path: Path, storage: str) -> None:
     assert sorted(before) == ["dataset.json", "manifest.csv", "test.zip", "train.zip", "val.zip"]
 
 
-def test_source_images_keep_their_bytes(tmp_path: Path) -> None:
+def test_source_images_keep_their_bytes(tmp_path):
     tree = camvid_tree(tmp_path / "tree", suffix=".jpg")
     samples = PreparedDataset(prepare(tree, camvid_spec(), tmp_path), "train")
     for key in samples.ids:
@@ -66,7 +63,7 @@ def test_source_images_keep_their_bytes(tmp_path: Path) -> None:
         assert samples._bytes("train.zip", f"images/{key}.jpg") == original
 
 
-def test_generated_sets_in_both_storages(tmp_path: Path) -> None:
+def test_generated_sets_in_both_storages(tmp_path):
     specs = generated(tmp_path / "made")
     for name, spec in specs.items():
         raw = tmp_path / "raw" / name
@@ -86,7 +83,7 @@ def test_generated_sets_in_both_storages(tmp_path: Path) -> None:
                 assert left is None or right is None or (left == right).all()
 
 
-def test_voc_masks_come_from_the_right_source(tmp_path: Path) -> None:
+def test_voc_masks_come_from_the_right_source(tmp_path):
     """VOC's own masks have a 255 border and SBD's none, for every image of trainaug."""
     specs = generated(tmp_path / "made")
     raw, out = tmp_path / "raw", tmp_path / "out"
@@ -103,8 +100,8 @@ def test_voc_masks_come_from_the_right_source(tmp_path: Path) -> None:
 Damage = Callable[[Path], None]
 
 
-def image_file(**save: object) -> Damage:
-    def damage(path: Path) -> None:
+def image_file(**save):
+    def damage(path):
         size = (16, 12)
         mode = str(save.get("mode", "RGB"))
         if mode == "RGB16":
@@ -120,19 +117,19 @@ def image_file(**save: object) -> Damage:
     return damage
 
 
-def cut(path: Path) -> None:
+def cut(path):
     path.write_bytes(path.read_bytes()[:300])
 
 
-def empty(path: Path) -> None:
+def empty(path):
     path.write_bytes(b"")
 
 
-def page(path: Path) -> None:
+def page(path):
     path.write_bytes(b"<html>not found</html>")
 
 
-IMAGE_DAMAGE: list[tuple[str, Damage, str]] = [
+IMAGE_DAMAGE = [
     ("empty", empty, "has zero bytes"),
     ("truncated", cut, "cannot be decoded, truncated"),
     ("page", page, "no JPEG or PNG"),
@@ -147,7 +144,7 @@ IMAGE_DAMAGE: list[tuple[str, Damage, str]] = [
 @pytest.mark.parametrize(
     ("damage", "problem"), [case[1:] for case in IMAGE_DAMAGE], ids=[case[0] for case in IMAGE_DAMAGE]
 )
-def test_bad_image_is_named(tmp_path: Path, damage: Damage, problem: str) -> None:
+def test_bad_image_is_named(tmp_path, damage, problem):
     tree = camvid_tree(tmp_path / "tree")
     damage(tree / "val" / "val_1.png")
     text = offenders(tree, tmp_path)
@@ -157,11 +154,11 @@ def test_bad_image_is_named(tmp_path: Path, damage: Damage, problem: str) -> Non
     assert "split val: 2 usable images, expected 3" in text
 
 
-def save_ids(ids: np.ndarray) -> Damage:
+def save_ids(ids):
     return lambda path: Image.fromarray(ids).save(path, "PNG")
 
 
-MASK_DAMAGE: list[tuple[str, Damage, str]] = [
+MASK_DAMAGE = [
     ("empty", empty, "has zero bytes"),
     ("truncated", lambda path: path.write_bytes(path.read_bytes()[:60]) and None, "cannot be decoded"),
     (
@@ -180,7 +177,7 @@ MASK_DAMAGE: list[tuple[str, Damage, str]] = [
 @pytest.mark.parametrize(
     ("damage", "problem"), [case[1:] for case in MASK_DAMAGE], ids=[case[0] for case in MASK_DAMAGE]
 )
-def test_bad_mask_is_named(tmp_path: Path, damage: Damage, problem: str) -> None:
+def test_bad_mask_is_named(tmp_path, damage, problem):
     tree = camvid_tree(tmp_path / "tree")
     damage(tree / "valannot" / "val_1.png")
     text = offenders(tree, tmp_path)
@@ -188,7 +185,7 @@ def test_bad_mask_is_named(tmp_path: Path, damage: Damage, problem: str) -> None
     assert "val_1.png: " in text
 
 
-def test_all_offenders_are_listed_at_once(tmp_path: Path) -> None:
+def test_all_offenders_are_listed_at_once(tmp_path):
     tree = camvid_tree(tmp_path / "tree", 30)
     for index in range(25):
         empty(tree / "train" / f"train_{index}.png")
@@ -204,7 +201,7 @@ def test_all_offenders_are_listed_at_once(tmp_path: Path) -> None:
     assert "split val: 29 usable images, expected 30" in text
 
 
-def test_of_very_many_offenders_the_first_are_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_very_many_offenders_the_first_are_listed(tmp_path, monkeypatch):
     monkeypatch.setattr(convert, "LISTED", 3)
     tree = camvid_tree(tmp_path / "tree", 5)
     for index in range(5):
@@ -217,11 +214,11 @@ def test_of_very_many_offenders_the_first_are_listed(tmp_path: Path, monkeypatch
     assert visible(tmp_path / "prepared") == ["camvid"]
 
 
-def test_a_picture_that_claims_to_be_huge_is_not_decoded(tmp_path: Path) -> None:
+def test_a_picture_that_claims_to_be_huge_is_not_decoded(tmp_path):
     import struct
     import zlib
 
-    def chunk(kind: bytes, body: bytes) -> bytes:
+    def chunk(kind, body):
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
     for depth_and_colour, folder in ((b"\x08\x02", "val"), (b"\x08\x00", "valannot")):
@@ -237,14 +234,14 @@ def test_a_picture_that_claims_to_be_huge_is_not_decoded(tmp_path: Path) -> None
         assert "allowed are 67,108,864 pixels" in text
 
 
-def test_unsafe_ids_are_refused(tmp_path: Path) -> None:
+def test_unsafe_ids_are_refused(tmp_path):
     tree = camvid_tree(tmp_path / "tree")
     for folder in ("train", "trainannot"):
         (tree / folder / "train_1.png").rename(tree / folder / "-rf; $(x).png")
     assert "'-rf; $(x)' is not an image id" in offenders(tree, tmp_path)
 
 
-def test_one_id_in_two_splits(tmp_path: Path) -> None:
+def test_one_id_in_two_splits(tmp_path):
     tree = camvid_tree(tmp_path / "tree")
     for folder in ("", "annot"):
         shutil.copy(tree / f"train{folder}" / "train_1.png", tree / f"val{folder}" / "train_1.png")
@@ -252,7 +249,7 @@ def test_one_id_in_two_splits(tmp_path: Path) -> None:
     assert "the id 'train_1' is also that of" in text
 
 
-def test_wrong_counts_say_what_is_missing(tmp_path: Path) -> None:
+def test_wrong_counts_say_what_is_missing(tmp_path):
     root = tmp_path / "ADEChallengeData2016"
     for split, folder in (("train", "training"), ("val", "validation")):
         for kind in ("images", "annotations"):
@@ -265,7 +262,7 @@ def test_wrong_counts_say_what_is_missing(tmp_path: Path) -> None:
     assert "split val" not in text
 
 
-def test_grey_images_of_ade20k_are_kept_and_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_grey_images_of_ade20k_are_kept_and_told(tmp_path, capsys):
     specs = generated(tmp_path / "made")
     import zipfile
 
@@ -290,7 +287,7 @@ def test_grey_images_of_ade20k_are_kept_and_told(tmp_path: Path, capsys: pytest.
     assert np.abs(image[..., 0].astype(int) - np.array(Image.open(io.BytesIO(stream.getvalue())))).max() <= 1
 
 
-def test_missing_archives_and_sbd(tmp_path: Path) -> None:
+def test_missing_archives_and_sbd(tmp_path):
     specs = generated(tmp_path / "made")
     spec = specs["voc2012"]
     with pytest.raises(DataError, match=r"benchmark\.tgz missing; run `dvc repro download@voc2012`"):
@@ -303,7 +300,7 @@ def test_missing_archives_and_sbd(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-def test_failure_leaves_the_old_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failure_leaves_the_old_result(tmp_path, monkeypatch):
     tree = camvid_tree(tmp_path / "tree")
     out = prepare(tree, camvid_spec(), tmp_path)
     before = fingerprint(out)
@@ -311,7 +308,7 @@ def test_failure_leaves_the_old_result(tmp_path: Path, monkeypatch: pytest.Monke
     with pytest.raises(DataError, match="expected 4"):
         convert_dataset("camvid", camvid_spec(4), raw, out, progress=False)
 
-    def full(text: object) -> str:
+    def full(text):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(convert, "format_manifest", full)
@@ -324,7 +321,7 @@ def test_failure_leaves_the_old_result(tmp_path: Path, monkeypatch: pytest.Monke
     assert visible(out.parent) == ["camvid"]
 
 
-def test_left_overs_of_a_killed_run_do_not_matter(tmp_path: Path) -> None:
+def test_left_overs_of_a_killed_run_do_not_matter(tmp_path):
     tree = camvid_tree(tmp_path / "tree")
     out = prepare(tree, camvid_spec(), tmp_path)
     before = fingerprint(out)
@@ -336,7 +333,7 @@ def test_left_overs_of_a_killed_run_do_not_matter(tmp_path: Path) -> None:
     assert [path.name for path in out.parent.iterdir()] == ["camvid"]
 
 
-def test_progress_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_progress_is_told(tmp_path, capsys):
     tree = camvid_tree(tmp_path / "tree")
     download_dataset("camvid", camvid_spec(), tmp_path / "raw", tree=tree)
     convert_dataset("camvid", camvid_spec(), tmp_path / "raw", tmp_path / "out")

@@ -1,9 +1,6 @@
 """Masks and lists from elsewhere: any bytes are label ids, or our error that names the file."""
 
-from __future__ import annotations
-
 import io
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,19 +18,19 @@ from danet.data.voc2012 import colour_map
 IN_FOLDER = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
-def file(folder: Path, name: str, data: bytes) -> Path:
+def file(folder, name, data):
     path = folder / name
     path.write_bytes(data)
     return path
 
 
-def png(array: np.ndarray) -> bytes:
+def png(array):
     stream = io.BytesIO()
     Image.fromarray(array).save(stream, "PNG")
     return stream.getvalue()
 
 
-def palette_png(path: Path, ids: np.ndarray, colours: np.ndarray, order: np.ndarray) -> Path:
+def palette_png(path, ids, colours, order):
     """A palette PNG in which the colour of id ``order[i]`` has the index ``i``."""
     image = Image.fromarray(np.argsort(order).astype(np.uint8)[ids], mode="P")
     image.putpalette(colours[order].ravel().tolist())
@@ -41,7 +38,7 @@ def palette_png(path: Path, ids: np.ndarray, colours: np.ndarray, order: np.ndar
     return path
 
 
-def mat(array: np.ndarray, compressed: bool) -> bytes:
+def mat(array, compressed):
     stream = io.BytesIO()
     savemat(stream, {"GTcls": {"Segmentation": array}}, do_compression=compressed)
     return stream.getvalue()
@@ -52,9 +49,7 @@ SMALL = arrays(np.uint8, st.tuples(st.integers(1, 6), st.integers(1, 6)))
 
 @IN_FOLDER
 @given(SMALL, st.permutations(range(256)))
-def test_ids_are_grey_values_whatever_the_order_of_the_palette(
-    tmp_path: Path, ids: np.ndarray, order: list[int]
-) -> None:
+def test_ids_are_grey_values_whatever_the_order_of_the_palette(tmp_path, ids, order):
     assert (read_index_png(file(tmp_path, "m.png", png(ids))) == ids).all()
     ramp = np.repeat(np.arange(256), 3).reshape(256, 3)
     assert (read_index_png(palette_png(tmp_path / "p.png", ids, ramp, np.array(order))) == ids).all()
@@ -62,14 +57,14 @@ def test_ids_are_grey_values_whatever_the_order_of_the_palette(
 
 @IN_FOLDER
 @given(SMALL, st.permutations(range(256)))
-def test_the_ids_of_a_voc_mask_are_its_colours(tmp_path: Path, raw: np.ndarray, order: list[int]) -> None:
+def test_the_ids_of_a_voc_mask_are_its_colours(tmp_path, raw, order):
     """A program that shrinks files may write the same colours with other indices."""
     ids = np.where(raw % 22 == 21, 255, raw % 22).astype(np.uint8)
     path = palette_png(tmp_path / "m.png", ids, np.array(colour_map(256)), np.array(order))
     assert (ADAPTERS["voc2012"].read_mask(path) == ids).all()
 
 
-def test_colours_that_stand_for_no_label_are_refused(tmp_path: Path) -> None:
+def test_colours_that_stand_for_no_label_are_refused(tmp_path):
     ids = np.array([[0, 1, 2]], np.uint8)
     colours = np.array(colour_map(256))
     for name in ("camvid", "ade20k", "cityscapes"):
@@ -82,13 +77,13 @@ def test_colours_that_stand_for_no_label_are_refused(tmp_path: Path) -> None:
 
 @IN_FOLDER
 @given(SMALL, st.booleans())
-def test_annotations_are_read_as_written(tmp_path: Path, ids: np.ndarray, compressed: bool) -> None:
+def test_annotations_are_read_as_written(tmp_path, ids, compressed):
     assert (read_mat(file(tmp_path, "m.mat", mat(ids, compressed))) == ids).all()
 
 
 @IN_FOLDER
 @given(st.data())
-def test_any_damage_is_label_ids_or_our_error(tmp_path: Path, data: st.DataObject) -> None:
+def test_any_damage_is_label_ids_or_our_error(tmp_path, data):
     """Cut anywhere and with any bytes changed. (A changed pixel without compression cannot be seen.)"""
     ids = np.arange(12, dtype=np.uint8).reshape(3, 4)
     suffix, whole = data.draw(st.sampled_from([("png", png(ids)), ("mat", mat(ids, False)), ("mat", mat(ids, True))]))
@@ -113,8 +108,8 @@ def test_any_damage_is_label_ids_or_our_error(tmp_path: Path, data: st.DataObjec
 @given(st.binary(max_size=300))
 @example(b"II*\0" + bytes(200))
 @example(b"BM" + bytes(100))
-def test_any_bytes_as_an_image_are_one_problem_in_words(tmp_path: Path, data: bytes) -> None:
-    problems: list[str] = []
+def test_any_bytes_as_an_image_are_one_problem_in_words(tmp_path, data):
+    problems = []
     size, _ = check_image(data, "train/a.jpg", problems, grey=False)
     assert size is None
     assert len(problems) == 1
@@ -127,7 +122,7 @@ def test_any_bytes_as_an_image_are_one_problem_in_words(tmp_path: Path, data: by
 @given(st.binary(max_size=80) | st.text(max_size=40).map(str.encode), st.booleans())
 @example(b"\x1c\n", False)
 @example(b"a\xc2\x85b\n", False)
-def test_any_list_gives_safe_names_once_each_or_our_error(tmp_path: Path, data: bytes, paths: bool) -> None:
+def test_any_list_gives_safe_names_once_each_or_our_error(tmp_path, data, paths):
     path = file(tmp_path, "list.txt", data)
     try:
         names = read_list(path, paths=paths)

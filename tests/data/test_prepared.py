@@ -1,11 +1,8 @@
-from __future__ import annotations
-
 import io
 import json
 import multiprocessing
 import os
 import pickle
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -28,14 +25,14 @@ from tests.data.samples import camvid_spec, camvid_tree, prepare
 
 
 @pytest.fixture(scope="module", params=["source", "raw"])
-def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(request, tmp_path_factory):
     work = tmp_path_factory.mktemp(request.param)
     camvid_tree(work / "tree", 4, (13, 17))
     return prepare(work / "tree", camvid_spec(4, request.param), work)
 
 
 @pytest.fixture
-def copy(folder: Path, tmp_path: Path) -> Path:
+def copy(folder, tmp_path):
     """A prepared folder that a test may damage."""
     target = tmp_path / "camvid"
     target.mkdir()
@@ -44,7 +41,7 @@ def copy(folder: Path, tmp_path: Path) -> Path:
     return target
 
 
-def truth(folder: Path, split: str, index: int) -> tuple[np.ndarray, np.ndarray]:
+def truth(folder, split, index):
     """BGR and train ids by Pillow, from the tree that was converted."""
     tree = folder.parent.parent / "tree"
     image = np.array(Image.open(tree / split / f"{split}_{index}.png"))[..., ::-1]
@@ -52,11 +49,11 @@ def truth(folder: Path, split: str, index: int) -> tuple[np.ndarray, np.ndarray]
     return image, np.where(raw == 11, 255, raw)
 
 
-def same(left: np.ndarray | None, right: np.ndarray) -> bool:
+def same(left, right):
     return left is not None and left.dtype == right.dtype and left.shape == right.shape and bool((left == right).all())
 
 
-def test_pixels_against_pillow(folder: Path) -> None:
+def test_pixels_against_pillow(folder):
     for split in ("train", "val", "test"):
         samples = PreparedDataset(folder, split)
         assert samples.ids == [f"{split}_{index}" for index in range(4)]
@@ -76,7 +73,7 @@ def _read(samples: PreparedDataset, index: int) -> tuple[bytes, bytes, int]:
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn"])
-def test_other_processes(folder: Path, method: str) -> None:
+def test_other_processes(folder, method):
     samples = PreparedDataset(folder, "train")
     expected = [_read(samples, index)[:2] for index in range(4)]  # opened before the fork
     with multiprocessing.get_context(method).Pool(2) as pool:
@@ -86,7 +83,7 @@ def test_other_processes(folder: Path, method: str) -> None:
     assert [_read(samples, index)[:2] for index in range(4)] == expected
 
 
-def test_pickle_holds_no_open_files(folder: Path) -> None:
+def test_pickle_holds_no_open_files(folder):
     samples = PreparedDataset(folder, "val")
     samples.image(0)
     again = pickle.loads(pickle.dumps(samples))
@@ -94,7 +91,7 @@ def test_pickle_holds_no_open_files(folder: Path) -> None:
     assert again.manifest_hash == samples.manifest_hash
 
 
-def test_missing(tmp_path: Path, folder: Path) -> None:
+def test_missing(tmp_path, folder):
     with pytest.raises(DataError, match=r"dvc repro convert@voc2012"):
         PreparedDataset(tmp_path / "voc2012", "train")
     with pytest.raises(DataError, match="no split 'trainaug'; it has train, val, test"):
@@ -115,7 +112,7 @@ def test_missing(tmp_path: Path, folder: Path) -> None:
         ("train.zip", None, "cannot be read"),
     ],
 )
-def test_damage_found_on_opening(copy: Path, file: str, change, problem: str) -> None:
+def test_damage_found_on_opening(copy, file, change, problem):
     path = copy / file
     if change is None:
         path.unlink()
@@ -129,7 +126,7 @@ def test_damage_found_on_opening(copy: Path, file: str, change, problem: str) ->
         PreparedDataset(copy, "val")  # the other packs are whole
 
 
-def test_damage_found_on_reading(copy: Path) -> None:
+def test_damage_found_on_reading(copy):
     path = copy / "train.zip"
     data = bytearray(path.read_bytes())
     raw = json.loads((copy / "dataset.json").read_text())["storage"] == "raw"
@@ -144,14 +141,14 @@ def test_damage_found_on_reading(copy: Path) -> None:
 
 
 @given(arrays(np.uint8, st.tuples(st.integers(1, 20), st.integers(1, 20))))
-def test_masks_survive_their_encodings(mask: np.ndarray) -> None:
+def test_masks_survive_their_encodings(mask):
     assert (np.array(Image.open(io.BytesIO(png_bytes(mask)))) == mask).all()
     assert (np.load(io.BytesIO(npy_bytes(mask))) == mask).all()
     values, counts = np.unique(mask, return_counts=True)
     assert format_class_pixels(mask) == " ".join(f"{v}:{n}" for v, n in zip(values, counts, strict=True))
 
 
-def test_image_is_decoded_as_stored_whatever_exif_says() -> None:
+def test_image_is_decoded_as_stored_whatever_exif_says():
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (6, 9, 3), np.uint8))
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -164,6 +161,6 @@ def test_image_is_decoded_as_stored_whatever_exif_says() -> None:
     assert decode_image(b"no image") is None
 
 
-def test_manifest_quotes_what_needs_it() -> None:
+def test_manifest_quotes_what_needs_it():
     entry = Entry("a,b", "train", "p.zip", "i", "", 1, 2, "x", "", "0:2")
     assert format_manifest([entry]).splitlines()[1] == '"a,b",train,p.zip,i,,1,2,x,,0:2'

@@ -1,13 +1,9 @@
 """Whole datasets into ``data/raw``, and what has changed since."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os
 import zipfile
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -28,7 +24,7 @@ from tests.parameters import raw_params
 pytestmark = pytest.mark.usefixtures("no_environment")
 
 
-def spec_of(files: dict[str, bytes], **fields: Any) -> Dataset:
+def spec_of(files, **fields):
     archives = [
         {"file": name, "checksum": f"sha256:{hashlib.sha256(data).hexdigest()}", **fields}
         for name, data in files.items()
@@ -41,13 +37,11 @@ def spec_of(files: dict[str, bytes], **fields: Any) -> Dataset:
 FILES = {"one.zip": b"first archive", "two.zip": b"second archive"}
 
 
-def left(folder: Path) -> list[str]:
+def left(folder):
     return sorted(path.name for path in folder.iterdir())
 
 
-def get(
-    spec: Dataset, root: Path, tree: Path | None = None, mirror: str | None = None, archives: Path | None = None
-) -> dict[str, Any]:
+def get(spec, root, tree=None, mirror=None, archives=None):
     out = root / "data" / "raw" / "camvid"
     places = Places(root / "data" / "archives", archives, mirror) if mirror or archives else None
     download_dataset("camvid", spec, out, places=places, tree=tree, progress=False)
@@ -62,7 +56,7 @@ def get(
     return {entry["file"]: entry for entry in source["archives"]}
 
 
-def test_each_archive_from_its_own_source(site: Site, tmp_path: Path) -> None:
+def test_each_archive_from_its_own_source(site, tmp_path):
     folder = tmp_path / "archives"
     (folder / "camvid").mkdir(parents=True)
     (folder / "camvid" / "one.zip").write_bytes(FILES["one.zip"])
@@ -73,7 +67,7 @@ def test_each_archive_from_its_own_source(site: Site, tmp_path: Path) -> None:
     assert [path for path, _ in site.asked] == ["/mirror/two.zip"]
 
 
-def test_present_archives_are_not_fetched_again_and_the_record_stays(site: Site, tmp_path: Path) -> None:
+def test_present_archives_are_not_fetched_again_and_the_record_stays(site, tmp_path):
     spec = spec_of(FILES)
     site.files = {f"/{name}": data for name, data in FILES.items()}
     get(spec, tmp_path, mirror=site.url)
@@ -90,7 +84,7 @@ def test_present_archives_are_not_fetched_again_and_the_record_stays(site: Site,
     assert (out / "two.zip").read_bytes() == FILES["two.zip"]
 
 
-def test_without_checksum_the_hash_is_recorded_and_checked(site: Site, tmp_path: Path) -> None:
+def test_without_checksum_the_hash_is_recorded_and_checked(site, tmp_path):
     spec = camvid_spec()
     site.files["/archive.zip"] = zip_of(tmp_path / "x.zip", {"a": b"1"}).read_bytes()
     get(spec, tmp_path, mirror=site.url)
@@ -104,7 +98,7 @@ def test_without_checksum_the_hash_is_recorded_and_checked(site: Site, tmp_path:
     assert out.read_bytes() == site.files["/archive.zip"]
 
 
-def test_finished_archives_survive_an_interrupted_run(site: Site, tmp_path: Path) -> None:
+def test_finished_archives_survive_an_interrupted_run(site, tmp_path):
     spec = spec_of(FILES)
     site.files["/one.zip"] = FILES["one.zip"]
     with pytest.raises(DownloadError, match=r"two\.zip could not be obtained.*404"):
@@ -137,7 +131,7 @@ def test_tree_is_packed_the_same_every_time(tmp_path: Path) -> None:
     assert all(name.startswith("CamVid/") and name.endswith(".png") for name in names)
 
 
-def test_tree_of_something_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tree_of_something_else(tmp_path, monkeypatch):
     (tmp_path / "tree").mkdir()
     with pytest.raises(DataError, match=rf"{tmp_path}/tree: holds no folder with train/"):
         get(camvid_spec(), tmp_path, tree=tmp_path / "tree")
@@ -147,7 +141,7 @@ def test_tree_of_something_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         get(camvid_spec(), tmp_path)
 
 
-def test_from_mirror_to_prepared(site: Site, tmp_path: Path) -> None:
+def test_from_mirror_to_prepared(site, tmp_path):
     """The whole way of the demo, for the three datasets."""
     specs = generated(tmp_path / "made")
     site.files = {f"/m/{path.name}": path.read_bytes() for path in (tmp_path / "made").iterdir()}
@@ -162,12 +156,9 @@ def test_from_mirror_to_prepared(site: Site, tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def workspace(tmp_path: Path) -> Workspace:
+def workspace(tmp_path):
     raw = raw_params()
-    raw["datasets"]["camvid"] |= {
-        "archives": [{"file": "archive.zip"}],
-        "counts": {"train": 3, "val": 3, "test": 3},
-    }
+    raw["datasets"]["camvid"] |= {"archives": [{"file": "archive.zip"}], "counts": {"train": 3, "val": 3, "test": 3}}
     (tmp_path / "w").mkdir()
     write_raw(raw, tmp_path / "w")
     return Workspace(tmp_path / "w")
@@ -177,9 +168,7 @@ def take(workspace: Workspace) -> None:
     download_dataset("camvid", workspace.params().dataset("camvid"), workspace.raw("camvid"), progress=False)
 
 
-def test_a_folder_that_changed_is_noticed(
-    workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_folder_that_changed_is_noticed(workspace, tmp_path, monkeypatch):
     """By content: another file of the same size and time counts, a copy elsewhere does not."""
     tree = camvid_tree(tmp_path / "tree")
     monkeypatch.setenv("DANET_CAMVID", str(tree))
@@ -203,9 +192,7 @@ def test_a_folder_that_changed_is_noticed(
     assert changed_source(workspace, "camvid") is None, "what is here can be used"
 
 
-def test_an_archive_that_changed_is_noticed(
-    workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_archive_that_changed_is_noticed(workspace, tmp_path, monkeypatch):
     placed = workspace.archives() / "archive.zip"
     placed.parent.mkdir(parents=True)
     zip_of(placed, {"a": b"1"})
@@ -224,7 +211,7 @@ def test_an_archive_that_changed_is_noticed(
         refuse_changed_source(workspace, "camvid")
 
 
-def test_a_cut_archive_is_named_where_it_lies_and_not_taken(workspace: Workspace) -> None:
+def test_a_cut_archive_is_named_where_it_lies_and_not_taken(workspace):
     placed = workspace.archives() / "archive.zip"
     placed.parent.mkdir(parents=True)
     whole = zip_of(placed, {"a": bytes(1000), "b": b"2"}).read_bytes()

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from hypothesis import given
@@ -13,7 +11,7 @@ from danet.data.registry import ADAPTERS
 
 
 @pytest.mark.parametrize(("name", "classes"), [("voc2012", 21), ("ade20k", 150), ("cityscapes", 19), ("camvid", 11)])
-def test_classes_and_palette(name: str, classes: int) -> None:
+def test_classes_and_palette(name, classes):
     spec = ADAPTERS[name]
     assert spec.name == name
     assert spec.num_classes == len(spec.classes) == len(set(spec.classes)) == len(spec.palette) == classes
@@ -22,7 +20,7 @@ def test_classes_and_palette(name: str, classes: int) -> None:
     assert set(range(classes)) <= set(spec.labels.mapping.values())
 
 
-def test_an_unknown_adapter_is_named_with_those_there_are() -> None:
+def test_an_unknown_adapter_is_named_with_those_there_are():
     with pytest.raises(ConfigError, match=r"datasets\.yaml: adapter 'coco' is unknown; allowed: ade20k, camvid"):
         ADAPTERS["coco"]
 
@@ -31,7 +29,7 @@ def test_an_unknown_adapter_is_named_with_those_there_are() -> None:
     st.dictionaries(st.integers(0, 255), st.integers(0, 255), min_size=1, max_size=40),
     arrays(np.uint8, st.tuples(st.integers(1, 6), st.integers(1, 6))),
 )
-def test_label_map_against_a_loop(mapping: dict[int, int], raw: np.ndarray) -> None:
+def test_label_map_against_a_loop(mapping, raw):
     unknown = sorted({int(value) for value in raw.flat if int(value) not in mapping})
     if unknown:
         with pytest.raises(DataError, match=r"here\.png: label id " + str(unknown[0])):
@@ -42,13 +40,13 @@ def test_label_map_against_a_loop(mapping: dict[int, int], raw: np.ndarray) -> N
     assert result.tolist() == [[mapping[int(value)] for value in row] for row in raw]
 
 
-def test_label_map_names_known_ids_as_ranges() -> None:
+def test_label_map_names_known_ids_as_ranges():
     assert ADAPTERS["voc2012"].labels.text == "0-20, 255"
     assert ADAPTERS["cityscapes"].labels.text == "0-33"
     assert LabelMap({3: 0, 1: 1, 2: 2, 9: 3}).text == "1-3, 9"
 
 
-def test_a_palette_of_few_bits_a_pixel(tmp_path) -> None:
+def test_a_palette_of_few_bits_a_pixel(tmp_path):
     ids = np.random.default_rng(0).integers(0, 3, (9, 7), np.uint8)
     few = Image.frombytes("P", (7, 9), ids.tobytes())
     few.putpalette([value for colour in ADAPTERS["voc2012"].palette[:3] for value in colour])
@@ -56,7 +54,7 @@ def test_a_palette_of_few_bits_a_pixel(tmp_path) -> None:
     assert (ADAPTERS["voc2012"].read_mask(tmp_path / "few.png") == ids).all()
 
 
-def test_sbd_annotation(tmp_path) -> None:
+def test_sbd_annotation(tmp_path):
     from scipy.io import savemat
 
     ids = np.random.default_rng(0).integers(0, 21, (6, 4), np.uint8)

@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from danet.config.params import load_params
-from danet.config.row import Augment
 from danet.core.errors import ConfigError, DataError
 from danet.data import transforms as T
 
@@ -26,7 +25,7 @@ FORK = PARAMS.row("clusterdanet-r101-d8-voc2012").augment
 SOURCES = {"mmsegmentation": MMSEG, "sssegmentation": SSSEG, "official": OFFICIAL, "fork": FORK}
 
 
-def small(augment: Augment, crop=(32, 48), base=40, scale=(40, 80)) -> Augment:
+def small(augment, crop=(32, 48), base=40, scale=(40, 80)):
     """The source's rules at sizes that test quickly."""
     resize = {"scale": scale} if augment.resize.rule == "ratio" else {"base": base}
     return augment.model_copy(update={"crop_size": crop, "resize": augment.resize.model_copy(update=resize)})

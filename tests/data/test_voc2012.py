@@ -1,7 +1,3 @@
-from __future__ import annotations
-
-from pathlib import Path
-
 import numpy as np
 import pytest
 from PIL import Image
@@ -14,7 +10,7 @@ from tests.data.samples import dataset, genuine, open_split, pairs_of, prepare
 SPEC = ADAPTERS["voc2012"]
 
 
-def tree(root: Path, train: list[str], val: list[str], sbd: tuple[list[str], list[str]] | None) -> Path:
+def tree(root, train, val, sbd):
     """An empty devkit with list files only."""
     voc = root / "VOCdevkit" / "VOC2012"
     for folder in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
@@ -30,8 +26,8 @@ def tree(root: Path, train: list[str], val: list[str], sbd: tuple[list[str], lis
     return root
 
 
-def test_colour_map_is_the_devkits() -> None:
-    def devkit(index: int) -> tuple[int, int, int]:
+def test_colour_map_is_the_devkits():
+    def devkit(index):
         red = green = blue = 0
         for shift in range(7, -1, -1):
             red |= (index & 1) << shift
@@ -45,7 +41,7 @@ def test_colour_map_is_the_devkits() -> None:
     assert SPEC.palette[15] == (192, 128, 128)  # person
 
 
-def test_splits_follow_the_set_algebra_in_a_fixed_order(tmp_path: Path) -> None:
+def test_splits_follow_the_set_algebra_in_a_fixed_order(tmp_path):
     train, val = ["c", "a"], ["v2", "v1"]
     root = tree(tmp_path, train, val, (["z", "a", "v1"], ["b", "v2", "c"]))
     pairs = pairs_of(SPEC, root)
@@ -60,7 +56,7 @@ def test_splits_follow_the_set_algebra_in_a_fixed_order(tmp_path: Path) -> None:
     assert masks == {"c": "SegmentationClass", "a": "SegmentationClass", "b": "cls", "z": "cls"}
 
 
-def test_tree_may_lie_a_level_up_or_down(tmp_path: Path) -> None:
+def test_tree_may_lie_a_level_up_or_down(tmp_path):
     root = tree(tmp_path / "one" / "two", ["a"], ["b"], None)
     for start in (tmp_path, tmp_path / "one", root, root / "VOCdevkit", root / "VOCdevkit" / "VOC2012"):
         assert [key for key, _, _ in pairs_of(SPEC, start)["train"]] == ["a"]
@@ -73,7 +69,7 @@ def test_tree_may_lie_a_level_up_or_down(tmp_path: Path) -> None:
         pairs_of(SPEC, root / "VOCdevkit" / "VOC2012" / "JPEGImages")
 
 
-def test_sbd_image_stands_in_where_voc_has_none(tmp_path: Path) -> None:
+def test_sbd_image_stands_in_where_voc_has_none(tmp_path):
     root = tree(tmp_path, ["a"], ["v"], (["x", "y"], []))
     (root / "benchmark_RELEASE/dataset/img/x.jpg").touch()
     (root / "VOCdevkit/VOC2012/JPEGImages/y.jpg").touch()
@@ -91,16 +87,16 @@ def test_sbd_image_stands_in_where_voc_has_none(tmp_path: Path) -> None:
         ([".."], ["b"], "not an image id"),
     ],
 )
-def test_bad_lists(tmp_path: Path, train: list[str], val: list[str], problem: str) -> None:
+def test_bad_lists(tmp_path, train, val, problem):
     root = tree(tmp_path, train, val, None)
     with pytest.raises(DataError, match=problem):
         pairs_of(SPEC, root)
 
 
-def test_real_lists_give_10582(tmp_path: Path) -> None:
+def test_real_lists_give_10582(tmp_path):
     lists = genuine("lists")
 
-    def read(name: str) -> list[str]:
+    def read(name):
         return (lists / f"{name}.txt").read_text().split()
 
     train, val, aug, noval = read("train"), read("val"), read("trainaug"), read("train_noval")
@@ -117,7 +113,7 @@ def test_real_lists_give_10582(tmp_path: Path) -> None:
     assert not set(ids) & set(val)
 
 
-def test_genuine_samples(tmp_path: Path) -> None:
+def test_genuine_samples(tmp_path):
     source = genuine("voc2012")
     spec = dataset("voc2012", {"train": 50, "val": 50, "trainval": 100, "trainaug": 100})
     out = prepare(source, spec, tmp_path)

@@ -1,7 +1,5 @@
 """The whole path of an evaluation, with a small model for DANet and images whose colours are their labels."""
 
-from __future__ import annotations
-
 import csv
 import json
 import os
@@ -17,7 +15,7 @@ from PIL import Image
 from torch import nn
 
 from danet.config.params import load_params
-from danet.config.row import MultiScale, Row, Runtime, Test
+from danet.config.row import MultiScale, Runtime, Test
 from danet.config.workspace import Workspace
 from danet.core.errors import CheckpointError, DataError
 from danet.core.process import Process
@@ -42,21 +40,21 @@ class Shades:
     manifest_hash = "0" * 64
     labelled = True
 
-    def __init__(self, folder: Path | None = None, split: str = "val", count: int = 7) -> None:
+    def __init__(self, folder=None, split="val", count=7):
         self.folder, self.split = folder, split
         self.ids = [f"image_{i:02d}" for i in range(count)]
-        self.threads: set[str] = set()
+        self.threads = set()
 
-    def __len__(self) -> int:
+    def __len__(self):
         return len(self.ids)
 
-    def mask(self, index: int):
+    def mask(self, index):
         rng = np.random.default_rng(index)
         mask = rng.integers(0, 3, (3 + index % 3, 4)).astype(np.uint8).repeat(8, axis=0).repeat(8, axis=1)
         mask[:2] = 255
         return mask
 
-    def image(self, index: int):
+    def image(self, index):
         self.threads.add(threading.current_thread().name)
         mask = self.mask(index)
         mask[mask == 255] = 0
@@ -66,14 +64,14 @@ class Shades:
 class Unlabelled(Shades):
     labelled = False
 
-    def mask(self, index: int):
+    def mask(self, index):
         return None
 
 
 class Reader(nn.Module):
     """Reads the class from the grey level, but takes ``sky`` for ``moon``."""
 
-    def __init__(self, num_classes: int = CLASSES) -> None:
+    def __init__(self, num_classes=CLASSES):
         super().__init__()
         levels = GREYS.astype(float).copy()
         levels[[2, 3]] = levels[[3, 2]]
@@ -91,7 +89,7 @@ for _index in range(7):
 
 
 @pytest.fixture
-def row() -> Row:
+def row():
     plain = load_params("params.yaml").row("camvid-r50-d8")
     test = Test(multi_scale=MultiScale(scales=(1.0,), flip=True))
     runtime = Runtime(workers=2, overlays=2, progress="never")
@@ -99,14 +97,14 @@ def row() -> Row:
 
 
 @pytest.fixture
-def one(row) -> Row:
+def one(row):
     """One seed, one mode, one overlay: drawing is what takes the time here."""
     runtime = Runtime(workers=2, overlays=1, progress="never")
     return row.model_copy(update={"test": Test(), "runtime": runtime, "seeds": (3,)})
 
 
 @pytest.fixture
-def workspace(tmp_path, row, monkeypatch) -> Workspace:
+def workspace(tmp_path, row, monkeypatch):
     monkeypatch.setattr(evaluate, "PreparedDataset", Shades)
     monkeypatch.setattr(subject, "build_model", lambda config, classes, attention: Reader(classes))
     monkeypatch.setattr(subject, "load_model", lambda path, model: {"train_hash": row.train_hash})
@@ -116,7 +114,7 @@ def workspace(tmp_path, row, monkeypatch) -> Workspace:
     return space
 
 
-def tree(folder: Path) -> dict[str, bytes]:
+def tree(folder):
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
@@ -143,7 +141,7 @@ def test_confusion_of_a_pass(row, workers, mode):
 
 def test_frame_rates_are_of_one_window_at_a_time_and_of_batches(row):
     """Of 20 images 5 are skipped, 2 timed as published, 5 skipped, 2 timed in batches; each has 4 windows or more."""
-    seen: list[list[int]] = []
+    seen = []
 
     class Watched(Reader):
         def forward(self, x):
@@ -289,7 +287,7 @@ def test_row_writes_everything_with_the_agreed_names(row, workspace):
         assert picture.size == Shades().mask(6).shape[::-1]
 
 
-def _undated(files: dict[str, bytes]) -> dict[str, bytes]:
+def _undated(files):
     """Without the records, which say when."""
     return {name: data for name, data in files.items() if not name.endswith(".json")}
 
@@ -383,7 +381,7 @@ def test_progress_is_shown_with_the_time_left(row, workspace, capfd):
 # several processes
 
 
-def work(rank: int, root: str, row_bytes: bytes, port: str) -> None:
+def work(rank, root, row_bytes, port):
     torch.set_num_threads(1)
     os.environ |= {
         "WORLD_SIZE": "2",

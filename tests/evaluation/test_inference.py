@@ -4,8 +4,6 @@ The reference functions below share no code with the package: resizing is a prod
 windows are walked one by one, the network is numpy.
 """
 
-from __future__ import annotations
-
 import math
 from pathlib import Path
 
@@ -34,22 +32,22 @@ BIAS = np.random.default_rng(2).normal(size=CLASSES)
 class Sampler(nn.Module):
     """A 1x1 convolution sampled at every fourth pixel from the left: flipping its input is not flipping its output."""
 
-    def __init__(self, scale: float = 1.0) -> None:
+    def __init__(self, scale=1.0):
         super().__init__()
         self.register_buffer("weight", torch.tensor(WEIGHT * scale, dtype=torch.float32)[:, :, None, None])
         self.register_buffer("bias", torch.tensor(BIAS * scale, dtype=torch.float32))
-        self.sizes: list[tuple[int, ...]] = []
+        self.sizes = []
 
     def forward(self, x):
         self.sizes.append(tuple(x.shape))
         return {"main": nn.functional.conv2d(x, self.weight, self.bias)[..., ::STRIDE, ::STRIDE]}
 
 
-def network(x: np.ndarray) -> np.ndarray:
+def network(x):
     return (np.tensordot(WEIGHT, x, 1) + BIAS[:, None, None])[:, ::STRIDE, ::STRIDE]
 
 
-def weights_1d(old: int, new: int, align_corners: bool) -> np.ndarray:
+def weights_1d(old, new, align_corners):
     matrix = np.zeros((new, old))
     for i in range(new):
         if align_corners:
@@ -63,28 +61,26 @@ def weights_1d(old: int, new: int, align_corners: bool) -> np.ndarray:
     return matrix
 
 
-def bilinear(x: np.ndarray, size: tuple[int, int], align_corners: bool) -> np.ndarray:
+def bilinear(x, size, align_corners):
     rows_, columns = (weights_1d(o, n, align_corners) for o, n in zip(x.shape[1:], size, strict=True))
     return np.stack([rows_ @ channel @ columns.T for channel in x])
 
 
-def normalised(image: np.ndarray) -> np.ndarray:
+def normalised(image):
     return np.stack([(image[..., 2 - c].astype(float) - MEAN[c]) / STD[c] for c in range(3)])
 
 
-def softmax(x: np.ndarray) -> np.ndarray:
+def softmax(x):
     e = np.exp(x - x.max(axis=0))
     return e / e.sum(axis=0)
 
 
-def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
+def picture(height, width, seed=0):
     small = np.random.default_rng(seed).integers(0, 256, (max(2, height // 5), max(2, width // 5), 3)).astype(np.uint8)
     return cv2.resize(small, (width, height), interpolation=cv2.INTER_LINEAR)
 
 
-def shifted_slide(
-    x: np.ndarray, window: tuple[int, int], stride: tuple[int, int], align: bool, padded: bool = False
-) -> np.ndarray:
+def shifted_slide(x, window, stride, align, padded=False):
     """mmsegmentation's slide inference, pixel bookkeeping written out; ``padded`` as in v0.5.0."""
     _, height, width = x.shape
     total, count = np.zeros((CLASSES, height, width)), np.zeros((height, width))
@@ -103,7 +99,7 @@ def shifted_slide(
     return total / count
 
 
-def official(image: np.ndarray, long_sides: list[int], crop: int, stride: int, flip: bool = True) -> np.ndarray:
+def official(image, long_sides, crop, stride, flip=True):
     """The official multi-scale evaluation in float64, one window at a time."""
     full = normalised(image)
     _, h, w = full.shape
@@ -131,24 +127,24 @@ def official(image: np.ndarray, long_sides: list[int], crop: int, stride: int, f
     return scores
 
 
-def assert_best(labels: np.ndarray, scores: np.ndarray, tie: float = 1e-4) -> None:
+def assert_best(labels, scores, tie=1e-4):
     """Each label has the best score, but for ties: which of two nearly equal scores wins is rounding's."""
     picked = np.take_along_axis(scores, labels[None].astype(int), 0)[0]
     assert (scores.max(axis=0) - picked <= tie).all()
 
 
-def scores_of(model, image, test, align, mode="ss", **settings) -> torch.Tensor:
+def scores_of(model, image, test, align, mode="ss", **settings):
     predictor = Predictor(model, test, align, mode=mode, **settings)
     with configured(predictor.numerics, training=False):
         return predictor.scores(predictor.prepare(image))
 
 
-def labels_of(model, image, test, align, mode="ss", **settings) -> np.ndarray:
+def labels_of(model, image, test, align, mode="ss", **settings):
     predictor = Predictor(model, test, align, mode=mode, **settings)
     return predictor.labels(predictor.prepare(image)).numpy()
 
 
-def sampled(image, test, align, mode="ss") -> np.ndarray:
+def sampled(image, test, align, mode="ss"):
     return scores_of(Sampler(), image, test, align, mode).numpy()
 
 
@@ -302,7 +298,7 @@ def test_padding_of_a_mirrored_image_is_on_the_right_too():
             seen.append(x.clone())
             return {"main": torch.stack([(x == 0).all(1), (x != 0).any(1)], 1).float()}
 
-    seen: list[torch.Tensor] = []
+    seen = []
     multi = MultiScale(scales=(1.0,), flip=True)
     test = Test(mode="slide", window=(16, 16), stride=(9, 9), placement="shift-padded", multi_scale=multi)
     scores = scores_of(Zeros(), picture(7, 11), test, True, "ms")
@@ -326,7 +322,7 @@ def test_shifted_windows_multi_scale_flip_whole_input():
     np.testing.assert_allclose(sampled(image, test, True, mode="ms"), total / 4, atol=1e-5)
 
 
-def official_test(scale, flip=True, **more) -> Test:
+def official_test(scale, flip=True, **more):
     windows = {"mode": "slide", "window": (24, 24), "stride": (16, 16), "placement": "pad"}
     return Test.model_validate({"resize": "long", "scale": scale, "flip": flip, "score": "exp"} | windows | more)
 
@@ -379,7 +375,7 @@ def test_padded_windows_show_the_network_black():
 class Fixed(nn.Module):
     """The same logits whatever the image, at a head resolution of a quarter of the input."""
 
-    def __init__(self, logits: list[float], ramp: bool = False) -> None:
+    def __init__(self, logits, ramp=False):
         super().__init__()
         self.values, self.ramp = torch.tensor(logits), ramp
 
@@ -442,7 +438,7 @@ PROTOCOLS = {
 
 
 class Convolutions(nn.Module):
-    def __init__(self) -> None:
+    def __init__(self):
         super().__init__()
         torch.manual_seed(0)
         self.body = nn.Sequential(
@@ -568,7 +564,7 @@ def test_folding_is_a_parameter_of_the_prediction():
 
 
 class FoldingModel(nn.Module):
-    def __init__(self) -> None:
+    def __init__(self):
         super().__init__()
         self.body = nn.Sequential(nn.Conv2d(3, CLASSES, 3, padding=1, bias=False), nn.BatchNorm2d(CLASSES))
         nn.init.uniform_(self.body[1].running_var, 0.5, 2.0)

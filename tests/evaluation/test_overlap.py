@@ -1,7 +1,5 @@
 """Evaluation loads ahead of the network, and what runs ahead changes no result."""
 
-from __future__ import annotations
-
 import threading
 
 import numpy as np
@@ -10,7 +8,7 @@ import torch
 from torch import nn
 
 from danet.config.params import load_params
-from danet.config.row import MultiScale, Row, Runtime, Test
+from danet.config.row import MultiScale, Runtime, Test
 from danet.evaluation.one_pass import evaluate_model
 from tests.evaluation.test_evaluate import EXPECTED, Reader, Shades
 
@@ -19,7 +17,7 @@ WAIT = 20.0
 
 
 @pytest.fixture
-def row() -> Row:
+def row():
     plain = load_params("params.yaml").row("camvid-r50-d8")
     return plain.model_copy(update={"test": Test(), "runtime": Runtime(workers=1, progress="never")})
 
@@ -27,11 +25,11 @@ def row() -> Row:
 class Told(Shades):
     """Says which images have been loaded."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         super().__init__()
         self.loaded = [threading.Event() for _ in self.ids]
 
-    def image(self, index: int):
+    def image(self, index):
         image = super().image(index)
         self.loaded[index].set()
         return image
@@ -40,7 +38,7 @@ class Told(Shades):
 class Waiting(nn.Module):
     """Computes an image only when the one after it has been loaded."""
 
-    def __init__(self, dataset: Told) -> None:
+    def __init__(self, dataset):
         super().__init__()
         self.reader, self.dataset, self.seen = Reader(), dataset, 0
 

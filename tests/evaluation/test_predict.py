@@ -1,7 +1,5 @@
 """`predict_files` on real image files, with a small model in the place of DANet."""
 
-from __future__ import annotations
-
 import cv2
 import numpy as np
 import pytest
@@ -10,7 +8,7 @@ from PIL import Image
 from torch import nn
 
 from danet.config.params import load_params
-from danet.config.row import MultiScale, Row, Test
+from danet.config.row import MultiScale, Test
 from danet.core.errors import CheckpointError, ConfigError, DanetError, DataError
 from danet.data.layout import check_image
 from danet.data.registry import ADAPTERS
@@ -20,7 +18,7 @@ from danet.evaluation import predict
 class Brightness(nn.Module):
     """Class 1 where the image is light, else class 0; as many classes as asked for."""
 
-    def __init__(self, num_classes: int) -> None:
+    def __init__(self, num_classes):
         super().__init__()
         self.num_classes = num_classes
 
@@ -31,7 +29,7 @@ class Brightness(nn.Module):
 
 
 @pytest.fixture
-def row() -> Row:
+def row():
     plain = load_params("params.yaml").row("camvid-r50-d8")
     return plain.model_copy(update={"test": Test()})
 
@@ -44,7 +42,7 @@ def small_model(monkeypatch):
     return loaded
 
 
-def half_light(height: int = 32, width: int = 48) -> np.ndarray:
+def half_light(height=32, width=48):
     image = np.full((height, width, 3), 20, np.uint8)
     image[:, width // 2 :] = 235
     return image
@@ -126,7 +124,7 @@ def test_what_convert_refuses_is_not_predicted(row, tmp_path, small_model, mode)
         Image.fromarray(half_light()[..., 0].astype(np.uint16) * 257).save(path)
     else:
         Image.fromarray(half_light()).convert(mode).save(path)
-    problems: list[str] = []
+    problems = []
     check_image(path.read_bytes(), str(path), problems, grey=True)
     with pytest.raises(DataError) as error:
         run(row, tmp_path, [path])

@@ -1,11 +1,8 @@
 """A seed that is evaluated is not evaluated again when seeds are added, and is whenever anything else changed."""
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -14,7 +11,7 @@ from danet.config.row import Row, Runtime, Test
 from danet.config.workspace import Workspace
 from danet.core import provenance
 from danet.evaluation import evaluate, subject
-from danet.evaluation.evaluate import RowEvaluation, evaluate_row
+from danet.evaluation.evaluate import evaluate_row
 from pipelines import evaluate as stage
 from tests.evaluation.test_evaluate import Reader, Shades, tree
 from tests.seeds import keep_seed
@@ -23,19 +20,19 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
-def row() -> Row:
+def row():
     plain = load_params(ROOT / "params.yaml").row("camvid-r50-d8")
     runtime = Runtime(workers=0, overlays=1, benchmark_images=2, progress="never")
     return plain.model_copy(update={"test": Test(), "runtime": runtime, "seeds": (3,)})
 
 
 @pytest.fixture
-def passes(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def passes(monkeypatch):
     """The seeds' weights that a network was really built and run for."""
-    found: list[str] = []
+    found = []
     original = subject.evaluate_model
 
-    def counted(*args: Any, **options: Any) -> Any:
+    def counted(*args, **options):
         found.append("pass")
         return original(*args, **options)
 
@@ -44,7 +41,7 @@ def passes(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 @pytest.fixture
-def workspace(tmp_path: Path, row: Row, monkeypatch: pytest.MonkeyPatch) -> Workspace:
+def workspace(tmp_path, row, monkeypatch):
     monkeypatch.setattr(evaluate, "PreparedDataset", Shades)
     monkeypatch.setattr(subject, "build_model", lambda config, classes, attention: Reader(classes))
     monkeypatch.setattr(subject, "load_model", lambda path, model: {"train_hash": row.train_hash})
@@ -54,17 +51,17 @@ def workspace(tmp_path: Path, row: Row, monkeypatch: pytest.MonkeyPatch) -> Work
     return space
 
 
-def keep(space: Workspace, row: Row, seed: int, weights: bytes) -> None:
+def keep(space, row, seed, weights):
     keep_seed(space, row, seed, lambda path: path.write_bytes(weights), data=Shades.manifest_hash)
 
 
-def as_the_stage(row: Row, workspace: Workspace) -> RowEvaluation:
+def as_the_stage(row, workspace):
     """DVC removes the metrics files before it starts the stage, and keeps the evaluation's folder."""
     shutil.rmtree(workspace.metrics(row), ignore_errors=True)
     return evaluate_row(row, workspace, device="cpu", reuse=True)
 
 
-def test_an_added_seed_leaves_the_finished_one_alone(row: Row, workspace: Workspace, passes: list[str]) -> None:
+def test_an_added_seed_leaves_the_finished_one_alone(row, workspace, passes):
     first = as_the_stage(row, workspace)
     pictures = tree(workspace.evaluation(row))
     assert len(passes) == 1
@@ -82,43 +79,43 @@ def test_an_added_seed_leaves_the_finished_one_alone(row: Row, workspace: Worksp
 Change = Callable[[Workspace, Row, pytest.MonkeyPatch], Row]
 
 
-def other_weights(workspace: Workspace, row: Row, _: pytest.MonkeyPatch) -> Row:
+def other_weights(workspace, row, _):
     keep(workspace, row, 3, b"trained again")
     return row
 
 
-def other_data(workspace: Workspace, row: Row, monkeypatch: pytest.MonkeyPatch) -> Row:
+def other_data(workspace, row, monkeypatch):
     monkeypatch.setattr(Shades, "manifest_hash", "1" * 64)
     keep(workspace, row, 3, b"weights")  # the split tested is the one trained on here
     return row
 
 
-def other_protocol(_: Workspace, row: Row, __: pytest.MonkeyPatch) -> Row:
+def other_protocol(_, row, __):
     return row.model_copy(update={"test": Test(absent_class="zero")})
 
 
-def other_versions(_: Workspace, row: Row, monkeypatch: pytest.MonkeyPatch) -> Row:
+def other_versions(_, row, monkeypatch):
     collect = provenance.collect
     monkeypatch.setattr(provenance, "collect", lambda *a, **k: {**collect(*a, **k), "torch": "99.0"})
     return row
 
 
-def other_revision(_: Workspace, row: Row, __: pytest.MonkeyPatch) -> Row:
+def other_revision(_, row, __):
     return row.model_copy(update={"revisions": row.revisions.model_copy(update={"evaluate": 7})})
 
 
-def damaged_picture(workspace: Workspace, row: Row, _: pytest.MonkeyPatch) -> Row:
+def damaged_picture(workspace, row, _):
     path = next(workspace.evaluation(row).glob("*-panels.png"))
     path.write_bytes(path.read_bytes()[:-1])
     return row
 
 
-def lost_picture(workspace: Workspace, row: Row, _: pytest.MonkeyPatch) -> Row:
+def lost_picture(workspace, row, _):
     next(workspace.evaluation(row).glob("*-confusion.png")).unlink()
     return row
 
 
-def damaged_record(workspace: Workspace, row: Row, _: pytest.MonkeyPatch) -> Row:
+def damaged_record(workspace, row, _):
     path = workspace.evaluation(row) / "seed3.json"
     path.write_text(path.read_text()[:-20])
     return row
@@ -131,9 +128,7 @@ def damaged_record(workspace: Workspace, row: Row, _: pytest.MonkeyPatch) -> Row
         *(damaged_picture, lost_picture, damaged_record),
     ],
 )
-def test_anything_else_that_changed_is_evaluated_anew(
-    row: Row, workspace: Workspace, passes: list[str], monkeypatch: pytest.MonkeyPatch, change: Change
-) -> None:
+def test_anything_else_that_changed_is_evaluated_anew(row, workspace, passes, monkeypatch, change):
     as_the_stage(row, workspace)
     as_the_stage(row, workspace)
     assert len(passes) == 1
@@ -145,8 +140,8 @@ def test_anything_else_that_changed_is_evaluated_anew(
     assert len(passes) == 2
 
 
-def test_the_stage_takes_finished_seeds_over(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: dict[str, Any] = {}
+def test_the_stage_takes_finished_seeds_over(monkeypatch):
+    asked = {}
     monkeypatch.setattr(stage, "evaluate_row", lambda row, workspace, **options: asked.update(options, row=row.name))
     stage.main(Workspace(ROOT), "camvid-r50-d8")
     assert (asked["row"], asked["reuse"]) == ("camvid-r50-d8", True)

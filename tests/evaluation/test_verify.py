@@ -1,13 +1,9 @@
 """Released weights end to end on generated Cityscapes: fetched or given, evaluated as trained ones, in the table."""
 
-from __future__ import annotations
-
 import json
 import shutil
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
@@ -42,7 +38,7 @@ ROOT = Path(__file__).resolve().parents[2]
 WHOLE = {"resize": "none", "mode": "whole", "window": None, "stride": None, "multi_scale": None}
 SLIDE = {"resize": "none", "window": [48, 48], "stride": [32, 32], "multi_scale": None}
 CROP = {"crop_size": [48, 48]}
-ROWS: dict[str, tuple[str, dict[str, Any]]] = {
+ROWS = {
     "mmseg-r50": ("mmseg-r50-d8-cityscapes-512x1024-40k", {"test": WHOLE | {"multi_scale": {"scales": [0.5, 1.0]}}}),
     "ssseg-r50": ("ssseg-r50-d16-cityscapes", {"test": WHOLE}),
     "official-r50": ("official-danet-r101-d8-cityscapes", {"test": SLIDE, "augment": CROP}),
@@ -59,7 +55,7 @@ TARGETS = {
 
 
 @pytest.fixture(scope="module")
-def workspace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workspace]:
+def workspace(tmp_path_factory):
     """Generated Cityscapes images of 48x64, and a row of ResNet-50 for each source."""
     folder = tmp_path_factory.mktemp("verify")
     made = make_archives(folder / "archives", sizes=Sizes(train=2, val=2, test=2, size=(16, 16), cityscapes=(48, 64)))
@@ -82,7 +78,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workspace]:
     shutil.rmtree(folder)  # pytest keeps what tests leave, and these are gigabytes
 
 
-def train(workspace: Workspace, name: str) -> Path:
+def train(workspace, name):
     """Weights that look trained: random, with attention that counts and statistics of the data."""
     row = workspace.params().row(name)
     path = workspace.model(row) / "seed0.safetensors"
@@ -103,14 +99,14 @@ def train(workspace: Workspace, name: str) -> Path:
     return keep_seed(workspace, row, 0, lambda path: save_model(path, model, metadata))
 
 
-def add_released(workspace: Workspace, name: str, **entry: Any) -> None:
+def add_released(workspace, name, **entry):
     raw = read_raw(workspace.root / "params.yaml")
     row = {key: raw["rows"][name][key] for key in PROTOCOL}
     write_raw(raw | {"released": {name: row | {"file": f"{name}.pth", **entry}}}, workspace.root)
 
 
 @pytest.fixture(autouse=True)
-def clean(workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def clean(workspace, tmp_path, monkeypatch):
     for name in ("DANET_ARCHIVES", "DANET_MIRROR"):
         monkeypatch.delenv(name, raising=False)
     write_raw(read_raw(workspace.root / "params.yaml") | {"released": {}}, workspace.root)
@@ -119,7 +115,7 @@ def clean(workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.parametrize("name", ROWS)
-def test_exported_imported_and_verified_is_what_was_evaluated(workspace: Workspace, tmp_path: Path, name: str) -> None:
+def test_exported_imported_and_verified_is_what_was_evaluated(workspace, tmp_path, name):
     row = workspace.params().row(name)
     trained = train(workspace, name)
     evaluated = evaluate_row(row, workspace, device="cpu")
@@ -145,7 +141,7 @@ def test_exported_imported_and_verified_is_what_was_evaluated(workspace: Workspa
     assert (workspace.verification(row) / "released-ss-confusion.png").is_file()
 
 
-def test_what_is_not_the_released_file_is_refused(workspace: Workspace, tmp_path: Path) -> None:
+def test_what_is_not_the_released_file_is_refused(workspace, tmp_path):
     name = "mmseg-r50"
     row, trained = workspace.params().row(name), train(workspace, name)
     with pytest.raises(CheckpointError, match=r"was trained here .*use `danet evaluate mmseg-r50"):
@@ -163,9 +159,7 @@ def test_what_is_not_the_released_file_is_refused(workspace: Workspace, tmp_path
             verify_row(row, workspace, weights=file, device="cpu")
 
 
-def test_released_weights_are_taken_from_a_folder_and_verified(
-    workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_released_weights_are_taken_from_a_folder_and_verified(workspace, tmp_path, monkeypatch):
     name = "mmseg-r50"
     row = workspace.params().row(name)
     raw = tmp_path / "released" / f"{name}.pth"
@@ -213,7 +207,7 @@ def test_released_weights_are_taken_from_a_folder_and_verified(
         fetch_released(workspace, name)
 
 
-def test_agreement_is_within_the_band() -> None:
+def test_agreement_is_within_the_band():
     assert agreement(80.52, 80.52, 0.05) == "agrees"
     assert agreement(80.57, 80.52, 0.05) == "agrees"  # binary fractions make the gap 0.0500000000000078
     assert agreement(80.47, 80.52, 0.05) == "agrees"
@@ -222,7 +216,7 @@ def test_agreement_is_within_the_band() -> None:
     assert agreement(None, 80.52, 0.05) == agreement(80.52, None, 0.05) == ""
 
 
-def test_submission_is_what_the_official_script_finds_and_reads(workspace: Workspace, tmp_path: Path) -> None:
+def test_submission_is_what_the_official_script_finds_and_reads(workspace, tmp_path):
     name = "ssseg-r50"
     row, weights = workspace.params().row(name), train(workspace, name)
     out = tmp_path / "submission.zip"
@@ -248,7 +242,7 @@ def test_submission_is_what_the_official_script_finds_and_reads(workspace: Works
     assert not (tmp_path / "no.zip").exists()
 
 
-def test_submission_wants_the_whole_split_of_cityscapes(workspace: Workspace, tmp_path: Path) -> None:
+def test_submission_wants_the_whole_split_of_cityscapes(workspace, tmp_path):
     params = read_raw(workspace.root / "params.yaml")
     params["datasets"]["cityscapes"]["counts"]["test"] = 1525
     other = tmp_path / "other"

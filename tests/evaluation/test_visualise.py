@@ -1,7 +1,5 @@
 """Pictures: values of pixels, and that each figure is written whole."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from hypothesis import given
@@ -19,7 +17,7 @@ PREDICTION[PREDICTION == 255] = 0
 IMAGE = np.random.default_rng(0).integers(0, 256, (*TRUTH.shape, 3)).astype(np.uint8)
 
 
-def luminance(rgb) -> float:
+def luminance(rgb):
     return float(np.dot(rgb, (0.2126, 0.7152, 0.0722)))
 
 

@@ -1,10 +1,6 @@
 """The attention modules against loops over single positions, closed forms and symmetries."""
 
-from __future__ import annotations
-
 import math
-from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import pytest
@@ -30,7 +26,7 @@ from danet.models.attention import (
 )
 
 
-def filled(module: nn.Module, seed: int = 0, gain: float = 0.7) -> nn.Module:
+def filled(module, seed=0, gain=0.7):
     """All parameters drawn from a normal distribution, so that scales which start at 0 take part."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -39,11 +35,11 @@ def filled(module: nn.Module, seed: int = 0, gain: float = 0.7) -> nn.Module:
     return module
 
 
-def noise(*shape: int, seed: int = 1, dtype: torch.dtype = torch.float32) -> Tensor:
+def noise(*shape, seed=1, dtype=torch.float32):
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
 
 
-def softmax(scores: list[float]) -> list[float]:
+def softmax(scores):
     top = max(scores)
     weights = [math.exp(score - top) for score in scores]
     return [weight / sum(weights) for weight in weights]
@@ -51,7 +47,7 @@ def softmax(scores: list[float]) -> list[float]:
 
 @pytest.mark.parametrize("attention", ["fused", "reference"])
 @pytest.mark.parametrize("bias", [True, False])
-def test_pam_is_unscaled_attention_plus_input(attention: Any, bias: bool) -> None:
+def test_pam_is_unscaled_attention_plus_input(attention, bias):
     pam = filled(PositionAttention(6, 3, bias, attention).double())
     x = noise(2, 6, 2, 3, dtype=torch.float64)
     projected = {
@@ -73,7 +69,7 @@ def test_pam_is_unscaled_attention_plus_input(attention: Any, bias: bool) -> Non
     assert (pam.query.bias is not None) == bias
 
 
-def test_cam_favours_dissimilar_channels() -> None:
+def test_cam_favours_dissimilar_channels():
     cam = filled(ChannelAttention().double())
     x = noise(2, 4, 2, 3, dtype=torch.float64)
     expected = torch.empty_like(x)
@@ -90,22 +86,22 @@ def test_cam_favours_dissimilar_channels() -> None:
 @pytest.mark.parametrize(
     "module", [PositionAttention(16, 2), PositionAttention(16, 2, attention="reference"), ChannelAttention()]
 )
-def test_attention_starts_as_the_identity(module: nn.Module) -> None:
+def test_attention_starts_as_the_identity(module):
     x = noise(2, 16, 5, 4)
-    assert module.gamma.shape == ()  # type: ignore[union-attr]
+    assert module.gamma.shape == ()
     assert torch.equal(module(x), x)
 
 
-def test_compact_decoders_start_as_the_identity() -> None:
+def test_compact_decoders_start_as_the_identity():
     x = noise(2, 16, 5, 4)
     assert torch.equal(CompactPositionDecoder(16)(x, noise(2, 50, 16)), x)
     assert torch.equal(CompactChannelDecoder()(x, noise(2, 3, 5, 4)), x)
 
 
-def test_pam_with_equal_scores_averages_all_positions() -> None:
+def test_pam_with_equal_scores_averages_all_positions():
     pam = PositionAttention(16, 2)
     nn.init.zeros_(pam.query.weight)
-    nn.init.zeros_(pam.query.bias)  # type: ignore[arg-type]
+    nn.init.zeros_(pam.query.bias)
     nn.init.constant_(pam.gamma, 0.25)
     x = noise(2, 16, 5, 4)
     expected = x + 0.25 * pam.value(x).mean(dim=(2, 3), keepdim=True)
@@ -114,7 +110,7 @@ def test_pam_with_equal_scores_averages_all_positions() -> None:
 
 @settings(max_examples=25)
 @given(st.integers(1, 9), st.integers(1, 9), st.integers(1, 3), st.integers(0, 2**31))
-def test_pam_and_cam_follow_a_permutation_of_the_positions(height: int, width: int, batch: int, seed: int) -> None:
+def test_pam_and_cam_follow_a_permutation_of_the_positions(height, width, batch, seed):
     x = noise(batch, 16, height, width, seed=seed, dtype=torch.float64)
     order = torch.randperm(height * width, generator=torch.Generator().manual_seed(seed))
     shuffled = x.flatten(2)[:, :, order].reshape(x.shape)
@@ -125,7 +121,7 @@ def test_pam_and_cam_follow_a_permutation_of_the_positions(height: int, width: i
 
 @pytest.mark.parametrize("shape", [(2, 16, 16), (3, 1, 1), (1, 33, 41)])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_fused_equals_reference_forward_and_backward(shape: tuple[int, int, int], layout: torch.memory_format) -> None:
+def test_fused_equals_reference_forward_and_backward(shape, layout):
     batch, height, width = shape
     # Gain such that scores spread over several units, as in a trained network.
     fused = filled(PositionAttention(128, 16, attention="fused"), gain=0.06)
@@ -146,7 +142,7 @@ def test_fused_equals_reference_forward_and_backward(shape: tuple[int, int, int]
 
 
 @pytest.mark.parametrize("heads", [1, 2, 8])
-def test_heads_are_only_a_way_to_compute(heads: int) -> None:
+def test_heads_are_only_a_way_to_compute(heads):
     q, k, v = noise(2, 40, 8, seed=1), noise(2, 40, 8, seed=2), noise(2, 40, 64, seed=3)
     torch.testing.assert_close(fused_attention(q, k, v, heads), reference_attention(q, k, v), rtol=0, atol=1e-5)
 
@@ -156,7 +152,7 @@ class Largest(TorchDispatchMode):
 
     elements = 0
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
         for value in out if isinstance(out, tuple | list) else (out,):
             if isinstance(value, Tensor):
@@ -166,12 +162,12 @@ class Largest(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_fused_attention_never_holds_the_map(layout: torch.memory_format, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fused_attention_never_holds_the_map(layout, monkeypatch):
     monkeypatch.setattr(attention_module, "BLOCK", 2**18)
     positions, channels = 48 * 48, 64
     largest = {}
     for attention in ("fused", "reference"):
-        pam = filled(PositionAttention(channels, 8, attention=attention), gain=0.05)  # type: ignore[arg-type]
+        pam = filled(PositionAttention(channels, 8, attention=attention), gain=0.05)
         x = noise(1, channels, 48, 48).to(memory_format=layout).requires_grad_()
         with Largest() as record:
             pam(x).sum().backward()
@@ -182,7 +178,7 @@ def test_fused_attention_never_holds_the_map(layout: torch.memory_format, monkey
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_fused_attention_on_cuda(dtype: torch.dtype) -> None:
+def test_fused_attention_on_cuda(dtype):
     if not torch.cuda.is_available():
         pytest.skip("needs a CUDA device")
     positions = 128 * 256  # Cityscapes whole at stride 8: the map alone would take 2 to 4 GiB
@@ -201,7 +197,7 @@ def test_fused_attention_on_cuda(dtype: torch.dtype) -> None:
     torch.testing.assert_close(out[:, rows].detach().float(), expected, rtol=0, atol=tolerance)
 
 
-def test_cam_does_not_overflow_in_half_precision() -> None:
+def test_cam_does_not_overflow_in_half_precision():
     cam = ChannelAttention()
     nn.init.constant_(cam.gamma, 1.0)
     x = 30 * noise(1, 8, 32, 32).abs()  # energies near 1e6; float16 ends at 65504
@@ -212,12 +208,12 @@ def test_cam_does_not_overflow_in_half_precision() -> None:
     torch.testing.assert_close(mixed.float(), cam(x.bfloat16().float()), rtol=2e-2, atol=0.5)
 
 
-def cells(size: int, grid: int) -> list[range]:
+def cells(size, grid):
     return [range(math.floor(g * size / grid), math.ceil((g + 1) * size / grid)) for g in range(grid)]
 
 
 @pytest.mark.parametrize("size", [(7, 5), (12, 18), (6, 6), (1, 2)])
-def test_cpam_centres_are_averages_of_four_grids(size: tuple[int, int]) -> None:
+def test_cpam_centres_are_averages_of_four_grids(size):
     encoder = CompactPositionEncoder(3).eval().double()
     for grid, conv in enumerate(encoder.convs):  # an own factor for each grid tells the convolutions apart
         conv[0].weight.data.copy_((grid + 1) * torch.eye(3)[:, :, None, None])
@@ -234,7 +230,7 @@ def test_cpam_centres_are_averages_of_four_grids(size: tuple[int, int]) -> None:
 
 
 @pytest.mark.parametrize("size", [(7, 5), (33, 65), (6, 6), (2, 1)])
-def test_deterministic_pooling_is_the_same_pooling(size: tuple[int, int]) -> None:
+def test_deterministic_pooling_is_the_same_pooling(size):
     x = noise(2, 3, *size)
     for grid in (1, 2, 3, 6):
         plain = adaptive_average_pool(x, grid)
@@ -247,7 +243,7 @@ def test_deterministic_pooling_is_the_same_pooling(size: tuple[int, int]) -> Non
         torch.testing.assert_close(deterministic, plain, rtol=0, atol=1e-6)
 
 
-def test_cpam_attends_to_the_centres() -> None:
+def test_cpam_attends_to_the_centres():
     decoder = filled(CompactPositionDecoder(8).double(), gain=0.5)
     x, centres = noise(2, 8, 2, 3, dtype=torch.float64), noise(2, 5, 8, seed=2, dtype=torch.float64)
     assert (decoder.query.out_channels, decoder.key.out_features, decoder.value.out_features) == (2, 2, 8)
@@ -264,7 +260,7 @@ def test_cpam_attends_to_the_centres() -> None:
     torch.testing.assert_close(decoder(x, centres), expected, rtol=0, atol=1e-12)
 
 
-def test_ccam_attends_to_the_gathered_channels() -> None:
+def test_ccam_attends_to_the_gathered_channels():
     decoder = filled(CompactChannelDecoder().double())
     x, y = noise(2, 5, 2, 3, dtype=torch.float64), noise(2, 3, 2, 3, seed=2, dtype=torch.float64)
     expected = torch.empty_like(x)
@@ -277,18 +273,18 @@ def test_ccam_attends_to_the_gathered_channels() -> None:
     torch.testing.assert_close(decoder(x, y), expected, rtol=0, atol=1e-12)
 
 
-def test_clgd_gates_the_low_level() -> None:
+def test_clgd_gates_the_low_level():
     gate = filled(CrossLevelGate(8), gain=0.3).eval()
     low, high = noise(2, 8, 9, 11), noise(2, 8, 5, 6, seed=2)
 
-    def block(layers: Any, x: Tensor) -> Tensor:
+    def block(layers, x):
         convolved = nn.functional.conv2d(x, layers[0].weight, padding=1)
         return (
             convolved / math.sqrt(1 + 1e-5) * layers[1].weight[:, None, None] + layers[1].bias[:, None, None]
         ).relu()
 
     # align_corners: sample i of n lies at i (m - 1) / (n - 1) of m.
-    def lines(size: int, source: int) -> Tensor:
+    def lines(size, source):
         at = torch.arange(size) * (source - 1) / (size - 1)
         return (1 - (at[:, None] - torch.arange(source)).abs()).clamp_min(0)
 
@@ -301,7 +297,7 @@ def test_clgd_gates_the_low_level() -> None:
     assert CrossLevelGate(8).gamma.item() == 1
 
 
-def test_clusters_give_cosine_similarities_and_stay_in_evaluation() -> None:
+def test_clusters_give_cosine_similarities_and_stay_in_evaluation():
     clusters = Clustering(6, 4).eval()
     x = noise(2, 6, 3, 2).relu()
     before = {key: value.clone() for key, value in clusters.state_dict().items()}
@@ -317,7 +313,7 @@ def test_clusters_give_cosine_similarities_and_stay_in_evaluation() -> None:
     assert all(torch.equal(value, before[key]) for key, value in clusters.state_dict().items())
 
 
-def test_clusters_move_by_counts_in_training() -> None:
+def test_clusters_move_by_counts_in_training():
     clusters = Clustering(6, 4).train().double()  # the factor of 100 in the softmax leaves little of float32
     centres, counts = clusters.V_buffer.numpy().copy(), np.ones(4)
     for step in range(3):
@@ -343,13 +339,13 @@ def test_clusters_move_by_counts_in_training() -> None:
     assert not list(clusters.parameters())
 
 
-def test_clusters_start_at_the_sources_centres() -> None:
+def test_clusters_start_at_the_sources_centres():
     start = np.random.RandomState(1).randn(512, 512)
     start /= np.linalg.norm(start, axis=1, keepdims=True)
     np.testing.assert_allclose(Clustering(512, 512).V_buffer.numpy(), start, atol=1e-6)
 
 
-def test_a_cluster_without_features_keeps_its_centre() -> None:
+def test_a_cluster_without_features_keeps_its_centre():
     clusters = Clustering(2, 2).train()
     clusters.V_buffer.copy_(torch.tensor([[1.0, 0.0], [-1.0, 0.0]]))  # softmax underflows to 0 for the second
     clusters(torch.tensor([1.0, 0.0]).reshape(1, 2, 1, 1))
@@ -358,7 +354,7 @@ def test_a_cluster_without_features_keeps_its_centre() -> None:
 
 
 @pytest.mark.parametrize("make", [lambda: PositionAttention(16, 2), ChannelAttention, lambda: Clustering(16, 16)])
-def test_modules_compile_to_one_graph(make: Callable[[], nn.Module]) -> None:
+def test_modules_compile_to_one_graph(make):
     plain, other = filled(make()), filled(make())
     compiled = torch.compile(other, backend="eager", fullgraph=True)
     x = noise(2, 16, 5, 4)
@@ -366,7 +362,7 @@ def test_modules_compile_to_one_graph(make: Callable[[], nn.Module]) -> None:
     torch.testing.assert_close(compiled(x), plain(x))  # and the updated buffers agree
 
 
-def peak_extra(height: int, width: int, channels: int, keys: int, device: str = "cpu") -> float:
+def peak_extra(height, width, channels, keys, device="cpu"):
     """GiB that forward and backward of a PAM take beyond its input."""
     pam = filled(PositionAttention(channels, keys), gain=0.03).to(device)
     x = noise(1, channels, height, width).to(device).requires_grad_()
@@ -381,14 +377,14 @@ def peak_extra(height: int, width: int, channels: int, keys: int, device: str = 
     return extra
 
 
-def test_memory_of_the_attention_grows_with_the_positions() -> None:
+def test_memory_of_the_attention_grows_with_the_positions():
     positions = 96 * 128
     explicit = positions**2 * 4 / 2**30
     assert peak_extra(96, 128, 64, 8) < 0.6 * explicit  # blocks of scores, of which the explicit way holds several maps
 
 
 @pytest.mark.slow
-def test_whole_cityscapes_image_takes_at_most_256_mib_on_the_cpu() -> None:
+def test_whole_cityscapes_image_takes_at_most_256_mib_on_the_cpu():
     positions = 128 * 256
     q, k = (noise(1, positions, 64, seed=seed).mul_(0.3).requires_grad_() for seed in (1, 2))
     v, upstream = noise(1, positions, 512, seed=3).requires_grad_(), noise(1, positions, 512, seed=4)
@@ -404,7 +400,7 @@ def test_whole_cityscapes_image_takes_at_most_256_mib_on_the_cpu() -> None:
 
 
 @pytest.mark.gpu
-def test_whole_cityscapes_image_stays_below_2_gib_on_cuda() -> None:
+def test_whole_cityscapes_image_stays_below_2_gib_on_cuda():
     if not torch.cuda.is_available():
         pytest.skip("needs a CUDA device")
     assert peak_extra(128, 256, 512, 64, "cuda") < 2

@@ -1,13 +1,10 @@
 """Folding and compilation for steady sizes against the plain network and closed forms."""
 
-from __future__ import annotations
-
 import copy
-from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from danet.config.row import Model
 from danet.models import build_model
@@ -20,7 +17,7 @@ MODELS = {
 }
 
 
-def trained(kind: str, stride: int = 8) -> nn.Module:
+def trained(kind, stride=8):
     """A network whose normalisations and attention scales do something."""
     config = Model.model_validate({"backbone": "resnet50", "output_stride": stride, **MODELS[kind]})
     torch.manual_seed(3)
@@ -41,12 +38,12 @@ def trained(kind: str, stride: int = 8) -> nn.Module:
     return model.eval()
 
 
-def picture(*size: int, batch: int = 1) -> Tensor:
+def picture(*size, batch=1):
     return torch.randn((batch, 3, *size), generator=torch.Generator().manual_seed(5))
 
 
 @pytest.mark.parametrize("kind", MODELS)
-def test_folding_changes_logits_by_rounding_only(kind: str) -> None:
+def test_folding_changes_logits_by_rounding_only(kind):
     model, x = trained(kind), picture(65, 97)
     before = copy.deepcopy(model.state_dict())
     fold = folded(model)
@@ -62,7 +59,7 @@ def test_folding_changes_logits_by_rounding_only(kind: str) -> None:
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())  # it is a copy
 
 
-def test_folding_is_the_closed_form() -> None:
+def test_folding_is_the_closed_form():
     block = nn.Sequential(nn.Conv2d(1, 1, 1, bias=False), nn.BatchNorm2d(1, eps=0.0))
     conv, norm = block[0], block[1]
     with torch.no_grad():
@@ -71,7 +68,7 @@ def test_folding_is_the_closed_form() -> None:
         norm.running_var.fill_(4.0)
         norm.weight.fill_(5.0)
         norm.bias.fill_(7.0)
-    fold: Any = folded(block)
+    fold = folded(block)
     assert fold[0].weight.item() == pytest.approx(3 * 5 / 2)
     assert fold[0].bias.item() == pytest.approx(7 - 2 * 5 / 2)
 
@@ -79,12 +76,12 @@ def test_folding_is_the_closed_form() -> None:
 class Compiler:
     """Counts compilations as torch.compile would make them: one for each size it is called with."""
 
-    def __init__(self, fails: bool = False) -> None:
-        self.sizes: set[Any] = set()
+    def __init__(self, fails=False):
+        self.sizes = set()
         self.fails = fails
 
-    def __call__(self, model: nn.Module) -> Any:
-        def compiled(x: Tensor) -> Any:
+    def __call__(self, model):
+        def compiled(x):
             if self.fails:
                 raise RuntimeError("no compiler here")
             self.sizes.add(tuple(x.shape))
@@ -93,7 +90,7 @@ class Compiler:
         return compiled
 
 
-def test_many_sizes_start_no_storm_of_compilations() -> None:
+def test_many_sizes_start_no_storm_of_compilations():
     compiler, plain = Compiler(), nn.Conv2d(3, 2, 1)
     steady = SteadyCompiled(plain, after=3, limit=2, compiler=compiler)
     for number in range(200):
@@ -102,7 +99,7 @@ def test_many_sizes_start_no_storm_of_compilations() -> None:
     assert len(compiler.sizes) == 2
 
 
-def test_one_size_is_compiled_once_and_by_torch(caplog: pytest.LogCaptureFixture) -> None:
+def test_one_size_is_compiled_once_and_by_torch(caplog):
     from torch._dynamo.testing import CompileCounter
 
     counter, plain = CompileCounter(), nn.Conv2d(3, 2, 1)
@@ -114,7 +111,7 @@ def test_one_size_is_compiled_once_and_by_torch(caplog: pytest.LogCaptureFixture
     assert steady.failure is None
 
 
-def test_a_compiler_that_fails_is_left_out_with_a_message(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_compiler_that_fails_is_left_out_with_a_message(caplog):
     plain = nn.Conv2d(3, 2, 1)
     steady = SteadyCompiled(plain, after=1, compiler=Compiler(fails=True))
     x = picture(4, 4)

@@ -1,36 +1,33 @@
 """The backbone against torchvision's, and its strides, dilations and stems."""
 
-from __future__ import annotations
-
 import math
-from typing import Any
 
 import pytest
 import torch
 import torchvision
-from torch import Tensor, nn
+from torch import nn
 
 from danet.models.resnet import Bottleneck, ResNet
 
 
-def torchvision_features(peer: nn.Module, images: Tensor) -> list[Tensor]:
-    x = peer.maxpool(peer.relu(peer.bn1(peer.conv1(images))))  # type: ignore[operator]
+def torchvision_features(peer, images):
+    x = peer.maxpool(peer.relu(peer.bn1(peer.conv1(images))))
     features = []
     for stage in (peer.layer1, peer.layer2, peer.layer3, peer.layer4):
-        x = stage(x)  # type: ignore[operator]
+        x = stage(x)
         features.append(x)
     return features
 
 
 @pytest.mark.parametrize(("output_stride", "dilate"), [(8, [False, True, True]), (16, [False, False, True])])
-def test_same_features_as_torchvision_to_the_bit(output_stride: Any, dilate: list[bool]) -> None:
+def test_same_features_as_torchvision_to_the_bit(output_stride, dilate):
     torch.manual_seed(0)
     peer = torchvision.models.resnet50(weights=None, replace_stride_with_dilation=dilate)
     ours = ResNet("resnet50", "7x7", output_stride)
     for module in peer.modules():  # statistics and weights of batch normalisation that are not the identity
         if isinstance(module, nn.BatchNorm2d):
-            module.running_mean.uniform_(-0.1, 0.1)  # type: ignore[union-attr]
-            module.running_var.uniform_(0.5, 1.5)  # type: ignore[union-attr]
+            module.running_mean.uniform_(-0.1, 0.1)
+            module.running_var.uniform_(0.5, 1.5)
             nn.init.uniform_(module.weight, 0.5, 1.0)
     state = {key: value for key, value in peer.state_dict().items() if not key.startswith("fc.")}
     renamed = {
@@ -52,7 +49,7 @@ def test_same_features_as_torchvision_to_the_bit(output_stride: Any, dilate: lis
 @pytest.mark.parametrize("stem", ["7x7", "deep-32-32-64", "deep-64-64-128"])
 @pytest.mark.parametrize("output_stride", [8, 16])
 @pytest.mark.parametrize("size", [(769, 769), (65, 33), (100, 101)])
-def test_feature_sizes(name: str, stem: Any, output_stride: Any, size: tuple[int, int]) -> None:
+def test_feature_sizes(name, stem, output_stride, size):
     with torch.device("meta"):
         features = ResNet(name, stem, output_stride)(torch.empty(2, 3, *size))
     for feature, channels, stride in zip(
@@ -61,7 +58,7 @@ def test_feature_sizes(name: str, stem: Any, output_stride: Any, size: tuple[int
         assert feature.shape == (2, channels, math.ceil(size[0] / stride), math.ceil(size[1] / stride))
 
 
-def convolutions(layer: nn.Module) -> list[tuple[int, int, int]]:
+def convolutions(layer):
     """(stride, dilation, padding) of each block's 3x3 convolution."""
     blocks = [block for block in layer.modules() if isinstance(block, Bottleneck)]
     for block in blocks:
@@ -69,7 +66,7 @@ def convolutions(layer: nn.Module) -> list[tuple[int, int, int]]:
     return [(block.conv2.stride[0], block.conv2.dilation[0], int(block.conv2.padding[0])) for block in blocks]
 
 
-def test_dilations_and_strides() -> None:
+def test_dilations_and_strides():
     with torch.device("meta"):
         d8, d16 = ResNet("resnet101", "7x7", 8), ResNet("resnet50", "7x7", 16)
         grid = ResNet("resnet101", "7x7", 8, (4, 8, 16))
@@ -86,7 +83,7 @@ def test_dilations_and_strides() -> None:
 @pytest.mark.parametrize(
     ("stem", "widths"), [("7x7", [64]), ("deep-32-32-64", [32, 32, 64]), ("deep-64-64-128", [64, 64, 128])]
 )
-def test_stem(stem: Any, widths: list[int]) -> None:
+def test_stem(stem, widths):
     with torch.device("meta"):
         model = ResNet("resnet50", stem, 8)
     convs = [module for module in model.stem if isinstance(module, nn.Conv2d)]
@@ -96,7 +93,7 @@ def test_stem(stem: Any, widths: list[int]) -> None:
     assert all(conv.bias is None for conv in convs)
 
 
-def test_from_scratch_initialisation() -> None:
+def test_from_scratch_initialisation():
     torch.manual_seed(0)
     model = ResNet("resnet50", "deep-32-32-64", 8)
     for name, module in model.named_modules():

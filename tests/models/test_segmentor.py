@@ -1,39 +1,24 @@
 """Whole networks: sizes of all published models, outputs, initialisation, and what training needs of them."""
 
-from __future__ import annotations
-
 import math
 import os
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from danet.config.row import Model
 from danet.core.errors import ConfigError
-from danet.models import Segmentor, build_model
+from danet.models import build_model
 from danet.models.heads import DANetHead
 
-MMSEG: dict[str, Any] = {
-    "method": "danet",
-    "output_stride": 8,
-    "stem": "deep-32-32-64",
-    "aux_channels": 256,
-    "init": "mmsegmentation",
-}
-SSSEG: dict[str, Any] = {**MMSEG, "aux_channels": 512, "pam_bias": False, "init": "pytorch"}
-OFFICIAL: dict[str, Any] = {"method": "danet", "output_stride": 8, "multi_grid": (4, 8, 16), "align_corners": True}
-DRANET: dict[str, Any] = {**OFFICIAL, "method": "dranet", "stem": "deep-64-64-128", "aux_channels": 256}
-CLUSTER: dict[str, Any] = {
-    "method": "clusterdanet",
-    "output_stride": 8,
-    "stem": "deep-64-64-128",
-    "align_corners": True,
-}
+MMSEG = {"method": "danet", "output_stride": 8, "stem": "deep-32-32-64", "aux_channels": 256, "init": "mmsegmentation"}
+SSSEG = {**MMSEG, "aux_channels": 512, "pam_bias": False, "init": "pytorch"}
+OFFICIAL = {"method": "danet", "output_stride": 8, "multi_grid": (4, 8, 16), "align_corners": True}
+DRANET = {**OFFICIAL, "method": "dranet", "stem": "deep-64-64-128", "aux_channels": 256}
+CLUSTER = {"method": "clusterdanet", "output_stride": 8, "stem": "deep-64-64-128", "align_corners": True}
 
 PUBLISHED = [
     (MMSEG, "resnet50", 19, 49_846_574, "mmseg_r50d8_cityscapes_512x1024"),
@@ -52,13 +37,13 @@ PUBLISHED = [
 SMALL = [("danet", MMSEG), ("danet-16", {**SSSEG, "output_stride": 16}), ("dranet", DRANET), ("clusterdanet", CLUSTER)]
 
 
-def on_meta(settings: dict[str, Any], backbone: str, num_classes: int, attention: str = "fused") -> Segmentor:
+def on_meta(settings, backbone, num_classes, attention="fused"):
     with torch.device("meta"):
-        return build_model(Model(backbone=backbone, **settings), num_classes, attention)  # type: ignore[arg-type]
+        return build_model(Model(backbone=backbone, **settings), num_classes, attention)
 
 
 @pytest.mark.parametrize(("settings", "backbone", "num_classes", "count", "keys"), PUBLISHED, ids=lambda v: str(v)[:40])
-def test_parameter_counts(settings: dict[str, Any], backbone: str, num_classes: int, count: int, keys: str) -> None:
+def test_parameter_counts(settings, backbone, num_classes, count, keys):
     model = on_meta(settings, backbone, num_classes)
     assert sum(parameter.numel() for parameter in model.parameters()) == count
     grouped = [*model.backbone_parameters(), *model.head_parameters()]
@@ -67,9 +52,7 @@ def test_parameter_counts(settings: dict[str, Any], backbone: str, num_classes: 
 
 
 @pytest.mark.parametrize(("settings", "backbone", "num_classes", "count", "keys"), PUBLISHED, ids=lambda v: str(v)[:40])
-def test_same_tensors_as_the_source(
-    settings: dict[str, Any], backbone: str, num_classes: int, count: int, keys: str
-) -> None:
+def test_same_tensors_as_the_source(settings, backbone, num_classes, count, keys):
     folder = os.environ.get("DANET_TEST_KEYS")
     if not folder:
         pytest.skip("DANET_TEST_KEYS (folder with the sources' key lists) is not set")
@@ -84,13 +67,13 @@ def test_same_tensors_as_the_source(
     assert ours == theirs
 
 
-def names(settings: dict[str, Any]) -> set[str]:
+def names(settings):
     extra = {"aux"} if settings.get("aux_channels") else set()
     return extra | ({"main"} if settings["method"] == "dranet" else {"main", "pam", "cam"})
 
 
 @pytest.mark.parametrize(("settings", "size"), [(s, z) for _, s in SMALL for z in ((769, 769), (375, 500))])
-def test_outputs_and_their_sizes(settings: dict[str, Any], size: tuple[int, int]) -> None:
+def test_outputs_and_their_sizes(settings, size):
     model = on_meta(settings, "resnet50", 7)
     images = torch.empty(2, 3, *size, device="meta")
     stride = settings["output_stride"]
@@ -106,7 +89,7 @@ def test_outputs_and_their_sizes(settings: dict[str, Any], size: tuple[int, int]
 
 
 @pytest.fixture(scope="module", params=SMALL, ids=[name for name, _ in SMALL])
-def small(request: pytest.FixtureRequest) -> Segmentor:
+def small(request):
     """A ResNet-50 network with attention that takes part (its scales start at 0)."""
     torch.manual_seed(0)
     model = build_model(Model(backbone="resnet50", **request.param[1]), 5)
@@ -118,14 +101,14 @@ def small(request: pytest.FixtureRequest) -> Segmentor:
 
 
 @pytest.fixture
-def images() -> Tensor:
+def images():
     return torch.randn(2, 3, 57, 41, generator=torch.Generator().manual_seed(3))
 
 
-def test_every_parameter_gets_a_gradient(small: Segmentor, images: Tensor) -> None:
+def test_every_parameter_gets_a_gradient(small, images):
     small.train().zero_grad(set_to_none=True)
     outputs = small(images)
-    sum(value.square().mean() for value in outputs.values()).backward()  # type: ignore[union-attr]
+    sum(value.square().mean() for value in outputs.values()).backward()
     for name, parameter in small.named_parameters():
         assert parameter.grad is not None, name
         assert bool(parameter.grad.isfinite().all()), name
@@ -134,7 +117,7 @@ def test_every_parameter_gets_a_gradient(small: Segmentor, images: Tensor) -> No
             assert bool((parameter.grad != 0).any()), name
 
 
-def test_evaluation_is_a_function_of_the_image(small: Segmentor, images: Tensor) -> None:
+def test_evaluation_is_a_function_of_the_image(small, images):
     small.eval()
     with torch.no_grad():
         first, again = small(images)["main"], small(images)["main"]
@@ -146,7 +129,7 @@ def test_evaluation_is_a_function_of_the_image(small: Segmentor, images: Tensor)
     assert (first - layout).abs().max() < 1e-4 * scale
 
 
-def test_autocast_and_synchronised_batch_norm(small: Segmentor, images: Tensor) -> None:
+def test_autocast_and_synchronised_batch_norm(small, images):
     small.eval()
     with torch.no_grad():
         exact = small(images)["main"]
@@ -163,12 +146,12 @@ def test_autocast_and_synchronised_batch_norm(small: Segmentor, images: Tensor) 
         torch.testing.assert_close(converted(images)["main"], exact)
 
 
-def test_fused_and_reference_networks_agree(images: Tensor) -> None:
+def test_fused_and_reference_networks_agree(images):
     torch.manual_seed(0)
     config = Model(backbone="resnet50", **MMSEG)
     fused, reference = (build_model(config, 5, attention).double().eval() for attention in ("fused", "reference"))
     for model in (fused, reference):
-        nn.init.constant_(model.head.pam.gamma, 0.5)  # type: ignore[union-attr, arg-type]
+        nn.init.constant_(model.head.pam.gamma, 0.5)
     reference.load_state_dict(fused.state_dict())
     with torch.no_grad():
         a, b = fused(images.double())["main"], reference(images.double())["main"]
@@ -176,7 +159,7 @@ def test_fused_and_reference_networks_agree(images: Tensor) -> None:
     assert (a - b).abs().max() < 1e-11 * max(1.0, float(a.abs().max()))
 
 
-def test_main_output_is_the_sum_of_the_branches() -> None:
+def test_main_output_is_the_sum_of_the_branches():
     """With one branch silenced and classifiers shared, ``main`` is the other branch's output."""
     torch.manual_seed(0)
     features = tuple(torch.randn(2, channels, 3, 4) for channels in (256, 512, 1024, 2048))
@@ -190,7 +173,7 @@ def test_main_output_is_the_sum_of_the_branches() -> None:
         assert not torch.equal(logits["main"], logits[silenced])
 
 
-def test_dropout_zeroes_whole_channels_in_training_only() -> None:
+def test_dropout_zeroes_whole_channels_in_training_only():
     torch.manual_seed(0)
     model = on_meta(MMSEG, "resnet50", 5)
     rates = {name: module.p for name, module in model.named_modules() if isinstance(module, nn.Dropout2d)}
@@ -198,13 +181,13 @@ def test_dropout_zeroes_whole_channels_in_training_only() -> None:
     assert not any(isinstance(module, nn.Dropout) for module in model.modules())
 
 
-def blocks(head: nn.Module) -> Iterator[nn.Conv2d]:
+def blocks(head):
     for module in head.modules():
         if isinstance(module, nn.Sequential) and isinstance(module[0], nn.Conv2d):
             yield module[0]
 
 
-def close_in_distribution(values: Tensor, std: float) -> bool:
+def close_in_distribution(values, std):
     """Standard deviation and mean within five standard errors (of a normal; less for a uniform distribution)."""
     values = values.detach()
     n = values.numel()
@@ -213,7 +196,7 @@ def close_in_distribution(values: Tensor, std: float) -> bool:
     ) < 5 * std / math.sqrt(n)
 
 
-def test_initialisation_as_mmsegmentation() -> None:
+def test_initialisation_as_mmsegmentation():
     torch.manual_seed(0)
     model = build_model(Model(backbone="resnet50", **MMSEG), 150)
     assert isinstance(model.head, DANetHead)
@@ -233,7 +216,7 @@ def test_initialisation_as_mmsegmentation() -> None:
 
 
 @pytest.mark.parametrize("settings", [SSSEG, DRANET, CLUSTER])
-def test_initialisation_as_pytorch(settings: dict[str, Any]) -> None:
+def test_initialisation_as_pytorch(settings):
     torch.manual_seed(0)
     model = build_model(Model(backbone="resnet50", **settings), 150)
     heads = [head for head in (model.head, model.aux_head) if head is not None]
@@ -246,7 +229,7 @@ def test_initialisation_as_pytorch(settings: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("settings", [MMSEG, DRANET, CLUSTER])
-def test_heads_compile_to_one_graph(settings: dict[str, Any]) -> None:
+def test_heads_compile_to_one_graph(settings):
     torch.manual_seed(0)
     model = build_model(Model(backbone="resnet50", **settings), 5).eval()
     features = tuple(
@@ -260,7 +243,7 @@ def test_heads_compile_to_one_graph(settings: dict[str, Any]) -> None:
         torch.testing.assert_close(compiled[name], value)
 
 
-def test_refuses_impossible_requests() -> None:
+def test_refuses_impossible_requests():
     config = Model(backbone="resnet50", **MMSEG)
     with pytest.raises(ConfigError, match=r"'flash' is unknown; allowed: fused, reference"):
         build_model(config, 19, "flash")

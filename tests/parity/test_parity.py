@@ -1,8 +1,5 @@
 """The fast subset of `make parity`: ours against outputs stored from our own runs of the peers, and closed forms."""
 
-from __future__ import annotations
-
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +11,7 @@ from benchmarks.parity.results import ASPECTS, Result
 
 DATA = Path(__file__).parent / "data"
 
-CHECKS: dict[str, Callable[[], Iterator[Result]]] = {
+CHECKS = {
     "mmsegmentation model": lambda: compare.check_models(DATA, only="mmseg-small"),
     "sssegmentation model": lambda: compare.check_models(DATA, only="ssseg-small"),
     "DRANet": lambda: compare.check_official_models(depth=50, only="official-dranet"),
@@ -35,27 +32,27 @@ SLOW = {"initialisation"}
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] if n in SLOW else []) for n in CHECKS])
-def test_within_bounds(name: str) -> None:
+def test_within_bounds(name):
     results = list(CHECKS[name]())
     assert results, "nothing was compared: tests/parity/data is incomplete"
     broken = [f"{r.case}: {r.aspect} {r.measured:.3g} > {r.limit:.3g} ({r.note})" for r in results if not r.passed]
     assert not broken, "\n".join(broken)
 
 
-def test_nan_breaks_a_bound() -> None:
+def test_nan_breaks_a_bound():
     for aspect in ASPECTS:
         assert not Result("all", aspect, "", float("nan"), "").passed
 
 
 @pytest.mark.parametrize("align_corners", [False, True])
-def test_reference_resize_is_torchs(align_corners: bool) -> None:
+def test_reference_resize_is_torchs(align_corners):
     x = torch.randn(2, 3, 7, 9, dtype=torch.float64)
     for size in ((13, 20), (5, 4), (7, 9)):
         expected = torch.nn.functional.interpolate(x, size, mode="bilinear", align_corners=align_corners)
         torch.testing.assert_close(reference.bilinear(x, size, align_corners), expected, atol=1e-12, rtol=0)
 
 
-def test_projections_notice_a_change_of_one_entry() -> None:
+def test_projections_notice_a_change_of_one_entry():
     value = np.ones((300, 700), np.float32)
     changed = value.copy()
     changed[123, 456] += 0.01
@@ -63,9 +60,9 @@ def test_projections_notice_a_change_of_one_entry() -> None:
     assert np.abs(before - after).max() > 0.005
 
 
-def test_the_papers_channel_attention_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_papers_channel_attention_is_noticed(monkeypatch):
     # softmax(E), as the paper has it, where every source computes softmax(max - E)
-    def paper(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    def paper(x, y):
         return (x @ y.transpose(1, 2)).softmax(dim=-1)
 
     monkeypatch.setattr("danet.models.attention._inverted_softmax", paper)
@@ -73,7 +70,7 @@ def test_the_papers_channel_attention_is_noticed(monkeypatch: pytest.MonkeyPatch
     assert not logits.passed
 
 
-def test_a_wrong_draw_is_noticed() -> None:
+def test_a_wrong_draw_is_noticed():
     augment = compare.row("ssseg").augment
     replay = compare.Replay(augment, {"ratio": 1.0, "flip": True, "crops": [[0, 0], [0, 0]]})
     assert replay.random() == pytest.approx(1 / 3)
@@ -82,7 +79,7 @@ def test_a_wrong_draw_is_noticed() -> None:
         replay.integers(0, 0)
 
 
-def test_a_tie_is_no_difference_and_a_wrong_class_is() -> None:
+def test_a_tie_is_no_difference_and_a_wrong_class_is():
     scores = np.array([[[1.0, 1.0]], [[1.0 + 1e-7, 0.5]]])
     theirs = scores.argmax(0)
     assert theirs.tolist() == [[1, 0]]

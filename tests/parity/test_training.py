@@ -1,19 +1,15 @@
 """The comparison of training runs: what it must let pass, and what it must notice."""
 
-from __future__ import annotations
-
 import pickle
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from benchmarks.parity import __main__ as command
 from benchmarks.parity import common, compare, reference, training
-from benchmarks.parity.results import ASPECTS, Result
-from danet.config.row import Optimizer, Row
+from benchmarks.parity.results import ASPECTS
 from danet.training import loop
 
 RUN = {"iterations": 6, "batch": 2, "height": 17, "width": 25}
@@ -22,18 +18,18 @@ RUN = {"iterations": 6, "batch": 2, "height": 17, "width": 25}
 class Tiny(nn.Module):
     """A convolution, a norm and a classifier, in two groups as the sources' networks are."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         super().__init__()
         torch.manual_seed(0)
         self.first, self.norm, self.second = nn.Conv2d(3, 6, 3, 4, 1), nn.BatchNorm2d(6), nn.Conv2d(6, 19, 1)
 
-    def forward(self, image: Tensor) -> dict[str, Tensor]:
+    def forward(self, image):
         return {"main": self.second(self.norm(self.first(image)).relu())}
 
-    def backbone_parameters(self) -> list[nn.Parameter]:
+    def backbone_parameters(self):
         return [*self.first.parameters(), *self.norm.parameters()]
 
-    def head_parameters(self) -> list[nn.Parameter]:
+    def head_parameters(self):
         return list(self.second.parameters())
 
 
@@ -43,12 +39,12 @@ NAMES = {"pretrained.conv": "first", "pretrained.bn": "norm", "head.out": "secon
 class TinyReference(reference.Network):
     """The same by formula."""
 
-    def forward(self, image: Tensor) -> dict[str, Tensor]:
+    def forward(self, image):
         x = self.norm(self.conv(image, "pretrained.conv", 4), "pretrained.bn").clamp_min(0)
         return {"main": self.conv(x, "head.out")}
 
 
-def tiny_row(**changes: dict[str, Any]) -> Row:
+def tiny_row(**changes):
     """The official recipe with one output, and with ``changes`` to its sections."""
     row = compare.row("danet")
     sections = {"loss": {"pam": 0.0, "cam": 0.0, "replicas": 1}}
@@ -57,7 +53,7 @@ def tiny_row(**changes: dict[str, Any]) -> Row:
     return row.model_copy(update={name: getattr(row, name).model_copy(update=u) for name, u in sections.items()})
 
 
-def tiny_results(**changes: dict[str, Any]) -> dict[str, Result]:
+def tiny_results(**changes):
     """How far our Trainer ends from the recipe written out, by aspect."""
     model = Tiny().double()
     mapping = {
@@ -76,7 +72,7 @@ def tiny_results(**changes: dict[str, Any]) -> dict[str, Result]:
     return {r.aspect: r for r in training.compared("official", "tiny", "-", ours, theirs, mapping)}
 
 
-def test_the_recipe_holds() -> None:
+def test_the_recipe_holds():
     assert all(result.measured < 1e-12 for result in tiny_results().values())
 
 
@@ -93,21 +89,21 @@ def test_the_recipe_holds() -> None:
     ],
     ids=str,
 )
-def test_a_deviation_from_the_recipe_is_noticed(changes: dict[str, Any]) -> None:
+def test_a_deviation_from_the_recipe_is_noticed(changes):
     results = tiny_results(**changes)
     for aspect in ("training, loss curve", "training, weights"):
         assert results[aspect].measured > 1e2 * ASPECTS[aspect][1]
 
 
-def test_a_batch_smaller_than_the_replicas_is_refused() -> None:
+def test_a_batch_smaller_than_the_replicas_is_refused():
     with pytest.raises(ValueError, match="2 images do not divide over the 4 replicas"):
         tiny_results(loss={"replicas": 4})
 
 
-def test_a_norm_without_decay_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_norm_without_decay_is_noticed(monkeypatch):
     original = loop.build_optimizer
 
-    def undecayed(model: Any, config: Optimizer) -> torch.optim.SGD:
+    def undecayed(model, config):
         optimizer = original(model, config)
         backbone = optimizer.param_groups[0]
         norm = {id(parameter) for parameter in model.norm.parameters()}
@@ -120,7 +116,7 @@ def test_a_norm_without_decay_is_noticed(monkeypatch: pytest.MonkeyPatch) -> Non
     assert tiny_results()["training, weights"].measured > 1e3 * ASPECTS["training, weights"][1]
 
 
-def test_distance_of_known_tensors() -> None:
+def test_distance_of_known_tensors():
     theirs = {key: common.projections(key, np.array(value)) for key, value in {"a": [3.0, 4.0], "b": [1.0]}.items()}
     names = {"a": "ours.a", "b": "ours.b"}
     ours = {"ours.a": torch.tensor([3.0, 4.5]).double(), "ours.b": torch.tensor([1.2]).double()}
@@ -129,12 +125,12 @@ def test_distance_of_known_tensors() -> None:
 
 
 @pytest.mark.parametrize(("value", "expected"), [(0.0, 0.0), (1e-30, np.inf)])
-def test_what_stays_at_zero_must_stay_there_in_both(value: float, expected: float) -> None:
+def test_what_stays_at_zero_must_stay_there_in_both(value, expected):
     theirs = {"unused.bias": common.projections("unused.bias", np.zeros(2))}
     ours = {"b": torch.tensor([value, 0.0], dtype=torch.float64)}
     assert compare.projection_difference(ours, theirs, {"unused.bias": "b"})[0] == expected
 
 
 @pytest.mark.parametrize("function", [*command.CHECKS, command.measure])
-def test_spawned_processes_can_import_every_check(function: Any) -> None:
+def test_spawned_processes_can_import_every_check(function):
     assert b"__main__" not in pickle.dumps(function)

@@ -1,12 +1,8 @@
 """A workspace of the demo cut down to a few rows that train for seconds, for tests of sweeps."""
 
-from __future__ import annotations
-
 import os
 import sys
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from danet.config.params import merge
 from danet.config.yaml import read_raw, write_raw
@@ -15,9 +11,7 @@ from pipelines import demo
 ROWS = ("demo-r50-d16-voc2012", "demo-r50-d16-ade20k", "demo-r101-d16-voc2012")
 
 
-def make_workspace(
-    folder: Path, rows: Sequence[str] = ROWS, *, iterations: int = 4, checkpoint_interval: int = 1000, **bad: Any
-) -> Path:
+def make_workspace(folder, rows=ROWS, *, iterations=4, checkpoint_interval=1000, **bad):
     """The demo's workspace with these rows, random weights, and a note of the progress after each iteration.
 
     ``bad`` are settings of the last row.
@@ -39,7 +33,7 @@ def make_workspace(
     return folder
 
 
-def environment(folder: Path) -> dict[str, str]:
+def environment(folder):
     """For processes started in a workspace: this code, its archives, a tracking store of its own, one thread each."""
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("DANET_", "MLFLOW_", "SLURM_"))}
     return kept | {
@@ -52,6 +46,6 @@ def environment(folder: Path) -> dict[str, str]:
     }
 
 
-def sweep_command(*options: str) -> list[str]:
+def sweep_command(*options):
     """The command line of a sweep."""
     return [sys.executable, "-m", "danet.cli", "sweep", *options]

@@ -1,13 +1,10 @@
 """The demo end to end on two small rows: all stages through DVC, nothing again unless something changed."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
@@ -22,7 +19,7 @@ ROWS = ("demo-r50-d16-voc2012", "demo-r50-d16-ade20k")
 
 
 @pytest.fixture(scope="module")
-def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def workspace(tmp_path_factory):
     """The demo's workspace, cut down to two rows of three iterations without pretrained weights."""
     folder = tmp_path_factory.mktemp("demo")
     demo.prepare(demo.REPOSITORY, folder)
@@ -30,7 +27,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def cut_down(params: dict[str, Any]) -> None:
+def cut_down(params):
     params["rows"] = {
         name: merge(params["rows"][name], {"schedule": {"iterations": 3}, "weights": "none"}) for name in ROWS
     }
@@ -41,20 +38,20 @@ def cut_down(params: dict[str, Any]) -> None:
     params["runtime"] |= {"overlays": 1, "benchmark_images": 2}
 
 
-def edit(folder: Path, change: Any) -> None:
+def edit(folder, change):
     params = read_raw(folder / "params.yaml")
     change(params)
     write_raw(params, folder)
 
 
-def dvc(folder: Path, *arguments: str) -> str:
+def dvc(folder, *arguments):
     return subprocess.run(
         [sys.executable, "-m", "dvc", *arguments], cwd=folder, check=True, capture_output=True, text=True
     ).stdout
 
 
 @pytest.fixture(scope="module")
-def done(workspace: Path) -> Path:
+def done(workspace):
     patch = pytest.MonkeyPatch()
     patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{workspace / 'mlflow.db'}")
     with demo.serve(workspace / "archives") as address:
@@ -63,7 +60,7 @@ def done(workspace: Path) -> Path:
     return workspace
 
 
-def test_the_profile_is_the_grid_of_the_results_tables(tmp_path: Path) -> None:
+def test_the_profile_is_the_grid_of_the_results_tables(tmp_path):
     profile = yaml.safe_load((demo.REPOSITORY / "pipelines" / "demo" / "profile.yaml").read_text())
     params = raw_params()
     facts = {"datasets": {name: {} for name in profile["train_split"]}, "weights": {}}
@@ -81,7 +78,7 @@ def test_the_profile_is_the_grid_of_the_results_tables(tmp_path: Path) -> None:
     }
 
 
-def test_every_stage_leaves_its_outputs(done: Path) -> None:
+def test_every_stage_leaves_its_outputs(done):
     for name in ROWS:
         metrics = json.loads((done / "reports" / "metrics" / "demo" / name / "metrics.json").read_text())
         assert 0 <= metrics["miou"] <= 100
@@ -93,16 +90,16 @@ def test_every_stage_leaves_its_outputs(done: Path) -> None:
     assert all(name in table for name in ROWS)
 
 
-def test_the_demo_shows_no_published_number(done: Path) -> None:
+def test_the_demo_shows_no_published_number(done):
     record = json.loads((done / "reports" / "tables" / "demo.json").read_text())
     assert all(value is None for row in record["rows"] for value in row["published"].values())
 
 
-def test_nothing_runs_when_nothing_changed(done: Path) -> None:
+def test_nothing_runs_when_nothing_changed(done):
     assert "up to date" in dvc(done, "repro")
 
 
-def test_metrics_params_and_plots_are_readable_through_dvc(done: Path) -> None:
+def test_metrics_params_and_plots_are_readable_through_dvc(done):
     metrics = json.loads(dvc(done, "metrics", "show", "--json"))
     shown = {Path(file).parent.name for entry in metrics.values() for file in entry["data"]}
     assert shown == set(ROWS)
@@ -110,7 +107,7 @@ def test_metrics_params_and_plots_are_readable_through_dvc(done: Path) -> None:
     assert "Training loss" in (done / "plots" / "index.html").read_text()
 
 
-def test_changing_a_row_makes_that_row_alone_run_again(done: Path) -> None:
+def test_changing_a_row_makes_that_row_alone_run_again(done):
     before = (done / "params.yaml").read_text()
     edit(done, lambda params: params["rows"][ROWS[0]].update(schedule={"iterations": 4}))
     status = json.loads(dvc(done, "status", "--json"))
@@ -122,7 +119,7 @@ def test_changing_a_row_makes_that_row_alone_run_again(done: Path) -> None:
     assert json.loads(dvc(done, "status", "--json")) == {}
 
 
-def test_runs_are_in_mlflow(done: Path) -> None:
+def test_runs_are_in_mlflow(done):
     from mlflow import MlflowClient
 
     client = MlflowClient(f"sqlite:///{done / 'mlflow.db'}")
@@ -138,7 +135,7 @@ def test_runs_are_in_mlflow(done: Path) -> None:
         assert (f"{run.data.tags['row']}.md" in {file.path for file in client.list_artifacts(run.info.run_id)}) == whole
 
 
-def test_a_missing_archive_is_one_clear_error(workspace: Path, tmp_path: Path) -> None:
+def test_a_missing_archive_is_one_clear_error(workspace, tmp_path):
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("DANET_", "CITYSCAPES_"))}
     result = subprocess.run(
         [sys.executable, "-m", "pipelines.download", "cityscapes"],
@@ -154,7 +151,7 @@ def test_a_missing_archive_is_one_clear_error(workspace: Path, tmp_path: Path) -
     assert not (demo.REPOSITORY / "data" / "raw" / "cityscapes").exists()
 
 
-def test_seeds_and_datasets_can_be_chosen(tmp_path: Path) -> None:
+def test_seeds_and_datasets_can_be_chosen(tmp_path):
     with pytest.raises(ConfigError, match="no dataset 'camvid'; it has: voc2012, ade20k, cityscapes"):
         demo.prepare(demo.REPOSITORY, tmp_path, datasets=["camvid"])
     demo.prepare(demo.REPOSITORY, tmp_path, seeds=3, datasets=["ade20k"])
@@ -164,7 +161,7 @@ def test_seeds_and_datasets_can_be_chosen(tmp_path: Path) -> None:
     assert params.tables["demo"].command == ".venv/bin/python -m pipelines.demo --seeds 3 --dataset ade20k"
 
 
-def test_every_row_has_a_reference_number() -> None:
+def test_every_row_has_a_reference_number():
     """As the README's table has them."""
     profile = yaml.safe_load((demo.REPOSITORY / "pipelines/demo/profile.yaml").read_text())
     assert set(profile["reference"]) == set(profile["train_split"])

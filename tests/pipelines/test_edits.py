@@ -2,7 +2,6 @@
 
 import re
 import shutil
-from pathlib import Path
 
 import pytest
 from dvc.repo import Repo
@@ -53,7 +52,7 @@ EDITS = [
 
 
 @pytest.fixture(scope="module")
-def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def workspace(tmp_path_factory):
     """Two rows of two tables, every stage of them done (by stand-ins)."""
     source = tmp_path_factory.mktemp("source")
     raw = raw_params(rows=(ROW, OTHER))
@@ -77,9 +76,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     ("file", "pattern", "replacement", "stages"), [edit[1:] for edit in EDITS], ids=[e[0] for e in EDITS]
 )
-def test_exactly_what_changed_runs_again(
-    workspace: Path, file: str, pattern: str, replacement: str, stages: set[str]
-) -> None:
+def test_exactly_what_changed_runs_again(workspace, file, pattern, replacement, stages):
     path = workspace / file
     before = path.read_text()
     after, count = re.subn(pattern, replacement, before, count=1)
@@ -92,7 +89,7 @@ def test_exactly_what_changed_runs_again(
     assert {name.partition(":")[2] or name for name in status} == stages
 
 
-def test_the_document_has_these_edits() -> None:
+def test_the_document_has_these_edits():
     text = (ROOT / "docs" / "what-runs-again.md").read_text()
     for name, *_ in EDITS:
         assert f"| {name} |" in text

@@ -1,7 +1,5 @@
 """dvc.yaml: one parametrised definition per stage, every row in it, and nothing runs more than it needs."""
 
-from __future__ import annotations
-
 import shutil
 import subprocess
 import sys
@@ -18,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
-def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def workspace(tmp_path_factory):
     folder = tmp_path_factory.mktemp("graph")
     for name in ("dvc.yaml", "params.yaml", *BESIDE):
         shutil.copy(ROOT / name, folder)
@@ -28,11 +26,11 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def stages(workspace: Path) -> dict[str, object]:
+def stages(workspace):
     return {stage.name: stage for stage in Repo(str(workspace)).index.stages}
 
 
-def upstream(workspace: Path, target: str) -> set[str]:
+def upstream(workspace, target):
     repo = Repo(str(workspace))
     graph, seen = repo.index.graph, set()
     todo = [stage for stage in graph if stage.name == target]
@@ -45,7 +43,7 @@ def upstream(workspace: Path, target: str) -> set[str]:
     return seen
 
 
-def test_every_row_dataset_and_table_has_its_stages(stages: dict[str, object]) -> None:
+def test_every_row_dataset_and_table_has_its_stages(stages):
     params = load_params(ROOT / "params.yaml")
     expected = {f"{stage}@{row}" for row in params.rows for stage in ("train", "evaluate")}
     expected |= {f"{stage}@{name}" for name in params.datasets for stage in ("download", "convert")}
@@ -57,16 +55,16 @@ def test_every_row_dataset_and_table_has_its_stages(stages: dict[str, object]) -
     assert set(stages) == expected
 
 
-def test_one_definition_per_stage() -> None:
+def test_one_definition_per_stage():
     definitions = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
     assert set(definitions) == {
-        *("download", "convert", "weights", "train", "evaluate", "released", "verify", "submit", "report", "index"),
+        *("download", "convert", "weights", "train", "evaluate", "released", "verify", "submit", "report", "index")
     }
     for name in definitions:
         assert (ROOT / "pipelines" / f"{'report' if name == 'index' else name}.py").is_file()
 
 
-def test_a_row_needs_its_own_dataset_and_weights_only(workspace: Path) -> None:
+def test_a_row_needs_its_own_dataset_and_weights_only(workspace):
     row = "ssseg-r50-d16-voc2012"
     assert upstream(workspace, f"train@{row}") == {"download@voc2012", "convert@voc2012", "weights@resnet50_v1c"}
     assert upstream(workspace, f"evaluate@{row}") == {
@@ -74,7 +72,7 @@ def test_a_row_needs_its_own_dataset_and_weights_only(workspace: Path) -> None:
     }  # fmt: skip
 
 
-def test_verifying_a_row_needs_no_training(workspace: Path) -> None:
+def test_verifying_a_row_needs_no_training(workspace):
     row = "ssseg-r50-d16-voc2012"
     assert upstream(workspace, f"verify@{row}") == {"download@voc2012", "convert@voc2012", f"released@{row}"}
     assert upstream(workspace, f"released@{row}") == set()
@@ -82,27 +80,27 @@ def test_verifying_a_row_needs_no_training(workspace: Path) -> None:
     assert tables == {"verify@official-danet-r101-d8-cityscapes", "verify@official-dranet-r101-d8-cityscapes"}
 
 
-def test_a_table_needs_its_own_rows_only(workspace: Path) -> None:
+def test_a_table_needs_its_own_rows_only(workspace):
     needed = {name for name in upstream(workspace, "report@clusterdanet") if name.startswith("evaluate@")}
     assert needed == {"evaluate@clusterdanet-r101-d8-voc2012"}
     tables = {name for name in upstream(workspace, "index") if name.startswith("report@")}
     assert tables == {f"report@{name}" for name in load_params(ROOT / "params.yaml").tables}
 
 
-def test_changing_one_row_changes_that_row_alone(stages: dict[str, object], workspace: Path) -> None:
+def test_changing_one_row_changes_that_row_alone(stages, workspace):
     changed = "ssseg-r50-d16-voc2012"
     affected = {
         name
         for name, stage in stages.items()
-        for dependency in stage.params  # type: ignore[attr-defined]
+        for dependency in stage.params
         if any(f"rows.{changed}" == key for key in dependency.params)
     }
     assert affected == {f"train@{changed}", f"evaluate@{changed}", f"verify@{changed}"}
 
 
-def test_a_setting_of_the_test_retrains_nothing(stages: dict[str, object]) -> None:
+def test_a_setting_of_the_test_retrains_nothing(stages):
     for name, stage in stages.items():
-        keys = [key for dependency in stage.params for key in dependency.params]  # type: ignore[attr-defined]
+        keys = [key for dependency in stage.params for key in dependency.params]
         if name.startswith("train@"):
             assert not [key for key in keys if "test" in key.split(".") or key in {"val_split", "revisions.evaluate"}]
             assert "train" in keys
@@ -111,7 +109,7 @@ def test_a_setting_of_the_test_retrains_nothing(stages: dict[str, object]) -> No
             assert any(key.startswith("settings.") and key.count(".") == 1 for key in keys)
 
 
-def test_another_python_is_told_to_activate_the_environment(tmp_path: Path) -> None:
+def test_another_python_is_told_to_activate_the_environment(tmp_path):
     """`.venv/bin/dvc` runs the stages with whatever `python` is first in PATH: here one without any package."""
     program = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import pipelines.train"
     done = subprocess.run(

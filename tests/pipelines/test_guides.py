@@ -1,7 +1,5 @@
 """docs/adding-a-dataset.md and docs/adding-a-source.md, followed word for word in a copy of the repository."""
 
-from __future__ import annotations
-
 import json
 import os
 import re
@@ -10,7 +8,6 @@ import shutil
 import subprocess
 import sys
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +27,7 @@ REPLACE = re.compile(r"In `([^`]+)`, replace")
 
 
 @pytest.fixture(scope="module")
-def clone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def clone(tmp_path_factory):
     """What the guides touch, as in the repository, and the archive of the example."""
     folder = tmp_path_factory.mktemp("clone")
     for name in ("danet", "pipelines", "recipes"):
@@ -44,7 +41,7 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     shutil.rmtree(folder)
 
 
-def make_shapes(path: Path) -> None:
+def make_shapes(path):
     """Twelve pictures of 64x64 with a disc or a box."""
     path.parent.mkdir(parents=True)
     rng = np.random.default_rng(0)
@@ -62,7 +59,7 @@ def make_shapes(path: Path) -> None:
                     Image.fromarray(pixels).save(file, "PNG")
 
 
-def follow(guide: str, clone: Path) -> str:
+def follow(guide, clone):
     """Does what each block of a guide says; returns what the commands printed."""
     printed = ""
     for step in BLOCK.finditer((ROOT / "docs" / guide).read_text()):
@@ -82,13 +79,13 @@ def follow(guide: str, clone: Path) -> str:
     return printed
 
 
-def edit(path: Path, old: str, new: str) -> None:
+def edit(path, old, new):
     text = "\n" + path.read_text()
     assert text.count(old) == 1, (path, old)
     path.write_text(text.replace(old, new).lstrip("\n"))
 
 
-def run(clone: Path, line: str) -> str:
+def run(clone, line):
     program, *arguments = shlex.split(line)
     module = {"danet": "danet.cli", "dvc": "dvc"}[program]
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("DANET_", "MLFLOW_"))}
@@ -105,7 +102,7 @@ def run(clone: Path, line: str) -> str:
     return done.stdout
 
 
-def test_a_data_set_and_a_source_by_the_guides(clone: Path) -> None:
+def test_a_data_set_and_a_source_by_the_guides(clone):
     follow("adding-a-dataset.md", clone)
     described = json.loads((clone / "data" / "prepared" / "shapes" / "dataset.json").read_text())
     assert described["classes"] == ["background", "disc", "box"]

@@ -1,7 +1,5 @@
 """A number is what it says it is: the stages under real DVC, after the data, a seed or the machine has changed."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil
@@ -9,7 +7,6 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
@@ -24,7 +21,7 @@ ROW = "camvid-r50-d16-short"
 Run = Callable[..., str]
 
 
-def camvid(folder: Path) -> Path:
+def camvid(folder):
     """Two images a split in the layout of CamVid's official mirror, half road, half sky."""
     random = np.random.default_rng(0)
     for split in ("train", "val", "test"):
@@ -39,7 +36,7 @@ def camvid(folder: Path) -> Path:
     return folder
 
 
-def make_workspace(folder: Path) -> None:
+def make_workspace(folder):
     raw = raw_params(rows=(ROW,))
     raw["tables"] = {"camvid": raw["tables"]["camvid"]}
     raw["datasets"] = {"camvid": raw["datasets"]["camvid"] | {"counts": {"train": 2, "val": 2, "test": 2}}}
@@ -56,7 +53,7 @@ def make_workspace(folder: Path) -> None:
         (folder / name).symlink_to(ROOT / name)
 
 
-def seeds(folder: Path, *wanted: int) -> None:
+def seeds(folder, *wanted):
     path = folder / "params.yaml"
     params = yaml.safe_load(path.read_text())
     params["rows"][ROW]["seeds"] = list(wanted)
@@ -64,7 +61,7 @@ def seeds(folder: Path, *wanted: int) -> None:
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> Run:
+def run(tmp_path):
     """Runs DVC in a folder; returns what was printed, in one line."""
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("DANET_", "MLFLOW_"))}
     kept |= {
@@ -75,7 +72,7 @@ def run(tmp_path: Path) -> Run:
         "OMP_NUM_THREADS": "1",
     }
 
-    def dvc(folder: Path, command: str) -> str:
+    def dvc(folder, command):
         done = subprocess.run(
             ["dvc", *command.split()], cwd=folder, env=kept, capture_output=True, text=True, check=False
         )
@@ -86,22 +83,22 @@ def run(tmp_path: Path) -> Run:
     return dvc
 
 
-def record(folder: Path, seed: int = 0) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((folder / "models" / ROW / f"seed{seed}.json").read_text())
+def record(folder, seed=0):
+    found = json.loads((folder / "models" / ROW / f"seed{seed}.json").read_text())
     return found
 
 
-def digest(found: dict[str, Any]) -> str:
+def digest(found):
     return TrainingIdentity.model_validate(found["identity"]).digest
 
 
-def evaluated(folder: Path) -> list[dict[str, Any]]:
+def evaluated(folder):
     path = folder / "reports" / "metrics" / "camvid" / ROW / "evaluation.json"
-    found: list[dict[str, Any]] = json.loads(path.read_text())["runs"]
+    found = json.loads(path.read_text())["runs"]
     return found
 
 
-def test_relabelled_data_an_added_seed_and_another_machine(tmp_path: Path, run: Run) -> None:
+def test_relabelled_data_an_added_seed_and_another_machine(tmp_path, run):
     data, here = camvid(tmp_path / "camvid"), tmp_path / "here"
     here.mkdir()
     make_workspace(here)

@@ -1,7 +1,5 @@
 """A copy without ``.git``, as GitHub's zip or rsync makes it: the commands say what to do, and that works."""
 
-from __future__ import annotations
-
 import os
 import re
 import shlex
@@ -16,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
-def copy(tmp_path: Path) -> Path:
+def copy(tmp_path):
     for name in ("dvc.yaml", "params.yaml", "datasets.yaml", "numerics.yaml", ".dvc/config"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         shutil.copy(ROOT / name, tmp_path / name)
@@ -24,14 +22,14 @@ def copy(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def run(folder, *arguments):
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     environment = os.environ | {"PYTHONPATH": str(ROOT), "PATH": path}
     return subprocess.run(arguments, cwd=folder, env=environment, capture_output=True, text=True, check=False)
 
 
 @pytest.mark.slow
-def test_the_remedy_works(copy: Path) -> None:
+def test_the_remedy_works(copy):
     sweep = (sys.executable, "-m", "pipelines.sweep", "--rows", "camvid-r50-d8", "--dry-run")
     for command in (sweep, (sys.executable, "-m", "pipelines.camvid")):
         refused = run(copy, *command)

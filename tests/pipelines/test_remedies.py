@@ -1,7 +1,5 @@
 """What a message tells to run fixes what it is about: with DVC itself, in the state in which the message appears."""
 
-from __future__ import annotations
-
 import os
 import re
 import shutil
@@ -26,7 +24,7 @@ Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+def run(tmp_path, monkeypatch):
     """Runs a shell command in a workspace of CamVid's two stages, with three images a split and no network."""
     folder = tmp_path / "w"
     folder.mkdir()
@@ -46,7 +44,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
 
     (types,) = re.findall(r"type = (\S+)", (ROOT / ".dvc" / "config").read_text())
 
-    def command(text: str, **environment: object) -> subprocess.CompletedProcess[str]:
+    def command(text, **environment):
         env = os.environ | {key: str(value) for key, value in environment.items()}
         return subprocess.run(text, shell=True, cwd=folder, env=env, capture_output=True, text=True, check=False)
 
@@ -55,14 +53,14 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     return command
 
 
-def told(done: subprocess.CompletedProcess[str]) -> list[str]:
+def told(done):
     """The commands of the message of a stage that failed."""
     assert done.returncode != 0
     message = done.stderr[done.stderr.index("error:") :]
     return re.findall(r"`([^`]+)`", message.partition("ERROR:")[0])
 
 
-def masks(folder: Path) -> list[int]:
+def masks(folder):
     """Sums of the prepared training masks."""
     samples = PreparedDataset(folder / "w/data/prepared/camvid", "train")
     found = [samples.mask(index) for index in range(len(samples))]
@@ -70,7 +68,7 @@ def masks(folder: Path) -> list[int]:
 
 
 @pytest.mark.slow
-def test_a_folder_that_was_corrected_is_taken_again(run: Run, tmp_path: Path) -> None:
+def test_a_folder_that_was_corrected_is_taken_again(run, tmp_path):
     """A mask too many is refused; the folder is corrected; the commands that the message gives bring it in."""
     tree = camvid_tree(tmp_path / "tree")
     extra = tree / "trainannot" / "stray.png"
@@ -87,7 +85,7 @@ def test_a_folder_that_was_corrected_is_taken_again(run: Run, tmp_path: Path) ->
 
 
 @pytest.mark.slow
-def test_a_folder_that_changes_later_is_noticed_and_taken(run: Run, tmp_path: Path) -> None:
+def test_a_folder_that_changes_later_is_noticed_and_taken(run, tmp_path):
     tree = camvid_tree(tmp_path / "tree")
     assert run("dvc repro convert@camvid", DANET_CAMVID=tree).returncode == 0
     before = masks(tmp_path)
@@ -101,7 +99,7 @@ def test_a_folder_that_changes_later_is_noticed_and_taken(run: Run, tmp_path: Pa
 
 
 @pytest.mark.slow
-def test_a_cut_archive_is_named_and_the_right_one_taken(run: Run, tmp_path: Path) -> None:
+def test_a_cut_archive_is_named_and_the_right_one_taken(run, tmp_path):
     tree = camvid_tree(tmp_path / "tree")
     members = {f"CamVid/{path.relative_to(tree)}": path.read_bytes() for path in tree.rglob("*.png")}
     archives = tmp_path / "w/data/archives"
@@ -133,7 +131,7 @@ def test_a_cut_archive_is_named_and_the_right_one_taken(run: Run, tmp_path: Path
 
 
 @pytest.mark.slow
-def test_a_forced_download_that_fails_keeps_what_was_there(run: Run, tmp_path: Path) -> None:
+def test_a_forced_download_that_fails_keeps_what_was_there(run, tmp_path):
     tree = camvid_tree(tmp_path / "tree")
     assert run("dvc repro convert@camvid", DANET_CAMVID=tree).returncode == 0
     before = masks(tmp_path)
@@ -144,7 +142,7 @@ def test_a_forced_download_that_fails_keeps_what_was_there(run: Run, tmp_path: P
 
 
 @pytest.mark.slow
-def test_a_damaged_prepared_form_is_made_again(run: Run, tmp_path: Path) -> None:
+def test_a_damaged_prepared_form_is_made_again(run, tmp_path):
     tree = camvid_tree(tmp_path / "tree")
     assert run("dvc repro convert@camvid", DANET_CAMVID=tree).returncode == 0
     before = masks(tmp_path)
@@ -160,7 +158,7 @@ def test_a_damaged_prepared_form_is_made_again(run: Run, tmp_path: Path) -> None
 
 
 @pytest.mark.slow
-def test_data_on_another_disk(run: Run, tmp_path: Path) -> None:
+def test_data_on_another_disk(run, tmp_path):
     """A link is refused before the work; what the message says puts the data there."""
     tree, disk = camvid_tree(tmp_path / "tree"), tmp_path / "disk"
     disk.mkdir()

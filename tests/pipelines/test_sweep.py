@@ -1,7 +1,5 @@
 """Sweeps: what is planned and shown, jobs and their stops through real DVC, scripts for Slurm, and whole sweeps."""
 
-from __future__ import annotations
-
 import json
 import os
 import re
@@ -10,14 +8,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
 import pytest
 from filelock import FileLock
 
-from danet.config.params import Params, load_params
+from danet.config.params import load_params
 from danet.config.workspace import Workspace
 from danet.config.yaml import write_raw
 from danet.core.errors import ConfigError, DanetError
@@ -36,11 +33,11 @@ VOC, ADE = "ssseg-r50-d16-voc2012", "ssseg-r50-d16-ade20k"
 
 
 @pytest.fixture(scope="module")
-def params() -> Params:
+def params():
     return load_params(ROOT / "params.yaml")
 
 
-def plan_of(params: Params, *names: str, stale: set[str] | None = None, verify: bool = False) -> Plan:
+def plan_of(params, *names, stale=None, verify=False):
     """All stages of the rows are to do, unless ``stale`` says which."""
     rows = tuple(params.row(name) for name in names)
     if stale is None:
@@ -51,12 +48,12 @@ def plan_of(params: Params, *names: str, stale: set[str] | None = None, verify: 
 
 
 @pytest.fixture
-def workspace(tmp_path: Path) -> Workspace:
+def workspace(tmp_path):
     write_raw(raw_params(), tmp_path)
     return Workspace(tmp_path)
 
 
-def wait(what: str, ready: Callable[[], bool], seconds: float = 180) -> None:
+def wait(what, ready, seconds=180):
     end = time.monotonic() + seconds
     while not ready():
         assert time.monotonic() < end, f"no {what} after {seconds} s"
@@ -66,7 +63,7 @@ def wait(what: str, ready: Callable[[], bool], seconds: float = 180) -> None:
 # what is planned
 
 
-def test_rows_are_chosen_by_table_and_name_once(params: Params) -> None:
+def test_rows_are_chosen_by_table_and_name_once(params):
     chosen = choose_rows(params, ["official"], [f"{VOC},{ADE}", VOC])
     assert [row.name for row in chosen] == [row.name for row in params.table_rows("official")] + [VOC, ADE]
     assert {row.name for row in choose_rows(params)} == set(params.rows)
@@ -74,7 +71,7 @@ def test_rows_are_chosen_by_table_and_name_once(params: Params) -> None:
         choose_rows(params, [], [f"{VOC}x"])
 
 
-def test_what_is_left(params: Params) -> None:
+def test_what_is_left(params):
     other = "ssseg-r101-d16-voc2012"
     plan = plan_of(params, VOC, other)
     assert plan.shared(plan.rows) == [
@@ -92,7 +89,7 @@ def test_what_is_left(params: Params) -> None:
     assert plan.chains(plan.rows[0])[1] == f"released@{released},verify@{released}"
 
 
-def test_a_batch_that_does_not_divide_is_refused_with_all_such_rows(params: Params) -> None:
+def test_a_batch_that_does_not_divide_is_refused_with_all_such_rows(params):
     rows = [params.row(VOC), params.row(ADE)]
     check_divisible(rows, 8)
     with pytest.raises(ConfigError, match=rf"over 3 GPUs: {VOC} \(16\), {ADE} \(16\)"):
@@ -100,7 +97,7 @@ def test_a_batch_that_does_not_divide_is_refused_with_all_such_rows(params: Para
 
 
 @pytest.fixture
-def two_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def two_gpus(tmp_path, monkeypatch):
     """GPUs 0 and 1, of which nvidia-smi says that 1 is in use."""
     fake = tmp_path / "nvidia-smi"
     fake.write_text('#!/bin/sh\ncase $1 in *apps*) echo "GPU-b, 77";; *) printf "0, GPU-a\\n1, GPU-b\\n";; esac\n')
@@ -110,9 +107,9 @@ def two_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return fake
 
 
-def test_rows_share_out_the_free_gpus(two_gpus: Path) -> None:
-    def places(**asked: object) -> list[str]:
-        return local.choose_places(**{"gpus_per_row": None, "gpus": None, "jobs": None, **asked})  # type: ignore[arg-type]
+def test_rows_share_out_the_free_gpus(two_gpus):
+    def places(**asked):
+        return local.choose_places(**{"gpus_per_row": None, "gpus": None, "jobs": None, **asked})
 
     assert places() == ["0"]
     assert places(gpus="0,1") == ["0", "1"]
@@ -148,7 +145,7 @@ time.sleep(120)
 
 
 @pytest.fixture
-def tiny(tmp_path: Path) -> Iterator[Workspace]:
+def tiny(tmp_path):
     (tmp_path / "dvc.yaml").write_text(PIPELINE % sys.executable)
     (tmp_path / "slow.py").write_text(SLOW)
     subprocess.run([sys.executable, "-m", "dvc", "init", "-q", "--no-scm"], cwd=tmp_path, check=True)
@@ -157,13 +154,13 @@ def tiny(tmp_path: Path) -> Iterator[Workspace]:
         os.kill(int(started.read_text()), signal.SIGKILL)
 
 
-def job(workspace: Workspace, *arguments: str, **options: object) -> subprocess.Popen[bytes]:
+def job(workspace, *arguments, **options):
     command = [sys.executable, "-m", "pipelines.sweep.job", *arguments]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    return subprocess.Popen(command, cwd=workspace.root, env=environment, **options)  # type: ignore[call-overload, no-any-return]
+    return subprocess.Popen(command, cwd=workspace.root, env=environment, **options)
 
 
-def test_a_failed_chain_stops_itself_alone(tiny: Workspace) -> None:
+def test_a_failed_chain_stops_itself_alone(tiny):
     assert job(tiny, "row", "bad,slow", "good").wait(timeout=60) == 1
     assert (tiny.root / "good.txt").exists()
     assert not (tiny.root / "started").exists()
@@ -175,7 +172,7 @@ def test_a_failed_chain_stops_itself_alone(tiny: Workspace) -> None:
 
 
 @pytest.mark.parametrize("how", ["SIGTERM", "SIGINT", "the sweep is killed"])
-def test_a_stopped_job_leaves_no_stage(tiny: Workspace, how: str) -> None:
+def test_a_stopped_job_leaves_no_stage(tiny, how):
     """SIGTERM asks the stage to save, SIGINT kills it; a job whose sweep was killed outright stops by itself."""
     started = tiny.root / "started"
     if how == "the sweep is killed":
@@ -195,7 +192,7 @@ def test_a_stopped_job_leaves_no_stage(tiny: Workspace, how: str) -> None:
     assert (tiny.root / "stopped").exists() == (how != "SIGINT")
 
 
-def test_a_stage_becomes_several_processes() -> None:
+def test_a_stage_becomes_several_processes():
     """By torchrun, whose children are the stage itself."""
     code = "from pipelines.sweep.launch import launched; launched('tests.pipelines.small_rank')"
     environment = {key: value for key, value in os.environ.items() if key != "WORLD_SIZE"}
@@ -208,9 +205,7 @@ def test_a_stage_becomes_several_processes() -> None:
 # what is shown
 
 
-def test_status_tells_where_each_row_is(
-    params: Params, workspace: Workspace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_status_tells_where_each_row_is(params, workspace, monkeypatch, capsys):
     for name in os.environ:
         if name.startswith(("DANET_", "CITYSCAPES_")):
             monkeypatch.delenv(name)
@@ -253,7 +248,7 @@ wc -l < "$0.log"
 
 
 @pytest.fixture
-def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def cluster(tmp_path, monkeypatch):
     folder = tmp_path / "slurm commands"
     folder.mkdir()
     queue = 'echo "2_0|RUNNING|n1|None"; echo "2_1|PENDING||Resources"'
@@ -265,7 +260,7 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def test_rows_are_submitted_as_one_array(params: Params, workspace: Workspace, cluster: Path) -> None:
+def test_rows_are_submitted_as_one_array(params, workspace, cluster):
     plan = plan_of(params, VOC, ADE)
     assert submit(plan, plan.rows, workspace, '--partition gpu --comment "my rows"', gpus=4, limit=2) == 0
     text = (home(workspace) / "rows.sh").read_text()
@@ -286,7 +281,7 @@ def test_rows_are_submitted_as_one_array(params: Params, workspace: Workspace, c
     assert [(each.state, each.on_slurm) for each in survey(plan, workspace)] == [("running", True), ("queued", True)]
 
 
-def test_what_slurm_refuses(params: Params, workspace: Workspace, cluster: Path) -> None:
+def test_what_slurm_refuses(params, workspace, cluster):
     plan = plan_of(params, VOC)
     (cluster / "sbatch.full").touch()
     with pytest.raises(DanetError, match=r"report\.sh.*queue is full"):
@@ -303,31 +298,31 @@ FIRST, SECOND, BAD = ROWS
 ITERATIONS = 40
 
 
-def sweep(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
+def sweep(folder, *options):
     return subprocess.run(
         sweep_command(*options), cwd=folder, env=environment(folder), capture_output=True, text=True, check=False
     )
 
 
-def states(folder: Path) -> dict[str, str]:
+def states(folder):
     """As ``--status`` prints them."""
     shown = sweep(folder, "--status")
     assert shown.returncode == 0, shown.stderr
     return dict(re.findall(r"^(demo-\S+) +(done|running|not run|stopped|failed)\b", shown.stdout, re.MULTILINE))
 
 
-def reached(folder: Path, row: str) -> int:
+def reached(folder, row):
     """The iteration that a row's trainer has noted."""
     found = list((folder / "checkpoints").glob(f"{row}*/seed0/progress.json"))
     return int(json.loads(found[0].read_text())["iteration"]) if found else 0
 
 
-def trained(folder: Path, row: str) -> dict[str, object]:
+def trained(folder, row):
     (run,) = json.loads((folder / "reports" / "metrics" / "demo" / row / "train.json").read_text())["runs"]
     return dict(run)
 
 
-def trainers(folder: Path) -> list[psutil.Process]:
+def trainers(folder):
     found = []
     for process in psutil.process_iter():
         try:
@@ -338,19 +333,19 @@ def trainers(folder: Path) -> list[psutil.Process]:
     return found
 
 
-def test_help_is_that_of_the_sweep() -> None:
+def test_help_is_that_of_the_sweep():
     shown = subprocess.run(sweep_command("--help"), cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert {"--rows", "--gpus-per-row", "--slurm", "--status", "--workspace"} <= set(re.findall(r"--[a-z-]+", shown))
 
 
 @pytest.mark.slow
-def test_stopped_killed_and_continued(tmp_path: Path) -> None:
+def test_stopped_killed_and_continued(tmp_path):
     """Three rows, of which the last cannot be trained: Ctrl-C, then ``kill -9``, then to the end."""
     optimizer = {"lr": 1e12, "weight_decay": 1e9}
     folder = make_workspace(tmp_path / "work", iterations=ITERATIONS, optimizer=optimizer)
     assert set(states(folder).values()) == {"not run"}
 
-    def begin(*options: str) -> subprocess.Popen[str]:
+    def begin(*options):
         return subprocess.Popen(
             [sys.executable, "-m", "pipelines.sweep", *options],
             cwd=folder, env=environment(folder), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
@@ -383,7 +378,7 @@ def test_stopped_killed_and_continued(tmp_path: Path) -> None:
 def test_ctrl_c_in_dvc_saves_and_the_same_command_goes_on(tmp_path: Path) -> None:
     folder = make_workspace(tmp_path, (FIRST,), iterations=ITERATIONS)
 
-    def repro(log: str) -> subprocess.Popen[bytes]:
+    def repro(log):
         command = [sys.executable, "-m", "dvc", "repro", f"train@{FIRST}"]
         with (folder / log).open("wb") as stream:
             return subprocess.Popen(
@@ -402,7 +397,7 @@ def test_ctrl_c_in_dvc_saves_and_the_same_command_goes_on(tmp_path: Path) -> Non
 
 
 @pytest.mark.slow
-def test_a_row_on_two_gpus_is_one_torchrun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_row_on_two_gpus_is_one_torchrun(tmp_path, monkeypatch):
     """Without GPUs its processes use the CPU. A stop reaches them through torchrun."""
     folder = make_workspace(tmp_path, (FIRST,), iterations=12)
     for key, value in environment(folder).items():
@@ -412,7 +407,7 @@ def test_a_row_on_two_gpus_is_one_torchrun(tmp_path: Path, monkeypatch: pytest.M
     running = local.Sweep(plan, plan.rows, workspace, ["0,1"])
     poll = running._poll
 
-    def stop_at_two() -> None:
+    def stop_at_two():
         running.stops = int(reached(folder, FIRST) >= 2)
         poll()
 
@@ -421,11 +416,11 @@ def test_a_row_on_two_gpus_is_one_torchrun(tmp_path: Path, monkeypatch: pytest.M
     assert local.run(make_plan(workspace, plan.rows), plan.rows, workspace, ["0,1"]) == 0
     run = trained(folder, FIRST)
     assert run["resumed"] == 1
-    assert run["provenance"]["processes"] == 2  # type: ignore[index]
+    assert run["provenance"]["processes"] == 2
 
 
 @pytest.mark.slow
-def test_a_second_machine_runs_nothing_that_the_first_has_run(tmp_path: Path) -> None:
+def test_a_second_machine_runs_nothing_that_the_first_has_run(tmp_path):
     first, second = make_workspace(tmp_path / "first", (FIRST,), iterations=3), tmp_path / "second"
     pipeline = (first / "dvc.yaml").read_bytes()
     shutil.rmtree(first / ".dvc")
@@ -433,7 +428,7 @@ def test_a_second_machine_runs_nothing_that_the_first_has_run(tmp_path: Path) ->
     (first / "dvc.yaml").write_bytes(pipeline)
     (first / ".gitignore").write_text("/archives/\n/build/\n/checkpoints/\n/mlruns/\n/mlflow.db*\n")
 
-    def shell(folder: Path, *command: str) -> str:
+    def shell(folder, *command):
         words = [sys.executable, "-m", *command] if command[0] == "dvc" else command
         done = subprocess.run(words, cwd=folder, env=environment(first), capture_output=True, text=True, check=False)
         assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"

@@ -1,10 +1,6 @@
-from __future__ import annotations
-
 import io
 import tarfile
 import zipfile
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -21,13 +17,13 @@ from tests.data.samples import SMALL
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, dict[str, Any]]]:
+def made(tmp_path_factory):
     folder = tmp_path_factory.mktemp("made")
     return folder, make_archives(folder)
 
 
 @pytest.fixture(scope="module")
-def prepared(made: tuple[Path, dict[str, dict[str, Any]]]) -> dict[str, Path]:
+def prepared(made):
     folder, entries = made
     folders = {}
     for name, entry in entries.items():
@@ -38,7 +34,7 @@ def prepared(made: tuple[Path, dict[str, dict[str, Any]]]) -> dict[str, Path]:
     return folders
 
 
-def test_names_checksums_and_counts(made: tuple[Path, dict[str, dict[str, Any]]]) -> None:
+def test_names_checksums_and_counts(made):
     folder, entries = made
     assert {name: [archive["file"] for archive in entry["archives"]] for name, entry in entries.items()} == {
         "voc2012": ["VOCtrainval_11-May-2012.tar", "benchmark.tgz"],
@@ -52,7 +48,7 @@ def test_names_checksums_and_counts(made: tuple[Path, dict[str, dict[str, Any]]]
     assert entries["cityscapes"]["counts"] == {"train": 48, "val": 16, "test": 4}
 
 
-def test_seed_decides_the_bytes(tmp_path: Path) -> None:
+def test_seed_decides_the_bytes(tmp_path):
     first, again = make_archives(tmp_path / "a", 3, SMALL), make_archives(tmp_path / "b", 3, SMALL)
     other = make_archives(tmp_path / "c", 4, SMALL)
     assert first == again
@@ -62,7 +58,7 @@ def test_seed_decides_the_bytes(tmp_path: Path) -> None:
     assert not checksums[0] & checksums[1]
 
 
-def test_formats_are_the_official_ones(made: tuple[Path, dict[str, dict[str, Any]]]) -> None:
+def test_formats_are_the_official_ones(made):
     from scipy.io import loadmat
 
     folder, _ = made
@@ -70,7 +66,7 @@ def test_formats_are_the_official_ones(made: tuple[Path, dict[str, dict[str, Any
         root = "VOCdevkit/VOC2012"
         mask = Image.open(io.BytesIO(_member(archive, f"{root}/SegmentationClass/2007_000001.png")))
         assert mask.mode == "P"
-        assert mask.getpalette()[45:48] == [192, 128, 128]  # type: ignore[index]
+        assert mask.getpalette()[45:48] == [192, 128, 128]
         assert 255 in np.array(mask)
         assert Image.open(io.BytesIO(_member(archive, f"{root}/JPEGImages/2007_000001.jpg"))).format == "JPEG"
         train = _member(archive, f"{root}/ImageSets/Segmentation/train.txt").decode().split()
@@ -97,7 +93,7 @@ def test_formats_are_the_official_ones(made: tuple[Path, dict[str, dict[str, Any
     assert any(name.endswith("_polygons.json") for name in names)
 
 
-def _member(archive: tarfile.TarFile, name: str) -> bytes:
+def _member(archive, name):
     stream = archive.extractfile(name)
     assert stream is not None
     return stream.read()
@@ -106,7 +102,7 @@ def _member(archive: tarfile.TarFile, name: str) -> bytes:
 @pytest.mark.parametrize(
     ("name", "train", "classes"), [("voc2012", "trainaug", 5), ("ade20k", "train", 6), ("cityscapes", "train", 6)]
 )
-def test_scenes_can_be_learned_and_not_guessed(prepared: dict[str, Path], name: str, train: str, classes: int) -> None:
+def test_scenes_can_be_learned_and_not_guessed(prepared, name, train, classes):
     samples, val = PreparedDataset(prepared[name], train), PreparedDataset(prepared[name], "val")
     count = samples.num_classes
     sums, pixels = np.zeros((count, 3)), np.zeros(count)
@@ -135,7 +131,7 @@ def test_scenes_can_be_learned_and_not_guessed(prepared: dict[str, Path], name: 
     assert constant.max() < 0.2, "no constant prediction comes near"
 
 
-def test_ignored_pixels_are_there(prepared: dict[str, Path]) -> None:
+def test_ignored_pixels_are_there(prepared):
     for name in ("voc2012", "ade20k", "cityscapes"):
         samples = PreparedDataset(prepared[name], "val")
         assert all((samples.mask(index) == 255).any() for index in range(len(samples)))

@@ -1,18 +1,11 @@
 """Made-up metrics files in the agreed form, for a temporary workspace only."""
 
-from __future__ import annotations
-
 import csv
 import json
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from danet.config.params import Params
-from danet.config.row import Row
-from danet.config.workspace import Workspace
-from danet.report import TableReport, write_table
+from danet.report import write_table
 from danet.results.identity import TrainingIdentity
 from danet.results.schema import (
     EvaluatedSeed,
@@ -35,13 +28,13 @@ COUNTS = {"voc2012": 21, "ade20k": 150}
 DATA = "a1b2c3d4e5f60718"
 
 
-def classes(row: Row) -> list[str]:
+def classes(row):
     if row.dataset in NAMES:
         return [name.replace("_", " ") for name in NAMES[row.dataset].split()]
     return [f"class {number}" for number in range(COUNTS[row.dataset])]
 
 
-def provenance(row: Row, gpu: str | None = "NVIDIA H200") -> Provenance:
+def provenance(row, gpu="NVIDIA H200"):
     return Provenance(
         commit="0123456789abcdef0123456789abcdef01234567",
         dirty=False,
@@ -66,7 +59,7 @@ PIXELS = 10_000_000
 """Of each class: so many that an IoU is right to five decimals of a percent."""
 
 
-def matrix(classes: int, miou: float) -> np.ndarray:
+def matrix(classes, miou):
     """Classes that are taken for each other in pairs of one IoU (and the last three in turn), with exactly this mean.
 
     With ``m`` of ``n`` pixels taken for another class, and as many the other way, the IoU is ``(n - m) / (n + m)``.
@@ -84,13 +77,11 @@ def matrix(classes: int, miou: float) -> np.ndarray:
     return found
 
 
-def mode(row: Row, miou: float) -> ModeResult:
+def mode(row, miou):
     return ModeResult.of(matrix(len(classes(row)), miou), "skip", 500, 100.0)
 
 
-def evaluation(
-    row: Row, mious: dict[int, float], *, ms: float | None = None, gpu: str | None = "NVIDIA H200"
-) -> EvaluationFile:
+def evaluation(row, mious, *, ms=None, gpu="NVIDIA H200"):
     """``evaluation.json`` with the given single-scale mIoU per seed, and ``ms`` points more for multi-scale."""
     return EvaluationFile(
         row=row.name,
@@ -118,11 +109,11 @@ def evaluation(
     )
 
 
-def identity(row: Row, seed: int) -> str:
+def identity(row, seed):
     return TrainingIdentity.of(row, seed, data=DATA, initial_weights=None).digest
 
 
-def verification(measured: Row, miou: float, **over: Any) -> str:
+def verification(measured, miou, **over):
     """``verification.json`` of a row whose multi-scale result is 1.5 points higher."""
     document = evaluation(measured, {0: miou}, ms=1.5).model_dump(mode="json")
     document["runs"][0] |= {"seed": None, "training": None}
@@ -130,7 +121,7 @@ def verification(measured: Row, miou: float, **over: Any) -> str:
     return json.dumps({**document, "weights": weights, **over})
 
 
-def training(row: Row, seeds: list[int], gpu: str | None = "NVIDIA H200") -> TrainingFile:
+def training(row, seeds, gpu="NVIDIA H200"):
     runs = tuple(
         TrainedSeed(
             seed=seed,
@@ -152,7 +143,7 @@ def training(row: Row, seeds: list[int], gpu: str | None = "NVIDIA H200") -> Tra
     )
 
 
-def curve(row: Row, seeds: list[int], points: int = 200) -> list[dict[str, Any]]:
+def curve(row, seeds, points=200):
     total = row.schedule.iterations or 40_000
     lines = []
     for seed in seeds:
@@ -166,15 +157,7 @@ def curve(row: Row, seeds: list[int], points: int = 200) -> list[dict[str, Any]]
     return lines
 
 
-def write(
-    row: Row,
-    workspace: Workspace,
-    mious: dict[int, float],
-    *,
-    ms: float | None = None,
-    gpu: str | None = "NVIDIA H200",
-    points: int = 200,
-) -> Path:
+def write(row, workspace, mious, *, ms=None, gpu="NVIDIA H200", points=200):
     """All metrics files of a row (without points: no learning curve); returns their folder."""
     folder = workspace.metrics(row)
     folder.mkdir(parents=True, exist_ok=True)
@@ -196,7 +179,7 @@ def write(
     return folder
 
 
-def whole(table: str, params: Params, workspace: Workspace, **options: Any) -> TableReport:
+def whole(table, params, workspace, **options):
     """Writes a table for which every metrics file must be used."""
     report = write_table(table, params, workspace, **options)
     assert report.problems == ()

@@ -1,15 +1,12 @@
 """mIoU against cost over all tables: which rows are in it, what their hours are, what it says when there are none."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 
 import pytest
-from matplotlib.figure import Figure
 from PIL import Image
 
-from danet.config.params import Params, load_params
+from danet.config.params import load_params
 from danet.config.workspace import Workspace
 from danet.report import ALL_COSTS, costs, measured_tables, write_index, write_table
 from danet.report.figures import cost_name, device_hours
@@ -22,22 +19,22 @@ CAMVID = ("camvid-r50-d16", "camvid-r101-d8")
 
 
 @pytest.fixture
-def params() -> Params:
+def params():
     return load_params(ROOT / "params.yaml")
 
 
 @pytest.fixture
-def workspace(tmp_path: Path) -> Workspace:
+def workspace(tmp_path):
     return Workspace(tmp_path)
 
 
 @pytest.fixture
-def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
+def drawn(monkeypatch):
     """The figures as they were before they became pixels."""
-    found: list[Figure] = []
+    found = []
     save = costs.save
 
-    def kept(figure: Figure, path: Path, photographs: bool = False) -> None:
+    def kept(figure, path, photographs=False):
         found.append(figure)
         save(figure, path, photographs)
 
@@ -45,7 +42,7 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
     return found
 
 
-def trained_in(folder: Path, hours: dict[int, float], gpus: int, gpu: str | None) -> None:
+def trained_in(folder, hours, gpus, gpu):
     data = json.loads((folder / "train.json").read_text())
     for run in data["runs"]:
         run["hours"] = hours[run["seed"]]
@@ -53,13 +50,13 @@ def trained_in(folder: Path, hours: dict[int, float], gpus: int, gpu: str | None
     (folder / "train.json").write_text(json.dumps(data))
 
 
-def marks(figure: Figure) -> list[tuple[str, float, float, str, str, float]]:
+def marks(figure):
     """``(panel, x, y, marker, face, size)`` of every row."""
     return [
         (
             f"{axes.get_title(loc='left')}; {' '.join(axes.get_xlabel().split())}",
-            float(line.get_xdata()[0]),  # type: ignore[index, arg-type]
-            float(line.get_ydata()[0]),  # type: ignore[index, arg-type]
+            float(line.get_xdata()[0]),
+            float(line.get_ydata()[0]),
             str(line.get_marker()),
             str(line.get_markerfacecolor()),
             float(line.get_markersize()),
@@ -70,7 +67,7 @@ def marks(figure: Figure) -> list[tuple[str, float, float, str, str, float]]:
     ]
 
 
-def test_every_measured_row_of_every_table_is_in_it(workspace: Workspace, params: Params, drawn: list[Figure]) -> None:
+def test_every_measured_row_of_every_table_is_in_it(workspace, params, drawn):
     for name, gpus, hours in zip(CITYSCAPES, (4, 1), (3.0, 20.0), strict=True):
         folder = samples.write(params.row(name), workspace, {0: 79.0}, points=0)
         trained_in(folder, {0: hours}, gpus, "NVIDIA H200")
@@ -97,9 +94,7 @@ def test_every_measured_row_of_every_table_is_in_it(workspace: Workspace, params
     assert [text.get_text() for text in drawn[0].axes[0].texts] == ["DRANet"]
 
 
-def test_hours_of_different_hardware_are_never_on_one_axis(
-    workspace: Workspace, params: Params, drawn: list[Figure]
-) -> None:
+def test_hours_of_different_hardware_are_never_on_one_axis(workspace, params, drawn):
     for name, gpu in zip(CITYSCAPES, ("NVIDIA H200", "NVIDIA A100-SXM4-80GB"), strict=True):
         folder = samples.write(params.row(name), workspace, {0: 79.0}, points=0, gpu=gpu)
         trained_in(folder, {0: 3.0}, 8, gpu)
@@ -113,7 +108,7 @@ def test_hours_of_different_hardware_are_never_on_one_axis(
     assert (workspace.reports() / "mmsegmentation" / "cost.png").exists()
 
 
-def test_seeds_trained_on_different_machines(workspace: Workspace, params: Params) -> None:
+def test_seeds_trained_on_different_machines(workspace, params):
     """Each seed's hours times its own GPUs; both kinds of hardware are named."""
     row = params.row(CITYSCAPES[0]).model_copy(update={"seeds": (0, 1)})
     params.rows[row.name] = row
@@ -131,7 +126,7 @@ def test_seeds_trained_on_different_machines(workspace: Workspace, params: Param
     assert cost_name(record) == "one training, GPU-hours, NVIDIA H200; NVIDIA L40S"
 
 
-def test_nothing_measured(workspace: Workspace, params: Params, drawn: list[Figure]) -> None:
+def test_nothing_measured(workspace, params, drawn):
     page = write_index(params, workspace).read_text()
     assert ALL_COSTS not in page
     assert "No row measured yet" in page

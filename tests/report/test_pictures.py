@@ -1,10 +1,7 @@
 """Cost, confusion matrices and examples: what they are drawn from, where they go, and what is left out."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -31,23 +28,23 @@ NAMES = ("camvid-r50-d8", "camvid-r101-d8")
 
 
 @pytest.fixture
-def params() -> Params:
+def params():
     raw = raw_params(rows=NAMES)
     return Params(raw, Path("params.yaml"))
 
 
 @pytest.fixture
-def workspace(tmp_path: Path) -> Workspace:
+def workspace(tmp_path):
     return Workspace(tmp_path / "workspace")
 
 
-def edit(path: Path, change: Any) -> None:
+def edit(path, change):
     data = json.loads(path.read_text())
     change(data)
     path.write_text(json.dumps(data))
 
 
-def with_confusion(data: dict[str, Any]) -> np.ndarray:
+def with_confusion(data):
     """Gives every run's single scale a random confusion matrix."""
     size = len(data["classes"])
     random = np.random.default_rng(1)
@@ -59,10 +56,10 @@ def with_confusion(data: dict[str, Any]) -> np.ndarray:
     return matrix
 
 
-def test_confusion_is_drawn_and_its_largest_share_named(workspace: Workspace, params: Params) -> None:
+def test_confusion_is_drawn_and_its_largest_share_named(workspace, params):
     row = params.row(NAMES[0])
     folder = samples.write(row, workspace, {0: 55.0}, points=0)
-    kept: list[np.ndarray] = []
+    kept = []
     edit(folder / "evaluation.json", lambda data: kept.append(with_confusion(data)))
     whole("camvid", params, workspace)
     picture = workspace.reports() / "camvid" / f"{row.name}-confusion.png"
@@ -87,9 +84,7 @@ def test_confusion_is_drawn_and_its_largest_share_named(workspace: Workspace, pa
         (lambda lines: lines.__setitem__(slice(None), ["1 2", "3 4"]), "2 x 2 counts for 11 classes"),
     ],
 )
-def test_what_is_no_confusion_matrix_is_left_out(
-    workspace: Workspace, params: Params, change: Any, reason: str
-) -> None:
+def test_what_is_no_confusion_matrix_is_left_out(workspace, params, change, reason):
     folder = samples.write(params.row(NAMES[0]), workspace, {0: 55.0}, points=0)
     edit(folder / "evaluation.json", with_confusion)
     edit(folder / "evaluation.json", lambda data: change(data["runs"][0]["modes"]["ss"]["confusion"]))
@@ -98,7 +93,7 @@ def test_what_is_no_confusion_matrix_is_left_out(
     assert reason in found.problems[0].reason
 
 
-def test_cost_is_hours_times_gpus(workspace: Workspace, params: Params) -> None:
+def test_cost_is_hours_times_gpus(workspace, params):
     for name, gpu in zip(NAMES, ("NVIDIA H200", None), strict=True):
         folder = samples.write(params.row(name), workspace, {0: 55.0}, gpu=gpu, points=0)
         if gpu:
@@ -112,7 +107,7 @@ def test_cost_is_hours_times_gpus(workspace: Workspace, params: Params) -> None:
 
 
 @pytest.fixture
-def predicted(workspace: Workspace, params: Params, tmp_path: Path) -> list[str]:
+def predicted(workspace, params, tmp_path):
     """Random photographs, and for both rows random predictions of the first two; the third has one row's alone."""
     prepared = prepare(camvid_tree(tmp_path / "tree"), camvid_spec(), tmp_path / "work")
     target = workspace.prepared("camvid")
@@ -129,9 +124,7 @@ def predicted(workspace: Workspace, params: Params, tmp_path: Path) -> list[str]
     return list(dataset.ids)
 
 
-def test_examples_stay_out_of_the_reports_unless_allowed(
-    workspace: Workspace, params: Params, predicted: list[str]
-) -> None:
+def test_examples_stay_out_of_the_reports_unless_allowed(workspace, params, predicted):
     hidden = workspace.root / "evaluations" / "examples@camvid"
     first = write_table("camvid", params, workspace)
     drawn = sorted(path.name for path in hidden.iterdir())
@@ -149,7 +142,7 @@ def test_examples_stay_out_of_the_reports_unless_allowed(
     assert not list(workspace.reports().rglob("examples*"))
 
 
-def test_a_table_may_allow_pictures_for_good(workspace: Workspace, params: Params, predicted: list[str]) -> None:
+def test_a_table_may_allow_pictures_for_good(workspace, params, predicted):
     raw = raw_params(rows=NAMES)
     raw["tables"]["camvid"]["pictures"] = True
     write_table("camvid", Params(raw, Path("params.yaml")), workspace)
@@ -157,14 +150,14 @@ def test_a_table_may_allow_pictures_for_good(workspace: Workspace, params: Param
     assert predicted
 
 
-def test_examples_need_data_and_predictions(workspace: Workspace, params: Params) -> None:
+def test_examples_need_data_and_predictions(workspace, params):
     samples.write(params.row(NAMES[0]), workspace, {0: 55.0}, points=0)
     whole("camvid", params, workspace, keep_pictures=True)
     assert not list(workspace.reports().rglob("examples*"))
 
 
 @pytest.mark.parametrize("label", ["iteration", "one training, minutes, CPU\n(Intel Xeon Platinum)"])
-def test_legend_keeps_clear_of_the_axis_label(label: str) -> None:
+def test_legend_keeps_clear_of_the_axis_label(label):
     figure = Figure(figsize=(5, 3), layout="constrained")
     axes = figure.subplots()
     for name in ("R-50-D8 40k it", "R-101-D8 40k it", "R-101-D16 40k it"):
@@ -188,10 +181,10 @@ def test_legend_keeps_clear_of_the_axis_label(label: str) -> None:
         (None, None),
     ],
 )
-def test_processor_without_trade_marks(cpu: str | None, shown: str | None) -> None:
+def test_processor_without_trade_marks(cpu, shown):
     assert device_name({"cpu": cpu}) == shown
 
 
-def test_axes_of_percentages_end_where_these_end() -> None:
+def test_axes_of_percentages_end_where_these_end():
     assert possible((-20.0, 140.0)) == (-2, 102)  # of an interval by Student's t
     assert possible((70.5, 81.25)) == (70.5, 81.25)

@@ -1,7 +1,5 @@
 """Properties of tables made from made-up metrics files: complete, right, honest about gaps, the same every time."""
 
-from __future__ import annotations
-
 import csv
 import hashlib
 import json
@@ -9,9 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from PIL import Image
@@ -36,12 +32,12 @@ TRAINING = samples.identity(load_params().row(DRANET), 0)
 
 
 @pytest.fixture
-def workspace(tmp_path: Path) -> Workspace:
+def workspace(tmp_path):
     return Workspace(tmp_path)
 
 
 @pytest.fixture(scope="session")
-def params() -> Params:
+def params():
     """Of the repository, with three seeds for the official DANet row and a demo table."""
     raw = raw_params()
     raw["rows"][OFFICIAL]["seeds"] = [0, 1, 2]
@@ -50,13 +46,13 @@ def params() -> Params:
     return Params(raw, Path("params.yaml"))
 
 
-def cells(page: str, row: str) -> list[list[str]]:
+def cells(page, row):
     """Cells of all table lines that begin with a link to a row."""
     lines = [line for line in page.splitlines() if line.startswith(f"| [{row}](")]
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
 
 
-def digest(folder: Path) -> dict[str, str]:
+def digest(folder):
     return {
         path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(folder.rglob("*"))
@@ -64,11 +60,11 @@ def digest(folder: Path) -> dict[str, str]:
     }
 
 
-def table_json(workspace: Workspace, table: str) -> dict[str, Any]:
+def table_json(workspace, table):
     return dict(json.loads((workspace.reports() / "tables" / f"{table}.json").read_text()))
 
 
-def test_nothing_run(workspace: Workspace, params: Params) -> None:
+def test_nothing_run(workspace, params):
     report = whole("mmsegmentation", params, workspace)
     page = report.page.read_text()
     assert (report.rows, report.measured, report.problems) == (16, 0, ())
@@ -82,14 +78,14 @@ def test_nothing_run(workspace: Workspace, params: Params) -> None:
     assert all(row["measured"] is None for row in table_json(workspace, "mmsegmentation")["rows"])
 
 
-def test_published_numbers_are_the_files(workspace: Workspace, params: Params) -> None:
+def test_published_numbers_are_the_files(workspace, params):
     for table in ("mmsegmentation", "sssegmentation", "official", "clusterdanet"):
         write_table(table, params, workspace)
         for row in table_json(workspace, table)["rows"]:
             assert row["published"] == load_published()[row["row"]].model_dump(mode="json")
 
 
-def test_the_first_edition_keeps_its_one_filled_cell(workspace: Workspace, params: Params) -> None:
+def test_the_first_edition_keeps_its_one_filled_cell(workspace, params):
     page = write_table("sssegmentation", params, workspace).page.read_text()
     section = page.split("## The first edition of this table")[1].split("\n## ")[0]
     filled = {row: cells(section, row)[0][1:] for row in (r.name for r in params.table_rows("sssegmentation"))}
@@ -99,7 +95,7 @@ def test_the_first_edition_keeps_its_one_filled_cell(workspace: Workspace, param
     assert "first edition" not in write_table("official", params, workspace).page.read_text()
 
 
-def test_one_seed_by_hand(workspace: Workspace, params: Params) -> None:
+def test_one_seed_by_hand(workspace, params):
     row = params.row(DRANET)
     samples.write(row, workspace, {0: 81.23})
     report = write_table("official", params, workspace)
@@ -126,7 +122,7 @@ def test_one_seed_by_hand(workspace: Workspace, params: Params) -> None:
     ]  # of IoU x and classes of one size: 2x / (1 + x)
     assert cost[1:] == ["-", "-", "-", "14.8 (8)", "12.50", "20.00", "3.25", "NVIDIA H200"]
     assert provenance[1:] == [
-        *("0", "`0123456789`, 2026-01-02", "`0123456789`, 2026-01-02", "1", f"`{row.hash}`", "`a1b2c3d4e5f6`"),
+        *("0", "`0123456789`, 2026-01-02", "`0123456789`, 2026-01-02", "1", f"`{row.hash}`", "`a1b2c3d4e5f6`")
     ]
     (other,) = cells(report.page.read_text(), OFFICIAL)[:1]
     assert other[-3:] == ["not run †", "-", "not run"]
@@ -137,7 +133,7 @@ def test_one_seed_by_hand(workspace: Workspace, params: Params) -> None:
     assert list(record["iou"]) == samples.classes(row)
 
 
-def test_three_seeds_by_hand(workspace: Workspace, params: Params) -> None:
+def test_three_seeds_by_hand(workspace, params):
     row = params.row(OFFICIAL)
     samples.write(row, workspace, {0: 79.6, 1: 79.9, 2: 79.75}, ms=1.5, points=0)
     page = write_table("official", params, workspace).page.read_text()
@@ -152,7 +148,7 @@ def test_three_seeds_by_hand(workspace: Workspace, params: Params) -> None:
     assert "| mIoU | 79.75 ± 0.15 (3) † | 79.60, 79.90, 79.75 |" in own
 
 
-def test_released_weights_have_their_column(workspace: Workspace, params: Params) -> None:
+def test_released_weights_have_their_column(workspace, params):
     row = params.row(OFFICIAL)
     folder = workspace.metrics(row)
     folder.mkdir(parents=True)
@@ -186,9 +182,7 @@ def test_released_weights_have_their_column(workspace: Workspace, params: Params
         ({"classes": ["one"]}, "19 x 19 counts for 1 classes", "left out (below)"),
     ],
 )
-def test_verifications_that_cannot_be_used(
-    workspace: Workspace, params: Params, over: dict[str, Any], reason: str, cell: str
-) -> None:
+def test_verifications_that_cannot_be_used(workspace, params, over, reason, cell):
     row = params.row(OFFICIAL)
     folder = workspace.metrics(row)
     folder.mkdir(parents=True)
@@ -199,7 +193,7 @@ def test_verifications_that_cannot_be_used(
     assert table_json(workspace, "official")["rows"][0]["released"]["miou"] is None
 
 
-def test_checkpoints_chosen_on_val_stand_beside_the_last_ones(workspace: Workspace, params: Params) -> None:
+def test_checkpoints_chosen_on_val_stand_beside_the_last_ones(workspace, params):
     row = params.row(OFFICIAL)
     assert row.checkpoint == "best-on-val"
     assert params.row(DRANET).checkpoint == "last"
@@ -223,7 +217,7 @@ def test_checkpoints_chosen_on_val_stand_beside_the_last_ones(workspace: Workspa
     assert "†" not in write_table("mmsegmentation", params, workspace).page.read_text()
 
 
-def test_tables_without_published_numbers(workspace: Workspace, params: Params) -> None:
+def test_tables_without_published_numbers(workspace, params):
     row = params.row("camvid-r50-d8")
     samples.write(row, workspace, {0: 55.5}, gpu=None, points=0)
     report = write_table("camvid", params, workspace)
@@ -237,7 +231,7 @@ def test_tables_without_published_numbers(workspace: Workspace, params: Params) 
     assert str(report).endswith("1 of 8 rows measured")
 
 
-def test_banner_is_on_every_page(workspace: Workspace, params: Params) -> None:
+def test_banner_is_on_every_page(workspace, params):
     samples.write(params.row("toy-r50"), workspace, {0: 50.0}, gpu=None, points=0)
     report = write_table("toy", params, workspace)
     index = write_index(params, workspace)
@@ -247,8 +241,8 @@ def test_banner_is_on_every_page(workspace: Workspace, params: Params) -> None:
     assert table_json(workspace, "toy")["banner"].startswith("DEMO")
 
 
-def spoil(change: Callable[[dict[str, Any]], None], name: str = "evaluation.json") -> Callable[[Path], None]:
-    def edit(folder: Path) -> None:
+def spoil(change, name="evaluation.json"):
+    def edit(folder):
         data = json.loads((folder / name).read_text())
         change(data)
         (folder / name).write_text(json.dumps(data))
@@ -271,12 +265,7 @@ def spoil(change: Callable[[dict[str, Any]], None], name: str = "evaluation.json
             "confusion: field required",
             "left out (below)",
         ),
-        (
-            spoil(lambda d: d["runs"][0].update(fps=float("nan"))),
-            "evaluation.json",
-            "runs.0.fps",
-            "left out (below)",
-        ),
+        (spoil(lambda d: d["runs"][0].update(fps=float("nan"))), "evaluation.json", "runs.0.fps", "left out (below)"),
         (
             spoil(lambda d: d["runs"][0]["modes"].pop("ss")),
             "evaluation.json",
@@ -338,9 +327,7 @@ def spoil(change: Callable[[dict[str, Any]], None], name: str = "evaluation.json
         (lambda folder: (folder / "evaluation.json").write_text("[]"), "evaluation.json", "", "left out (below)"),
     ],
 )
-def test_bad_files_are_named_and_never_shown(
-    workspace: Workspace, params: Params, *, edit: Callable[[Path], None], file: str, reason: str, cell: str
-) -> None:
+def test_bad_files_are_named_and_never_shown(workspace, params, *, edit, file, reason, cell):
     row = params.row(DRANET)
     folder = samples.write(row, workspace, {0: 81.23}, points=0)
     edit(folder)
@@ -369,9 +356,7 @@ def test_bad_files_are_named_and_never_shown(
         (lambda folder: (folder / "curve.csv").write_text("a,b\n1,2\n"), "curve.csv", "needs the columns"),
     ],
 )
-def test_bad_training_files_cost_only_their_own_numbers(
-    workspace: Workspace, params: Params, edit: Callable[[Path], None], file: str, reason: str
-) -> None:
+def test_bad_training_files_cost_only_their_own_numbers(workspace, params, edit, file, reason):
     row = params.row(DRANET)
     folder = samples.write(row, workspace, {0: 81.23}, points=20)
     edit(folder)
@@ -384,7 +369,7 @@ def test_bad_training_files_cost_only_their_own_numbers(
     assert reason in measurement.problems[0].reason
 
 
-def test_trained_but_not_evaluated_is_not_run(workspace: Workspace, params: Params) -> None:
+def test_trained_but_not_evaluated_is_not_run(workspace, params):
     folder = samples.write(params.row(DRANET), workspace, {0: 81.23}, points=0)
     (folder / "evaluation.json").unlink()
     (folder / "metrics.json").unlink()
@@ -392,7 +377,7 @@ def test_trained_but_not_evaluated_is_not_run(workspace: Workspace, params: Para
     assert cells(page, DRANET)[0][-3] == "not run"
 
 
-def test_same_files_same_bytes(workspace: Workspace, params: Params, tmp_path: Path) -> None:
+def test_same_files_same_bytes(workspace, params, tmp_path):
     samples.write(params.row(OFFICIAL), workspace, {0: 79.6, 1: 79.9, 2: 79.75}, ms=1.5)
     write_table("official", params, workspace)
     write_index(params, workspace)
@@ -411,7 +396,7 @@ def test_same_files_same_bytes(workspace: Workspace, params: Params, tmp_path: P
     assert str(tmp_path).encode() not in everything
 
 
-def test_links_and_pictures_exist_and_pictures_are_plain(workspace: Workspace, params: Params) -> None:
+def test_links_and_pictures_exist_and_pictures_are_plain(workspace, params):
     samples.write(params.row(OFFICIAL), workspace, {0: 79.6}, ms=1.5)
     for table in params.tables:
         write_table(table, params, workspace)
@@ -435,7 +420,7 @@ def test_links_and_pictures_exist_and_pictures_are_plain(workspace: Workspace, p
             assert not {key for key in image.info if key not in {"dpi", "transparency"}}
 
 
-def test_pages_of_rows_that_are_gone_are_removed(workspace: Workspace, params: Params) -> None:
+def test_pages_of_rows_that_are_gone_are_removed(workspace, params):
     folder = samples.write(params.row(DRANET), workspace, {0: 81.23}, points=0)
     write_table("official", params, workspace)
     gone = workspace.reports() / "official" / "old-row.md"
@@ -446,7 +431,7 @@ def test_pages_of_rows_that_are_gone_are_removed(workspace: Workspace, params: P
     assert not list((workspace.reports() / "official").glob("*.png"))
 
 
-def test_pictures_of_datasets_only_when_asked_for(workspace: Workspace, params: Params) -> None:
+def test_pictures_of_datasets_only_when_asked_for(workspace, params):
     row = params.row(DRANET)
     samples.write(row, workspace, {0: 81.23}, points=0)
     picture = workspace.evaluation(row) / "seed0-a b-panels.png"
@@ -461,7 +446,7 @@ def test_pictures_of_datasets_only_when_asked_for(workspace: Workspace, params: 
     assert not copied.exists()
 
 
-def test_csv_and_json_say_the_same(workspace: Workspace, params: Params) -> None:
+def test_csv_and_json_say_the_same(workspace, params):
     samples.write(params.row(OFFICIAL), workspace, {0: 79.6, 1: 79.9, 2: 79.75}, ms=1.5, points=0)
     write_table("official", params, workspace)
     with (workspace.reports() / "tables" / "official.csv").open() as stream:
@@ -476,7 +461,7 @@ def test_csv_and_json_say_the_same(workspace: Workspace, params: Params) -> None
     assert lines[1]["status"] == rows[1]["status"] == "not run"
 
 
-def test_index(workspace: Workspace, params: Params) -> None:
+def test_index(workspace, params):
     samples.write(params.row(OFFICIAL), workspace, {0: 79.6}, points=0)
     samples.write(params.row("camvid-r50-d8"), workspace, {0: 55.5}, points=0)
     page = write_index(params, workspace).read_text()
@@ -486,7 +471,7 @@ def test_index(workspace: Workspace, params: Params) -> None:
     assert "mIoU 55.50" in page
 
 
-def test_names_that_are_taken(workspace: Workspace) -> None:
+def test_names_that_are_taken(workspace):
     raw = raw_params()
     raw["tables"]["metrics"] = {"title": "x"}
     with pytest.raises(ConfigError, match="taken"):
@@ -495,7 +480,7 @@ def test_names_that_are_taken(workspace: Workspace) -> None:
         write_table("no-such-table", Params(raw, Path("params.yaml")), workspace)
 
 
-def test_labels_tell_rows_apart(params: Params) -> None:
+def test_labels_tell_rows_apart(params):
     for table in params.tables:
         rows = params.table_rows(table)
         labels = short_labels(rows)
@@ -504,11 +489,11 @@ def test_labels_tell_rows_apart(params: Params) -> None:
     assert list(camvid.values()) == ["R-50-D8", "R-101-D16"]
 
 
-def test_class_means_skip_absent_ones(workspace: Workspace, params: Params) -> None:
+def test_class_means_skip_absent_ones(workspace, params):
     row = params.row(OFFICIAL)
     folder = samples.write(row, workspace, {0: 79.6, 1: 79.9, 2: 79.75}, points=0)
 
-    def absent(data: dict[str, Any]) -> None:
+    def absent(data):
         for number, iou in enumerate((0.5, None, 0.7)):
             matrix = samples.matrix(19, 79.6)
             matrix[:2], matrix[:, :2] = 0, 0
@@ -523,7 +508,7 @@ def test_class_means_skip_absent_ones(workspace: Workspace, params: Params) -> N
     assert "| sidewalk | - |" in (workspace.reports() / "official" / f"{OFFICIAL}.md").read_text()
 
 
-def test_the_report_needs_neither_pytorch_nor_mlflow(tmp_path: Path) -> None:
+def test_the_report_needs_neither_pytorch_nor_mlflow(tmp_path):
     write_raw(raw_params(), tmp_path)
     script = (
         "import sys; sys.modules['torch'] = sys.modules['mlflow'] = sys.modules['dvc'] = None\n"
@@ -536,7 +521,7 @@ def test_the_report_needs_neither_pytorch_nor_mlflow(tmp_path: Path) -> None:
     assert load_params(tmp_path / "params.yaml").rows
 
 
-def test_seeds_that_are_missing_show(workspace: Workspace, params: Params) -> None:
+def test_seeds_that_are_missing_show(workspace, params):
     """Two of three planned seeds: a number that is not final says so, and so does the data."""
     row = params.row(OFFICIAL)
     samples.write(row, workspace, {0: 79.6, 2: 79.9}, points=0)
@@ -550,7 +535,7 @@ def test_seeds_that_are_missing_show(workspace: Workspace, params: Params) -> No
     assert (first["planned_seeds"], first["seeds"]) == ("0 1 2", "1")
 
 
-def test_published_classes_stand_beside_the_measured(workspace: Workspace, params: Params) -> None:
+def test_published_classes_stand_beside_the_measured(workspace, params):
     row = params.row(OFFICIAL)
     source = load_published()[OFFICIAL].classes
     assert source
@@ -571,7 +556,7 @@ def test_published_classes_stand_beside_the_measured(workspace: Workspace, param
     assert record["published"]["classes"]["iou"]["road"] == 98.6
 
 
-def test_csv_has_every_number_of_the_json(workspace: Workspace, params: Params) -> None:
+def test_csv_has_every_number_of_the_json(workspace, params):
     """Every number of the CSV is the JSON's, under a name that says which."""
     samples.write(params.row(OFFICIAL), workspace, {0: 79.6, 1: 79.9, 2: 79.75}, ms=1.5, points=0)
     write_table("official", params, workspace)
@@ -591,7 +576,7 @@ def test_csv_has_every_number_of_the_json(workspace: Workspace, params: Params) 
     assert lines[0]["band"] == "0.7"
 
 
-def test_environment_says_each_fact_as_briefly_as_it_can(workspace: Workspace, params: Params) -> None:
+def test_environment_says_each_fact_as_briefly_as_it_can(workspace, params):
     row = params.row(OFFICIAL)
     folder = samples.write(row, workspace, {0: 79.6, 1: 79.9, 2: 79.75}, points=0)
     for name, stage in (("train", 0), ("evaluation", 1)):
@@ -613,7 +598,7 @@ def test_environment_says_each_fact_as_briefly_as_it_can(workspace: Workspace, p
     assert facts["device"] == "seed 0: -<br>seed 1: cuda<br>seed 2: -"
 
 
-def test_a_row_is_reproduced_by_its_stages_or_by_what_makes_its_table(workspace: Workspace, params: Params) -> None:
+def test_a_row_is_reproduced_by_its_stages_or_by_what_makes_its_table(workspace, params):
     row = params.row("camvid-r50-d8")
     samples.write(row, workspace, {0: 55.5}, points=0)
     for command, expected in (("", f"dvc repro evaluate@{row.name} "), ("make demo", "make demo ")):

@@ -1,7 +1,5 @@
 """The report stage and command around the tables: strictness, MLflow, bands, and the simulated error rates."""
 
-from __future__ import annotations
-
 import json
 import re
 from pathlib import Path
@@ -25,13 +23,13 @@ NAME = "official-dranet-r101-d8-cityscapes"
 
 
 @pytest.fixture
-def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
+def workspace(tmp_path, monkeypatch):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     write_raw(raw_params(), tmp_path)
     return Workspace(tmp_path)
 
 
-def test_strict_fails_and_names_what_was_left_out(workspace: Workspace) -> None:
+def test_strict_fails_and_names_what_was_left_out(workspace):
     folder = samples.write(workspace.params().row(NAME), workspace, {0: 81.2}, points=0)
     runner, arguments = CliRunner(), ["report", "official", "-C", str(workspace.root)]
     assert runner.invoke(app, [*arguments, "--strict"]).exit_code == 0
@@ -46,7 +44,7 @@ def test_strict_fails_and_names_what_was_left_out(workspace: Workspace) -> None:
     assert (workspace.reports() / "official.md").exists()
 
 
-def test_pages_are_artifacts_of_their_rows_runs(workspace: Workspace) -> None:
+def test_pages_are_artifacts_of_their_rows_runs(workspace):
     from mlflow import MlflowClient
 
     samples.write(workspace.params().row(NAME), workspace, {0: 81.2}, points=0)
@@ -59,9 +57,7 @@ def test_pages_are_artifacts_of_their_rows_runs(workspace: Workspace) -> None:
     assert f"{NAME}.md" in {item.path for item in client.list_artifacts(run.info.run_id)}
 
 
-def test_an_unreachable_mlflow_costs_the_report_nothing(
-    workspace: Workspace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_unreachable_mlflow_costs_the_report_nothing(workspace, monkeypatch, capsys):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "postgresql://user:secret@127.0.0.1:1/none")
     samples.write(workspace.params().row(NAME), workspace, {0: 81.2}, points=0)
     stage.main(workspace, "official")
@@ -71,7 +67,7 @@ def test_an_unreachable_mlflow_costs_the_report_nothing(
     assert "secret" not in line
 
 
-def test_bands_are_declared_by_dataset(tmp_path: Path) -> None:
+def test_bands_are_declared_by_dataset(tmp_path):
     raw = raw_params(released=False)
     declared = Params(raw, Path("params.yaml")).bands
     assert (declared.of("voc2012"), declared.of("ade20k"), declared.of("cityscapes")) == (0.5, 1.0, 0.7)
@@ -91,7 +87,7 @@ def test_bands_are_declared_by_dataset(tmp_path: Path) -> None:
         Params(raw, Path("params.yaml"))
 
 
-def test_a_band_moves_no_hash() -> None:
+def test_a_band_moves_no_hash():
     raw = raw_params(released=False)
     before = Params(raw, Path("params.yaml")).row(NAME)
     raw["bands"] = {"trained": 3.0}
@@ -99,7 +95,7 @@ def test_a_band_moves_no_hash() -> None:
     assert (before.hash, before.train_hash) == (after.hash, after.train_hash)
 
 
-def test_simulation_page(tmp_path: Path) -> None:
+def test_simulation_page(tmp_path):
     page = verdict_simulation.page(300)
     largest = re.search(r"Largest share of false verdicts: ([\d.]+)%", page)
     assert largest
@@ -108,7 +104,7 @@ def test_simulation_page(tmp_path: Path) -> None:
     assert f"Random seed {verdict_simulation.SEED}; NumPy" in page
 
 
-def test_looking_again_is_less_sound_than_looking_once() -> None:
+def test_looking_again_is_less_sound_than_looking_once():
     """What the page says of adding seeds one at a time is what comes out, at the edge of the band."""
     rows = verdict_simulation.draw((7,), 1.0, 0.3, verdict_simulation.MOST_SEEDS, 1500)
     by_one = sum(verdict_simulation.one_by_one(values) == "reproduced" for values in rows) / len(rows)

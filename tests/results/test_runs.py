@@ -1,10 +1,7 @@
 """`danet show` and `danet diff` on made-up metrics files."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 from typer.testing import CliRunner
@@ -22,7 +19,7 @@ NAME, OTHER = "camvid-r50-d8", "camvid-r101-d16"
 
 
 @pytest.fixture
-def workspace(tmp_path: Path) -> Workspace:
+def workspace(tmp_path):
     raw = raw_params(rows=(NAME, OTHER))
     for name in (NAME, OTHER):
         raw["rows"][name]["seeds"] = [0, 1]
@@ -34,13 +31,13 @@ def workspace(tmp_path: Path) -> Workspace:
     return space
 
 
-def change(path: Path, edit: Any) -> None:
+def change(path, edit):
     data = json.loads(path.read_text())
     edit(data)
     path.write_text(json.dumps(data))
 
 
-def test_names_of_runs(workspace: Workspace) -> None:
+def test_names_of_runs(workspace):
     whole, one = load_run(NAME, workspace), load_run(f"{NAME}:1", workspace)
     path = workspace.metrics(workspace.params().row(NAME)) / "evaluation.json"
     assert [seed.seed for seed in whole.seeds] == [0, 1]
@@ -49,14 +46,14 @@ def test_names_of_runs(workspace: Workspace) -> None:
     assert load_run(f"{path}:1", workspace).seeds == one.seeds
     assert whole.metric("ss", "miou") == pytest.approx([55.0, 56.0])
     first = [seed.modes.ss.iou[0] for seed in whole.seeds]
-    assert whole.iou("ss")[0] == pytest.approx(sum(first) / 2)  # type: ignore[arg-type]
+    assert whole.iou("ss")[0] == pytest.approx(sum(first) / 2)
 
 
-def test_released_weights_are_a_run(workspace: Workspace) -> None:
+def test_released_weights_are_a_run(workspace):
     folder = workspace.metrics(workspace.params().row(NAME))
     (folder / "verification.json").write_text((folder / "evaluation.json").read_text())
 
-    def released(data: dict[str, Any]) -> None:
+    def released(data):
         data["runs"] = [{**data["runs"][0], "seed": None}]
         data["weights"] = {"file": "danet.pth", "sha256": "a" * 64, "source": None, "checksum": "none"}
 
@@ -67,7 +64,7 @@ def test_released_weights_are_a_run(workspace: Workspace) -> None:
     assert describe(run)["seeds"] == [None]
 
 
-def test_show_names_every_fact_of_provenance(workspace: Workspace) -> None:
+def test_show_names_every_fact_of_provenance(workspace):
     text = show_text(load_run(f"{NAME}:0", workspace))
     row = workspace.params().row(NAME)
     for value in (
@@ -80,7 +77,7 @@ def test_show_names_every_fact_of_provenance(workspace: Workspace) -> None:
     assert len(lines) == 1
 
 
-def test_show_several_seeds(workspace: Workspace) -> None:
+def test_show_several_seeds(workspace):
     text = show_text(load_run(NAME, workspace))
     # mean 55.5, sample standard deviation sqrt(0.5)
     assert ["mIoU", "55.50", "0.71", "55.00,", "56.00"] in [line.split() for line in text.splitlines()]
@@ -88,7 +85,7 @@ def test_show_several_seeds(workspace: Workspace) -> None:
     assert describe(load_run(NAME, workspace))["provenance"]["evaluation"]["seed"] == [0, 1]
 
 
-def test_difference_of_two_rows(workspace: Workspace) -> None:
+def test_difference_of_two_rows(workspace):
     first, second = load_run(f"{NAME}:0", workspace), load_run(f"{OTHER}:0", workspace)
     found = compare(first, second)
     assert found.settings["model.backbone"] == ("resnet50", "resnet101")
@@ -106,14 +103,14 @@ def test_difference_of_two_rows(workspace: Workspace) -> None:
     assert "+3.50" in text
 
 
-def test_difference_of_two_seeds_is_no_setting(workspace: Workspace) -> None:
+def test_difference_of_two_seeds_is_no_setting(workspace):
     found = compare(load_run(f"{NAME}:0", workspace), load_run(f"{NAME}:1", workspace))
     assert found.settings == {}
     assert found.provenance["evaluation: seed"] == (0, 1)
     assert not {key for key in found.provenance if "hash" in key}
 
 
-def test_no_difference(workspace: Workspace) -> None:
+def test_no_difference(workspace):
     run = load_run(NAME, workspace)
     found = compare(run, run)
     assert (found.settings, found.provenance, found.only) == ({}, {}, ((), ()))
@@ -121,11 +118,11 @@ def test_no_difference(workspace: Workspace) -> None:
     assert "Settings: the same." in diff_text(run, run, found)
 
 
-def test_other_machine_data_and_weights_are_named(workspace: Workspace) -> None:
+def test_other_machine_data_and_weights_are_named(workspace):
     folder = workspace.metrics(workspace.params().row(NAME))
     (folder / "copy.json").write_text((folder / "evaluation.json").read_text())
 
-    def elsewhere(data: dict[str, Any]) -> None:
+    def elsewhere(data):
         for run in data["runs"]:
             run |= {"data": "b" * 16, "weights_sha256": "c" * 64}
             run["provenance"].update({"gpu": "NVIDIA A100", "dirty": True})
@@ -139,7 +136,7 @@ def test_other_machine_data_and_weights_are_named(workspace: Workspace) -> None:
     assert found.only == (("sky",), ("heaven",))
 
 
-def test_bad_input(workspace: Workspace) -> None:
+def test_bad_input(workspace):
     folder = workspace.metrics(workspace.params().row(NAME))
     with pytest.raises(ConfigError, match="has no seed 7; it has: 0, 1"):
         load_run(f"{NAME}:7", workspace)
@@ -156,7 +153,7 @@ def test_bad_input(workspace: Workspace) -> None:
         load_run(NAME, workspace)
 
 
-def test_on_the_command_line(workspace: Workspace) -> None:
+def test_on_the_command_line(workspace):
     runner, here = CliRunner(), ["-C", str(workspace.root)]
     shown = json.loads(runner.invoke(app, ["show", f"{NAME}:0", "--format", "json", *here]).output)
     assert shown["metrics"]["ss"]["miou"] == pytest.approx(55.0)

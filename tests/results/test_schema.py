@@ -1,7 +1,5 @@
 """Documents: what is written is read back, each number stands once, and records of earlier versions stay readable."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys
@@ -14,15 +12,7 @@ from pydantic import ValidationError
 from danet.config.params import load_params
 from danet.core.errors import DataError
 from danet.results.identity import TrainingIdentity
-from danet.results.schema import (
-    EvaluationFile,
-    ModeResult,
-    SeedRecord,
-    TrainedSeed,
-    TrainingFile,
-    load,
-    save,
-)
+from danet.results.schema import EvaluationFile, ModeResult, SeedRecord, TrainedSeed, TrainingFile, load, save
 from danet.results.scores import scores
 from tests.report import samples
 
@@ -30,13 +20,13 @@ ROOT = Path(__file__).resolve().parents[2]
 ROW = load_params(ROOT / "params.yaml").row("camvid-r50-d8")
 
 
-def test_documents_are_read_back_as_they_were_written(tmp_path: Path) -> None:
+def test_documents_are_read_back_as_they_were_written(tmp_path):
     for document in (samples.evaluation(ROW, {0: 55.0, 1: 56.0}, ms=1.0), samples.training(ROW, [0, 1])):
         save(tmp_path / "file.json", document)
         assert load(tmp_path / "file.json", type(document), "") == document
 
 
-def test_a_record_of_november_2026_is_read() -> None:
+def test_a_record_of_november_2026_is_read():
     """``models/ROW/seedK.json`` as the code before this schema wrote it, with facts that stood twice."""
     identity = TrainingIdentity.of(ROW, 3, data="d" * 64, initial_weights="e" * 64)
     provenance = samples.provenance(ROW).model_dump(exclude={"device"})
@@ -60,7 +50,7 @@ def test_a_record_of_november_2026_is_read() -> None:
     assert trained.accumulate == ((1, 1), (20, 2))
 
 
-def test_numbers_follow_from_the_matrix() -> None:
+def test_numbers_follow_from_the_matrix():
     matrix = np.array([[50, 10, 0], [5, 35, 0], [0, 0, 0]])
     result = ModeResult.of(matrix, "skip", 4, 1.0)
     np.testing.assert_array_equal(result.matrix, matrix)
@@ -72,25 +62,25 @@ def test_numbers_follow_from_the_matrix() -> None:
     assert {"miou", "iou"}.isdisjoint(result.model_dump())
 
 
-def test_a_hash_stands_once_beside_a_result() -> None:
+def test_a_hash_stands_once_beside_a_result():
     text = samples.evaluation(ROW, {0: 55.0}).model_dump_json()
     for value in (ROW.hash, ROW.train_hash, samples.DATA, "f" * 64):
         assert text.count(value) == 1
 
 
 @pytest.mark.parametrize("kind", [EvaluationFile, TrainingFile])
-def test_an_older_format_says_what_to_run(tmp_path: Path, kind: type[EvaluationFile | TrainingFile]) -> None:
+def test_an_older_format_says_what_to_run(tmp_path, kind):
     path = tmp_path / "file.json"
     path.write_text('{"format": 1, "row": "x"}')
     with pytest.raises(DataError, match=r"file\.json: is of format 1, this version reads format 2; run this"):
         load(path, kind, "run this")
 
 
-def test_a_document_cannot_be_changed() -> None:
+def test_a_document_cannot_be_changed():
     with pytest.raises(ValidationError):
         samples.training(ROW, [0]).row = "another"
 
 
-def test_readers_need_no_pytorch() -> None:
+def test_readers_need_no_pytorch():
     script = "import sys; sys.modules['torch'] = None; import danet.results.runs, danet.report, danet.cli.reproduce"
     subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=True)

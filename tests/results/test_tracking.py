@@ -1,7 +1,5 @@
 """MLflow against real SQLite stores, read back with MLflow's own client."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil
@@ -9,15 +7,12 @@ import socket
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from danet.config.published import published
-from danet.config.row import Row
 from danet.config.workspace import Workspace
 from danet.config.yaml import write_raw
 from danet.core.errors import DanetError, Interrupted
@@ -32,7 +27,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 
 
 @pytest.fixture(scope="session")
-def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def template(tmp_path_factory):
     """Settings and a migrated database without runs: making one takes seconds, copying it nothing."""
     folder = tmp_path_factory.mktemp("template")
     raw = raw_params()
@@ -43,18 +38,18 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def workspace(tmp_path: Path, template: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
+def workspace(tmp_path, template, monkeypatch):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     return Workspace(shutil.copytree(template, tmp_path / "workspace"))
 
 
 @pytest.fixture
-def row(workspace: Workspace) -> Row:
+def row(workspace):
     return workspace.params().row(NAME)
 
 
 @pytest.fixture
-def server_gone(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+def server_gone(workspace, monkeypatch):
     """An address where nobody listens."""
     with closing(socket.socket()) as listener:
         listener.bind(("127.0.0.1", 0))
@@ -63,13 +58,13 @@ def server_gone(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
 
 
-def client(workspace: Workspace) -> Any:
+def client(workspace):
     from mlflow import MlflowClient
 
     return MlflowClient(f"sqlite:///{workspace.root / 'mlflow.db'}")
 
 
-def runs(workspace: Workspace, seed: object = None) -> list[Any]:
+def runs(workspace, seed=None):
     """Runs of seeds, oldest first; those of one seed, of all together (``all``) or of released weights."""
     reader = client(workspace)
     experiments = [item.experiment_id for item in reader.search_experiments()]
@@ -77,18 +72,18 @@ def runs(workspace: Workspace, seed: object = None) -> list[Any]:
     return [run for run in found if (run.data.tags["seed"] == str(seed) if seed is not None else True)]
 
 
-def curve(workspace: Workspace, run: Any, key: str = "train/loss") -> list[tuple[int, float]]:
+def curve(workspace, run, key="train/loss"):
     return sorted((item.step, item.value) for item in client(workspace).get_metric_history(run.info.run_id, key))
 
 
-def everything(workspace: Workspace) -> list[Any]:
+def everything(workspace):
     """All that the database says of runs, but not when."""
     with closing(sqlite3.connect(workspace.root / "mlflow.db")) as connection:
         tables = ("metrics", "params", "tags", "inputs", "datasets")
         return [sorted(map(str, connection.execute(f"SELECT * FROM {table}"))) for table in tables]
 
 
-def train(workspace: Workspace, row: Row, steps: Mapping[int, float], then: BaseException | None = None) -> None:
+def train(workspace, row, steps, then=None):
     with tracking.run(row, 0, workspace, samples.identity(row, 0)) as tracker:
         for step, loss in steps.items():
             tracker.metrics(step, {"loss": loss, "lr": 0.1})
@@ -96,7 +91,7 @@ def train(workspace: Workspace, row: Row, steps: Mapping[int, float], then: Base
             raise then
 
 
-def test_a_row_says_what_was_found(workspace: Workspace, row: Row) -> None:
+def test_a_row_says_what_was_found(workspace, row):
     source = published(NAME)
     assert source.miou is not None
     samples.write(row, workspace, {0: 78.0, 1: 78.3, 2: 78.9}, ms=1.5, points=5)
@@ -133,7 +128,7 @@ def test_a_row_says_what_was_found(workspace: Workspace, row: Row) -> None:
     assert not shared, "a fact stands once"
 
 
-def samples_verdict(workspace: Workspace, row: Row) -> str:
+def samples_verdict(workspace, row):
     """As the table says it, by the report."""
     from danet.report import write_table
 
@@ -142,7 +137,7 @@ def samples_verdict(workspace: Workspace, row: Row) -> str:
     return next(str(each["verdict"]["miou"]) for each in record["rows"] if each["row"] == row.name)
 
 
-def test_sending_again_changes_nothing(workspace: Workspace, row: Row) -> None:
+def test_sending_again_changes_nothing(workspace, row):
     samples.write(row, workspace, {0: 78.0, 1: 78.3}, points=5)
     assert tracking.send([row], workspace)[NAME] == 3
     before = everything(workspace)
@@ -150,7 +145,7 @@ def test_sending_again_changes_nothing(workspace: Workspace, row: Row) -> None:
     assert everything(workspace) == before
 
 
-def test_final_metrics_are_at_the_last_step_and_the_duration_is_of_the_work(workspace: Workspace) -> None:
+def test_final_metrics_are_at_the_last_step_and_the_duration_is_of_the_work(workspace):
     row = next(row for row in workspace.params().rows.values() if row.schedule.epochs)
     folder = samples.write(row, workspace, {row.seeds[0]: 70.0}, points=5)
     document = json.loads((folder / "train.json").read_text())
@@ -186,14 +181,14 @@ def test_a_number_that_fell_or_is_gone_is_not_shown_any_more(workspace: Workspac
     assert "verdict" not in parent.data.tags
 
 
-def test_files_of_other_settings_are_not_sent(workspace: Workspace, row: Row) -> None:
+def test_files_of_other_settings_are_not_sent(workspace, row):
     samples.write(row, workspace, {0: 78.0}, points=5)
     faster = row.model_copy(update={"optimizer": row.optimizer.model_copy(update={"lr": 0.5})})
     assert tracking.send([faster], workspace) == {}
     assert not runs(workspace)
 
 
-def test_a_resumed_training_is_one_run_without_duplicates(workspace: Workspace, row: Row) -> None:
+def test_a_resumed_training_is_one_run_without_duplicates(workspace, row):
     with pytest.raises(Interrupted):
         train(workspace, row, {step: float(step) for step in range(10, 60, 10)}, Interrupted("stop"))
     (run,) = runs(workspace, 0)
@@ -204,7 +199,7 @@ def test_a_resumed_training_is_one_run_without_duplicates(workspace: Workspace, 
     assert curve(workspace, run) == [(step, float(step)) for step in range(10, 100, 10)]
 
 
-def test_the_files_complete_a_training_that_was_followed_in_part(workspace: Workspace, row: Row) -> None:
+def test_the_files_complete_a_training_that_was_followed_in_part(workspace, row):
     samples.write(row, workspace, {0: 78.0}, points=5)
     file = [(int(line["iteration"]), line["loss"]) for line in samples.curve(row, [0], 5)]
     train(workspace, row, {file[0][0]: file[0][1]})
@@ -216,7 +211,7 @@ def test_the_files_complete_a_training_that_was_followed_in_part(workspace: Work
     assert len(runs(workspace, 0)) == 2
 
 
-def test_other_settings_seeds_and_weights_are_other_runs(workspace: Workspace, row: Row) -> None:
+def test_other_settings_seeds_and_weights_are_other_runs(workspace, row):
     faster = row.model_copy(update={"optimizer": row.optimizer.model_copy(update={"lr": 0.5})})
     for each, seed in ((row, 0), (row, 1), (faster, 0)):
         with tracking.run(each, seed, workspace):
@@ -244,17 +239,16 @@ def test_released_weights_have_a_run_of_their_own(workspace: Workspace, row: Row
 
 
 @pytest.mark.parametrize(
-    ("error", "status"),
-    [(ValueError("x"), "FAILED"), (KeyboardInterrupt(), "KILLED"), (SystemExit(0), "FINISHED")],
+    ("error", "status"), [(ValueError("x"), "FAILED"), (KeyboardInterrupt(), "KILLED"), (SystemExit(0), "FINISHED")]
 )
-def test_status_says_how_the_training_ended(workspace: Workspace, row: Row, error: BaseException, status: str) -> None:
+def test_status_says_how_the_training_ended(workspace, row, error, status):
     with pytest.raises(type(error)):
         train(workspace, row, {1: 1.0}, error)
     assert {run.info.status for run in runs(workspace)} == {status}
     assert runs(workspace, 0)[0].data.metrics["train/loss"] == 1.0
 
 
-def test_more_than_one_batch_arrives_whole(workspace: Workspace, row: Row) -> None:
+def test_more_than_one_batch_arrives_whole(workspace, row):
     samples.write(row, workspace, {0: 78.0}, points=1500)
     tracking.send([row], workspace)
     (run,) = runs(workspace, 0)
@@ -263,9 +257,7 @@ def test_more_than_one_batch_arrives_whole(workspace: Workspace, row: Row) -> No
 
 
 @pytest.mark.usefixtures("server_gone")
-def test_an_unreachable_server_is_one_line_and_sync_sends_later(
-    workspace: Workspace, row: Row, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_unreachable_server_is_one_line_and_sync_sends_later(workspace, row, capsys, monkeypatch):
     train(workspace, row, {1: 1.0, 2: 2.0})
     samples.write(row, workspace, {0: 78.0}, points=5)
     tracking.log([row], workspace)
@@ -279,9 +271,7 @@ def test_an_unreachable_server_is_one_line_and_sync_sends_later(
     assert runs(workspace, 0)[0].data.metrics["miou"] == 78.0
 
 
-def test_a_store_that_fails_in_mid_run_costs_nothing(
-    workspace: Workspace, row: Row, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_store_that_fails_in_mid_run_costs_nothing(workspace, row, capsys):
     with tracking.run(row, 0, workspace) as tracker:
         (workspace.root / "mlflow.db").write_bytes(b"this is not a database at all, whatever its name says" * 1000)
         for step in (1, 2):
@@ -289,9 +279,7 @@ def test_a_store_that_fails_in_mid_run_costs_nothing(
     assert len(capsys.readouterr().err.splitlines()) == 1
 
 
-def test_a_locked_database_is_known_soon(
-    workspace: Workspace, row: Row, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_locked_database_is_known_soon(workspace, row, monkeypatch, capsys):
     monkeypatch.setattr(mlflow_store, "TIMEOUT_SECONDS", 0.2)
     with closing(sqlite3.connect(workspace.root / "mlflow.db")) as other:
         other.execute("BEGIN EXCLUSIVE")
@@ -299,14 +287,14 @@ def test_a_locked_database_is_known_soon(
     assert "locked" in capsys.readouterr().err
 
 
-def test_a_file_store_is_explained(workspace: Workspace, row: Row, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_store_is_explained(workspace, row, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "file:///tmp/mlruns")
     samples.write(row, workspace, {0: 78.0}, points=5)
     with pytest.raises(DanetError, match=r"sqlite:///mlflow\.db"):
         tracking.send([row], workspace)
 
 
-def test_artifacts_follow_a_workspace_that_is_moved(workspace: Workspace, row: Row, tmp_path: Path) -> None:
+def test_artifacts_follow_a_workspace_that_is_moved(workspace, row, tmp_path):
     picture = workspace.evaluation(row) / "seed0-image-panels.png"
     picture.parent.mkdir(parents=True)
     picture.write_bytes(b"before")
@@ -332,7 +320,7 @@ def test_artifacts_follow_a_workspace_that_is_moved(workspace: Workspace, row: R
     assert new.artifact_uri.startswith((moved.root / "mlruns").as_uri())
 
 
-def test_the_address_opens_with_columns_of_numbers(workspace: Workspace, row: Row) -> None:
+def test_the_address_opens_with_columns_of_numbers(workspace, row):
     """The form in which MLflow's pages read a shared view; look at them again before another version is allowed."""
     import mlflow
 
@@ -354,7 +342,7 @@ def test_the_address_opens_with_columns_of_numbers(workspace: Workspace, row: Ro
         assert word in pages, word
 
 
-def test_two_processes_on_a_fresh_store(tmp_path: Path, template: Path) -> None:
+def test_two_processes_on_a_fresh_store(tmp_path, template):
     """MLflow itself crashes here ("table ... already exists") unless the migrations are serialised."""
     shutil.copytree(template, tmp_path, dirs_exist_ok=True, ignore=shutil.ignore_patterns("mlflow.db*"))
     script = (

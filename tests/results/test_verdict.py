@@ -1,7 +1,5 @@
 """The equivalence test, against scipy's own t-tests and by simulation."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np
@@ -15,10 +13,10 @@ from danet.results.verdict import ALPHA, BAND, MAX_MORE_SEEDS, Verdict, judge, s
 finite = st.floats(min_value=0, max_value=100, allow_nan=False)
 
 
-def by_scipy(values: list[float], published: float, band: float) -> str:
+def by_scipy(values, published, band):
     """The definition, by scipy's one-sided t-tests."""
 
-    def shown(bound: float, side: str, alpha: float = ALPHA) -> bool:
+    def shown(bound, side, alpha=ALPHA):
         return bool(stats.ttest_1samp(values, bound, alternative=side).pvalue < alpha)
 
     if shown(published - band, "greater") and shown(published + band, "less"):
@@ -28,7 +26,7 @@ def by_scipy(values: list[float], published: float, band: float) -> str:
     return "higher" if shown(published + band, "greater", ALPHA / 2) else "undecided"
 
 
-def test_against_scipys_one_sided_tests() -> None:
+def test_against_scipys_one_sided_tests():
     random = np.random.default_rng(0)
     seen = set()
     for _ in range(600):
@@ -40,7 +38,7 @@ def test_against_scipys_one_sided_tests() -> None:
     assert seen == {"reproduced", "lower", "higher", "undecided"}
 
 
-def test_hand_computed_interval() -> None:
+def test_hand_computed_interval():
     # mean 80, sd 1, n 4: t(0.975, 3) = 3.182446, half width 3.182446 * 1 / 2
     summary = summarise([79.0, 81.0, 80.0 - math.sqrt(0.5), 80.0 + math.sqrt(0.5)])
     assert summary is not None
@@ -63,15 +61,15 @@ def test_hand_computed_interval() -> None:
         ([81.0, 81.01, 81.02], "higher"),
     ],
 )
-def test_labels(values: list[float], text: str) -> None:
+def test_labels(values, text):
     assert judge(values, 80.0).text == text
 
 
-def test_one_seed_is_never_reproduced() -> None:
+def test_one_seed_is_never_reproduced():
     assert {judge([value], 80.0).label for value in np.linspace(70, 90, 401)} == {"consistent", "inconsistent"}
 
 
-def test_more_seeds_are_just_enough() -> None:
+def test_more_seeds_are_just_enough():
     """With so many more seeds of the same mean and spread it would be decided, with one fewer it would not."""
     values = [79.8, 80.6, 79.9]
     verdict = judge(values, 80.0)
@@ -85,7 +83,7 @@ def test_more_seeds_are_just_enough() -> None:
     assert verdict.text == f"undecided: {verdict.more_seeds} more seeds needed"
 
 
-def test_text_of_undecided() -> None:
+def test_text_of_undecided():
     assert Verdict("undecided", 1).text == "undecided: 1 more seed needed"
     hopeless = judge([79.4, 79.6], 80.0)  # the mean lies on the edge of the band
     assert hopeless.more_seeds is None
@@ -93,7 +91,7 @@ def test_text_of_undecided() -> None:
 
 
 @given(st.lists(finite, min_size=1, max_size=6), finite)
-def test_mirror_image(values: list[float], published: float) -> None:
+def test_mirror_image(values, published):
     mirrored = judge([100 - value for value in values], 100 - published)
     swap = {"lower": "higher", "higher": "lower"}
     label = judge(values, published).label
@@ -102,7 +100,7 @@ def test_mirror_image(values: list[float], published: float) -> None:
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_refuses_what_is_not_finite(bad: float) -> None:
+def test_refuses_what_is_not_finite(bad):
     with pytest.raises(ValueError, match="finite"):
         judge([80.0, bad], 80.0)
     with pytest.raises(ValueError, match="finite"):
@@ -113,7 +111,7 @@ def test_refuses_what_is_not_finite(bad: float) -> None:
 
 @pytest.mark.parametrize("offset", [0.0, 0.25, 0.499, 0.5, 0.75, 1.5])
 @pytest.mark.parametrize("seeds", [2, 3, 5])
-def test_false_verdicts_are_as_rare_as_claimed(offset: float, seeds: int) -> None:
+def test_false_verdicts_are_as_rare_as_claimed(offset, seeds):
     """10,000 synthetic rows per case: true mean at an offset from the published number, spread drawn per row.
 
     At offset 0.5 the true mean is on the edge of the band, where a false "reproduced" is most likely.
@@ -133,7 +131,7 @@ def test_false_verdicts_are_as_rare_as_claimed(offset: float, seeds: int) -> Non
 
 @pytest.mark.parametrize("offset", [0.0, 0.499, 0.501])
 @pytest.mark.parametrize("seeds", [2, 4])
-def test_a_spread_far_wider_than_the_band_costs_no_more(offset: float, seeds: int) -> None:
+def test_a_spread_far_wider_than_the_band_costs_no_more(offset, seeds):
     """The hardest case for "lower" and "higher": both sides can be wrong at once, at half of alpha each."""
     random, rows = np.random.default_rng(seeds), 10_000
     values = 80.0 - offset + 20 * random.standard_normal((rows, seeds))

@@ -3,15 +3,12 @@
 Needs Debian's ``slurm-wlm`` (with munge) and root; no cgroups, no systemd, no database.
 """
 
-from __future__ import annotations
-
 import os
 import shutil
 import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -25,7 +22,7 @@ NODES = ("node1", "node2")
 class Cluster:
     """Started by :meth:`start`; ``environment`` makes Slurm's commands talk to it."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder):
         self.folder = folder
         self.environment = os.environ | {
             "PATH": f"{os.environ['PATH']}:/usr/sbin:/sbin",
@@ -33,11 +30,11 @@ class Cluster:
         }
         self._began = time.monotonic()
 
-    def say(self, text: str) -> None:
+    def say(self, text):
         """A line of the log that the test prints."""
         print(f"[{time.monotonic() - self._began:6.1f} s] {text}", flush=True)
 
-    def start(self) -> None:
+    def start(self):
         """Starts munge if need be, the controller and both nodes; skips the test where that cannot work."""
         search = self.environment["PATH"]
         missing = [name for name in PROGRAMS if shutil.which(name, path=search) is None]
@@ -53,7 +50,7 @@ class Cluster:
             self.run("slurmd", "-N", node)
         self.wait("both nodes idle", lambda: self.run("sinfo", "-hN", "-o%T").split() == ["idle", "idle"], 30)
 
-    def stop(self) -> None:
+    def stop(self):
         """Ends all jobs and daemons."""
         self.run("scancel", "--user=root", check=False)
         time.sleep(2)
@@ -63,7 +60,7 @@ class Cluster:
             with suppress(psutil.Error):
                 process.kill()
 
-    def run(self, *command: str, check: bool = True, folder: Path | None = None) -> str:
+    def run(self, *command, check=True, folder=None):
         """Output of a command."""
         result = subprocess.run(
             command, env=self.environment, cwd=folder, capture_output=True, text=True, timeout=60, check=False
@@ -72,7 +69,7 @@ class Cluster:
             raise AssertionError(f"{' '.join(command)}: {result.returncode}\n{result.stdout}{result.stderr}")
         return result.stdout
 
-    def wait(self, what: str, ready: Callable[[], bool], seconds: float) -> None:
+    def wait(self, what, ready, seconds):
         """Until something is so."""
         end = time.monotonic() + seconds
         while not ready():
@@ -81,12 +78,12 @@ class Cluster:
                 raise AssertionError(f"no {what} after {seconds} s\n{queue}\n{self.tail()}")
             time.sleep(0.5)
 
-    def queue(self) -> dict[str, str]:
+    def queue(self):
         """State and node of the tasks that are not over, by ``ARRAY_INDEX``."""
         lines = self.run("squeue", "--noheader", "--array", "--format=%F_%K|%T %N").splitlines()
         return dict(line.split("|") for line in lines)
 
-    def take_away(self, node: str) -> None:
+    def take_away(self, node):
         """A node dies: its daemon and all processes of its jobs are killed, and the controller hears of it."""
         self._signal(node, signal.SIGKILL)
         job = self._processes(node)
@@ -95,19 +92,19 @@ class Cluster:
                 process.kill()
         self.run("scontrol", "update", f"nodename={node}", "state=down", "reason=taken_away")
 
-    def bring_back(self, node: str) -> None:
+    def bring_back(self, node):
         """The node is there again."""
         self.run("slurmd", "-N", node)
         time.sleep(1)
         self.run("scontrol", "update", f"nodename={node}", "state=resume", check=False)
         self.wait(f"idle {node}", lambda: "idle" in self.run("sinfo", "-hN", f"-n{node}", "-o%T"), 30)
 
-    def tail(self) -> str:
+    def tail(self):
         """The ends of the daemons' logs."""
         logs = sorted(self.folder.glob("*.log"))
         return "\n".join(f"--- {log.name}\n" + "\n".join(log.read_text().splitlines()[-15:]) for log in logs)
 
-    def _processes(self, node: str | None = None) -> list[psutil.Process]:
+    def _processes(self, node=None):
         """What the jobs on a node, or on all, have started."""
         found = []
         for process in psutil.process_iter():
@@ -118,11 +115,11 @@ class Cluster:
                     found.append(process)
         return found
 
-    def _signal(self, name: str, number: int) -> None:
+    def _signal(self, name, number):
         with suppress(OSError, ValueError):
             os.kill(int((self.folder / f"{name}.pid").read_text()), number)
 
-    def _munge(self) -> None:
+    def _munge(self):
         if subprocess.run(["munge", "--no-input"], capture_output=True, check=False).returncode == 0:
             return
         Path("/run/munge").mkdir(exist_ok=True)
@@ -132,7 +129,7 @@ class Cluster:
         if subprocess.run(["munge", "--no-input"], capture_output=True, check=False).returncode:
             pytest.skip("munge does not run and cannot be started")
 
-    def _configuration(self) -> str:
+    def _configuration(self):
         host, folder = socket.gethostname(), self.folder
         ports = free_ports(3)
         nodes = "\n".join(
@@ -172,7 +169,7 @@ PartitionName=cpu Nodes=ALL Default=YES State=UP MaxTime=INFINITE
 """
 
 
-def free_ports(count: int) -> list[int]:
+def free_ports(count):
     """Ports that nobody listens on."""
     sockets = [socket.socket() for _ in range(count)]
     try:
@@ -184,7 +181,7 @@ def free_ports(count: int) -> list[int]:
             each.close()
 
 
-def _daemons_of(processes: list[psutil.Process]) -> list[psutil.Process]:
+def _daemons_of(processes):
     """The slurmstepd above some processes, which would tell the controller how they ended."""
     found = []
     for process in processes:

@@ -1,15 +1,13 @@
 """Tests on real Slurm are run by `make test-slurm` alone."""
 
-from __future__ import annotations
-
 import pytest
 
 
-def pytest_configure(config: pytest.Config) -> None:
+def pytest_configure(config):
     config.addinivalue_line("markers", "slurm: runs jobs on an emulated Slurm cluster; run with -m slurm")
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config, items):
     if "slurm" in str(config.option.markexpr).replace("not slurm", ""):
         return
     for item in items:

@@ -1,12 +1,8 @@
 """A sweep of the demo's rows on real Slurm with two emulated nodes: pre-emption, a time limit, a lost node."""
 
-from __future__ import annotations
-
 import json
 import re
 import subprocess
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -20,7 +16,7 @@ ITERATIONS, CHECKPOINTS = 60, 8
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+def cluster(tmp_path_factory):
     cluster = Cluster(tmp_path_factory.mktemp("slurm"))
     try:
         cluster.start()
@@ -29,7 +25,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         cluster.stop()
 
 
-def sweep(cluster: Cluster, folder: Path, *options: str) -> str:
+def sweep(cluster, folder, *options):
     done = subprocess.run(
         sweep_command(*options), cwd=folder, env=cluster.environment, capture_output=True, text=True, check=False
     )
@@ -37,27 +33,27 @@ def sweep(cluster: Cluster, folder: Path, *options: str) -> str:
     return (done.stdout + done.stderr).rstrip()
 
 
-def states(cluster: Cluster, folder: Path) -> dict[str, str]:
+def states(cluster, folder):
     """As ``--status`` prints them."""
     return dict(re.findall(r"^(demo-\S+) +(\w+)", sweep(cluster, folder, "--status"), re.MULTILINE))
 
 
-def log(folder: Path, row: str) -> str:
+def log(folder, row):
     path = folder / "build" / "sweep" / f"{row}.log"
     return path.read_text() if path.exists() else ""
 
 
-def reached(folder: Path, row: str) -> int:
+def reached(folder, row):
     found = list((folder / "checkpoints").glob(f"{row}*/seed0/progress.json"))
     return int(json.loads(found[0].read_text())["iteration"]) if found else 0
 
 
-def starts(folder: Path, row: str) -> list[int]:
+def starts(folder, row):
     """The iterations after which a row's training went on."""
     return [int(number) for number in re.findall(r"goes on after iteration (\d+)", log(folder, row))]
 
 
-def test_a_sweep_lives_through_preemption_a_time_limit_and_a_lost_node(cluster: Cluster, tmp_path: Path) -> None:
+def test_a_sweep_lives_through_preemption_a_time_limit_and_a_lost_node(cluster, tmp_path):
     folder = make_workspace(tmp_path, ROWS, iterations=ITERATIONS, checkpoint_interval=CHECKPOINTS)
     cluster.environment = {**environment(folder), **{k: cluster.environment[k] for k in ("PATH", "SLURM_CONF")}}
     stopped, orphaned = ROWS

@@ -1,7 +1,6 @@
 """Small stand-ins: a network of a few hundred parameters, images in memory, a row to train them by."""
 
 import functools
-from pathlib import Path
 
 import torch
 from torch import nn
@@ -64,27 +63,24 @@ class Images:
         return labels(40, 60, i)
 
 
-def identity(row: Row, seed: int = 0, data: str = Images.manifest_hash) -> TrainingIdentity:
+def identity(row, seed=0, data=Images.manifest_hash):
     """Of a training on :class:`Images` from a random start."""
     return TrainingIdentity.of(row, seed, data=data, initial_weights=None)
 
 
 @functools.cache
-def published_row() -> Row:
+def published_row():
     """Reading all parameters takes most of a second."""
     return load_params().row("mmseg-r50-d8-voc2012-20k")
 
 
-def tiny_row(iterations=8, **sections) -> Row:
+def tiny_row(iterations=8, **sections):
     """A row at test size; ``numerics={"accumulate": 2}`` and the like change single settings."""
     row = published_row()
     changes = {
         "name": "tiny",
         "schedule": {"iterations": iterations, "batch_size": 4},
-        "augment": {
-            "resize": row.augment.resize.model_copy(update={"scale": (32, 48)}),
-            "crop_size": (24, 24),
-        },
+        "augment": {"resize": row.augment.resize.model_copy(update={"scale": (32, 48)}), "crop_size": (24, 24)},
         "optimizer": {"lr": 0.05, "head_lr_multiplier": 2.0},
         "numerics": {},
         "loss": {},
@@ -98,7 +94,7 @@ def tiny_row(iterations=8, **sections) -> Row:
     return Row.model_validate(row.model_copy(update=update).model_dump())
 
 
-def in_float64(model: nn.Module) -> nn.Module:
+def in_float64(model):
     """The same network, in place. Two ways to compute one training then differ by some 1e-13 on every processor.
 
     In float32 an activation within rounding of a ReLU's kink would come out on either side of it, and the two ways
@@ -108,7 +104,7 @@ def in_float64(model: nn.Module) -> nn.Module:
     return model
 
 
-def trainer(row: Row, folder: Path, seed=0, model=None, double=False, **more) -> Trainer:
+def trainer(row, folder, seed=0, model=None, double=False, **more):
     seed_initialisation(seed)
     model = TinyNet() if model is None else model
     if double:
@@ -118,7 +114,7 @@ def trainer(row: Row, folder: Path, seed=0, model=None, double=False, **more) ->
     )
 
 
-def state(trainer: Trainer) -> dict[str, torch.Tensor]:
+def state(trainer):
     """Weights, statistics and momentum."""
     tensors = {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
     for index, values in trainer.optimizer.state_dict()["state"].items():
@@ -126,5 +122,5 @@ def state(trainer: Trainer) -> dict[str, torch.Tensor]:
     return tensors
 
 
-def identical(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
+def identical(first, second):
     return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)

@@ -1,7 +1,5 @@
 """Memory that runs out, values that are not finite, and disks that are full, at every write of a training."""
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import io
@@ -11,16 +9,13 @@ import os
 import resource
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import safetensors.torch
 import torch
 from rich.console import Console
 
-from danet.config.row import Row
 from danet.config.workspace import Workspace
 from danet.core.errors import CheckpointError, DanetError, TrainingError
 from danet.core.files import atomic_write, sha256, write_json, write_text
@@ -32,7 +27,7 @@ from tests.training.fakes import Images, TinyNet, identical, identity, state, ti
 
 
 @pytest.fixture(autouse=True)
-def few_threads() -> None:
+def few_threads():
     torch.set_num_threads(1)
 
 
@@ -42,25 +37,25 @@ def few_threads() -> None:
 class Limited(TinyNet):
     """Fits ``most`` images from the forward pass numbered ``since``; changes its statistics before it fails."""
 
-    def __init__(self, most: int, since: int = 1, error: type[Exception] = torch.OutOfMemoryError) -> None:
+    def __init__(self, most, since=1, error=torch.OutOfMemoryError):
         super().__init__()
         self.most, self.since, self.calls, self.error = most, since, 0, error
 
-    def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+    def forward(self, images):
         self.calls += 1
-        outputs: dict[str, torch.Tensor] = super().forward(images)
+        outputs = super().forward(images)
         if self.calls >= self.since and len(images) > self.most:
             raise self.error("CUDA out of memory. Tried to allocate 20.00 GiB")
         return outputs
 
 
-def like(model: TinyNet, folder: Path, row: Row) -> TinyNet:
+def like(model, folder, row):
     model.load_state_dict(trainer(row, folder).model.state_dict())
     return model
 
 
 @pytest.mark.parametrize("most", [1, 2])
-def test_automatic_accumulation_is_the_explicit_one(tmp_path: Path, most: int) -> None:
+def test_automatic_accumulation_is_the_explicit_one(tmp_path, most):
     lines = Console(record=True, width=300, file=io.StringIO())
     auto = tiny_row(numerics={"accumulate": "auto"})
     model = like(Limited(most), tmp_path / "a", auto)
@@ -73,7 +68,7 @@ def test_automatic_accumulation_is_the_explicit_one(tmp_path: Path, most: int) -
     assert f"out of memory at iteration 1; from here on {most} images at a time" in lines.export_text()
 
 
-def test_accumulation_found_in_mid_run_survives_a_stop(tmp_path: Path) -> None:
+def test_accumulation_found_in_mid_run_survives_a_stop(tmp_path):
     row = tiny_row(numerics={"accumulate": "auto"})
     whole = trainer(row, tmp_path / "whole", model=like(Limited(2, since=5), tmp_path / "a", row))
     whole.run()
@@ -93,19 +88,17 @@ def test_accumulation_found_in_mid_run_survives_a_stop(tmp_path: Path) -> None:
     assert identical(state(again), state(whole))
 
 
-def test_automatic_accumulation_ends_with_a_message(tmp_path: Path) -> None:
+def test_automatic_accumulation_ends_with_a_message(tmp_path):
     row = tiny_row(numerics={"accumulate": "auto"})
     with pytest.raises(TrainingError, match=r"with 1 images at a time .*set numerics\.precision to bf16"):
         trainer(row, tmp_path, model=Limited(0)).run()
 
 
-def test_memory_that_runs_out_in_the_optimizer_is_not_tried_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_memory_that_runs_out_in_the_optimizer_is_not_tried_again(tmp_path, monkeypatch):
     """Half of the weights may have moved."""
     run = trainer(tiny_row(numerics={"accumulate": "auto"}), tmp_path)
 
-    def full() -> None:
+    def full():
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(run.optimizer, "step", full)
@@ -119,13 +112,13 @@ def test_memory_that_runs_out_in_the_optimizer_is_not_tried_again(
 class Spiking(TinyNet):
     """An output of one head is infinite, or a gradient is not a number, at an iteration."""
 
-    def __init__(self, at: int, head: str = "", gradient: bool = False) -> None:
+    def __init__(self, at, head="", gradient=False):
         super().__init__()
         self.at, self.head, self.gradient, self.calls = at, head, gradient, 0
 
-    def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+    def forward(self, images):
         self.calls += 1
-        outputs: dict[str, torch.Tensor] = super().forward(images)
+        outputs = super().forward(images)
         if self.calls == self.at and self.head:
             outputs[self.head] = outputs[self.head] * 1e38 * 10
         if self.calls == self.at and self.gradient:
@@ -133,7 +126,7 @@ class Spiking(TinyNet):
         return outputs
 
 
-def batch_ids(iteration: int) -> list[str]:
+def batch_ids(iteration):
     from danet.data.loader import EpochOrder
 
     order = EpochOrder(6, 0)
@@ -141,7 +134,7 @@ def batch_ids(iteration: int) -> list[str]:
 
 
 @pytest.mark.parametrize("head", ["main", "aux"])
-def test_one_head_that_is_infinite_is_named(tmp_path: Path, head: str) -> None:
+def test_one_head_that_is_infinite_is_named(tmp_path, head):
     run = trainer(tiny_row(), tmp_path, model=Spiking(5, head))
     with pytest.raises(TrainingError) as caught:
         run.run()
@@ -154,7 +147,7 @@ def test_one_head_that_is_infinite_is_named(tmp_path: Path, head: str) -> None:
 
 
 @pytest.mark.parametrize("at", [3, 6])
-def test_a_gradient_that_is_no_number_stops_at_once(tmp_path: Path, at: int) -> None:
+def test_a_gradient_that_is_no_number_stops_at_once(tmp_path, at):
     """Its loss is finite: the iteration and the images named are its own, and its checkpoint is not written."""
     run = trainer(tiny_row(), tmp_path, model=Spiking(at, gradient=True))
     with pytest.raises(TrainingError) as caught:
@@ -168,18 +161,18 @@ def test_a_gradient_that_is_no_number_stops_at_once(tmp_path: Path, at: int) -> 
 # disks
 
 
-def short_row() -> Row:
+def short_row():
     return tiny_row(iterations=4, runtime={"checkpoint_interval": 1})
 
 
 @pytest.fixture
-def harness(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], None]:
+def harness(tmp_path, monkeypatch):
     """Trains a row with the tiny network to plain files; called with a workspace's folder."""
 
-    def build(*_: Any) -> TinyNet:
+    def build(*_):
         return TinyNet()
 
-    def save(path: Path, model: torch.nn.Module, *_: Any) -> None:
+    def save(path, model, *_):
         with atomic_write(path) as temporary:
             try:
                 safetensors.torch.save_file(model.state_dict(), temporary)
@@ -193,7 +186,7 @@ def harness(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Path],
     return lambda folder: train_row(short_row(), Workspace(folder), device="cpu", progress=False)
 
 
-def check_whole(folder: Path) -> None:
+def check_whole(folder):
     """Whatever a reader finds under its own name is whole."""
     row, workspace = short_row(), Workspace(folder)
     for path in folder.rglob("*.json"):
@@ -209,7 +202,7 @@ def check_whole(folder: Path) -> None:
         assert path.read_text().count("\n") == 4
 
 
-def outcome(folder: Path) -> tuple[str, str]:
+def outcome(folder):
     row, workspace = short_row(), Workspace(folder)
     lines = (workspace.metrics(row) / "curve.csv").read_text().splitlines()
     untimed = "\n".join(",".join(line.split(",")[:8]) for line in lines)
@@ -219,18 +212,18 @@ def outcome(folder: Path) -> tuple[str, str]:
 class Failing:
     """The k-th call of anything that writes fails as on a full disk, writers having written half."""
 
-    def __init__(self, number: int) -> None:
+    def __init__(self, number):
         self.number, self.calls, self.failed = number, 0, ""
 
-    def wrap(self, patch: pytest.MonkeyPatch) -> None:
+    def wrap(self, patch):
         for owner, name in (
             (os, "fsync"), (os, "replace"), (os, "mkdir"), (os, "chmod"), (os, "open"), (os, "unlink"),
             (Path, "write_bytes"), (torch, "save"), (safetensors.torch, "save_file"),
         ):  # fmt: skip
             patch.setattr(owner, name, self._failing(getattr(owner, name), name))
 
-    def _failing(self, work: Callable[..., Any], name: str) -> Callable[..., Any]:
-        def wrapped(*arguments: Any, **more: Any) -> Any:
+    def _failing(self, work, name):
+        def wrapped(*arguments, **more):
             if name == "open" and not arguments[1] & os.O_CREAT:
                 return work(*arguments, **more)
             self.calls += 1
@@ -251,9 +244,7 @@ class Failing:
 
 
 @pytest.mark.slow
-def test_whichever_write_fails_nothing_is_torn_and_nothing_is_lost(
-    tmp_path: Path, harness: Callable[[Path], None], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_whichever_write_fails_nothing_is_torn_and_nothing_is_lost(tmp_path, harness, monkeypatch):
     harness(tmp_path / "good")
     expected = outcome(tmp_path / "good")
     monkeypatch.setattr(os, "fsync", lambda _: None)  # hundreds of trainings need not reach the disk
@@ -288,7 +279,7 @@ def test_whichever_write_fails_nothing_is_torn_and_nothing_is_lost(
 
 
 @contextlib.contextmanager
-def largest_file(size: int) -> Iterator[None]:
+def largest_file(size):
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     try:
@@ -298,7 +289,7 @@ def largest_file(size: int) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("size", [0, 1000, 8000])
-def test_files_that_cannot_grow(tmp_path: Path, harness: Callable[[Path], None], size: int) -> None:
+def test_files_that_cannot_grow(tmp_path, harness, size):
     harness(tmp_path / "good")
     folder = tmp_path / "limited"
     with largest_file(size), pytest.raises(DanetError, match=rf"{folder}.* cannot be written"):
@@ -309,11 +300,11 @@ def test_files_that_cannot_grow(tmp_path: Path, harness: Callable[[Path], None],
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
+def small_disk(tmp_path):
     """Mounts a file system of so many bytes; skips where that is not allowed."""
-    mounted: list[Path] = []
+    mounted = []
 
-    def mount(size: int) -> Path:
+    def mount(size):
         folder = tmp_path / f"disk{size}"
         folder.mkdir()
         options = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
@@ -328,9 +319,7 @@ def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
 
 
 @pytest.mark.parametrize("pages", [1, 6, 12])
-def test_a_disk_that_is_too_small(
-    tmp_path: Path, harness: Callable[[Path], None], small_disk: Callable[[int], Path], pages: int
-) -> None:
+def test_a_disk_that_is_too_small(tmp_path, harness, small_disk, pages):
     harness(tmp_path / "good")
     disk = small_disk(4096 * pages)
     with pytest.raises(DanetError, match=rf"{disk}.* cannot be written"):
@@ -351,7 +340,7 @@ def test_a_full_disk_leaves_nothing(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["b.txt"]
 
 
-def test_a_checkpoint_of_other_code_is_explained(tmp_path: Path) -> None:
+def test_a_checkpoint_of_other_code_is_explained(tmp_path):
     first = trainer(tiny_row(), tmp_path)
     first.stop.reason = "SIGTERM"
     with pytest.raises(DanetError, match="stopped"):

@@ -1,14 +1,10 @@
 """A training killed for real, just before any change to its files, loses at most the interval and ends the same."""
 
-from __future__ import annotations
-
 import multiprocessing
 import os
 import shutil
 import signal
 import sys
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -18,12 +14,12 @@ from tests.training.fakes import identical, state, tiny_row, trainer
 EVENTS = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.truncate"}
 
 
-def session(folder: Path, kill_at: int) -> None:
+def session(folder, kill_at):
     """Trains on in ``folder``, and sends itself SIGKILL before its ``kill_at``-th change there (0: never)."""
     torch.set_num_threads(1)
     seen = 0
 
-    def count(event: str, arguments: tuple[Any, ...]) -> None:
+    def count(event, arguments):
         nonlocal seen
         if event in EVENTS and str(arguments[0]).startswith(str(folder)):
             seen += 1
@@ -37,7 +33,7 @@ def session(folder: Path, kill_at: int) -> None:
     torch.save({"started": run.history.resumed, "state": state(run)}, folder.parent / "end.pt")
 
 
-def run_session(folder: Path, kill_at: int = 0) -> int | None:
+def run_session(folder, kill_at=0):
     """Exit status of a session in a process of its own."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tests.training.fakes"])
@@ -48,7 +44,7 @@ def run_session(folder: Path, kill_at: int = 0) -> int | None:
 
 
 @pytest.mark.slow
-def test_a_kill_at_any_file_changes_no_bit(tmp_path: Path) -> None:
+def test_a_kill_at_any_file_changes_no_bit(tmp_path):
     folder = tmp_path / "whole" / "seed0"
     folder.parent.mkdir()
     assert run_session(folder) == 0

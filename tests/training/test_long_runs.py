@@ -1,12 +1,9 @@
 """Nothing grows with the length of a run: memory, files that are open, processes, threads."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -37,7 +34,7 @@ print(json.dumps({"found": found, "left": left}))
 """
 
 
-def measure(folder: Path, iterations: int, workers: int, every: int) -> None:
+def measure(folder, iterations, workers, every):
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT, str(folder), str(iterations), str(workers), str(every)],
         capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"},
@@ -64,5 +61,5 @@ def measure(folder: Path, iterations: int, workers: int, every: int) -> None:
         pytest.param(2000, 2, 100, marks=pytest.mark.slow),
     ],
 )
-def test_nothing_grows(tmp_path: Path, iterations: int, workers: int, every: int) -> None:
+def test_nothing_grows(tmp_path, iterations, workers, every):
     measure(tmp_path, iterations, workers, every)

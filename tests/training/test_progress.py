@@ -15,7 +15,7 @@ from tests.training.fakes import tiny_row, trainer
 def test_a_training_notes_how_far_it_is(tmp_path):
     running = trainer(tiny_row(iterations=6, runtime={"log_interval": 4}), tmp_path)
     running.model.register_forward_hook(lambda *_: noted.append((tmp_path / STATUS).exists()))
-    noted: list[bool] = []
+    noted = []
     history = running.run()
     assert (noted[0], noted[1]) == (False, True)  # from the first iteration on
     status = json.loads((running.store.folder / STATUS).read_text())
@@ -31,7 +31,7 @@ def test_a_folder_that_cannot_be_written_stops_no_training(tmp_path):
 
 
 @pytest.mark.parametrize("width", [80, 120, 200])
-def test_the_time_left_is_seen_at_every_width(width: int) -> None:
+def test_the_time_left_is_seen_at_every_width(width):
     stream = io.StringIO()
     console = Console(file=stream, width=width, force_terminal=True, color_system=None)
     numbers = {"loss": 0.5321, "lr": 0.01, "speed": 12.3, "wait": 0.03, "memory_gib": 10.25}

@@ -1,22 +1,16 @@
 """A run that is stopped anywhere and continued anyhow ends with the same bits as one that was left alone."""
 
-from __future__ import annotations
-
 import itertools
 import os
 import random
 import subprocess
 import sys
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
-from danet.config.row import Row
 from danet.core.errors import Interrupted
 from danet.training.checkpoint import iterations
-from danet.training.loop import Trainer
 from danet.training.stop import StopRequest
 from tests.training.fakes import Images, TinyNet, identical, state, tiny_row, trainer
 
@@ -31,7 +25,7 @@ ROWS = {
 
 
 @pytest.fixture(autouse=True, scope="module")
-def one_thread() -> None:
+def one_thread():
     """Sums are divided among threads: with another number of them come other bits (docs/determinism.md)."""
     torch.set_num_threads(1)
 
@@ -39,10 +33,10 @@ def one_thread() -> None:
 class Store:
     """Takes each step of a metric once, as the tracker does."""
 
-    def __init__(self) -> None:
-        self.values: dict[tuple[str, int], float] = {}
+    def __init__(self):
+        self.values = {}
 
-    def metrics(self, step: int, values: dict[str, float]) -> None:
+    def metrics(self, step, values):
         for name, value in values.items():
             self.values.setdefault((name, step), value)
 
@@ -54,19 +48,19 @@ def curve(trained: Trainer) -> list[dict[str, Any]]:
     return [{name: value for name, value in row.items() if name not in TIMED} for row in trained.history.curve]
 
 
-def row_of(kind: str) -> Row:
+def row_of(kind):
     settings = {"runtime": {"log_interval": 3, "checkpoint_interval": 5}, "val_interval": 7, **ROWS[kind]}
     settings["schedule"] = {**settings.get("schedule", {}), "iterations": ITERATIONS}
     return tiny_row(**settings)
 
 
-def validate(model: torch.nn.Module) -> float:
+def validate(model):
     """Depends on the weights, so that a wrong one shows."""
     return sum(parameter.detach().double().abs().sum().item() for parameter in model.parameters())
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory, one_thread: None) -> dict[str, tuple[Any, ...]]:
+def undisturbed(tmp_path_factory, one_thread):
     found = {}
     for kind in ROWS:
         store = Store()
@@ -81,7 +75,7 @@ class KilledError(Exception):
 
 
 @pytest.mark.parametrize("case", range(6))
-def test_any_stops_with_any_workers(tmp_path: Path, undisturbed: dict[str, tuple[Any, ...]], case: int) -> None:
+def test_any_stops_with_any_workers(tmp_path, undisturbed, case):
     """Up to four stops and kills at random iterations, each session with another number of loader processes."""
     chance = random.Random(case)
     kind = list(ROWS)[case % len(ROWS)]
@@ -95,7 +89,7 @@ def test_any_stops_with_any_workers(tmp_path: Path, undisturbed: dict[str, tuple
         began, reached = run.iteration, iter(range(1, 10**6))
         at, kill = (chance.randint(1, 8), chance.random() < 0.5) if session < 4 else (0, False)
 
-        def hook(*_: Any, at: int = at, kill: bool = kill, stop: Any = stop, reached: Any = reached) -> None:
+        def hook(*_, at=at, kill=kill, stop=stop, reached=reached):
             if next(reached) == at * parts:
                 if kill:
                     raise KilledError
@@ -134,7 +128,7 @@ torch.save({name: tensor for name, tensor in run.model.state_dict().items()}, sy
 
 
 @pytest.mark.slow
-def test_deterministic_mode_gives_the_same_weights_in_another_process(tmp_path: Path) -> None:
+def test_deterministic_mode_gives_the_same_weights_in_another_process(tmp_path):
     weights = []
     for seed, workers in (("1", "0"), ("2", "2")):
         folder = tmp_path / seed
@@ -145,7 +139,7 @@ def test_deterministic_mode_gives_the_same_weights_in_another_process(tmp_path: 
     assert identical(*weights)
 
 
-def test_dropout_and_augmentation_are_part_of_what_is_compared(tmp_path: Path) -> None:
+def test_dropout_and_augmentation_are_part_of_what_is_compared(tmp_path):
     """The comparison could not fail if nothing were random: another seed must give other bits."""
     runs = [trainer(tiny_row(iterations=2), tmp_path / str(seed), seed=seed) for seed in (0, 1)]
     runs[1].model.load_state_dict(trainer(tiny_row(iterations=2), tmp_path / "same").model.state_dict())

@@ -1,10 +1,5 @@
 """The official code's choice of an epoch, against its own arithmetic written out in numpy."""
 
-from __future__ import annotations
-
-from pathlib import Path
-from typing import Any
-
 import numpy as np
 import pytest
 import torch
@@ -23,7 +18,7 @@ class Photographs:
 
     num_classes = 4
 
-    def __init__(self) -> None:
+    def __init__(self):
         rng = np.random.default_rng(0)
         sizes = [(48, 96), (96, 48), (33, 71), (40, 40)]
         self.images = [rng.integers(0, 256, (*size, 3)).astype(np.uint8) for size in sizes]
@@ -31,25 +26,25 @@ class Photographs:
         for mask in self.masks:
             mask[rng.random(mask.shape) < 0.1] = 255
 
-    def __len__(self) -> int:
+    def __len__(self):
         return len(self.images)
 
-    def image(self, index: int) -> np.ndarray:
+    def image(self, index):
         return self.images[index]
 
-    def mask(self, index: int) -> np.ndarray:
+    def mask(self, index):
         return self.masks[index]
 
 
 class Channels(torch.nn.Module):
     """Takes the strongest of red, green and blue for the class; the fourth is never seen."""
 
-    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+    def forward(self, x):
         return {"main": torch.cat([x, x[:, :1] - 9], 1)}
 
 
 @pytest.mark.parametrize("world", [1, 3])
-def test_score_is_the_mean_of_pixel_accuracy_and_miou_on_centre_crops(world: int) -> None:
+def test_score_is_the_mean_of_pixel_accuracy_and_miou_on_centre_crops(world):
     row = load_params().row("official-danet-r101-d8-cityscapes")
     row = row.model_copy(update={"augment": row.augment.model_copy(update={"crop_size": (32, 32)})})
     data, side = Photographs(), 32
@@ -70,12 +65,12 @@ def test_score_is_the_mean_of_pixel_accuracy_and_miou_on_centre_crops(world: int
             union[label] += (((predicted == label) & known) | (target == label)).sum()
     expected = (correct / labelled + (inter / (union + np.spacing(1))).mean()) / 2
 
-    counts: list[torch.Tensor] = []
+    counts = []
 
     class One(Process):
         """One of many; the last adds up what the others counted."""
 
-        def sum(self, value: torch.Tensor) -> torch.Tensor:
+        def sum(self, value):
             counts.append(value)
             return torch.stack(counts).sum(0)
 
@@ -84,7 +79,7 @@ def test_score_is_the_mean_of_pixel_accuracy_and_miou_on_centre_crops(world: int
     assert score == pytest.approx(100 * expected, abs=1e-9)
 
 
-def test_crop_is_the_middle() -> None:
+def test_crop_is_the_middle():
     image = np.zeros((20, 60, 3), np.uint8)
     image[:, 20:40] = 200
     mask = (image[..., 0] > 0).astype(np.uint8)
@@ -94,21 +89,21 @@ def test_crop_is_the_middle() -> None:
     assert labels.min() == 1
 
 
-def test_the_best_epoch_is_kept_and_stays_kept_when_the_run_is_killed(tmp_path: Path) -> None:
+def test_the_best_epoch_is_kept_and_stays_kept_when_the_run_is_killed(tmp_path):
     """Twelve iterations, three to an epoch of six images: what is kept is the first of the best epochs."""
 
     class KilledError(Exception):
         pass
 
-    kept: dict[str, Any] = {}
+    kept = {}
     row = tiny_row(iterations=12, schedule={"batch_size": 2}, runtime={"checkpoint_interval": 100})
     scores = {3: 10.0, 6: 40.0, 9: 40.0, 12: 30.0}
 
-    def keep(model: torch.nn.Module, iteration: int, score: float) -> None:
+    def keep(model, iteration, score):
         kept.update(iteration=iteration, score=score, state={k: v.clone() for k, v in model.state_dict().items()})
 
-    def train(folder: Path, kill_at: int | None = None) -> Any:
-        def select(model: torch.nn.Module) -> float:
+    def train(folder, kill_at=None):
+        def select(model):
             assert not model.training
             if run.iteration == kill_at:
                 raise KilledError

@@ -1,17 +1,12 @@
 """Released files in and out: every source's key list, every way a file can be wrong, exact round trips."""
 
-from __future__ import annotations
-
 import os
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 from danet.config.params import Params, load_params
 from danet.core.errors import CheckpointError, ConfigError
@@ -27,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(autouse=True)
-def clean(tmp_path: Path) -> Iterator[None]:
+def clean(tmp_path):
     """Removes what a test leaves: pytest would keep it, and these files are large."""
     yield
     shutil.rmtree(tmp_path)
@@ -55,17 +50,17 @@ SMALL = "mmseg-r50-d8-cityscapes-512x1024-40k"
 
 
 @pytest.fixture(scope="module")
-def params() -> Params:
+def params():
     return load_params(ROOT / "params.yaml")
 
 
 @pytest.fixture(scope="module")
-def unpublished() -> Params:
+def unpublished():
     """The rows without released weights, where no checksum can be wrong."""
     return Params(raw_params(released=False), ROOT / "params.yaml")
 
 
-def of_list(file: Path) -> dict[str, Tensor]:
+def of_list(file):
     """A checkpoint with a key list's names and shapes, every tensor its own number."""
     lines = [line.split("\t") for line in file.read_text().splitlines() if line and line[0] != "#"]
     return {
@@ -77,7 +72,7 @@ def of_list(file: Path) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("name", KEYS)
-def test_every_model_of_every_source_is_read(tmp_path: Path, params: Params, name: str) -> None:
+def test_every_model_of_every_source_is_read(tmp_path, params, name):
     folder = os.environ.get("DANET_TEST_KEYS")
     if not folder:
         pytest.skip("DANET_TEST_KEYS (folder with the sources' key lists) is not set")
@@ -95,7 +90,7 @@ def test_every_model_of_every_source_is_read(tmp_path: Path, params: Params, nam
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory, params: Params) -> Iterator[Path]:
+def trained(tmp_path_factory, params):
     """A file as training writes it."""
     row = params.row(SMALL)
     torch.manual_seed(0)
@@ -106,15 +101,13 @@ def trained(tmp_path_factory: pytest.TempPathFactory, params: Params) -> Iterato
 
 
 @pytest.fixture(scope="module")
-def exported(trained: Path) -> Path:
+def exported(trained):
     out = trained.with_name("exported.pth")
     export_weights(trained, out)
     return out
 
 
-def test_to_mmsegmentation_and_back_is_exact(
-    tmp_path: Path, trained: Path, exported: Path, unpublished: Params
-) -> None:
+def test_to_mmsegmentation_and_back_is_exact(tmp_path, trained, exported, unpublished):
     content = torch.load(exported, weights_only=True)
     assert set(content) == {"state_dict", "meta"}
     assert "decode_head.pam_in_conv.conv.weight" in content["state_dict"]
@@ -138,7 +131,7 @@ def test_to_mmsegmentation_and_back_is_exact(
         export_weights(trained, tmp_path / "x.safetensors")
 
 
-def test_projections_without_biases_get_zeros_in_mmsegmentation(tmp_path: Path, params: Params) -> None:
+def test_projections_without_biases_get_zeros_in_mmsegmentation(tmp_path, params):
     row = params.row("ssseg-r50-d8-voc2012")
     model = build_model(row.model, 21)
     save_model(tmp_path / "w.safetensors", model, {"row": row.name})
@@ -161,7 +154,7 @@ def test_the_row_is_found_by_the_name_of_the_file(tmp_path: Path, params: Params
         import_weights(exported, tmp_path / "y.safetensors", params)
 
 
-def test_any_kind_of_file_is_loaded(tmp_path: Path, trained: Path, exported: Path, params: Params, capsys: Any) -> None:
+def test_any_kind_of_file_is_loaded(tmp_path, trained, exported, params, capsys):
     row = params.row(SMALL)
     import_weights(
         exported, tmp_path / "imported.safetensors", Params(params._raw | {"released": {}}, params.path), row=SMALL
@@ -179,9 +172,7 @@ def test_any_kind_of_file_is_loaded(tmp_path: Path, trained: Path, exported: Pat
     assert "warning" not in capsys.readouterr().err
 
 
-def test_weights_of_another_stride_are_taken_with_a_warning(
-    tmp_path: Path, exported: Path, params: Params, capsys: Any
-) -> None:
+def test_weights_of_another_stride_are_taken_with_a_warning(tmp_path, exported, params, capsys):
     row = params.row(SMALL)
     coarse = row.model_copy(update={"model": row.model.model_copy(update={"output_stride": 16})})
     imported = tmp_path / "imported.safetensors"
@@ -194,7 +185,7 @@ def test_weights_of_another_stride_are_taken_with_a_warning(
         load_any(own, build_model(coarse.model, 19), coarse)
 
 
-def test_a_refused_file_leaves_nothing(tmp_path: Path, exported: Path, unpublished: Params) -> None:
+def test_a_refused_file_leaves_nothing(tmp_path, exported, unpublished):
     (tmp_path / "cut.pth").write_bytes(exported.read_bytes()[:1000])
     out = tmp_path / "x.safetensors"
     for file, row, message in (

@@ -1,18 +1,13 @@
 """ImageNet checkpoints of each naming, to our names and into a model."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re
 import zipfile
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 import torchvision
-from torch import Tensor
 
 from danet.acquire import http
 from danet.cli import doctor
@@ -22,18 +17,17 @@ from danet.config.workspace import Workspace
 from danet.config.yaml import write_raw
 from danet.core.errors import CheckpointError, DownloadError
 from danet.core.files import sha256
-from danet.models import Segmentor, build_model
+from danet.models import build_model
 from danet.models.resnet import ResNet
 from danet.weights.fetch import fetch_weights
 from danet.weights.imagenet import backbone_sha256, convert, load_backbone, prepare_weights
 from danet.weights.reading import read_tensors
-from tests.acquire.server import Site
 from tests.parameters import raw_params
 
 STEMS = ["7x7", "deep-32-32-64", "deep-64-64-128"]
 
 
-def ours(backbone: str, stem: Any) -> dict[str, Tensor]:
+def ours(backbone, stem):
     """A state dict of which each tensor holds its own number once, however large it looks (so its file is small)."""
     with torch.device("meta"):
         shapes = ResNet(backbone, stem, 8).state_dict()
@@ -43,30 +37,30 @@ def ours(backbone: str, stem: Any) -> dict[str, Tensor]:
     }
 
 
-def as_torchvision(state: dict[str, Tensor]) -> dict[str, Tensor]:
+def as_torchvision(state):
     renamed = {re.sub(r"^stem\.0\.", "conv1.", re.sub(r"^stem\.1\.", "bn1.", key)): v for key, v in state.items()}
     return {**renamed, "fc.weight": torch.zeros(1000, 2048), "fc.bias": torch.zeros(1000)}
 
 
-def as_encoding(state: dict[str, Tensor]) -> dict[str, Tensor]:
+def as_encoding(state):
     renamed = {re.sub(r"^stem\.", "conv1.", re.sub(r"^stem\.7\.", "bn1.", key)): v for key, v in state.items()}
     return {**renamed, "fc.weight": torch.zeros(1000, 2048), "fc.bias": torch.zeros(1000)}
 
 
-def as_mmsegmentation(state: dict[str, Tensor]) -> dict[str, Any]:
+def as_mmsegmentation(state):
     return {"state_dict": state, "meta": {"epoch": 100}}
 
 
-def written(path: Path, value: Any) -> Path:
+def written(path, value):
     torch.save(value, path)
     return path
 
 
-def load(file: Path, backbone: str, stem: str) -> dict[str, Tensor]:
+def load(file, backbone, stem):
     return convert(file, read_tensors(file), backbone, stem)
 
 
-def assert_same(state: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+def assert_same(state, expected):
     assert list(state) == list(expected)
     for key, value in expected.items():
         assert torch.equal(state[key], value), key
@@ -87,19 +81,19 @@ def assert_same(state: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
         *[(stem, lambda s: s, "resnet50") for stem in STEMS],
     ],
 )
-def test_every_naming_arrives_at_ours(tmp_path: Path, stem: str, rename: Any, backbone: str) -> None:
+def test_every_naming_arrives_at_ours(tmp_path, stem, rename, backbone):
     state = ours(backbone, stem)
     assert_same(load(written(tmp_path / "w.pth", rename(state)), backbone, stem), state)
 
 
-def test_torchvisions_own_model_converts(tmp_path: Path) -> None:
+def test_torchvisions_own_model_converts(tmp_path):
     peer = torchvision.models.resnet50(weights=None)
     state = load(written(tmp_path / "w.pth", peer.state_dict()), "resnet50", "7x7")
     theirs = [value for key, value in peer.state_dict().items() if not key.startswith("fc.")]
     assert all(torch.equal(a, b) for a, b in zip(state.values(), theirs, strict=True))
 
 
-def test_old_files_without_counters_and_in_half_precision(tmp_path: Path) -> None:
+def test_old_files_without_counters_and_in_half_precision(tmp_path):
     state = ours("resnet50", "7x7")
     old = {k: v.half() for k, v in as_torchvision(state).items() if not k.endswith("num_batches_tracked")}
     result = load(written(tmp_path / "w.pth", old), "resnet50", "7x7")
@@ -111,7 +105,7 @@ def test_old_files_without_counters_and_in_half_precision(tmp_path: Path) -> Non
             assert torch.equal(result[key], value.half().float())
 
 
-def test_wrong_depth_and_stem_are_said(tmp_path: Path) -> None:
+def test_wrong_depth_and_stem_are_said(tmp_path):
     file = written(tmp_path / "w.pth", as_torchvision(ours("resnet101", "7x7")))
     with pytest.raises(CheckpointError, match=r"w\.pth: holds a resnet101 backbone, expected resnet50"):
         load(file, "resnet50", "7x7")
@@ -128,10 +122,10 @@ def test_wrong_depth_and_stem_are_said(tmp_path: Path) -> None:
             load(written(tmp_path / "w.pth", state), "resnet50", "7x7")
 
 
-def test_every_tensor_is_accounted_for(tmp_path: Path) -> None:
+def test_every_tensor_is_accounted_for(tmp_path):
     state = as_torchvision(ours("resnet50", "7x7"))
 
-    def refused(change: dict[str, Any], reason: str) -> None:
+    def refused(change, reason):
         changed = {k: v for k, v in {**state, **change}.items() if v is not None}
         with pytest.raises(CheckpointError, match=reason):
             load(written(tmp_path / "w.pth", changed), "resnet50", "7x7")
@@ -153,7 +147,7 @@ def test_every_tensor_is_accounted_for(tmp_path: Path) -> None:
 # ----------------------------------------------------------------------------------------------- prepare and load
 
 
-def spec(stem: str = "7x7", **settings: Any) -> Weights:
+def spec(stem="7x7", **settings):
     entry = {"title": "Test", "url": "https://example.org/w.pth", "file": "w.pth", "backbone": "resnet50", "stem": stem}
     return Weights.model_validate({**entry, **settings})
 
@@ -169,7 +163,7 @@ def network(stem: Any = "7x7", backbone: Any = "resnet50") -> Segmentor:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tmp_path_factory):
     """Prepared 7x7 ResNet-50 weights; the source lies beside them."""
     base = tmp_path_factory.mktemp("weights")
     file = written(base / "w.pth", as_torchvision(ours("resnet50", "7x7")))
@@ -177,7 +171,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return base
 
 
-def test_prepared_weights_load_exactly(folder: Path) -> None:
+def test_prepared_weights_load_exactly(folder):
     model = network()
     load_backbone(model, folder / "out")
     assert_same(dict(model.backbone.state_dict()), ours("resnet50", "7x7"))
@@ -231,9 +225,7 @@ def test_folders_that_must_not_be_loaded(folder: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("no_environment")
-def test_weights_come_through_the_same_sources_as_archives(
-    folder: Path, site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_weights_come_through_the_same_sources_as_archives(folder, site, tmp_path, monkeypatch):
     """A wrong file in data/archives and a mirror without it are passed over; the URL is resumed; doctor agrees."""
     digest = hashlib.sha256((folder / "w.pth").read_bytes()).hexdigest()
     raw = raw_params(released=False)

@@ -1,10 +1,6 @@
 """Our own weights files: exact round trip, and every file that must not be loaded."""
 
-from __future__ import annotations
-
 import copy
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -14,17 +10,17 @@ from safetensors.torch import save_file
 from danet.config.row import Model
 from danet.core.errors import CheckpointError
 from danet.core.files import sha256
-from danet.models import Segmentor, build_model
+from danet.models import build_model
 from danet.weights.ours import load_model, read_model, save_model, unwrap
 
 
-def network(num_classes: int = 5, seed: int = 0, **settings: Any) -> Segmentor:
+def network(num_classes=5, seed=0, **settings):
     torch.manual_seed(seed)
     base = {"method": "danet", "backbone": "resnet50", "output_stride": 16, "stem": "7x7", "aux_channels": 8}
     return build_model(Model.model_validate({**base, **settings}), num_classes)
 
 
-def empty(**settings: Any) -> Segmentor:
+def empty(**settings):
     """The same with every tensor zero, made quickly."""
     with torch.device("meta"):
         model = network(**settings)
@@ -35,23 +31,23 @@ def empty(**settings: Any) -> Segmentor:
 
 
 @pytest.fixture(scope="module")
-def original() -> Segmentor:
+def original():
     return network(method="clusterdanet", aux_channels=None)
 
 
 @pytest.fixture(scope="module")
-def saved(tmp_path_factory: pytest.TempPathFactory, original: Segmentor) -> Path:
+def saved(tmp_path_factory, original):
     path = tmp_path_factory.mktemp("models") / "seed0.safetensors"
     save_model(path, original, {"row": "test-row", "seed": "0"})
     return path
 
 
-def cluster(**settings: Any) -> Segmentor:
+def cluster(**settings):
     with torch.device("meta"):
         return network(**{"method": "clusterdanet", "aux_channels": None, **settings})
 
 
-def test_round_trip_is_exact(saved: Path, original: Segmentor) -> None:
+def test_round_trip_is_exact(saved, original):
     other = empty(method="clusterdanet", aux_channels=None).to(memory_format=torch.channels_last)
     metadata = load_model(saved, other)
     for key, value in original.state_dict().items():
@@ -62,10 +58,10 @@ def test_round_trip_is_exact(saved: Path, original: Segmentor) -> None:
     assert metadata["method"] == "clusterdanet"
 
 
-def test_bytes_depend_on_the_weights_only(saved: Path, original: Segmentor, tmp_path: Path) -> None:
+def test_bytes_depend_on_the_weights_only(saved, original, tmp_path):
     """Not on wrappers, memory format, or the order of the metadata."""
     model = copy.deepcopy(original).to(memory_format=torch.channels_last)
-    wrapped = torch.nn.DataParallel(torch.compile(model, backend="eager"))  # type: ignore[arg-type]
+    wrapped = torch.nn.DataParallel(torch.compile(model, backend="eager"))
     assert unwrap(wrapped) is model
     save_model(tmp_path / "a.safetensors", wrapped, {"seed": "0", "row": "test-row"})
     assert sha256(tmp_path / "a.safetensors") == sha256(saved)
@@ -86,12 +82,12 @@ def test_bytes_depend_on_the_weights_only(saved: Path, original: Segmentor, tmp_
         ({"align_corners": True}, "has align_corners false, the row has align_corners true"),
     ],
 )
-def test_another_model_is_named(saved: Path, settings: dict[str, Any], reason: str) -> None:
+def test_another_model_is_named(saved, settings, reason):
     with pytest.raises(CheckpointError, match=rf"seed0\.safetensors: {reason}"):
         load_model(saved, cluster(**settings))
 
 
-def test_damaged_and_foreign_files(saved: Path, tmp_path: Path) -> None:
+def test_damaged_and_foreign_files(saved, tmp_path):
     content = saved.read_bytes()
     for name, data, reason in (
         ("cut", content[:-1], "is not a safetensors file or is cut off"),
@@ -109,13 +105,13 @@ def test_damaged_and_foreign_files(saved: Path, tmp_path: Path) -> None:
         read_model(tmp_path / "foreign.safetensors")
 
 
-def test_changed_keys_are_named_and_the_model_kept(saved: Path, tmp_path: Path) -> None:
+def test_changed_keys_are_named_and_the_model_kept(saved, tmp_path):
     _, tensors = read_model(saved)
     with safe_open(saved, framework="pt") as stream:
         metadata = stream.metadata()
     target = empty(method="clusterdanet", aux_channels=None)
 
-    def refused(change: dict[str, Any], reason: str) -> None:
+    def refused(change, reason):
         changed = {key: value for key, value in {**tensors, **change}.items() if value is not None}
         save_file(changed, tmp_path / "changed.safetensors", metadata)
         with pytest.raises(CheckpointError, match=reason):
@@ -130,9 +126,9 @@ def test_changed_keys_are_named_and_the_model_kept(saved: Path, tmp_path: Path) 
     assert not any(bool(value.any()) for value in target.state_dict().values())
 
 
-def test_a_diverged_model_is_not_written(tmp_path: Path) -> None:
+def test_a_diverged_model_is_not_written(tmp_path):
     model = empty()
-    torch.nn.init.constant_(model.head.classifier.bias, torch.nan)  # type: ignore[arg-type]
+    torch.nn.init.constant_(model.head.classifier.bias, torch.nan)
     with pytest.raises(CheckpointError, match=r"head\.classifier\.bias holds NaN"):
         save_model(tmp_path / "a.safetensors", model, {})
     assert list(tmp_path.iterdir()) == []

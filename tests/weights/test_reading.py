@@ -1,13 +1,9 @@
 """Weights files of every usual form, and damaged, foreign and hostile ones: each refused by name, none executed."""
 
-from __future__ import annotations
-
 import os
 import sys
 import types
 from collections import OrderedDict
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -22,16 +18,16 @@ STATE = {"a.weight": torch.arange(6.0).reshape(2, 3), "a.bias": torch.ones(2), "
 OPTIMIZER = torch.optim.SGD([nn.Parameter(torch.ones(1))], 0.1, momentum=0.9).state_dict()
 
 
-def saved(path: Path, value: Any = STATE, **kwargs: Any) -> Path:
+def saved(path, value=STATE, **kwargs):
     torch.save(value, path, **kwargs)
     return path
 
 
-def same(state: dict[str, torch.Tensor]) -> bool:
+def same(state):
     return state.keys() == STATE.keys() and all(torch.equal(state[key], value) for key, value in STATE.items())
 
 
-def prefixed(prefix: str) -> dict[str, torch.Tensor]:
+def prefixed(prefix):
     return {prefix + key: value for key, value in STATE.items()}
 
 
@@ -53,7 +49,7 @@ def prefixed(prefix: str) -> dict[str, torch.Tensor]:
         prefixed("module._orig_mod.model."),
     ],
 )
-def test_the_usual_wrappings(tmp_path: Path, value: Any, legacy: bool) -> None:
+def test_the_usual_wrappings(tmp_path, value, legacy):
     file = saved(tmp_path / "w.pth", value, _use_new_zipfile_serialization=not legacy)
     assert same(read_tensors(file))
 
@@ -64,21 +60,21 @@ def test_safetensors(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def history_buffer(monkeypatch: pytest.MonkeyPatch) -> Any:
+def history_buffer(monkeypatch):
     """As mmengine's class, which is not importable when the file is read."""
 
     class HistoryBuffer:
-        def __init__(self) -> None:
+        def __init__(self):
             self._log_history, self._count_history = np.array([0.5, 0.25]), np.array([1, 1])
             self._statistics_methods = {"mean": HistoryBuffer.mean}
 
-        def mean(self) -> float:
+        def mean(self):
             return float(self._log_history.mean())
 
     module = types.ModuleType("mmengine.logging.history_buffer")
     HistoryBuffer.__module__, HistoryBuffer.__qualname__ = module.__name__, "HistoryBuffer"
     HistoryBuffer.mean.__module__, HistoryBuffer.mean.__qualname__ = module.__name__, "HistoryBuffer.mean"
-    module.HistoryBuffer = HistoryBuffer  # type: ignore[attr-defined]
+    module.HistoryBuffer = HistoryBuffer
     with monkeypatch.context() as patch:
         for name in ("mmengine", "mmengine.logging", module.__name__):
             patch.setitem(sys.modules, name, module)
@@ -86,7 +82,7 @@ def history_buffer(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 @pytest.mark.parametrize("legacy", [False, True])
-def test_checkpoints_of_mmsegmentation_1(tmp_path: Path, history_buffer: Any, legacy: bool) -> None:
+def test_checkpoints_of_mmsegmentation_1(tmp_path, history_buffer, legacy):
     content = {
         "meta": {"dataset_meta": {"classes": ("a",), "palette": np.zeros((1, 3), np.uint8)}, "seed": np.int64(0)},
         "state_dict": OrderedDict(STATE),
@@ -103,21 +99,18 @@ def test_checkpoints_of_mmsegmentation_1(tmp_path: Path, history_buffer: Any, le
 class Calls:
     """Unpickling this calls a function."""
 
-    def __init__(self, function: Any, *arguments: Any) -> None:
+    def __init__(self, function, *arguments):
         self.reduced = function, arguments
 
-    def __reduce__(self) -> Any:
+    def __reduce__(self):
         return self.reduced
 
 
 @pytest.mark.parametrize("legacy", [False, True])
 @pytest.mark.parametrize("function", [os.mkdir, eval])
-def test_nothing_in_a_file_is_run(tmp_path: Path, legacy: bool, function: Any) -> None:
+def test_nothing_in_a_file_is_run(tmp_path, legacy, function):
     trap = tmp_path / "trap"
-    arguments = {
-        os.mkdir: (str(trap),),
-        eval: (f"__import__('os').mkdir({str(trap)!r})",),
-    }[function]
+    arguments = {os.mkdir: (str(trap),), eval: (f"__import__('os').mkdir({str(trap)!r})",)}[function]
     file = tmp_path / "bad.pth"
     for value in ({"state_dict": STATE, "extra": Calls(function, *arguments)}, {"a": Calls(function, *arguments)}):
         saved(file, value, _use_new_zipfile_serialization=not legacy)
@@ -131,7 +124,7 @@ def test_nothing_in_a_file_is_run(tmp_path: Path, legacy: bool, function: Any) -
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_weights_that_are_not_finite(tmp_path: Path, bad: float, dtype: torch.dtype) -> None:
+def test_weights_that_are_not_finite(tmp_path, bad, dtype):
     state = {"a.weight": torch.ones(2, 3, dtype=dtype), "a.bias": torch.tensor([1.0, bad], dtype=dtype)}
     tensors = read_tensors(saved(tmp_path / "w.pth", state))
     with pytest.raises(
@@ -140,7 +133,7 @@ def test_weights_that_are_not_finite(tmp_path: Path, bad: float, dtype: torch.dt
         check_names(tmp_path / "w.pth", tensors, state, what="it", remedy="no")
 
 
-def test_each_kind_of_damage_is_named(tmp_path: Path) -> None:
+def test_each_kind_of_damage_is_named(tmp_path):
     whole = saved(tmp_path / "whole.pth").read_bytes()
     save_file(STATE, tmp_path / "whole.safetensors")
     tensors = (tmp_path / "whole.safetensors").read_bytes()
@@ -158,7 +151,7 @@ def test_each_kind_of_damage_is_named(tmp_path: Path) -> None:
         read_tensors(tmp_path / "none.pth")
 
 
-def test_things_that_are_no_state_dict(tmp_path: Path) -> None:
+def test_things_that_are_no_state_dict(tmp_path):
     for value, reason in (
         ([1, 2], "no state dict was found in it, but a list"),
         ({}, r"but the entries \(none\)"),

@@ -1,25 +1,21 @@
 """Released checkpoints of every source: exact both ways, and every change to a file named."""
 
-from __future__ import annotations
-
 import os
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from torch import Tensor
 
 from danet.config.row import Model
 from danet.core.errors import CheckpointError
 from danet.models import build_model
 from danet.weights.released import export_released, import_released
 
-DEEP32: dict[str, Any] = {"method": "danet", "output_stride": 8, "stem": "deep-32-32-64"}
-CASES: dict[str, tuple[str, dict[str, Any], int, tuple[str, ...]]] = {
+DEEP32 = {"method": "danet", "output_stride": 8, "stem": "deep-32-32-64"}
+CASES = {
     "mmsegmentation": (
         "mmsegmentation",
         {**DEEP32, "backbone": "resnet50", "aux_channels": 256},
@@ -97,7 +93,7 @@ KEY_LISTS = {
 
 
 @cache
-def synthetic(case: str, **changes: Any) -> tuple[dict[str, Tensor], Model]:
+def synthetic(case, **changes):
     """A state dict of ours in which every tensor holds its own number (stored once, so files are small)."""
     config = Model.model_validate({**CASES[case][1], **changes})
     with torch.device("meta"):
@@ -109,13 +105,13 @@ def synthetic(case: str, **changes: Any) -> tuple[dict[str, Tensor], Model]:
     return state, config
 
 
-def written(path: Path, state: Any) -> Path:
+def written(path, state):
     torch.save(state, path)
     return path
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_round_trip_is_exact(tmp_path: Path, case: str) -> None:
+def test_round_trip_is_exact(tmp_path, case):
     source, _, num_classes, some = CASES[case]
     state, config = synthetic(case)
     theirs = export_released(state, config, source)
@@ -132,7 +128,7 @@ def test_round_trip_is_exact(tmp_path: Path, case: str) -> None:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_names_shapes_and_types_are_the_sources(case: str) -> None:
+def test_names_shapes_and_types_are_the_sources(case):
     folder = os.environ.get("DANET_TEST_KEYS")
     if not folder:
         pytest.skip("DANET_TEST_KEYS (folder with the sources' key lists) is not set")
@@ -143,7 +139,7 @@ def test_names_shapes_and_types_are_the_sources(case: str) -> None:
     assert ours == {tuple(line.split("\t")) for line in lines if line[0] != "#"}
 
 
-def test_tensors_go_where_they_belong(tmp_path: Path) -> None:
+def test_tensors_go_where_they_belong(tmp_path):
     """Pairs that are alike in shape, so that only the table keeps them apart."""
     state, config = synthetic("official-deep")
     theirs = export_released(state, config, "official")
@@ -163,7 +159,7 @@ def test_tensors_go_where_they_belong(tmp_path: Path) -> None:
         assert torch.equal(theirs[name].reshape(state[ours].shape), state[ours])
 
 
-def test_what_the_official_code_leaves_in_its_files(tmp_path: Path) -> None:
+def test_what_the_official_code_leaves_in_its_files(tmp_path):
     state, config = synthetic("official")
     theirs = export_released(state, config, "official")
     theirs |= {"pretrained.fc.weight": torch.zeros(1000, 2048), "pretrained.fc.bias": torch.zeros(1000)}
@@ -175,7 +171,7 @@ def test_what_the_official_code_leaves_in_its_files(tmp_path: Path) -> None:
 
 @settings(max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data(), case=st.sampled_from(["mmsegmentation", "official-dranet", "clusterdanet"]))
-def test_any_change_to_any_tensor_is_named(tmp_path: Path, data: st.DataObject, case: str) -> None:
+def test_any_change_to_any_tensor_is_named(tmp_path, data, case):
     source, _, num_classes, _ = CASES[case]
     state, config = synthetic(case, backbone="resnet50")
     theirs = export_released(state, config, source)
@@ -198,7 +194,7 @@ def test_any_change_to_any_tensor_is_named(tmp_path: Path, data: st.DataObject, 
     assert "w.pth" in str(caught.value)
 
 
-def test_other_networks_are_said_in_words(tmp_path: Path) -> None:
+def test_other_networks_are_said_in_words(tmp_path):
     state, config = synthetic("mmsegmentation")
     file = written(tmp_path / "w.pth", export_released(state, config, "mmsegmentation"))
     for change, num_classes, reason in (
@@ -222,7 +218,7 @@ def test_other_networks_are_said_in_words(tmp_path: Path) -> None:
         import_released(file, Model.model_validate({**config.model_dump(), "aux_channels": 256}), 19)
 
 
-def test_unknown_sources(tmp_path: Path) -> None:
+def test_unknown_sources(tmp_path):
     _, config = synthetic("mmsegmentation")
     file = written(tmp_path / "w.pth", {"classifier.0.weight": torch.ones(1)})
     with pytest.raises(CheckpointError, match=r"comes from an unknown source \(classifier\.0\.weight, \.\.\.\)"):
