@@ -9,7 +9,6 @@ import pytest
 from danet.acquire import cityscapes_login
 from danet.acquire.sources import Places, Wanted, obtain, sources, unpacked_folder
 from danet.core.errors import DownloadError
-from tests.acquire.server import Site
 
 pytestmark = pytest.mark.usefixtures("no_environment")
 

@@ -17,7 +17,6 @@ from danet.core.errors import DataError, DownloadError
 from danet.data.convert import convert_dataset
 from danet.data.prepared import PreparedDataset
 from danet.data.raw import changed_source, download_dataset, refuse_changed_source
-from tests.acquire.server import Site
 from tests.data.samples import camvid_spec, camvid_tree, generated, zip_of
 from tests.parameters import raw_params
 
@@ -110,7 +109,7 @@ def test_finished_archives_survive_an_interrupted_run(site, tmp_path):
     assert [path for path, _ in site.asked] == ["/two.zip"]
 
 
-def test_tree_is_packed_the_same_every_time(tmp_path: Path) -> None:
+def test_tree_is_packed_the_same_every_time(tmp_path):
     tree = camvid_tree(tmp_path / "somewhere" / "CamVid", 2)
     (tree / "notes.txt").write_text("not needed")
     elsewhere = tmp_path / "elsewhere.png"

@@ -158,7 +158,7 @@ def test_final_metrics_are_at_the_last_step_and_the_duration_is_of_the_work(work
     assert run.info.end_time - run.info.start_time == 3.25 * 3600 * 1000
 
 
-def test_a_number_that_fell_or_is_gone_is_not_shown_any_more(workspace: Workspace, row: Row) -> None:
+def test_a_number_that_fell_or_is_gone_is_not_shown_any_more(workspace, row):
     samples.write(row, workspace, {0: 78.0, 1: 78.3}, ms=1.5, points=5)
     tracking.send([row], workspace)
     folder = samples.write(row, workspace, {0: 70.0}, points=5)  # tested again, and one seed was taken away
@@ -223,7 +223,7 @@ def test_other_settings_seeds_and_weights_are_other_runs(workspace, row):
 
 
 @pytest.mark.parametrize("trained", [True, False])
-def test_released_weights_have_a_run_of_their_own(workspace: Workspace, row: Row, trained: bool) -> None:
+def test_released_weights_have_a_run_of_their_own(workspace, row, trained):
     if trained:
         samples.write(row, workspace, {0: 78.0}, points=5)
     workspace.metrics(row).mkdir(parents=True, exist_ok=True)

@@ -44,7 +44,7 @@ class Store:
         return {key: None if key[0] in TIMED else value for key, value in self.values.items()}
 
 
-def curve(trained: Trainer) -> list[dict[str, Any]]:
+def curve(trained):
     return [{name: value for name, value in row.items() if name not in TIMED} for row in trained.history.curve]
 
 

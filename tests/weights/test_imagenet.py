@@ -152,7 +152,7 @@ def spec(stem="7x7", **settings):
     return Weights.model_validate({**entry, **settings})
 
 
-def network(stem: Any = "7x7", backbone: Any = "resnet50") -> Segmentor:
+def network(stem="7x7", backbone="resnet50"):
     """All zero, which no weights are."""
     with torch.device("meta"):
         model = build_model(Model(method="danet", backbone=backbone, output_stride=8, stem=stem), 5)
@@ -182,13 +182,13 @@ def test_prepared_weights_load_exactly(folder):
     assert source["weights_sha256"] == backbone_sha256(folder / "out")
 
 
-def test_preparing_again_gives_the_same_bytes(folder: Path) -> None:
+def test_preparing_again_gives_the_same_bytes(folder):
     prepare_weights("test", spec(), folder / "w.pth", folder / "again")
     assert sha256(folder / "out/weights.safetensors") == sha256(folder / "again/weights.safetensors")
 
 
 @pytest.mark.usefixtures("no_environment")
-def test_the_checksum_of_a_zip_is_that_of_its_member(folder: Path, tmp_path: Path) -> None:
+def test_the_checksum_of_a_zip_is_that_of_its_member(folder, tmp_path):
     """As PyTorch-Encoding's model store verifies it: after unpacking."""
     digest = hashlib.sha1((folder / "w.pth").read_bytes()).hexdigest()
     raw = raw_params(released=False)
@@ -211,7 +211,7 @@ def test_the_checksum_of_a_zip_is_that_of_its_member(folder: Path, tmp_path: Pat
     assert backbone_sha256(space.weights("none")) is None
 
 
-def test_folders_that_must_not_be_loaded(folder: Path, tmp_path: Path) -> None:
+def test_folders_that_must_not_be_loaded(folder, tmp_path):
     with pytest.raises(CheckpointError, match=r"weights\.safetensors: does not exist"):
         load_backbone(network(), tmp_path)
     with pytest.raises(CheckpointError, match="is not our resnet50 with the deep-32-32-64 stem"):

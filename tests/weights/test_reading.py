@@ -54,7 +54,7 @@ def test_the_usual_wrappings(tmp_path, value, legacy):
     assert same(read_tensors(file))
 
 
-def test_safetensors(tmp_path: Path) -> None:
+def test_safetensors(tmp_path):
     save_file(STATE, tmp_path / "plain.safetensors")
     assert same(read_tensors(tmp_path / "plain.safetensors"))
 
