@@ -26,7 +26,6 @@ from danet.data.prepared import (
     FORMAT,
     MANIFEST,
     Entry,
-    Pixels,
     decode_image,
     format_class_pixels,
     format_manifest,
@@ -234,17 +233,16 @@ class _Conversion:
         """Checks and converts one image and mask; every problem is named, none raised."""
         name = self._relative(item.image)
         problems: list[str] = []
-        data = self._bytes(item.image, problems, f"{name}: missing")
-        mask_data: bytes | None = None
-        if item.mask is not None:
-            missing = f"{self._relative(item.mask)}: missing, for the image {item.id}"
-            mask_data = self._bytes(item.mask, problems, missing)
-        size, note = None, None
-        if data is not None:
+        data, size, note, mask = b"", None, None, None
+        if item.image.is_file():
+            data = item.image.read_bytes()
             size, mode = check_image(data, name, problems, grey=self.adapter.grey_images)
             note = name if mode == "L" else None
-        mask: Pixels | None = None
-        if item.mask is not None and mask_data is not None:
+        else:
+            problems.append(f"{name}: missing")
+        if item.mask is not None and not item.mask.is_file():
+            problems.append(f"{self._relative(item.mask)}: missing, for the image {item.id}")
+        elif item.mask is not None:
             try:
                 mask = self.adapter.read_mask(item.mask)
             except DataError as error:
@@ -253,7 +251,7 @@ class _Conversion:
             problems.append(
                 f"{name}: is {size[0]}x{size[1]}, but its mask {mask.shape[0]}x{mask.shape[1]} (height x width)"
             )
-        if problems or size is None or data is None:
+        if problems or size is None:
             return _Converted(tuple(problems))
         raw = self.spec.storage == "raw"
         suffix = ".npy" if raw else ".png" if bit_depth(data) else ".jpg"
@@ -264,15 +262,6 @@ class _Conversion:
             data = npy_bytes(pixels)
         encoded = b"" if mask is None else npy_bytes(mask) if raw else png_bytes(mask)
         return _Converted((), note, suffix, data, encoded, size, "" if mask is None else format_class_pixels(mask))
-
-    @staticmethod
-    def _bytes(path: Path, problems: list[str], missing: str) -> bytes | None:
-        """The bytes of a file; None, and a problem, if it cannot be read."""
-        try:
-            return path.read_bytes()
-        except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
-            problems.append(missing)
-            return None
 
     def _relative(self, path: Path) -> str:
         return path.relative_to(self.scratch).as_posix() if path.is_relative_to(self.scratch) else str(path)

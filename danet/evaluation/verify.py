@@ -10,7 +10,6 @@ from typing import Literal
 import torch
 
 from danet.config.params import Params, Released
-from danet.config.published import published
 from danet.config.row import Row
 from danet.config.workspace import Workspace
 from danet.core.errors import CheckpointError, DanetError
@@ -18,7 +17,6 @@ from danet.core.files import sha256
 from danet.data.prepared import PreparedDataset
 from danet.evaluation.evaluate import RowEvaluation, evaluate_released
 from danet.results.schema import MetricsFile, ReleasedFile
-from danet.results.verdict import agreement
 from danet.weights.exchange import is_imported, refuse_other_file
 from danet.weights.fetch import fetch_released, released_of, stored
 from danet.weights.ours import metadata_of
@@ -26,23 +24,13 @@ from danet.weights.ours import metadata_of
 
 @dataclass(frozen=True)
 class VerifiedRow:
-    """One row of the summary of ``danet verify``; percent."""
+    """One row of the summary of ``danet verify``."""
 
     row: str
     state: Literal["measured", "kept", "skipped", "failed"]
     """``kept``: the same weights were measured before on the same data by the same protocol."""
     reason: str = ""
-    miou: float | None = None
-    miou_ms_flip: float | None = None
-    published_miou: float | None = None
-    published_ms_flip: float | None = None
-    band: float = 0.05
-
-    @property
-    def verdicts(self) -> tuple[str, str]:
-        """Of single scale and of multi-scale + flip, as in the tables; empty where there is nothing to compare."""
-        single = agreement(self.miou, self.published_miou, self.band)
-        return single, agreement(self.miou_ms_flip, self.published_ms_flip, self.band)
+    metrics: MetricsFile | None = None
 
 
 def verify_row(
@@ -154,18 +142,4 @@ def _verify_one(
         result = verify_row(row, workspace, weights=weights, device=device, reuse=not again)
     except DanetError as error:
         return VerifiedRow(row.name, "failed", str(error))
-    return summary_of(row, result.metrics, "kept" if result.kept else "measured", params.bands.released)
-
-
-def summary_of(row: Row, metrics: MetricsFile, state: Literal["measured", "kept"], band: float) -> VerifiedRow:
-    """The summary of a ``verify.json``."""
-    source = published(row.name)
-    return VerifiedRow(
-        row.name,
-        state,
-        miou=metrics.miou,
-        miou_ms_flip=metrics.miou_ms_flip,
-        published_miou=source.miou,
-        published_ms_flip=source.miou_ms_flip,
-        band=band,
-    )
+    return VerifiedRow(row.name, "kept" if result.kept else "measured", metrics=result.metrics)
