@@ -45,9 +45,6 @@ def dvc_environment(without: str | None = None) -> dict[str, str]:
     Containers are often given two cores of a large machine: PyTorch would start a thread for each of its cores, and
     waiting threads would spin on the little that there is (measured beside one other process: half the speed). glibc is
     told to keep what it has freed: training asks for the same blocks in every iteration (measured: 14% less time).
-
-    Args:
-        without: prefix of variables to leave out.
     """
     environment = {key: value for key, value in os.environ.items() if without is None or not key.startswith(without)}
     environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"

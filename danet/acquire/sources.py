@@ -130,12 +130,7 @@ def obtain(
 ) -> tuple[Path, Source]:
     """The file and its source: a local file where it lies, else downloaded to ``target`` (resumed in a later call).
 
-    Args:
-        wanted: the file.
-        target: where a download goes.
-        places: where to look.
-        check: says what is wrong with a file that has no checksum, if anything is.
-        progress: whether to print progress.
+    ``check`` says what is wrong with a file that has no checksum, if anything is.
 
     Raises:
         DownloadError: saying for each source why it does not serve, and where to place the file by hand.

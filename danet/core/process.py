@@ -146,11 +146,6 @@ def _release(error: BaseException | None) -> None:
 def select_device(device: str | torch.device | None, local_rank: int = 0, local_world: int = 1) -> torch.device:
     """The device asked for, or the best there is.
 
-    Args:
-        device: see :func:`processes`.
-        local_rank: of this process among those of its node.
-        local_world: how many those are.
-
     Raises:
         TrainingError: if it is not there or not a device's name, or if processes would have to share a GPU.
     """

@@ -175,12 +175,8 @@ def check_image(
 ) -> tuple[tuple[int, int] | None, str | None]:
     """The one rule of what an image is: a whole JPEG or PNG of 8-bit RGB.
 
-    Args:
-        data: the bytes of a file.
-        name: of it, for the problems.
-        problems: what is wrong is added to these.
-        grey: whether 8-bit greyscale is fine too.
-        turned: whether an EXIF orientation is fine, because it will be applied.
+    What is wrong is added to ``problems``. ``grey``: 8-bit greyscale is fine too. ``turned``: an EXIF orientation is
+    fine, because it will be applied.
 
     Returns:
         (height, width) as stored, None if the image cannot be used, and Pillow's name of its mode.

@@ -260,13 +260,7 @@ class BatchStream:
 
     Iterate once, then :meth:`close` (or use as a context manager): ends the workers, also in mid-stream.
 
-    Args:
-        source: the training split.
-        augment: the row's augmentation.
-        seed: of the run.
-        batch_size: over all processes.
-        device: where the batches are wanted: on a GPU they arrive by :class:`danet.data.prefetch.DevicePrefetcher`.
-        prefetch: batches ahead per worker.
+    ``batch_size`` is over all processes; on a GPU batches arrive by :class:`danet.data.prefetch.DevicePrefetcher`.
     """
 
     def __init__(

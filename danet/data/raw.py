@@ -41,15 +41,8 @@ def download_dataset(
     """Brings the archives of a dataset into the folder ``out``, with ``out/SOURCE.json`` saying where each came from.
 
     ``out`` appears, or changes, only when all are there and right. An archive that ``out`` has already stays, unless a
-    folder has another one.
-
-    Args:
-        name: of the dataset.
-        spec: of the dataset.
-        out: ``data/raw/NAME``.
-        places: where to look; with ``tree``, by default as the environment says.
-        tree: the unpacked official folder.
-        progress: whether to print progress.
+    folder has another one. Files are looked for in ``places``, or ``tree`` (the unpacked official folder) is packed; by
+    default as the environment says.
 
     Raises:
         DownloadError: saying for each source why it did not serve, and what to do.
@@ -134,10 +127,7 @@ def refuse_changed_source(workspace: Workspace, name: str) -> None:
 def changed_source(workspace: Workspace, name: str, *, contents: bool = True) -> str | None:
     """How what the environment names differs from ``data/raw/NAME``; None if it does not, or names nothing.
 
-    Args:
-        workspace: with the dataset.
-        name: of the dataset.
-        contents: compare contents, not names and sizes alone.
+    Without ``contents`` names and sizes alone are compared.
     """
     raw = workspace.raw(name)
     recorded = _recorded(raw)

@@ -48,17 +48,7 @@ def predict_files(
 
     Of images that share a stem, ``<stem>`` is the whole name: ``a.jpg`` gives ``a.jpg.png``. Every image is checked
     before the first is segmented, and every file is complete or not there.
-
-    Args:
-        row: gives model, protocol and numerics.
-        weights: of that row's model: trained, imported or raw as released.
-        images: JPEG or PNG of 8-bit RGB or grey, or folders of them; an EXIF orientation is applied.
-        out: folder, made if missing.
-        adapter: the dataset's, a key of ``ADAPTERS``: gives classes and palette.
-        mode: ``ss`` or, where the row defines it, ``ms``.
-        logits: also write the ``.npy`` files.
-        device: by default the GPU if there is one.
-        force: overwrite files that are there.
+    Images are JPEG or PNG of 8-bit RGB or grey, or folders of them; an EXIF orientation is applied.
 
     Returns:
         the files written, in the order of ``images``.

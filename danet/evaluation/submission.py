@@ -47,14 +47,8 @@ def write_submission(
 ) -> int:
     """Predicts the test split by the row's protocol and writes the zip. The same input gives the same bytes.
 
-    Args:
-        row: of Cityscapes.
-        workspace: with the prepared data set.
-        weights: trained, imported or raw released.
-        out: the zip; appears when it is whole.
-        mode: by default multi-scale + flip where the row defines it, else single scale.
-        device: by default the GPU if there is one.
-        size: height and width that every image must have.
+    The weights are trained, imported or raw released. By default the mode is multi-scale + flip where the row defines
+    it. ``size`` (height, width) is what every image must have.
 
     Returns:
         The number of images in it.

@@ -45,14 +45,8 @@ def verify_row(
     """Evaluates released weights by the row's own protocol, single scale and, where it has one, multi-scale + flip.
 
     Writes ``verify.json`` and ``verification.json`` to ``workspace.metrics(row)``, for the table's *released weights*.
-
-    Args:
-        row: whose number is doubted.
-        workspace: with the prepared data set.
-        weights: an imported or raw released file; by default ``data/released/ROW``, fetched first if it is not there.
-        device: by default the GPU if there is one.
-        progress: whether to print progress.
-        reuse: see :func:`danet.evaluation.evaluate.evaluate_row`.
+    Without ``weights`` (an imported or raw released file) ``data/released/ROW`` is taken, fetched first if need be.
+    ``reuse`` is that of :func:`danet.evaluation.evaluate.evaluate_row`.
 
     Raises:
         CheckpointError: if the file is not the row's released one (its SHA-256 is another than published, or it was
@@ -108,11 +102,8 @@ def verify_all(
 ) -> list[VerifiedRow]:
     """:func:`verify_row` for every row of the tables with published numbers; a row that cannot be is skipped.
 
-    Args:
-        workspace: where everything is.
-        device: by default the GPU if there is one.
-        again: measure also what was measured before with the same weights, data and protocol.
-        report: called after each row with its result, the rows done and all rows.
+    ``again`` measures also what was measured before. ``report`` is called after each row with its result, the rows done
+    and all rows.
 
     Returns:
         One entry per row; ``skipped`` and ``failed`` ones with the reason.

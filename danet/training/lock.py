@@ -20,10 +20,7 @@ was killed live on for a few."""
 def row_lock(folder: Path, process: Process, say: Callable[[str], None] = lambda _: None) -> Iterator[None]:
     """Holds a row's checkpoint folder (its name has the row's hash) against other trainers, while this process lives.
 
-    Args:
-        folder: with the checkpoints of the row.
-        process: of several, the first holds it for all.
-        say: is told if another trainer has to be waited for.
+    Of several processes the first holds it for all. ``say`` is told if another trainer has to be waited for.
 
     Raises:
         TrainingError: in every process, if another trainer holds it for longer than :data:`LOCK_WAIT`.

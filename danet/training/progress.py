@@ -107,14 +107,7 @@ def write_status(
 ) -> None:
     """Replaces ``progress.json``; readers never see half of one, and a full disk stops no training.
 
-    Args:
-        folder: of the seed's resume checkpoints.
-        row: its name.
-        seed: of the run.
-        iteration: number of finished optimizer steps.
-        total: of the run.
-        loss: mean over the log interval that has just ended.
-        eta_seconds: expected until the last step.
+    ``loss`` is the mean over the log interval that has just ended.
     """
     value = {"row": row, "seed": seed, "iteration": iteration, "total": total, "loss": loss}
     value |= {"eta_seconds": round(eta_seconds, 1), "updated": datetime.now(UTC).isoformat(timespec="seconds")}

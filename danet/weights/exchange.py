@@ -108,13 +108,10 @@ def refuse_other_file(file: Path, digest: str, released: Released | None) -> str
 def export_weights(file: Path, out: Path, *, target: str = "mmsegmentation") -> int:
     """Writes one of our files as a ``.pth`` of a source, ``{"state_dict", "meta"}`` (sssegmentation: ``{"model"}``).
 
+    The file is one of training or of :func:`import_weights`, ``target`` a key of ``SOURCES``.
+
     mmsegmentation's position attention always has biases: those that a row has none of are written as zeros, which
     computes the same.
-
-    Args:
-        file: of training or of :func:`import_weights`.
-        out: the ``.pth``.
-        target: a key of ``SOURCES``.
 
     Returns:
         The number of tensors.

@@ -34,12 +34,6 @@ def convert(file: Path, given: dict[str, Tensor], backbone: str, stem: Stem) -> 
     The ImageNet classifier (``fc``) is dropped; batch counters, which old files lack, are set to 0. Everything else
     must be there, and nothing more. Floating-point tensors become float32.
 
-    Args:
-        file: what messages name.
-        given: its tensors; ``backbone.`` prefixes are fine.
-        backbone: ``resnet50`` or ``resnet101``.
-        stem: as in :class:`danet.config.row.Model`.
-
     Raises:
         CheckpointError: if they are of another depth or stem.
     """
@@ -111,12 +105,6 @@ def _expected(backbone: str, stem: Stem) -> dict[str, Tensor]:
 
 def prepare_weights(name: str, spec: Weights, file: Path, out: Path) -> None:
     """Writes ``weights.safetensors`` (our names) and ``source.json`` below ``out``.
-
-    Args:
-        name: the key in ``datasets.yaml``.
-        spec: its entry.
-        file: the checkpoint, unzipped.
-        out: folder, made where needed.
 
     Raises:
         CheckpointError: as :func:`convert`. ``out`` is then left as it was.

@@ -56,11 +56,8 @@ def save_model(path: Path, model: nn.Module, metadata: Mapping[str, str]) -> Non
 def load_model(path: Path, model: nn.Module, *, differs: Callable[[str], None] | None = None) -> dict[str, str]:
     """Loads a file of :func:`save_model` into a model of the same settings.
 
-    Args:
-        path: the file.
-        model: as for :func:`save_model`.
-        differs: told of each setting that is another but changes no tensor (output stride, multi-grid, corners);
-            without it such a file is refused.
+    ``differs`` is told of each setting that is another but changes no tensor (output stride, multi-grid, corners);
+    without it such a file is refused.
 
     Returns:
         The file's metadata.

@@ -68,13 +68,7 @@ def check_names(
 ) -> None:
     """Refuses a state dict that is not exactly the expected one, in names, shapes and kind of number.
 
-    Args:
-        file: named in the message.
-        given: what was read.
-        expected: a state dict of the wanted shapes (may be on the meta device).
-        what: the wanted network, for the message.
-        remedy: what to do about it, for the message.
-        names: our name to the file's own, where they differ, so that the message names what is in the file.
+    ``names`` are the file's own of ours, where they differ; ``what`` and ``remedy`` are for the message.
 
     Raises:
         CheckpointError: with the first missing, unexpected, misshapen or non-finite tensors.

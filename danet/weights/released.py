@@ -189,11 +189,6 @@ def import_released(file: Path, config: Model, num_classes: int) -> tuple[dict[s
     Batch counters, which files of old PyTorch lack altogether, are then 0; the ImageNet classifier that the official
     code keeps in its backbone is dropped. Everything else must be there, and nothing more.
 
-    Args:
-        file: the checkpoint, as published.
-        config: the network it is for.
-        num_classes: of the row.
-
     Returns:
         The state dict for ``build_model(config, num_classes)``, and the source, a key of :data:`SOURCES`.
 
@@ -221,11 +216,6 @@ def import_released(file: Path, config: Model, num_classes: int) -> tuple[dict[s
 
 def export_released(state: Mapping[str, Tensor], config: Model, source: str) -> dict[str, Tensor]:
     """The state dict of our network in the names and shapes of a source: the inverse of :func:`import_released`.
-
-    Args:
-        state: of ``build_model(config, ...)``.
-        config: the network.
-        source: a key of :data:`SOURCES`.
 
     Raises:
         CheckpointError: if that source has no such network.
