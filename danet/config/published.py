@@ -66,17 +66,13 @@ NUMBERS = ("miou", "miou_ms_flip", "aacc", "aacc_ms", "memory_gb", "fps")
 """The fields that are numbers, in the order of tables and records."""
 
 
-def load_published(path: Path | str | None = None) -> dict[str, Published]:
+@functools.cache
+def load_published(path: Path = DEFAULT_PATH) -> Mapping[str, Published]:
     """All published numbers by row name, from ``benchmarks/published.yaml`` of this repository or another file.
 
     Raises:
         ConfigError: if the file cannot be read, naming the row and field that are wrong.
     """
-    return dict(_load(Path(path) if path else DEFAULT_PATH))
-
-
-@functools.cache
-def _load(path: Path) -> Mapping[str, Published]:
     raw = load_mapping(path)
     result = {}
     for name, value in raw.items():
@@ -91,7 +87,7 @@ def _load(path: Path) -> Mapping[str, Published]:
 
 def published(row_name: str, path: Path | str | None = None) -> Published:
     """What is published for a row; all fields ``None`` if the sources give nothing for it."""
-    return _load(Path(path) if path else DEFAULT_PATH).get(row_name) or Published()
+    return load_published(Path(path or DEFAULT_PATH)).get(row_name) or Published()
 
 
 def check_published(table: str, params: Params, path: Path | str | None = None) -> None:
@@ -101,11 +97,11 @@ def check_published(table: str, params: Params, path: Path | str | None = None) 
     Raises:
         ConfigError: naming the rows without an entry, or the note without a row.
     """
-    path = Path(path) if path else DEFAULT_PATH
+    path = Path(path or DEFAULT_PATH)
     settings = params.tables[table]
     if strangers := [name for name in settings.row_notes if name not in params.rows]:
         raise ConfigError(f"{params.path}: tables.{table}.row_notes.{strangers[0]}: no such row; rename or remove it")
-    lost = [row.name for row in params.table_rows(table) if row.name not in _load(path)]
+    lost = [row.name for row in params.table_rows(table) if row.name not in load_published(path)]
     if lost and settings.published:
         raise ConfigError(
             f"{path}: no entry for {', '.join(lost)} of {params.path}; add one (all null if the source gives nothing)"
@@ -132,8 +128,3 @@ def row_record(row: Row, path: Path | str | None = None) -> dict[str, Any]:
         "schedule": row.schedule.text,
         "published": {name: getattr(numbers, name) for name in NUMBERS},
     }
-
-
-def rows_as_records(params: Params, path: Path | str | None = None) -> list[dict[str, Any]]:
-    """All rows in the order of ``params.yaml``, each as :func:`row_record` gives it."""
-    return [row_record(row, path) for row in params.rows.values()]

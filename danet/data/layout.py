@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import io
-import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -277,30 +276,14 @@ def read_mat(path: Path) -> Mask:
 
 
 def _reason(error: Exception) -> str:
-    text = " ".join(str(error).split())[:200] or type(error).__name__
-    return text.encode("utf-8", "backslashreplace").decode()
+    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
-def folders(root: Path, depth: int = _SEARCH_DEPTH) -> Iterator[Path]:
-    """``root`` and the folders below it, breadth first, sorted, without hidden ones."""
-    level = [root]
-    for _ in range(depth + 1):
-        below: list[Path] = []
-        for folder in level:
-            yield folder
-            try:
-                with os.scandir(folder) as entries:
-                    names = sorted(entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir())
-            except OSError:
-                continue
-            below += [folder / name for name in names]
-        level = below
-
-
-def find(root: Path, markers: Iterable[str], prefer: str | None = None) -> Path | None:
+def find(root: Path, markers: Sequence[str], prefer: str | None = None) -> Path | None:
     """The shallowest folder at or below ``root`` that has all ``markers``; one named ``prefer`` wins over others."""
-    markers = tuple(markers)
-    found = [folder for folder in folders(root) if all((folder / marker).exists() for marker in markers)]
+    below = [path for depth in range(1, _SEARCH_DEPTH + 1) for path in sorted(root.glob("/".join("*" * depth) + "/"))]
+    folders = [root, *(path for path in below if not path.name.startswith("."))]
+    found = [folder for folder in folders if all((folder / marker).exists() for marker in markers)]
     return next((folder for folder in found if folder.name == prefer), found[0] if found else None)
 
 

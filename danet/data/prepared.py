@@ -42,8 +42,6 @@ from danet.data.layout import IGNORE
 _Value = Annotated[int, Field(ge=0, le=255)]
 _Colour = Annotated[tuple[_Value, _Value, _Value], Field(strict=False)]
 
-MAX_SIDE = 1 << 16
-
 FORMAT = 1
 MANIFEST = "manifest.csv"
 DESCRIPTION = "dataset.json"

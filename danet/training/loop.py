@@ -19,7 +19,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Protocol
 
 import torch
@@ -183,7 +183,7 @@ class Trainer:
         self.optimizer.load_state_dict({"state": checkpoint.optimizer["state"], "param_groups": groups})
         if self.scaler.is_enabled() and checkpoint.scaler:
             self.scaler.load_state_dict(checkpoint.scaler)
-        self.history = History.restored(checkpoint.progress)
+        self.history = History(**checkpoint.progress)
         self.history.resumed += 1
         if self.finds_accumulation and self.history.accumulate:
             self.accumulate = self.history.accumulate[-1][1]
@@ -527,7 +527,7 @@ class Trainer:
                     model=self.model.state_dict(),
                     optimizer=self.optimizer.state_dict(),
                     scaler=self.scaler.state_dict() if self.scaler.is_enabled() else {},
-                    progress=self.history.state(),
+                    progress=asdict(self.history),
                 )
             )
         self._saved = self.iteration

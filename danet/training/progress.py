@@ -7,10 +7,10 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from rich.console import Console
 from rich.markup import escape
@@ -91,15 +91,6 @@ class History:
     def images_per_second(self) -> float:
         """Over the whole run, over all processes."""
         return self.images / self.seconds if self.seconds > 0 else 0.0
-
-    def state(self) -> dict[str, Any]:
-        """As plain values."""
-        return asdict(self)
-
-    @classmethod
-    def restored(cls, state: dict[str, Any]) -> History:
-        """From :meth:`state`."""
-        return cls(**state)
 
 
 def write_status(

@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from danet.config.params import load_params
-from danet.config.published import check_published, load_published, published, rows_as_records
+from danet.config.published import check_published, load_published, published, row_record
 from danet.core.errors import ConfigError
 from danet.report.records import table_record
 
@@ -35,8 +35,9 @@ NUMBERS = ("miou", "miou_ms_flip", "aacc", "aacc_ms", "memory_gb", "fps")
 def test_hand_checked_numbers(row, numbers):
     entry = published(row)
     assert tuple(getattr(entry, name) for name in NUMBERS) == numbers
-    records = {record["row"]: record for record in rows_as_records(load_params(ROOT / "params.yaml"))}
-    assert records[row]["published"] == dict(zip(NUMBERS, numbers, strict=True))
+    assert row_record(load_params(ROOT / "params.yaml").row(row))["published"] == dict(
+        zip(NUMBERS, numbers, strict=True)
+    )
 
 
 def test_every_number_belongs_to_a_row_and_every_row_has_an_entry():
@@ -50,7 +51,7 @@ def test_every_number_belongs_to_a_row_and_every_row_has_an_entry():
 
 def test_records_have_the_promised_keys():
     params = load_params(ROOT / "params.yaml")
-    records = rows_as_records(params)
+    records = [row_record(row) for row in params.rows.values()]
     assert [record["row"] for record in records] == list(params.rows)
     for record in records:
         assert list(record) == [
