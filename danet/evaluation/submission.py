@@ -19,15 +19,13 @@ from danet.config.row import Row
 from danet.config.workspace import Workspace
 from danet.core.errors import CheckpointError, ConfigError, DataError
 from danet.core.files import atomic_write, zip_entry
-from danet.core.process import select_device
 from danet.core.progress import Progress
 from danet.data.cityscapes import TRAIN_TO_LABEL
 from danet.data.prepared import PreparedDataset, png_bytes
 from danet.data.registry import ADAPTERS
-from danet.evaluation.inference import Mode, Predictor
+from danet.evaluation.inference import Mode
+from danet.evaluation.predict import load_predictor
 from danet.models.numerics import configured
-from danet.models.segmentor import build_model
-from danet.weights.exchange import load_any
 
 SIZE: Final = (1024, 2048)
 """Height and width that the server takes."""
@@ -64,18 +62,10 @@ def write_submission(
     if out.suffix != ".zip":
         raise ConfigError(f"{out}: the name must end in .zip")
     mode = mode or ("ms" if row.test.multi_scale is not None else "ss")
-    if mode == "ms" and row.test.multi_scale is None:
-        raise ConfigError(f"row {row.name} defines no multi-scale test; use mode ss")
     dataset = PreparedDataset(workspace.prepared(row.dataset), SPLIT)
     _check(dataset, dataset_settings.counts.get(SPLIT, 0), size)
 
-    chosen = select_device(device)
-    model = build_model(row.model, ADAPTERS["cityscapes"].num_classes, attention=row.numerics.attention)
-    load_any(weights, model, row)
-    model.to(chosen).eval()
-    if row.numerics.channels_last:
-        model.to(memory_format=torch.channels_last)
-    predictor = Predictor(model, row.test, row.model.align_corners, mode=mode, device=chosen, numerics=row.numerics)
+    predictor = load_predictor(row, weights, ADAPTERS["cityscapes"].num_classes, mode=mode, device=device)
     show = row.runtime.progress != "never"
     with (
         atomic_write(out) as temporary,
