@@ -155,12 +155,6 @@ def test_tables_pages_and_cost_are_made_from_the_files(tmp_path, params):
     assert cost.row_cost(row, params, None).hours is None
 
 
-def test_hours_for_people():
-    assert [cost.duration(h) for h in (0.001, 0.5, 7 / 6, 30.2, 96)] == [
-        "about 1 min", "about 30 min", "about 1 h 10 min", "about 30 h", "about 4 days",
-    ]  # fmt: skip
-
-
 def test_worker_answers_and_reports_what_fails():
     case = cases.Case("infer", "R-50 D16", (32, 32), 1, cases.published_model("resnet50", 16), threads=1)
     implementation = cases.implementations("infer", "cpu")[1]

@@ -35,9 +35,8 @@ NUMBERS = ("miou", "miou_ms_flip", "aacc", "aacc_ms", "memory_gb", "fps")
 def test_hand_checked_numbers(row, numbers):
     entry = published(row)
     assert tuple(getattr(entry, name) for name in NUMBERS) == numbers
-    assert row_record(load_params(ROOT / "params.yaml").row(row))["published"] == dict(
-        zip(NUMBERS, numbers, strict=True)
-    )
+    record = row_record(load_params(ROOT / "params.yaml").row(row))
+    assert record["published"] == dict(zip(NUMBERS, numbers, strict=True))
 
 
 def test_every_number_belongs_to_a_row_and_every_row_has_an_entry():
@@ -52,7 +51,6 @@ def test_every_number_belongs_to_a_row_and_every_row_has_an_entry():
 def test_records_have_the_promised_keys():
     params = load_params(ROOT / "params.yaml")
     records = [row_record(row) for row in params.rows.values()]
-    assert [record["row"] for record in records] == list(params.rows)
     for record in records:
         assert list(record) == [
             *("row", "source", "dataset", "method", "backbone", "output_stride", "crop_size", "schedule", "published")
@@ -72,7 +70,7 @@ def test_records_have_the_promised_keys():
         ("camvid-r50-d8: {miou: .nan}", "camvid-r50-d8.miou"),
         ("camvid-r50-d8: {mIoU: 70}", "camvid-r50-d8.mIoU"),
         ("camvid-r50-d8: {fps: 0}", "camvid-r50-d8.fps"),
-        ("- a", "must hold a mapping"),
+        ("- a", "must map"),
         ("a: [", "not valid YAML"),
     ],
 )
