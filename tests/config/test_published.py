@@ -70,7 +70,7 @@ def test_records_have_the_promised_keys():
         ("camvid-r50-d8: {miou: .nan}", "camvid-r50-d8.miou"),
         ("camvid-r50-d8: {mIoU: 70}", "camvid-r50-d8.mIoU"),
         ("camvid-r50-d8: {fps: 0}", "camvid-r50-d8.fps"),
-        ("- a", "must map"),
+        ("- a", "must hold a mapping"),
         ("a: [", "not valid YAML"),
     ],
 )
