@@ -129,9 +129,12 @@ def _print_verified(results: Sequence[VerifiedRow], band: float) -> None:
     shown = result_table("row", *numbers, left=("row", "verdict"))
     measured = [each for each in results if each.metrics is not None]
     for each in measured:
-        cells = []
-        for metric in ("miou", "miou_ms_flip"):
-            there, here = getattr(published(each.row), metric), getattr(each.metrics, metric)
+        assert each.metrics is not None
+        cells: list[str] = []
+        for there, here in (
+            (published(each.row).released_miou, each.metrics.miou),
+            (published(each.row).miou_ms_flip, each.metrics.miou_ms_flip),
+        ):
             gap = None if there is None or here is None else here - there
             cells += [number(there), number(here), signed(gap), agreement(here, there, band) or "-"]
         shown.add_row(each.row, *cells[:6], cells[7])

@@ -68,7 +68,7 @@ def fetch_released(workspace: Workspace, name: str, *, progress: bool = True) ->
     row = params.row(name)
     spec = released_of(params, name)
     out = workspace.released(row)
-    wanted = Wanted(spec.file, "released", spec.url, spec.checksum, also=(f"{name}.pth",))
+    wanted = Wanted(spec.file, "released", spec.url, spec.checksum, also=(f"{name}.pth",), command=spec.command)
     try:
         with _obtained(wanted, out, workspace, progress) as (file, source):
             imported = import_weights(file, out / WEIGHTS_FILE, params, row=name)
