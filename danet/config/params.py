@@ -166,7 +166,9 @@ class _Sections(Strict):
     rows: dict[Name, dict[str, Any]] = Field(default_factory=dict)
     released: dict[Name, dict[str, Any]] = Field(default_factory=dict)
     submissions: dict[Name, dict[str, Any]] = Field(default_factory=dict)
-    numerics: Numerics = Numerics()
+    numerics: str
+    """The profile of every row that names no other."""
+    profiles: dict[Name, Numerics]
     runtime: Runtime = Runtime()
 
 
@@ -181,7 +183,8 @@ class Params:
         self._raw = {name: section for name, section in raw.items() if section is not None}
         self._sections = sections = _validate(_Sections, self._raw, path)
         self.revisions, self.bands, self.recipes = sections.revisions, sections.bands, sections.recipes
-        self.weights, self.tables = sections.weights, sections.tables
+        self.weights, self.tables, self.profiles = sections.weights, sections.tables, sections.profiles
+        self.profile = self._one_of(f"{_file(path, 'numerics')}: numerics", sections.numerics, self.profiles)
         self.datasets = {
             key: dataset.model_copy(update={"title": sections.titles.get(key, key)})
             for key, dataset in sections.datasets.items()
@@ -208,8 +211,14 @@ class Params:
             data = merge(data, part.train | {"test": part.test})
             data |= {"val_split": part.val_split} if part.val_split is not None else {}
         data = merge(data, {key: value for key, value in row.items() if key not in {"recipe", "settings"}})
-        for shared in ("numerics", "runtime"):
-            data[shared] = merge(self._raw.get(shared, {}), data.get(shared) or {})
+        data["runtime"] = merge(self._raw.get("runtime", {}), data.get("runtime") or {})
+        given = data.get("numerics") or {}
+        if isinstance(given, str):
+            data["profile"] = profile = self._one_of(f"{where}.numerics", given, self.profiles)
+            data["numerics"] = self.profiles[profile].model_dump()
+        else:
+            data["profile"] = ", ".join([self.profile, *(f"{key} {value}" for key, value in given.items())])
+            data["numerics"] = merge(self.profiles[self.profile].model_dump(), given)
         data |= {"name": name, "revisions": self.revisions.model_dump(include={"train", "evaluate"})}
         if "notes" in data:
             raise ConfigError(f"{where}.notes: belongs in tables.{data.get('table')}.row_notes.{name}")
