@@ -152,7 +152,7 @@ REFUSED = [
     ({"augment": {"resize": {"base": 512}}}, "rule 'ratio'"),
     ({"schedule": {"batch_size": 0}}, "batch_size"),
     ({"numerics": {"precision": "int8"}}, "fp32"),
-    ({"numerics": "slow"}, "allowed: published, fast"),
+    ({"numerics": "slow"}, "allowed: fast, published"),
 ]
 
 
