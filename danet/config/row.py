@@ -36,6 +36,11 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
+BackboneInit = Literal["kaiming", "mmsegmentation", "pytorch"]
+"""``kaiming``: normal over fan-out, as the official code; ``mmsegmentation``: the same with a last norm of 0 in each
+residual branch; ``pytorch``: its default, as sssegmentation leaves it."""
+
+
 class Strict(BaseModel):
     """Refuses unknown fields, so that a misspelt setting is an error and not a silent default."""
 
@@ -57,6 +62,9 @@ class Model(Strict):
     """Width of the auxiliary FCN head on layer3; null for no auxiliary head."""
     align_corners: bool = False
     init: Literal["mmsegmentation", "pytorch"] = "pytorch"
+    """Of the heads."""
+    backbone_init: BackboneInit = "kaiming"
+    """Of a backbone without ImageNet weights."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Model:
@@ -277,6 +285,7 @@ NEUTRAL: Mapping[str, Any] = {
     "model.aux_channels": None,
     "model.align_corners": False,
     "model.init": "pytorch",
+    "model.backbone_init": "kaiming",
     "loss.main": 1.0,
     "loss.pam": 1.0,
     "loss.cam": 1.0,

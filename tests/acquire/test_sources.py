@@ -93,6 +93,12 @@ def test_rubbish_placed_by_hand_is_not_taken(tmp_path, content, problem):
     assert get(Wanted("a.bin", "group"), Places(tmp_path), tmp_path / "t") == (DATA, "local folder")
 
 
+def test_what_makes_it_here_is_named(tmp_path):
+    wanted = Wanted("rehearsal-a.pth", "released", command="make rehearsal")
+    with pytest.raises(DownloadError, match=r"rehearsal-a\.pth could not be obtained: `make rehearsal` makes it"):
+        get(wanted, Places(tmp_path), tmp_path / "t")
+
+
 def test_where_to_place_it_by_hand(tmp_path):
     """Following the message is enough; a link to Google Drive is for a browser and not asked for by us."""
     link = "https://drive.google.com/open?id=1XmpFEF-tbPH0Rmv4eKRxYJngr3pTbj6p"
