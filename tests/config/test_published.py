@@ -71,7 +71,7 @@ def test_records_have_the_promised_keys():
         ("camvid-r50-d8: {mIoU: 70}", "camvid-r50-d8.mIoU"),
         ("camvid-r50-d8: {fps: 0}", "camvid-r50-d8.fps"),
         ("camvid-r50-d8: {miou: 20.0, seeds: [20.0, 20.1]}", "not the mean of the seeds"),
-        ("- a", "must map"),
+        ("- a", "must hold a mapping"),
         ("a: [", "not valid YAML"),
     ],
 )
