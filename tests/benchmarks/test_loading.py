@@ -2,7 +2,6 @@
 
 import csv
 import io
-import itertools
 
 import numpy as np
 import pytest
@@ -15,17 +14,6 @@ from danet.data.cityscapes import LABEL_TO_TRAIN
 @pytest.fixture(scope="module")
 def scene():
     return scenes.scene(0, (256, 512))
-
-
-def test_scenes_have_the_spectrum_of_photographs(scene):
-    """Amplitude falls as about 1/frequency: noise would give a slope of 0, flat colour nothing to fit."""
-    grey = scene[0].mean(axis=2)
-    amplitude = np.abs(np.fft.fft2(grey - grey.mean()))
-    frequency = np.hypot(np.fft.fftfreq(grey.shape[0])[:, None], np.fft.fftfreq(grey.shape[1])[None])
-    edges = np.geomspace(0.01, 0.25, 9)
-    rings = [amplitude[(frequency >= a) & (frequency < b)].mean() for a, b in itertools.pairwise(edges)]
-    slope = np.polyfit(np.log(edges[1:]), np.log(rings), 1)[0]
-    assert -1.6 < slope < -0.9
 
 
 def test_scenes_have_many_classes_and_a_road(scene):

@@ -49,24 +49,6 @@ def test_sheet_shows_image_and_overlay(tmp_path):
     assert PALETTE[1] not in colours, "only classes that are present"
 
 
-def test_unlabelled_and_odd_sizes(tmp_path):
-    samples = [
-        ("no labels", np.zeros((10, 500, 3), np.uint8), None),
-        ("tall", np.zeros((900, 20, 3), np.uint8), np.full((900, 20), 255, np.uint8)),
-    ]
-    contact_sheet(samples, tmp_path / "sheet.png", CLASSES, PALETTE)
-    assert Image.open(tmp_path / "sheet.png").size[0] > 600
-
-
-def test_bad_samples(tmp_path):
-    image = np.zeros((4, 5, 3), np.uint8)
-    with pytest.raises(DataError, match="nothing to show"):
-        contact_sheet([], tmp_path / "sheet.png", CLASSES, PALETTE)
-    with pytest.raises(DataError, match=r"odd.*differ in size"):
-        contact_sheet([("odd", image, np.zeros((5, 4), np.uint8))], tmp_path / "sheet.png", CLASSES, PALETTE)
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_browse_dataset(tmp_path):
     out = prepare(camvid_tree(tmp_path / "tree", 5), camvid_spec(5), tmp_path)
     for split, count in (("train", 2), ("val", 100), ("test", 1)):

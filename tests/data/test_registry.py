@@ -40,12 +40,6 @@ def test_label_map_against_a_loop(mapping, raw):
     assert result.tolist() == [[mapping[int(value)] for value in row] for row in raw]
 
 
-def test_label_map_names_known_ids_as_ranges():
-    assert ADAPTERS["voc2012"].labels.text == "0-20, 255"
-    assert ADAPTERS["cityscapes"].labels.text == "0-33"
-    assert LabelMap({3: 0, 1: 1, 2: 2, 9: 3}).text == "1-3, 9"
-
-
 def test_a_palette_of_few_bits_a_pixel(tmp_path):
     ids = np.random.default_rng(0).integers(0, 3, (9, 7), np.uint8)
     few = Image.frombytes("P", (7, 9), ids.tobytes())

@@ -1,7 +1,6 @@
 """Augmentation against slow versions written from the sources' descriptions, closed forms and properties."""
 
 import colorsys
-import dataclasses
 import math
 
 import cv2
@@ -11,7 +10,6 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
 
 from danet.config.params import load_params
 from danet.core.errors import ConfigError, DataError
@@ -175,27 +173,6 @@ def test_padding(augment):
     outside = 0.0 if augment.pad.image == "mean" else black
     np.testing.assert_allclose(pixels[:, ~inside], np.broadcast_to(outside, (3, (~inside).sum())), atol=1e-5)
     assert (result[~inside] == (0 if augment is not None and augment.pad.label == "zero" else 255)).all()
-
-
-def test_official_pipeline_by_pil():
-    """Mirror, resize, expand, crop with PIL's own operations, as the 2018 code has them."""
-    augment = small(OFFICIAL, crop=(40, 40))
-    image, mask = picture(30, 60, 3), labels(30, 60, 3)
-    draws = T.draw(augment, (30, 60), T.label_crop(augment, mask), np.random.default_rng(1))
-    draws = dataclasses.replace(draws, flip=True, resized=(35, 70), crop=(0, 13, 35, 40))
-    pixels, result = T.apply(augment, image, mask, draws)
-    from PIL import ImageOps
-
-    expected = []
-    for array, method, fill in (
-        (image[..., ::-1], Image.Resampling.BILINEAR, 0),
-        (mask, Image.Resampling.NEAREST, 255),
-    ):
-        pil = Image.fromarray(np.ascontiguousarray(array)).transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        pil = ImageOps.expand(pil.resize((70, 35), method), border=(0, 0, 0, 5), fill=fill)
-        expected.append(np.asarray(pil.crop((13, 0, 53, 40))))
-    np.testing.assert_allclose(pixels, normalised(expected[0][..., ::-1]), atol=1e-5)
-    np.testing.assert_array_equal(result, expected[1])
 
 
 @pytest.mark.parametrize(

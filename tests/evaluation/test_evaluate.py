@@ -2,15 +2,11 @@
 
 import csv
 import json
-import os
-import pickle
 import threading
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-import torch.multiprocessing as mp
 from PIL import Image
 from torch import nn
 
@@ -18,13 +14,13 @@ from danet.config.params import load_params
 from danet.config.row import MultiScale, Runtime, Test
 from danet.config.workspace import Workspace
 from danet.core.errors import CheckpointError, DataError
-from danet.core.process import Process
 from danet.evaluation import evaluate, subject
 from danet.evaluation.evaluate import evaluate_row
 from danet.evaluation.inference import MEAN_RGB, STD_RGB
 from danet.evaluation.one_pass import evaluate_model, spaced
 from danet.results.schema import EvaluationFile, load
 from danet.results.scores import constant_baseline, scores
+from tests.launching import launch
 from tests.seeds import keep_seed
 
 CLASSES = 4
@@ -175,17 +171,6 @@ def test_scores_follow_the_row_s_convention(row):
     assert skip.macc == pytest.approx(2 / 3)
 
 
-def test_mode_of_the_model_is_kept(row):
-    model = Reader()
-    seen = []
-    model.register_forward_pre_hook(lambda m, _: seen.append(m.training))
-    for training in (True, False):
-        model.train(training)
-        evaluate_model(model, row, Shades(), "cpu", limit=1)
-        assert model.training is training
-    assert seen == [False, False]
-
-
 def test_limit_takes_evenly_spaced_images(row):
     dataset = Shades()
     assert evaluate_model(Reader(), row, dataset, "cpu", limit=3).images == 3
@@ -194,27 +179,6 @@ def test_limit_takes_evenly_spaced_images(row):
     assert spaced(500, 1) == [0]
     assert len(spaced(101, 4)) == 4
     assert spaced(0, 4) == []
-
-
-def test_each_image_is_evaluated_by_one_process(row):
-    total = np.zeros_like(EXPECTED)
-    images = 0
-    for rank in range(3):
-
-        class Alone(Process):
-            """Sums nothing, so that the shards can be added up here."""
-
-            def sum(self, value):
-                return value
-
-            def gather(self, value):
-                return [value]
-
-        result = evaluate_model(Reader(), row, Shades(), "cpu", process=Alone(rank=rank, world=3), keep=[rank])
-        total += result.confusion.matrix
-        images += result.images
-    np.testing.assert_array_equal(total, EXPECTED)
-    assert images == 7
 
 
 def test_data_that_cannot_be_compared(row, monkeypatch):
@@ -349,64 +313,21 @@ def test_given_weights_do_not_touch_the_row_s_results(one, workspace, monkeypatc
         evaluate_row(one, workspace, device="cpu", weights=workspace.root / "none.safetensors")
 
 
-def test_split_without_labels_is_refused(row, workspace, monkeypatch):
-    monkeypatch.setattr(evaluate, "PreparedDataset", Unlabelled)
-    with pytest.raises(DataError, match="no labels"):
-        evaluate_row(row, workspace, device="cpu")
-    monkeypatch.setattr(evaluate, "PreparedDataset", lambda folder, split: Shades(folder, split, count=0))
-    with pytest.raises(DataError, match="empty"):
-        evaluate_row(row, workspace, device="cpu")
-
-
-def test_row_without_multi_scale_and_overlays(row, workspace):
-    row = row.model_copy(update={"test": Test(), "runtime": Runtime(overlays=0), "seeds": (3,)})
-    result = evaluate_row(row, workspace, device="cpu")
-    assert result.metrics.miou_ms_flip is None
-    assert result.evaluation.runs[0].modes.ms is None
-    names = {path.name for path in workspace.evaluation(row).iterdir()}
-    assert names == {"seed3-ss-confusion.png", "seed3.json"}
-
-
-def test_progress_is_shown_with_the_time_left(row, workspace, capfd):
-    row = row.model_copy(update={"runtime": Runtime(workers=1, overlays=0), "seeds": (3,)})
-    evaluate_row(row, workspace, device="cpu")
-    shown = capfd.readouterr()
-    assert "camvid-r50-d8 seed3 ss: 7 images in" in shown.err
-    assert "mIoU 50.00 %" in shown.err
-    assert shown.out == ""
-    evaluate_row(row, workspace, device="cpu", progress=False)
-    assert capfd.readouterr().err == ""
-
-
 # several processes
 
 
-def work(rank, root, row_bytes, port):
-    torch.set_num_threads(1)
-    os.environ |= {
-        "WORLD_SIZE": "2",
-        "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": port,
-    }
-    row = pickle.loads(row_bytes)
+def evaluated(root, row):
     evaluate.PreparedDataset = Shades
     subject.build_model = lambda config, classes, attention: Reader(classes)
     subject.load_model = lambda path, model: {}
-    evaluate_row(row, Workspace(Path(root)), device="cpu")
+    evaluate_row(row, Workspace(root), device="cpu")
 
 
 def test_two_processes_give_what_one_gives(row, workspace, tmp_path):
-    import socket
-
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
     row = row.model_copy(update={"seeds": (3,)})
     alone = evaluate_row(row, workspace, device="cpu")
     pictures = _undated(tree(workspace.evaluation(row)))
-    mp.start_processes(work, args=(str(tmp_path), pickle.dumps(row), port), nprocs=2, start_method="spawn")
+    launch(2, evaluated, tmp_path, row)
     (both,) = load(workspace.metrics(row) / "evaluation.json", EvaluationFile, "").runs
     for (_, here), (_, there) in zip(both.modes.items(), alone.evaluation.runs[0].modes.items(), strict=True):
         assert here.model_copy(update={"seconds": 0}) == there.model_copy(update={"seconds": 0})

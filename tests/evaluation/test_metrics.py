@@ -145,14 +145,6 @@ def test_absent_and_merely_predicted_classes():
     assert zero.aacc == pytest.approx(0.75)
 
 
-def test_all_ignored_image_changes_nothing():
-    confusion = Confusion(3)
-    confusion.update(np.ones((4, 4), np.uint8), np.full((4, 4), 255, np.uint8))
-    assert confusion.matrix.sum() == 0
-    confusion.update(np.ones((4, 4), np.uint8), np.ones((4, 4), np.uint8))
-    assert confusion.scores().miou == 1.0
-
-
 @given(hnp.arrays(np.int64, CLASSES, elements=st.integers(0, 50)), st.sampled_from(["skip", "zero"]))
 def test_baseline_is_the_best_constant_prediction(pixels, absent):
     if pixels.sum() == 0:

@@ -1,18 +1,16 @@
 """A seed that is evaluated is not evaluated again when seeds are added, and is whenever anything else changed."""
 
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from danet.config.params import load_params
-from danet.config.row import Row, Runtime, Test
+from danet.config.row import Runtime, Test
 from danet.config.workspace import Workspace
 from danet.core import provenance
 from danet.evaluation import evaluate, subject
 from danet.evaluation.evaluate import evaluate_row
-from pipelines import evaluate as stage
 from tests.evaluation.test_evaluate import Reader, Shades, tree
 from tests.seeds import keep_seed
 
@@ -76,9 +74,6 @@ def test_an_added_seed_leaves_the_finished_one_alone(row, workspace, passes):
     assert {name.replace("seed3", "seed5") for name in pictures} == set(after) - set(pictures)
 
 
-Change = Callable[[Workspace, Row, pytest.MonkeyPatch], Row]
-
-
 def other_weights(workspace, row, _):
     keep(workspace, row, 3, b"trained again")
     return row
@@ -138,10 +133,3 @@ def test_anything_else_that_changed_is_evaluated_anew(row, workspace, passes, mo
     assert result.evaluation.row_hash == changed.hash
     as_the_stage(changed, workspace)  # and that one is kept in its turn
     assert len(passes) == 2
-
-
-def test_the_stage_takes_finished_seeds_over(monkeypatch):
-    asked = {}
-    monkeypatch.setattr(stage, "evaluate_row", lambda row, workspace, **options: asked.update(options, row=row.name))
-    stage.main(Workspace(ROOT), "camvid-r50-d8")
-    assert (asked["row"], asked["reuse"]) == ("camvid-r50-d8", True)

@@ -95,11 +95,6 @@ def test_a_deviation_from_the_recipe_is_noticed(changes):
         assert results[aspect].measured > 1e2 * ASPECTS[aspect][1]
 
 
-def test_a_batch_smaller_than_the_replicas_is_refused():
-    with pytest.raises(ValueError, match="2 images do not divide over the 4 replicas"):
-        tiny_results(loss={"replicas": 4})
-
-
 def test_a_norm_without_decay_is_noticed(monkeypatch):
     original = loop.build_optimizer
 

@@ -6,7 +6,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import yaml
 from dvc.repo import Repo
 
 from danet.config.params import load_params
@@ -53,15 +52,6 @@ def test_every_row_dataset_and_table_has_its_stages(stages):
     expected |= {f"{stage}@{row}" for row in params.released for stage in ("released", "verify")}
     expected |= {f"submit@{row}" for row in params.submissions}
     assert set(stages) == expected
-
-
-def test_one_definition_per_stage():
-    definitions = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
-    assert set(definitions) == {
-        *("download", "convert", "weights", "train", "evaluate", "released", "verify", "submit", "report", "index")
-    }
-    for name in definitions:
-        assert (ROOT / "pipelines" / f"{'report' if name == 'index' else name}.py").is_file()
 
 
 def test_a_row_needs_its_own_dataset_and_weights_only(workspace):

@@ -105,62 +105,6 @@ def test_equals_a_loop_written_out(tmp_path):
     assert parts == pytest.approx(history.curve[2]["loss"], rel=1e-6)
 
 
-@pytest.mark.parametrize("after", [1, 4, 7])
-def test_a_stop_anywhere_changes_no_bit(tmp_path, uninterrupted, after):
-    row = tiny_row()
-    with StopRequest() as stop:
-        first = trainer(row, tmp_path, model=stopping(TinyNet(), after), stop=stop)
-        # the fake is made before the seed is set, so give it the weights it would have had
-        first.model.load_state_dict(trainer(row, tmp_path / "other").model.state_dict())
-        with pytest.raises(Interrupted, match=f"stopped after iteration {after} of 8.*run the same command again"):
-            first.run()
-    second = trainer(row, tmp_path, seed=0, workers=after % 2)
-    assert second.iteration == after
-    history = second.run()
-    assert identical(state(second), uninterrupted[0])
-    assert untimed(history.curve) == uninterrupted[1]
-    assert history.resumed == 1
-    assert history.images == 32
-
-
-def test_a_kill_loses_at_most_the_interval(tmp_path, uninterrupted):
-    """As after SIGKILL: no warning, the newest checkpoint is from iteration 3, and it is torn."""
-
-    class KilledError(Exception):
-        pass
-
-    model = TinyNet()
-    calls = iter(range(1, 100))
-
-    def hook(*_):
-        if next(calls) == 8:
-            raise KilledError
-
-    model.register_forward_pre_hook(hook)
-    first = trainer(tiny_row(), tmp_path, model=model)
-    first.model.load_state_dict(trainer(tiny_row(), tmp_path / "other").model.state_dict())
-    with pytest.raises(KilledError):
-        first.run()
-    assert iterations(first.store.folder) == [6, 3]
-    first.store.path(6).write_bytes(b"torn")
-    again = trainer(tiny_row(), tmp_path)
-    assert again.iteration == 3
-    again.run()
-    assert identical(state(again), uninterrupted[0])
-
-
-def test_it_learns(tmp_path):
-    """The mask says which channel is brightest: a task that steps in the right direction solves."""
-
-    class Simple(Images):
-        def mask(self, i):
-            return self.image(i).argmax(-1).astype(np.uint8)
-
-    row = tiny_row(iterations=60, runtime={"log_interval": 10}, augment={"photometric": None})
-    history = trainer(row, tmp_path, dataset=Simple()).run()
-    assert history.curve[-1]["loss"] < 0.5 * history.curve[0]["loss"]
-
-
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_low_precision_stays_near(tmp_path, precision, uninterrupted):
     row = tiny_row(numerics={"precision": precision, "channels_last": True})
@@ -510,9 +454,3 @@ def _already():
     stop = StopRequest()
     stop.reason = "SIGTERM"
     return stop
-
-
-def test_unknown_devices():
-    for device in ("gpu7", "cuda:99", "mps", "meta"):
-        with pytest.raises(TrainingError, match=device):
-            train_row(tiny_row(), Workspace(), device=device)
