@@ -35,6 +35,7 @@ class Site:
     """Headers that are sent whatever is right; null leaves one out."""
     stubborn: bool = False
     """Sends the range asked for, even of a changed file."""
+    new_each_time: bool = False
     asked: list[tuple[str, dict[str, str]]] = dataclasses.field(default_factory=list)
     posted: list[str] = dataclasses.field(default_factory=list)
     login: bool = True
@@ -88,6 +89,8 @@ class Handler(BaseHTTPRequestHandler):
         wanted = re.match(r"bytes=(\d+)-", self.headers.get("Range", ""))
         start = int(wanted[1]) if wanted and site.ranges else 0
         condition = self.headers.get("If-Range")
+        if site.new_each_time:
+            site.headers = {"ETag": f'"{len(site.asked)}"'}
         if condition is not None and condition not in site.headers.values() and not site.stubborn:
             start = 0
         if start and start >= len(data):

@@ -6,14 +6,15 @@ import hashlib
 import io
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import requests
 
 from danet.acquire import http
-from danet.acquire.http import checksum_matches, fetch_file
+from danet.acquire.http import checksum_matches, fetch_file, redirect_target
 from danet.core.errors import DownloadError
-from tests.acquire.server import FAST
+from tests.acquire.server import FAST, Handler
 
 pytestmark = pytest.mark.usefixtures("no_environment")
 
@@ -42,6 +43,14 @@ def test_checksums(site, tmp_path, algorithm, digits):
     assert left(tmp_path) == ["a.zip"]
 
 
+@pytest.mark.parametrize(
+    "checksum", ["crc:12345678", "sha256:", "sha256:xyzxyzxyz", "md5:" + 33 * "a", "sha1:abc", "12345678"]
+)
+def test_checksum_of_unknown_form(tmp_path, checksum):
+    with pytest.raises(DownloadError, match="must be md5:, sha1: or sha256:"):
+        fetch_file("http://127.0.0.1:9/a", checksum, tmp_path / "a")
+
+
 @pytest.mark.parametrize("checksum", ["sha256:" + 64 * "0", "sha256:00000000"])
 @pytest.mark.parametrize("present", [False, True])
 def test_wrong_checksum(site, tmp_path, checksum, present):
@@ -52,6 +61,14 @@ def test_wrong_checksum(site, tmp_path, checksum, present):
         fetch(site, tmp_path / "a.zip", checksum)
     assert left(tmp_path) == (["a.zip"] if present else [])
     assert not present or (tmp_path / "a.zip").read_bytes() == b"what was there"
+
+
+def test_wrong_file_is_replaced(site, tmp_path):
+    site.files["/a.zip"] = DATA
+    for checksum in (SHA256, SHA256[:15]):
+        (tmp_path / "a.zip").write_bytes(b"half")
+        fetch(site, tmp_path / "a.zip", checksum)
+        assert (tmp_path / "a.zip").read_bytes() == DATA
 
 
 def test_broken_connections_are_resumed(site, tmp_path):
@@ -104,30 +121,60 @@ def test_part_of_another_file_that_looks_the_same_is_found_by_checksum(site, tmp
     assert site.ranges_asked()[-1] is None, "once more from the start"
 
 
-PARTS = {"whole": DATA, "longer": DATA + b"more", "of something else": b"what is this"}
-
-
-@pytest.mark.parametrize("part", PARTS)
-def test_parts_that_lie_there(site, tmp_path, part):
-    site.files["/a.zip"] = DATA
-    (tmp_path / ".a.zip.part").write_bytes(PARTS[part])
-    state = {"url": f"{site.url}/a.zip", "etag": '"one"', "last_modified": None, "length": len(DATA)}
-    (tmp_path / ".a.zip.part.json").write_text("{not json" if part == "of something else" else json.dumps(state))
+def test_server_without_ranges(site, tmp_path):
+    site.files["/a.zip"], site.ranges = DATA, False
+    site.cut = [1000]
     fetch(site, tmp_path / "a.zip")
     assert (tmp_path / "a.zip").read_bytes() == DATA
+
+
+def test_part_without_its_description_is_not_trusted(site, tmp_path):
+    site.files["/a.zip"] = DATA
+    (tmp_path / ".a.zip.part").write_bytes(b"what is this")
+    (tmp_path / ".a.zip.part.json").write_text("{not json")
+    fetch(site, tmp_path / "a.zip")
+    assert (tmp_path / "a.zip").read_bytes() == DATA
+    assert site.ranges_asked() == [None]
+
+
+def test_part_that_is_whole_already(site, tmp_path):
+    site.files["/a.zip"] = DATA
+    (tmp_path / ".a.zip.part").write_bytes(DATA)
+    state = {"url": f"{site.url}/a.zip", "etag": '"one"', "last_modified": None, "length": len(DATA)}
+    (tmp_path / ".a.zip.part.json").write_text(json.dumps(state))
+    fetch(site, tmp_path / "a.zip")
     assert left(tmp_path) == ["a.zip"]
 
 
-@pytest.mark.parametrize("answer", [None, "bytes 0-99/1024000"])
-def test_range_that_was_not_asked_for(site, tmp_path, answer):
-    site.files["/a.zip"], site.cut, site.stubborn = DATA, [5000], True
-    site.forced = {"Content-Range": answer}
+def test_part_longer_than_the_file(site, tmp_path):
+    site.files["/a.zip"] = DATA
+    (tmp_path / ".a.zip.part").write_bytes(DATA + b"more")
+    state = {"url": f"{site.url}/a.zip", "etag": '"one"', "last_modified": None, "length": len(DATA)}
+    (tmp_path / ".a.zip.part.json").write_text(json.dumps(state))
     fetch(site, tmp_path / "a.zip")
     assert (tmp_path / "a.zip").read_bytes() == DATA
 
 
+def test_short_body(site, tmp_path):
+    site.files["/a.zip"] = DATA
+    site.cut = [10, 0, 0]
+    with pytest.raises(DownloadError, match=r"ended after 10 |10 of 1,024,000|no connection|3 attempts") as error:
+        fetch(site, tmp_path / "a.zip", None)
+    assert "10 bytes so far" in str(error.value)
+    assert not (tmp_path / "a.zip").exists()
+
+
 @pytest.mark.parametrize(
-    ("status", "problem", "attempts"), [(404, "not there", 1), (403, "login", 1), (400, "400", 1), (503, "503", 3)]
+    ("status", "problem", "attempts"),
+    [
+        (404, "not there", 1),
+        (410, "not there", 1),
+        (403, "login", 1),
+        (401, "login", 1),
+        (400, "400", 1),
+        (503, "503", 3),
+        (429, "429", 3),
+    ],
 )
 def test_statuses(site, tmp_path, status, problem, attempts):
     site.status["/a.zip"] = status
@@ -158,11 +205,19 @@ def test_no_server(tmp_path):
         fetch_file("http://127.0.0.1:9/a.zip", None, tmp_path / "a.zip", progress=False, patience=FAST)
 
 
+@pytest.mark.parametrize("url", ["nonsense", "http://", "ftp://host/file"])
+def test_url_that_is_none(tmp_path, url):
+    with pytest.raises(DownloadError, match="correct the URL"):
+        fetch_file(url, None, tmp_path / "a.zip", progress=False, patience=FAST)
+
+
 @pytest.mark.parametrize(
     ("page", "kind"),
     [
         (b"<html>please log in</html>", "text/html"),
         (b"\n <!DOCTYPE HTML>\n<p>log in", "application/zip"),
+        (b"<html>", "application/octet-stream"),
+        (b"\xef\xbb\xbf<!-- a page --><html>", "application/zip"),
         (b'<?xml version="1.0"?><Error><Code>AccessDenied</Code></Error>', "application/zip"),
         (b'{ "error": "quota"}', "application/zip"),
     ],
@@ -172,6 +227,27 @@ def test_web_page(site, tmp_path, page, kind):
     with pytest.raises(DownloadError, match="web page"):
         fetch(site, tmp_path / "a.zip", None)
     assert left(tmp_path) == []
+
+
+def test_file_changed_between_two_ranges_of_one_run(site, tmp_path):
+    """A server that sends the range asked for, of another file: its ETag tells, whether there is a checksum or not."""
+    new = DATA[::-1]
+    site.files["/a.zip"], site.stubborn, site.cut = DATA, True, [5000]
+    original = Handler.serve
+
+    def serve(self, data):
+        if len(self.site.asked) == 2:
+            self.site.headers = {"ETag": '"two"'}
+            data = self.site.files["/a.zip"] = new
+        original(self, data)
+
+    Handler.serve = serve
+    try:
+        fetch(site, tmp_path / "a.zip", None)
+    finally:
+        Handler.serve = original
+    assert (tmp_path / "a.zip").read_bytes() == new
+    assert site.ranges_asked() == [None, "bytes=5000-", None]
 
 
 @pytest.mark.parametrize("headers", [{}, {"ETag": 'W/"weak"'}])
@@ -184,6 +260,34 @@ def test_without_checksum_only_a_sure_sign_is_enough_to_resume(site, tmp_path, h
     fetch(site, tmp_path / "a.zip", None)
     assert (tmp_path / "a.zip").read_bytes() == DATA
     assert set(site.ranges_asked()) == {None}
+
+
+@pytest.mark.parametrize("answer", [None, "bytes 0-99/1024000", "bytes 5001-9/1024000", "bytes */*", "what"])
+def test_range_that_was_not_asked_for(site, tmp_path, answer):
+    site.files["/a.zip"], site.cut = DATA, [5000]
+    site.forced = {"Content-Range": answer}
+    site.stubborn = True
+    fetch(site, tmp_path / "a.zip")
+    assert (tmp_path / "a.zip").read_bytes() == DATA
+
+
+@pytest.mark.parametrize("length", ["1", "500000", "2000000", "-5", "abc", "\xb2", "9" * 30, "9" * 5000])
+@pytest.mark.parametrize("checksum", [SHA256, None])
+def test_wrong_content_length(site, tmp_path, length, checksum):
+    """A file is whole, or it is not there. Only a wrong length that nothing contradicts can pass without a checksum."""
+    site.files["/a.zip"], site.forced = DATA, {"Content-Length": length}
+    refusal = None
+    try:
+        fetch(site, tmp_path / "a.zip", checksum, patience=dataclasses.replace(FAST, read_s=0.1, retries=1))
+    except DownloadError as error:
+        refusal = str(error)
+    if refusal is not None:
+        assert f"{site.url}/a.zip" in refusal
+        assert not (tmp_path / "a.zip").exists()
+    elif checksum is not None:
+        assert (tmp_path / "a.zip").read_bytes() == DATA
+    else:
+        assert (tmp_path / "a.zip").stat().st_size == int(length)
 
 
 @pytest.mark.parametrize("checksum", [SHA256, None])
@@ -206,6 +310,21 @@ def test_chunked_body_that_breaks_off(site, tmp_path):
     assert not (tmp_path / "a.zip").exists()
     fetch(site, tmp_path / "a.zip", None)
     assert (tmp_path / "a.zip").read_bytes() == DATA
+
+
+def test_server_that_begins_anew_each_time_is_not_asked_for_ever(site, tmp_path):
+    site.files["/a.zip"], site.new_each_time, site.stubborn = DATA * 3, True, True
+    site.cut = [2_000_000] * 50
+    with pytest.raises(DownloadError, match="run the same command again"):
+        fetch(site, tmp_path / "a.zip", None)
+    assert len(site.asked) < 12
+
+
+def test_empty_file(site, tmp_path):
+    site.files["/a.zip"] = b""
+    with pytest.raises(DownloadError, match="is empty"):
+        fetch(site, tmp_path / "a.zip", None)
+    assert left(tmp_path) == []
 
 
 def test_unknown_length_and_content_encoding(site, tmp_path):
@@ -238,6 +357,33 @@ def test_no_space(site, tmp_path, monkeypatch):
     assert left(tmp_path) == []
 
 
+def test_disk_full_in_the_middle(site, tmp_path, monkeypatch):
+    """What fitted stays, is never taken for the file, and the next run goes on behind it."""
+    site.files["/a.zip"] = DATA
+    original = Path.open
+
+    class Full(io.FileIO):
+        def write(self, data):
+            if self.tell() + len(data) > 300_000:
+                super().write(bytes(data)[: 300_000 - self.tell()])
+                raise OSError(28, "No space left on device")
+            return super().write(data)
+
+    def limited(self, mode="r", *args, **kwargs):
+        return Full(self, mode) if self.name.endswith(".part") and mode in {"wb", "ab"} else original(self, mode, *args)
+
+    monkeypatch.setattr(Path, "open", limited)
+    with pytest.raises(
+        DownloadError, match=r"a\.zip: cannot be written \(the disk is full\); make room and run the same command again"
+    ):
+        fetch(site, tmp_path / "a.zip")
+    monkeypatch.undo()
+    assert left(tmp_path) == [".a.zip.part", ".a.zip.part.json"]
+    fetch(site, tmp_path / "a.zip")
+    assert (tmp_path / "a.zip").read_bytes() == DATA
+    assert site.ranges_asked() == [None, "bytes=300000-"]
+
+
 def test_redirects(site, tmp_path):
     site.files["/a.zip"] = DATA
     site.redirects = {"/old.zip": "/older.zip", "/older.zip": f"{site.url}/a.zip", "/loop.zip": "/loop.zip"}
@@ -252,6 +398,27 @@ def test_redirects(site, tmp_path):
     with pytest.raises(DownloadError, match=r"/none\.zip: redirects to what is not an address"):
         fetch(site, tmp_path / "b.zip", name="/none.zip")
     assert left(tmp_path) == ["a.zip"]
+
+
+def test_https_never_becomes_http(tmp_path):
+    redirect_target("http://a/x", "https://a/x")
+    redirect_target("http://a/x", "http://b/x")
+    redirect_target("https://a/x", "https://b/x")
+    with pytest.raises(DownloadError, match="insecure http://b/x"):
+        redirect_target("https://user:secret@a/x", "http://b/x")
+
+    class Session(requests.Session):
+        def get(self, url, **kwargs):
+            assert kwargs["allow_redirects"] is False
+            response = requests.Response()
+            response.status_code, response.url = 302, str(url)
+            response.headers["Location"] = "http://other/a.zip"
+            response.raw = io.BytesIO()
+            return response
+
+    with pytest.raises(DownloadError, match="insecure") as error:
+        fetch_file("https://user:secret@host/a.zip", None, tmp_path / "a.zip", session=Session(), progress=False)
+    assert "secret" not in str(error.value)
 
 
 @pytest.mark.parametrize(

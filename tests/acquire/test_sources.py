@@ -1,6 +1,7 @@
 """One order of sources for every file, and one way to obtain it."""
 
 import hashlib
+import re
 from pathlib import Path
 
 import pytest
@@ -160,3 +161,11 @@ def test_the_login_is_not_sent_on_to_http(tmp_path, monkeypatch):
     with pytest.raises(DownloadError, match="insecure http://www") as error:
         get(Wanted("one.zip", "cityscapes", package=1), Places(tmp_path), tmp_path / "t")
     assert "secret" not in str(error.value)
+
+
+def test_this_room_knows_nothing_of_data_sets():
+    """danet.data builds on danet.acquire, and not the other way round."""
+    folder = Path(sources.__code__.co_filename).parent
+    texts = [path.read_text() for path in folder.glob("*.py")]
+    imported = {name for text in texts for name in re.findall(r"(?:from|import) (danet\.\w+)", text)}
+    assert imported <= {"danet.acquire", "danet.core"}

@@ -14,7 +14,7 @@ from danet.core.errors import ArchiveError, DataError
 from tests.data.samples import tar_of, zip_of
 
 FILES = {"top/a.txt": b"alpha", "top/sub/b.bin": bytes(range(256)) * 40, "top/empty": b""}
-KINDS = ["zip", "tar", "tgz"]
+KINDS = ["zip", "tar", "tgz", "tar.bz2", "tar.xz"]
 
 
 def info(name, kind=tarfile.REGTYPE, link=""):
@@ -31,7 +31,7 @@ def good(tmp_path, kind):
     path = tmp_path / f"good.{kind}"
     if kind == "zip":
         return zip_of(path, FILES)
-    mode = {"tar": "w", "tgz": "w:gz"}[kind]
+    mode = {"tar": "w", "tgz": "w:gz", "tar.bz2": "w:bz2", "tar.xz": "w:xz"}[kind]
     return tar_of(path, [(info(name), data) for name, data in FILES.items()], mode)
 
 
@@ -93,6 +93,26 @@ def test_cut_anywhere_is_refused(tmp_path, kind):
         path.write_bytes(whole[:length])
         assert damage(path) is not None
         refused(path)
+
+
+@pytest.mark.parametrize("kind", ["zip", "tgz"])
+def test_flipped_bytes(tmp_path, kind):
+    path = good(tmp_path, kind)
+    data = bytearray(path.read_bytes())
+    place = len(data) // 3
+    for index in range(place, place + 20):
+        data[index] ^= 0x5A
+    path.write_bytes(data)
+    assert "damaged" in str(damage(path))
+    refused(path)
+
+
+def test_encrypted_member(tmp_path):
+    path = zip_of(tmp_path / "a.zip", {"secret": b"1"})
+    data = bytearray(path.read_bytes())
+    data[data.index(b"PK\1\2") + 8] |= 1
+    path.write_bytes(data)
+    assert "encrypted" in refused(path)
 
 
 @pytest.mark.parametrize("kind", ["zip", "tgz"])

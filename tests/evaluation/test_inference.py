@@ -97,34 +97,6 @@ def shifted_slide(x, window, stride, align, padded=False):
     return total / count
 
 
-def official(image, long_sides, crop, stride, flip=True):
-    """The official multi-scale evaluation in float64, one window at a time."""
-    full = normalised(image)
-    _, h, w = full.shape
-    black = (-MEAN / STD)[:, None, None]
-    scores = np.zeros((CLASSES, h, w))
-    for long in long_sides:
-        height, width = (long, int(1.0 * w * long / h + 0.5)) if h > w else (int(1.0 * h * long / w + 0.5), long)
-        current = bilinear(full, (height, width), True)
-        padded = np.ones((3, max(height, crop), max(width, crop))) * black
-        padded[:, :height, :width] = current
-        _, ph, pw = padded.shape
-        total, count = np.zeros((CLASSES, ph, pw)), np.zeros((ph, pw))
-        for i in range(math.ceil((ph - crop) / stride) + 1):
-            for j in range(math.ceil((pw - crop) / stride) + 1):
-                y, x = i * stride, j * stride
-                y1, x1 = min(y + crop, ph), min(x + crop, pw)
-                window = np.ones((3, crop, crop)) * black
-                window[:, : y1 - y, : x1 - x] = padded[:, y:y1, x:x1]
-                logits = bilinear(network(window), (crop, crop), True)
-                if flip:
-                    logits = logits + bilinear(network(window[..., ::-1]), (crop, crop), True)[..., ::-1]
-                total[:, y:y1, x:x1] += np.exp(logits)[:, : y1 - y, : x1 - x]
-                count[y:y1, x:x1] += 1
-        scores += bilinear((total / count)[:, :height, :width], (h, w), True)
-    return scores
-
-
 def assert_best(labels, scores, tie=1e-4):
     """Each label has the best score, but for ties: which of two nearly equal scores wins is rounding's."""
     picked = np.take_along_axis(scores, labels[None].astype(int), 0)[0]
@@ -281,48 +253,9 @@ def test_views_of_the_769_rows_that_are_padded():
     assert padded == {0.5: (257, 0), 0.75: (1, 0), 1.0: (0, 0), 1.25: (0, 0), 1.5: (0, 0), 1.75: (0, 0)}
 
 
-@pytest.mark.parametrize("placement", ["shift", "shift-padded"])
-def test_shifted_windows_multi_scale_flip_whole_input(placement):
-    """At 0.5 the image is smaller than the window; what pads it lies on the right of a mirrored image too."""
-    image, padded = picture(33, 47), placement == "shift-padded"
-    multi, windows = MultiScale(scales=(0.5, 1.5), flip=True), {"window": (21, 21), "stride": (14, 14)}
-    test = Test(resize="fit", scale=(33, 47), mode="slide", placement=placement, multi_scale=multi, **windows)
-    total = np.zeros((CLASSES, 33, 47))
-    for ratio in (0.5, 1.5):
-        height, width = input_size((33, 47), test, ratio)
-        x = normalised(cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR))
-        plain, mirrored = (shifted_slide(each, (21, 21), (14, 14), True, padded) for each in (x, x[..., ::-1]))
-        for logits in (plain, mirrored[..., ::-1]):
-            total += softmax(bilinear(logits, (33, 47), True))
-    np.testing.assert_allclose(sampled(image, test, True, mode="ms"), total / 4, atol=1e-5)
-
-
 def official_test(scale, flip=True, **more):
     windows = {"mode": "slide", "window": (24, 24), "stride": (16, 16), "placement": "pad"}
     return Test.model_validate({"resize": "long", "scale": scale, "flip": flip, "score": "exp"} | windows | more)
-
-
-@pytest.mark.parametrize("flip", [False, True])
-@pytest.mark.parametrize("size", [(32, 64), (64, 32), (20, 47), (64, 64), (9, 60)])
-def test_official_windows(size, flip):
-    image = picture(*size, seed=3)
-    test = official_test((64, 64), flip=flip)
-    expected = official(image, [64], 24, 16, flip)
-    scores = sampled(image, test, True)
-    np.testing.assert_allclose(scores, np.log(expected), atol=2e-5)
-    assert_best(labels_of(Sampler(), image, test, True), np.log(expected))
-
-
-def test_official_multi_scale_with_its_own_window():
-    image = picture(32, 64, seed=4)
-    # at 0.25 the whole image is smaller than the window, at 0.5 only its short side is
-    ratios = (0.25, 0.55, 1.0, 2.2)
-    multi = MultiScale(scales=ratios, flip=True, window=(32, 32), stride=(16, 16))
-    test = official_test((32, 64), multi_scale=multi)
-    expected = official(image, [math.ceil(64 * r) for r in ratios], 32, 16)
-    np.testing.assert_allclose(sampled(image, test, True, mode="ms"), np.log(expected), atol=2e-5)
-    # single scale keeps the smaller window
-    np.testing.assert_allclose(sampled(image, test, True), np.log(official(image, [64], 24, 16)), atol=2e-5)
 
 
 # closed forms

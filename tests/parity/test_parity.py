@@ -14,7 +14,7 @@ DATA = Path(__file__).parent / "data"
 CHECKS = {
     "mmsegmentation model": lambda: compare.check_models(DATA, only="mmseg-small"),
     "sssegmentation model": lambda: compare.check_models(DATA, only="ssseg-small"),
-    "DRANet": lambda: compare.check_official_models(depth=50, only="official-dranet"),
+    "DRANet": lambda: compare.check_official_models(depth=50, only="official-dranet", size=(33, 41)),
     "initialisation": lambda: compare.check_initialisation(DATA),
     "schedules": lambda: compare.check_row_schedules(every=101),
     "augmentation": lambda: compare.check_augmentation(DATA),

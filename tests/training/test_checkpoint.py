@@ -45,9 +45,17 @@ def test_round_trip_and_the_last_two_are_kept(store):
 
 DAMAGES = {
     "truncated": lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]),
+    "empty": lambda path: path.write_bytes(b""),
+    "one bit": lambda path: path.write_bytes(flipped(path.read_bytes())),
     "no checksum": lambda path: Path(f"{path}.sha256").unlink(),
+    "empty checksum": lambda path: Path(f"{path}.sha256").write_text(""),
     "binary checksum": lambda path: Path(f"{path}.sha256").write_bytes(b"\xff\xfe\x00"),
 }
+
+
+def flipped(data):
+    middle = len(data) // 2
+    return data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :]
 
 
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)

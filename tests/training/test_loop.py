@@ -440,16 +440,6 @@ def test_a_second_trainer_is_refused(harness):
     train_row(row, workspace, device="cpu", progress=False)
 
 
-def test_checkpoints_of_another_row_are_refused(harness):
-    workspace, _ = harness
-    row, other = tiny_row(), tiny_row(optimizer={"lr": 0.06})
-    run = trainer(other, workspace.checkpoints(row, 0), stop=_already())
-    with pytest.raises(Interrupted):
-        run.run()
-    with pytest.raises(CheckpointError, match=r"optimizer.lr 0.06, now 0.05"):
-        train_row(row, workspace, device="cpu", progress=False)
-
-
 def _already():
     stop = StopRequest()
     stop.reason = "SIGTERM"
