@@ -39,8 +39,6 @@ STORED = (
     "augment-ssseg-small",
     "inference-mmseg-inference-small",
     "inference-ssseg-inference-small",
-    "init-mmseg",
-    "init-ssseg",
     "metrics-mmseg",
     "metrics-ssseg",
     "training-mmseg-small",

@@ -1,6 +1,6 @@
 """Measures how a row scales on this machine.
 
-    .venv/bin/python -m benchmarks.scaling          # minutes; writes reports/scaling.md and .csv
+    .venv/bin/python -m benchmarks.scaling          # minutes; writes reports/scaling.md and .json
 
 The loss curves and speeds are real trainings of a full-width DANet by torchrun over gloo.
 """
@@ -8,8 +8,6 @@ The loss curves and speeds are real trainings of a full-width DANet by torchrun 
 from __future__ import annotations
 
 import argparse
-import csv
-import io
 import json
 import os
 import platform
@@ -102,26 +100,12 @@ def differences(found: Measured) -> dict[str, float]:
     return {name: max(abs(curve[i] / loss - 1) for i, loss in alone.items()) for name, curve in curves.items()}
 
 
-def largest(found: Measured) -> float:
-    """The largest of the differences, without the control's."""
-    return max(value for name, value in differences(found).items() if name != CONTROL)
-
-
 def curve_table(found: Measured) -> str:
     """Loss of every iteration on every number of processes, and the largest difference."""
     curves = columns(found)
     lines = [[str(i), *(f"{curve[i]:.6f}" for curve in curves.values())] for i in sorted(next(iter(curves.values())))]
     away = ["largest relative difference", *(f"{value:.1e}" for value in differences(found).values())]
     return table(["iteration", *curves], [*lines, away])
-
-
-def curve_csv(found: Measured) -> str:
-    """The same as CSV, with all digits."""
-    curves, text = columns(found), io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["iteration", *curves])
-    writer.writerows([i, *(curve[i] for curve in curves.values())] for i in sorted(next(iter(curves.values()))))
-    return text.getvalue()
 
 
 def speed_table(found: Measured) -> str:
@@ -138,7 +122,7 @@ def speed_table(found: Measured) -> str:
 
 def page(found: Measured) -> str:
     """``reports/scaling.md``."""
-    worst = largest(found)
+    worst = max(value for name, value in differences(found).items() if name != CONTROL)
     verdict = "within" if worst <= TOLERANCE else "NOT within"
     return (
         "\n\n".join(
@@ -177,12 +161,7 @@ def main() -> None:
         found = measure(options.steps, options.crop, options.timing_crop, options.timing_steps)
         write_json(options.out / "scaling.json", found)
         write_text(options.out / "scaling.md", page(found))
-        write_text(options.out / "scaling.csv", curve_csv(found))
-        worst = largest(found)
-        print(f"{curve_table(found)}\n\n{speed_table(found)}")
-        print(f"\nwritten to {options.out / 'scaling.md'}")
-        if worst > TOLERANCE:
-            raise DanetError(f"the loss curves differ by {worst:.1e}, more than {TOLERANCE:g}")
+        sys.stdout.write(f"{curve_table(found)}\n\n{speed_table(found)}\n\nwritten to {options.out / 'scaling.md'}\n")
 
 
 if __name__ == "__main__":

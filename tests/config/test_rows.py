@@ -279,43 +279,12 @@ def test_released_weights_belong_to_rows(raw, params):
         Params(data, Path("params.yaml"))
 
 
-def test_unreadable_files_are_one_clear_error(tmp_path):
-    with pytest.raises(ConfigError, match="repository root"):
-        load_params(tmp_path / "params.yaml")
-    file = tmp_path / "params.yaml"
-    for text, message in [
-        ("a: [", "not valid YAML"),
-        ("- 1", "mapping"),
-        ("!!python/object/apply:os.system [x]", "python/object"),
-    ]:
-        file.write_text(text)
-        with pytest.raises(ConfigError, match=message):
-            load_params(file)
-    file.write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(ConfigError, match="UTF-8"):
-        load_params(file)
-
-
-def test_hash_follows_what_moves_results_and_nothing_else(raw):
+def test_a_stage_s_revision_moves_the_hash_of_what_it_computes(raw):
     row = "mmseg-r50-d8-cityscapes-769x769-40k"
     base = changed(raw, row).row(row)
-
-    def hashes(**over):
-        other = changed(raw, row, **over).row(row)
-        return other.train_hash != base.train_hash, other.hash != base.hash
-
-    assert hashes(optimizer={"lr": 0.02}) == (True, True)
-    assert hashes(numerics={"precision": "bf16"}) == (True, True)
-    assert hashes(test={"stride": [500, 500]}) == (False, True)
-    assert hashes(runtime={"workers": 7}) == (False, False)
-    assert hashes(seeds=[0, 1]) == (False, False)
+    assert changed(raw, row, runtime={"workers": 7}).row(row).hash == base.hash
     for stage, expected in (("train", (True, True)), ("evaluate", (False, True)), ("convert", (False, False))):
         other = copy.deepcopy(raw)
         other["revisions"][stage] += 1
         bumped = changed(other, row).row(row)
         assert (bumped.train_hash != base.train_hash, bumped.hash != base.hash) == expected
-
-
-def test_hashes_are_unique_over_all_rows(params):
-    hashes = [row.hash for row in params.rows.values()]
-    assert len(set(hashes)) == len(hashes)

@@ -324,15 +324,6 @@ def test_a_cluster_without_features_keeps_its_centre():
     assert clusters.V_count_buffer.tolist() == [2.0, 1.0]
 
 
-@pytest.mark.parametrize("make", [lambda: PositionAttention(16, 2), ChannelAttention, lambda: Clustering(16, 16)])
-def test_modules_compile_to_one_graph(make):
-    plain, other = filled(make()), filled(make())
-    compiled = torch.compile(other, backend="eager", fullgraph=True)
-    x = noise(2, 16, 5, 4)
-    torch.testing.assert_close(compiled(x), plain(x))
-    torch.testing.assert_close(compiled(x), plain(x))  # and the updated buffers agree
-
-
 @pytest.mark.slow
 def test_whole_cityscapes_image_takes_at_most_256_mib_on_the_cpu():
     positions = 128 * 256

@@ -13,12 +13,11 @@ from rich.console import Console
 
 from danet.config.workspace import Workspace
 from danet.core.errors import CheckpointError, DanetError, TrainingError
-from danet.core.files import atomic_write, sha256, write_json, write_text
-from danet.training import train as training
+from danet.core.files import sha256, write_json, write_text
 from danet.training.checkpoint import CheckpointStore, iterations
 from danet.training.progress import Reporter
 from danet.training.train import train_row
-from tests.training.fakes import Images, TinyNet, identical, identity, state, tiny_row, trainer
+from tests.training.fakes import TinyNet, identical, identity, state, tiny_row, trainer
 
 
 @pytest.fixture(autouse=True)
@@ -160,25 +159,8 @@ def short_row():
     return tiny_row(iterations=4, runtime={"checkpoint_interval": 1})
 
 
-@pytest.fixture
-def harness(tmp_path, monkeypatch):
-    """Trains a row with the tiny network to plain files; called with a workspace's folder."""
-
-    def build(*_):
-        return TinyNet()
-
-    def save(path, model, *_):
-        with atomic_write(path) as temporary:
-            try:
-                safetensors.torch.save_file(model.state_dict(), temporary)
-            except safetensors.SafetensorError as error:
-                raise CheckpointError(f"{path}: cannot be written ({error}); free space, then run again") from error
-
-    monkeypatch.setattr(training, "_open_split", lambda *_: Images())
-    monkeypatch.setattr(training, "_initial_weights", lambda *_: None)
-    monkeypatch.setattr(training, "_build_model", build)
-    monkeypatch.setattr(training, "_save_model", save)
-    return lambda folder: train_row(short_row(), Workspace(folder), device="cpu", progress=False)
+def train(folder):
+    train_row(short_row(), Workspace(folder), device="cpu", progress=False)
 
 
 def check_whole(folder):
@@ -215,13 +197,14 @@ def largest_file(size):
 
 
 @pytest.mark.parametrize("size", [0, 1000, 8000])
-def test_files_that_cannot_grow(tmp_path, harness, size):
-    harness(tmp_path / "good")
+@pytest.mark.usefixtures("harness")
+def test_files_that_cannot_grow(tmp_path, size):
+    train(tmp_path / "good")
     folder = tmp_path / "limited"
     with largest_file(size), pytest.raises(DanetError, match=rf"{folder}.* cannot be written .*[\d,]+ bytes needed"):
-        harness(folder)
+        train(folder)
     check_whole(folder)
-    harness(folder)
+    train(folder)
     assert outcome(folder) == outcome(tmp_path / "good")
 
 

@@ -14,20 +14,18 @@ import pytest
 import torch
 import torch.nn.functional as F
 from filelock import FileLock
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
 
-from danet.config.workspace import Workspace
 from danet.core.errors import CheckpointError, ConfigError, Interrupted, TrainingError
 from danet.core.files import sha256
 from danet.data.transforms import augmented
 from danet.models import numerics
 from danet.results import store
-from danet.training import lock, loop
+from danet.training import loop
 from danet.training import train as training
 from danet.training.checkpoint import iterations
 from danet.training.loop import EMPTY_BATCHES
-from danet.training.stop import StopRequest
 from danet.training.train import train_row
 from tests.training.fakes import Images, TinyNet, identical, in_float64, labels, state, tiny_row, trainer
 
@@ -260,27 +258,6 @@ class Recorder:
         self.flushed += 1
 
 
-@pytest.fixture
-def harness(tmp_path, monkeypatch):
-    """train_row with the tiny network, images in memory and plain files; counts the trained seeds."""
-    built = []
-
-    def build(row, workspace, num_classes):
-        built.append(num_classes)
-        return TinyNet()
-
-    def save(path, model, row, seed):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(model.state_dict(), path)
-
-    monkeypatch.setattr(training, "_open_split", lambda *_: Images())
-    monkeypatch.setattr(training, "_initial_weights", lambda *_: None)
-    monkeypatch.setattr(training, "_build_model", build)
-    monkeypatch.setattr(training, "_save_model", save)
-    monkeypatch.setattr(lock, "LOCK_WAIT", 0.1)
-    return Workspace(tmp_path), built
-
-
 def test_outputs(harness):
     workspace, _ = harness
     row = tiny_row(seeds=(0, 7))
@@ -438,9 +415,3 @@ def test_a_second_trainer_is_refused(harness):
         train_row(row, workspace, device="cpu", progress=False)
     assert built == []
     train_row(row, workspace, device="cpu", progress=False)
-
-
-def _already():
-    stop = StopRequest()
-    stop.reason = "SIGTERM"
-    return stop
