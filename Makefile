@@ -39,7 +39,7 @@ demo: $(READY)  ## every stage on generated data: 12 rows in minutes on a CPU
 	@$(BIN)/python -m pipelines.demo
 
 test: $(READY)  ## the tests (fast ones; add ARGS="-m slow" for the others)
-	@$(BIN)/python -m pytest -n 2 $(ARGS)
+	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-slurm: $(READY)  ## a sweep on real Slurm: two emulated nodes (needs root and apt-get install slurm-wlm)
 	@$(BIN)/python -m pytest tests/slurm -m slurm -s -rs

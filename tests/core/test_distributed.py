@@ -1,7 +1,6 @@
 """A row on several processes: the training is that of one, also resumed on another number of them; what is refused."""
 
 import shutil
-import weakref
 from dataclasses import replace
 
 import numpy as np
@@ -256,28 +255,6 @@ def test_files_that_differ_between_nodes(tmp_path, two):
         assert "newest checkpoint: rank 0 on" in str(error)
         assert "has 3, rank 1 on" in str(error)
         assert "shared file system" in str(error)
-
-
-def test_an_error_keeps_nothing_of_the_group_alive():
-    class Held:
-        pass
-
-    kept = []
-
-    def fail():
-        held = Held()
-        kept.append(weakref.ref(held))
-        try:
-            raise ValueError("first")
-        except ValueError as error:
-            raise Interrupted("stopped") from error
-
-    try:
-        fail()
-    except Interrupted as error:
-        assert kept[0]() is not None
-        distributed._release(error)
-        assert kept[0]() is None
 
 
 @pytest.mark.gpu

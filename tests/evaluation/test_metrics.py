@@ -118,18 +118,6 @@ def test_ids_that_are_no_class_are_refused(compact, prediction, target, message)
         _ = confusion.matrix
 
 
-def test_sizes_and_types_must_agree():
-    confusion = Confusion(CLASSES)
-    with pytest.raises(DataError, match=r"\(2, 3\).*\(3, 2\)"):
-        confusion.update(np.zeros((2, 3), np.uint8), np.zeros((3, 2), np.uint8))
-    with pytest.raises(TypeError, match="uint8"):
-        confusion.update(np.zeros((2, 3), np.int64), np.zeros((2, 3), np.uint8))
-    with pytest.raises(ValueError, match="cannot be added"):
-        confusion += Confusion(CLASSES + 1)
-    confusion.update(np.zeros((0, 3), np.uint8), np.zeros((0, 3), np.uint8))
-    assert confusion.matrix.sum() == 0
-
-
 def test_absent_and_merely_predicted_classes():
     # class 0: 3 of 4 found; class 1: not in the truth but predicted once; class 2: absent
     matrix = np.array([[3, 1, 0], [0, 0, 0], [0, 0, 0]])

@@ -57,18 +57,6 @@ def test_the_next_image_is_loaded_while_the_network_computes(row):
     np.testing.assert_array_equal(result.confusion.matrix, EXPECTED)
 
 
-@pytest.mark.parametrize("timed", [1, 2, 200])
-def test_predictions_are_kept_whether_an_image_is_timed_or_not(row, timed):
-    row = row.model_copy(update={"runtime": Runtime(workers=2, benchmark_images=timed)})
-    result = evaluate_model(Reader(), row, Shades(), "cpu", keep=[0, 4, 6])
-    np.testing.assert_array_equal(result.confusion.matrix, EXPECTED)
-    assert sorted(result.predictions) == [0, 4, 6]
-    for index, prediction in result.predictions.items():
-        truth = Shades().mask(index)
-        truth[truth == 255] = 0
-        np.testing.assert_array_equal(prediction, np.where(truth == 2, 3, truth))
-
-
 @pytest.mark.gpu
 @pytest.mark.parametrize("workers", [0, 3])
 @pytest.mark.parametrize("mode", ["ss", "ms"])

@@ -27,16 +27,6 @@ def test_denominators_end_where_their_source_does():
     assert learning_rate(poly(denominator="T-1"), 0.01, 0, 1) == 0.01
 
 
-def test_equals_the_recursion_of_mmengine():
-    """PolyLR multiplies by (1 - 1/(total - step))^power each step; that telescopes to the closed form over T - 1."""
-    total, power, low = 50, 0.9, 1e-4
-    rate = 0.01
-    for step in range(1, total):
-        rate = (rate - low) * (1 - 1 / (total - 1 - step + 1)) ** power + low
-        expected = learning_rate(poly(min_lr=low, denominator="T-1"), 0.01, step, total)
-        assert rate == pytest.approx(expected, abs=1e-9)
-
-
 def test_warm_up_is_linear_from_zero():
     schedule = poly(power=0.0, warmup_iterations=10)
     rates = [learning_rate(schedule, 0.5, i, 100) for i in range(12)]
