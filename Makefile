@@ -62,7 +62,7 @@ loading: $(READY)  ## training images a second on one core; writes reports/bench
 report-diff: $(READY)  ## how the metrics differ from BASE (default main), as markdown for a pull request
 	@$(BIN)/dvc metrics diff --md $(or $(BASE),main)
 
-scaling: $(READY)  ## loss curves and speed on 1, 2 and 4 processes; writes reports/scaling.md
+scaling: $(READY)  ## loss curves on 1, 2 and 4 processes; writes reports/scaling.md
 	@$(BIN)/python -m benchmarks.scaling
 
 benchmark: $(READY)  ## speed beside mmsegmentation on this machine, which must be idle: 12 min on 2 cores

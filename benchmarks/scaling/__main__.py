@@ -1,8 +1,8 @@
-"""Measures how a row scales on this machine.
+"""Measures that a row trains alike on any number of processes.
 
     .venv/bin/python -m benchmarks.scaling          # minutes; writes reports/scaling.md and .json
 
-The loss curves and speeds are real trainings of a full-width DANet by torchrun over gloo.
+The loss curves are of real trainings of a full-width DANet by torchrun over gloo.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import json
 import os
 import platform
 import shutil
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -51,9 +50,9 @@ def train(world: int, folder: Path, crop: int, steps: int, stop_after: int | Non
     return found
 
 
-def measure(steps: int, crop: int, timing_crop: int, timing_steps: int) -> Measured:
-    """All trainings: curves on 1, 2, 4 processes, resumed from 2 on 1 and 4, and the timed ones."""
-    found: Measured = {"row": ROW, "batch": BATCH, "crop": crop, "timing_crop": timing_crop}
+def measure(steps: int, crop: int) -> Measured:
+    """All trainings: curves on 1, 2, 4 processes, and resumed from 2 on 1 and 4."""
+    found: Measured = {"row": ROW, "batch": BATCH, "crop": crop}
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
         found["curves"] = [train(world, root / f"curve{world}", crop, steps) for world in WORLDS]
@@ -63,10 +62,6 @@ def measure(steps: int, crop: int, timing_crop: int, timing_steps: int) -> Measu
         for world in (1, 4):
             shutil.copytree(root / "stopped", root / f"resumed{world}")
             found["resumed"].append(train(world, root / f"resumed{world}", crop, steps))
-        found["timed"] = []
-        for world, threads in ((1, 1), (1, 2), (2, 1), (4, 1)):
-            timed = train(world, root / f"timed{world}{threads}", timing_crop, timing_steps, threads=threads)
-            found["timed"].append(timed | {"threads": threads})
     commit, dirty = provenance.code_version()
     facts = provenance.collect()
     return found | {
@@ -108,18 +103,6 @@ def curve_table(found: Measured) -> str:
     return table(["iteration", *curves], [*lines, away])
 
 
-def speed_table(found: Measured) -> str:
-    """Images per second and efficiency, measured."""
-    lines, alone = [], 0.0
-    for run in found["timed"]:
-        speed = found["batch"] / statistics.median(run["seconds"][2:])
-        alone = alone or speed
-        threads = run["world"] * run["threads"]
-        used = f"{run['world']} x {run['threads']}"
-        lines.append([used, f"{speed:.2f}", f"{speed / alone:.2f}", f"{speed / alone / threads:.0%}"])
-    return table(["processes x threads", "images/s", "of one", "of that a thread"], lines)
-
-
 def page(found: Measured) -> str:
     """``reports/scaling.md``."""
     worst = max(value for name, value in differences(found).items() if name != CONTROL)
@@ -138,10 +121,6 @@ def page(found: Measured) -> str:
                 "2 processes and continued on N; the last column is one process again, rounding in another order.",
                 f"Largest relative difference **{worst:.1e}**: {verdict} {TOLERANCE:g}.",
                 curve_table(found),
-                "## Speed, measured",
-                f"Crops of {found['timing_crop']} x {found['timing_crop']}, batch {found['batch']} over all processes; "
-                "median of the steps after the second.",
-                speed_table(found),
             ]
         )
         + "\n"
@@ -153,15 +132,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.scaling", description="Measures scaling.")
     parser.add_argument("--steps", type=int, default=8, help="of the loss curves (default: %(default)s)")
     parser.add_argument("--crop", type=int, default=65, help="of the loss curves (default: %(default)s)")
-    parser.add_argument("--timing-crop", type=int, default=129, help="of the timed runs (default: %(default)s)")
-    parser.add_argument("--timing-steps", type=int, default=7, help="of the timed runs (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=Path("reports"), help="folder (default: %(default)s)")
     options = parser.parse_args()
     with report_errors():
-        found = measure(options.steps, options.crop, options.timing_crop, options.timing_steps)
+        found = measure(options.steps, options.crop)
         write_json(options.out / "scaling.json", found)
         write_text(options.out / "scaling.md", page(found))
-        sys.stdout.write(f"{curve_table(found)}\n\n{speed_table(found)}\n\nwritten to {options.out / 'scaling.md'}\n")
+        sys.stdout.write(f"{curve_table(found)}\n\nwritten to {options.out / 'scaling.md'}\n")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,5 @@
 """Augmentation against slow versions written from the sources' descriptions, closed forms and properties."""
 
-import colorsys
-import math
-
 import cv2
 import numpy as np
 import pytest
@@ -140,24 +137,6 @@ def test_nearest_neighbours(kind, size):
 
 
 # geometry: with the identity resize, everything is a slice
-
-
-@pytest.mark.parametrize("augment", SOURCES.values(), ids=SOURCES)
-@pytest.mark.parametrize("flip", [False, True])
-def test_identity_resize_is_a_slice(augment, flip):
-    augment = small(augment)
-    image, mask = picture(50, 90), labels(50, 90)
-    draws = T.Draws(resized=(50, 90), crop=(7, 11, 32, 48), flip=flip, photometric=None)
-    pixels, result = T.apply(augment, image, mask, draws)
-    if augment.order == "pad-then-crop":  # mirrors first: the box lies on the mirrored image
-        source = slice(90 - 11 - 48, 90 - 11) if flip else slice(11, 59)
-    else:
-        source = slice(11, 59)
-    step = -1 if flip else 1
-    np.testing.assert_allclose(pixels, normalised(image[7:39, source][:, ::step]), atol=1e-5)
-    np.testing.assert_array_equal(result, mask[7:39, source][:, ::step])
-    assert pixels.dtype == np.float32
-    assert result.dtype == np.uint8
 
 
 @pytest.mark.parametrize("augment", SOURCES.values(), ids=SOURCES)
@@ -299,28 +278,6 @@ def test_photometric_equals_the_steps_one_by_one(p, seed):
     ):
         np.testing.assert_array_equal(T.photometric(image, p, kind), slow_photometric(image, p, *codes))
     np.testing.assert_array_equal(image, before)
-
-
-def test_hue_turns_by_two_degrees_a_step():
-    """Against colorsys in floating point; cv2 stores hue in 2 degrees and saturation in 1/255."""
-    image = np.random.default_rng(0).integers(0, 256, (20, 20, 3), dtype=np.uint8)
-    p = T.PhotometricDraws(None, None, False, None, 11)
-    got = T.photometric(image, p, "mmsegmentation").reshape(-1, 3)[:, ::-1]
-    errors = []
-    for rgb, result in zip(image.reshape(-1, 3)[:, ::-1] / 255.0, got, strict=True):
-        h, s, v = colorsys.rgb_to_hsv(*rgb)
-        stored = {math.floor(h * 180 + 0.46), math.floor(h * 180 + 0.54)}  # cv2 divides in fixed point
-        expected = [colorsys.hsv_to_rgb((k + 11) / 180 % 1, round(s * 255) / 255, v) for k in stored]
-        errors.append(min(np.abs(np.array(e) * 255 - result).max() for e in expected))
-    assert max(errors) <= 3
-
-
-def test_sssegmentation_turns_the_hue_the_other_way():
-    blue = np.full((1, 1, 3), (200, 30, 30), dtype=np.uint8)  # BGR
-    p = T.PhotometricDraws(None, None, False, None, 15)
-    mm, ss = (T.photometric(blue, p, kind)[0, 0].tolist() for kind in ("mmsegmentation", "sssegmentation"))
-    assert mm == [200, 30, 115]  # towards red
-    assert ss == [200, 115, 30]  # read as red, towards yellow: its "green" channel
 
 
 # the whole

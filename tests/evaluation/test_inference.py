@@ -195,38 +195,6 @@ def test_whole_image_single_scale_is_resized_logits(align, logit_resize, score):
     assert_best(labels, scores)
 
 
-@pytest.mark.parametrize("relative_to", ["test-scale", "image"])
-@pytest.mark.parametrize("flip", [False, True])
-@pytest.mark.parametrize("score", ["logits", "softmax"])
-def test_multi_scale_and_flip_are_means(relative_to, flip, score):
-    image = picture(30, 44)
-    ratios = (0.5, 1.0, 1.75)
-    test = Test(
-        resize="fit",
-        scale=(41, 160),
-        score=score,
-        multi_scale=MultiScale(scales=ratios, relative_to=relative_to, flip=flip),
-    )
-    total, count = np.zeros((CLASSES, 30, 44)), 0
-    for ratio in ratios:
-        if relative_to == "test-scale":
-            long, short = int(160 * ratio), int(41 * ratio)
-        else:
-            long, short = int(44 * ratio + 0.5), int(30 * ratio + 0.5)
-        factor = min(long / 44, short / 30)
-        height, width = int(30 * factor + 0.5), int(44 * factor + 0.5)
-        seen = cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
-        for mirrored in [False, True][: 2 if flip else 1]:
-            x = normalised(seen)[..., ::-1] if mirrored else normalised(seen)
-            logits = bilinear(bilinear(network(x), (height, width), False), (30, 44), False)
-            logits = logits[..., ::-1] if mirrored else logits
-            total += softmax(logits) if score == "softmax" else logits
-            count += 1
-    scores = sampled(image, test, False, mode="ms")
-    np.testing.assert_allclose(scores, total / count, atol=1e-5)
-    assert_best(labels_of(Sampler(), image, test, False, "ms"), scores)
-
-
 # windows
 
 

@@ -77,28 +77,6 @@ def test_a_table_needs_its_own_rows_only(workspace):
     assert tables == {f"report@{name}" for name in load_params(ROOT / "params.yaml").tables}
 
 
-def test_changing_one_row_changes_that_row_alone(stages, workspace):
-    changed = "ssseg-r50-d16-voc2012"
-    affected = {
-        name
-        for name, stage in stages.items()
-        for dependency in stage.params
-        if any(f"rows.{changed}" == key for key in dependency.params)
-    }
-    assert affected == {f"train@{changed}", f"evaluate@{changed}", f"verify@{changed}"}
-
-
-def test_a_setting_of_the_test_retrains_nothing(stages):
-    for name, stage in stages.items():
-        keys = [key for dependency in stage.params for key in dependency.params]
-        if name.startswith("train@"):
-            assert not [key for key in keys if "test" in key.split(".") or key in {"val_split", "revisions.evaluate"}]
-            assert "train" in keys
-        if name.startswith(("evaluate@", "verify@", "submit@")):
-            assert {"test", "numerics", "revisions.evaluate"} <= set(keys)
-            assert any(key.startswith("settings.") and key.count(".") == 1 for key in keys)
-
-
 def test_another_python_is_told_to_activate_the_environment(tmp_path):
     """`.venv/bin/dvc` runs the stages with whatever `python` is first in PATH: here one without any package."""
     program = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import pipelines.train"
