@@ -98,7 +98,6 @@ def measure(process: Process, folder: Path, crop: int, steps: int, stop_after: i
             process=process,
             stop=stop,
         )
-        started = trainer.iteration
 
         def tick(*_: object) -> None:
             if next(steps_begun) == stop_after and process.is_main:
@@ -110,7 +109,7 @@ def measure(process: Process, folder: Path, crop: int, steps: int, stop_after: i
         except Interrupted:
             return {"stopped": trainer.iteration}
         curve = [[entry["iteration"], entry["loss"]] for entry in history.curve]
-        return {"world": process.world, "started": started, "curve": curve}
+        return {"world": process.world, "curve": curve}
 
 
 def main() -> None:
