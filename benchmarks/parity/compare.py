@@ -661,7 +661,8 @@ def check_inference(folder: Path) -> Iterator[Result]:
             for rule in ("test-scale", "image"):  # 0.x, 1.x
                 scales = tuple(meta["ratios"])
                 multi = MultiScale.model_validate({"scales": scales, "relative_to": rule, "flip": True})
-                modes.append((f"multi_{rule}", "ms", multi))
+                if f"multi_{rule}" in arrays:
+                    modes.append((f"multi_{rule}", "ms", multi))
         for key, mode, multi_scale in modes:
             test = base.test.model_copy(update=update | {"multi_scale": multi_scale})
             scores, labels = predicted(model, image, test, meta["align_corners"], mode)
