@@ -15,7 +15,7 @@ from danet.evaluation import evaluate, subject
 from danet.evaluation.evaluate import evaluate_row
 from danet.report import write_table
 from danet.training import train as training
-from tests.evaluation.test_evaluate import Reader, Shades
+from tests.evaluation.fakes import Reader, Shades
 from tests.parameters import raw_params
 from tests.seeds import keep_seed
 

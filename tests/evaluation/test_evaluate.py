@@ -16,72 +16,12 @@ from danet.config.workspace import Workspace
 from danet.core.errors import CheckpointError, DataError
 from danet.evaluation import evaluate, subject
 from danet.evaluation.evaluate import evaluate_row
-from danet.evaluation.inference import MEAN_RGB, STD_RGB
 from danet.evaluation.one_pass import evaluate_model, spaced
 from danet.results.schema import EvaluationFile, load
 from danet.results.scores import constant_baseline, scores
+from tests.evaluation.fakes import CLASSES, EXPECTED, Reader, Shades, Unlabelled, tree
 from tests.launching import launch
 from tests.seeds import keep_seed
-
-CLASSES = 4
-GREYS = np.array([20, 90, 160, 230], np.uint8)
-
-
-class Shades:
-    """Images of different sizes in which class c is a grey level; the last class is not in any image."""
-
-    classes = ("road", "car", "sky", "moon")
-    palette = ((128, 64, 128), (0, 0, 142), (70, 130, 180), (255, 255, 0))
-    num_classes = CLASSES
-    manifest_hash = "0" * 64
-    labelled = True
-
-    def __init__(self, folder=None, split="val", count=7):
-        self.folder, self.split = folder, split
-        self.ids = [f"image_{i:02d}" for i in range(count)]
-        self.threads = set()
-
-    def __len__(self):
-        return len(self.ids)
-
-    def mask(self, index):
-        rng = np.random.default_rng(index)
-        mask = rng.integers(0, 3, (3 + index % 3, 4)).astype(np.uint8).repeat(8, axis=0).repeat(8, axis=1)
-        mask[:2] = 255
-        return mask
-
-    def image(self, index):
-        self.threads.add(threading.current_thread().name)
-        mask = self.mask(index)
-        mask[mask == 255] = 0
-        return GREYS[mask][..., None].repeat(3, axis=2)
-
-
-class Unlabelled(Shades):
-    labelled = False
-
-    def mask(self, index):
-        return None
-
-
-class Reader(nn.Module):
-    """Reads the class from the grey level, but takes ``sky`` for ``moon``."""
-
-    def __init__(self, num_classes=CLASSES):
-        super().__init__()
-        levels = GREYS.astype(float).copy()
-        levels[[2, 3]] = levels[[3, 2]]
-        self.register_buffer("levels", torch.tensor((levels - MEAN_RGB[0]) / STD_RGB[0], dtype=torch.float32))
-
-    def forward(self, x):
-        return {"main": -((x[:, :1] - self.levels[None, :, None, None]) ** 2)}
-
-
-EXPECTED = np.zeros((CLASSES, CLASSES), dtype=np.int64)
-for _index in range(7):
-    _mask = Shades().mask(_index)
-    for _truth, _taken in ((0, 0), (1, 1), (2, 3)):
-        EXPECTED[_truth, _taken] += (_mask == _truth).sum()
 
 
 @pytest.fixture
@@ -97,21 +37,6 @@ def one(row):
     """One seed, one mode, one overlay: drawing is what takes the time here."""
     runtime = Runtime(workers=2, overlays=1, progress="never")
     return row.model_copy(update={"test": Test(), "runtime": runtime, "seeds": (3,)})
-
-
-@pytest.fixture
-def workspace(tmp_path, row, monkeypatch):
-    monkeypatch.setattr(evaluate, "PreparedDataset", Shades)
-    monkeypatch.setattr(subject, "build_model", lambda config, classes, attention: Reader(classes))
-    monkeypatch.setattr(subject, "load_model", lambda path, model: {"train_hash": row.train_hash})
-    space = Workspace(tmp_path)
-    for seed in row.seeds:
-        keep_seed(space, row, seed, lambda path: path.write_bytes(b"weights"), data=Shades.manifest_hash)
-    return space
-
-
-def tree(folder):
-    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
 # one pass
@@ -198,6 +123,55 @@ def test_diverged_model_names_row_and_image(row):
 
     with pytest.raises(CheckpointError, match=r"camvid-r50-d8.*image_00.*not finite"):
         evaluate_model(Diverged(), row, Shades(), "cpu")
+
+
+WAIT = 20.0
+"""Seconds after which what should happen at the same time is taken not to."""
+
+
+class Told(Shades):
+    """Says which images have been loaded."""
+
+    def __init__(self):
+        super().__init__()
+        self.loaded = [threading.Event() for _ in self.ids]
+
+    def image(self, index):
+        image = super().image(index)
+        self.loaded[index].set()
+        return image
+
+
+class Waiting(nn.Module):
+    """Computes an image only when the one after it has been loaded."""
+
+    def __init__(self, dataset):
+        super().__init__()
+        self.reader, self.dataset, self.seen = Reader(), dataset, 0
+
+    def forward(self, x):
+        following = min(self.seen + 1, len(self.dataset) - 1)
+        assert self.dataset.loaded[following].wait(WAIT), (
+            f"image {following} is not loaded while {self.seen} is computed"
+        )
+        self.seen += 1
+        return self.reader(x)
+
+
+def test_the_next_image_is_loaded_while_the_network_computes(one):
+    dataset = Told()
+    result = evaluate_model(Waiting(dataset), one, dataset, "cpu")
+    np.testing.assert_array_equal(result.confusion.matrix, EXPECTED)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("workers", [0, 3])
+@pytest.mark.parametrize("mode", ["ss", "ms"])
+def test_on_a_gpu_the_same_counts(row, mode, workers):
+    row = row.model_copy(update={"runtime": Runtime(workers=workers, benchmark_images=2)})
+    result = evaluate_model(Reader().cuda(), row, Shades(), torch.device("cuda"), mode=mode, keep=[2])
+    np.testing.assert_array_equal(result.confusion.matrix, EXPECTED)
+    assert list(result.predictions) == [2]
 
 
 # a row

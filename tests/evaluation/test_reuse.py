@@ -7,11 +7,10 @@ import pytest
 
 from danet.config.params import load_params
 from danet.config.row import Runtime, Test
-from danet.config.workspace import Workspace
 from danet.core import provenance
-from danet.evaluation import evaluate, subject
+from danet.evaluation import subject
 from danet.evaluation.evaluate import evaluate_row
-from tests.evaluation.test_evaluate import Reader, Shades, tree
+from tests.evaluation.fakes import Shades, tree
 from tests.seeds import keep_seed
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -36,17 +35,6 @@ def passes(monkeypatch):
 
     monkeypatch.setattr(subject, "evaluate_model", counted)
     return found
-
-
-@pytest.fixture
-def workspace(tmp_path, row, monkeypatch):
-    monkeypatch.setattr(evaluate, "PreparedDataset", Shades)
-    monkeypatch.setattr(subject, "build_model", lambda config, classes, attention: Reader(classes))
-    monkeypatch.setattr(subject, "load_model", lambda path, model: {"train_hash": row.train_hash})
-    space = Workspace(tmp_path)
-    for seed in (3, 5):
-        keep(space, row, seed, b"weights")
-    return space
 
 
 def keep(space, row, seed, weights):
