@@ -28,6 +28,7 @@ from danet.config.workspace import Workspace
 from danet.core.console import output, result_table
 from danet.core.errors import ConfigError
 from danet.core.provenance import cpu_cores
+from danet.core.text import duration
 from danet.data.raw import changed_source, wanted_of
 from danet.data.registry import ADAPTERS
 from danet.weights.fetch import imagenet_wanted
@@ -257,8 +258,6 @@ def _print_weights(out: Console, weights: dict[str, Any], found: dict[str, Any])
 
 
 def _print_rows(out: Console, rows: list[dict[str, Any]], found: dict[str, Any]) -> None:
-    from danet.evaluation.cost import duration
-
     timed = any(row["hours"] is not None for row in rows)
     states = ("measured", "trained", "can run", "blocked")
     out.print("\n[bold]Rows[/]")
@@ -267,7 +266,11 @@ def _print_rows(out: Console, rows: list[dict[str, Any]], found: dict[str, Any])
         mine = [row for row in rows if row["table"] == table]
         counts = [sum(row["state"] == state for row in mine) for state in states]
         hours = sum(row["hours"] or 0 for row in mine)
-        shown.add_row(table, *(str(n or "-") for n in (len(mine), *counts)), *([duration(hours)] if timed else []))
+        shown.add_row(
+            table,
+            *(str(n or "-") for n in (len(mine), *counts)),
+            *([f"about {duration(3600 * hours)}"] if timed else []),
+        )
     out.print(shown)
     if timed:
         out.print("[dim]Hours: training and testing, one row after the other (reports/cost.md).[/]")

@@ -142,8 +142,3 @@ def row_record(row: Row, path: Path | str | None = None) -> dict[str, Any]:
         "schedule": row.schedule.text,
         "published": {name: getattr(numbers, name) for name in NUMBERS},
     }
-
-
-def rows_as_records(params: Params, path: Path | str | None = None) -> list[dict[str, Any]]:
-    """All rows in the order of ``params.yaml``, each as :func:`row_record` gives it."""
-    return [row_record(row, path) for row in params.rows.values()]

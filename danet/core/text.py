@@ -18,6 +18,18 @@ def signed(value: float | None, digits: int = 2) -> str:
     return text[1:] if text[1:] == f"{0:.{digits}f}" else text
 
 
+def duration(seconds: float) -> str:
+    """As people say it: ``33 s``, ``6 min``, ``3 h 15 min``, ``30 h``, ``4 days``."""
+    minutes, hours = round(seconds / 60), seconds / 3600
+    if seconds < 90:
+        return f"{seconds:.{0 if seconds >= 10 else 1}f} s"
+    if minutes < 90:
+        return f"{minutes} min"
+    if hours < 10:
+        return f"{minutes // 60} h {minutes % 60:02d} min"
+    return f"{hours:.0f} h" if hours < 72 else f"{hours / 24:,.0f} days"
+
+
 def fact(value: object) -> str:
     """A value of any type; entries of a list below each other, of a long hash the beginning (JSON has all of it)."""
     if isinstance(value, list):

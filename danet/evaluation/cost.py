@@ -123,16 +123,6 @@ def here(workspace: Workspace) -> Rates | None:
     return next((each for each in rates(workspace.reports() / "benchmarks") if each.device == name), None)
 
 
-def duration(hours: float) -> str:
-    """``about 1 h 10 min``, for people."""
-    minutes = max(1, round(hours * 60))
-    if minutes < 60:
-        return f"about {minutes} min"
-    if hours < 48:
-        return f"about {minutes // 60} h {minutes % 60:02d} min" if hours < 10 else f"about {hours:.0f} h"
-    return f"about {hours / 24:,.0f} days"
-
-
 def hours_here(workspace: Workspace, params: Params, chosen: Iterable[Row]) -> dict[str, float]:
     """Hours of rows on the device found here, by name; empty if it was never benchmarked or its files are damaged."""
     try:

@@ -185,7 +185,7 @@ class Bench:
         matrix = found.confusion.matrix
         result = ModeResult.of(matrix, self.row.test.absent_class, found.images, found.seconds)
         if self.process.is_main:
-            title = f"{self.row.name}, {subject.text}, {mode}: mIoU {result.miou:.2f} %"
+            title = f"{self.row.name}, {subject.text}, {mode}, mIoU\u00a0{result.miou:.2f}"
             path = self.staging / f"{subject.name}-{mode}-confusion.png"
             visualise.save_confusion(path, title, matrix, self.dataset.classes)
             self._draw(found.predictions, subject)

@@ -34,6 +34,8 @@ Palette = Sequence[tuple[int, int, int]]
 Image8 = NDArray[np.uint8]
 
 MAX_LEGEND = 24
+MAX_CONFUSED = 20
+"""Classes of a confusion matrix that can be read."""
 _PANEL_INCHES = 2.8  # two make phone width
 _MAX_PANEL_PIXELS = 900
 _NAME_POINTS = 6.5
@@ -127,6 +129,11 @@ def save_overlay(path: Path, image_bgr: Image8, mask: Image8, classes: Sequence[
         sheet.save(temporary, format="PNG")
 
 
+def truth_picture(truth: Image8, palette: Palette) -> Image8:
+    """RGB: the classes' colours, ignored (255) grey with diagonal stripes."""
+    return _striped(colourise(truth, palette), truth == IGNORE)
+
+
 def error_map(prediction: Image8, truth: Image8) -> Image8:
     """RGB: right is light, wrong dark, ignored (truth 255) grey with diagonal stripes."""
     picture = np.empty((*truth.shape, 3), dtype=np.uint8)
@@ -166,7 +173,7 @@ def save_panels(
     right = float((prediction == truth)[valid].mean()) if valid.any() else None
     caption = "errors" if right is None else f"errors ({100 * right:.1f} % right)"
 
-    handles = _legend(truth, prediction, classes, palette)
+    handles = legend(truth, [prediction], classes, palette)
     layout = (1, 4) if height > 1.2 * width else (2, 2)
     legend_columns = 4
     legend_inches = 0.2 * (-(-len(handles) // legend_columns)) + 0.25
@@ -189,7 +196,7 @@ def save_panels(
     figure.suptitle(title, fontsize=10, y=1 - 0.08 / inches[1], va="top", parse_math=False)
     pictures = [
         (shown_image, "image", None),
-        (_striped(colourise(shown_truth, palette), shown_truth == IGNORE), "ground truth", shown_truth),
+        (truth_picture(shown_truth, palette), "ground truth", shown_truth),
         (colourise(shown_prediction, palette), "prediction", shown_prediction),
         (error_map(shown_prediction, shown_truth), caption, None),
     ]
@@ -209,39 +216,57 @@ def save_panels(
 
 def save_confusion(path: Path, title: str, matrix: NDArray[np.int64], classes: Sequence[str]) -> None:
     """Writes :func:`confusion_figure`."""
-    figure = confusion_figure(matrix, classes)
-    figure.suptitle("\n".join(textwrap.wrap(title, 60)), fontsize=9, parse_math=False)
+    figure = confusion_figure(matrix, classes, title)
     with atomic_write(path) as temporary:
         figure.savefig(temporary, format="png", dpi=180, metadata={"Software": None})
 
 
-def confusion_figure(matrix: NDArray[np.int64], classes: Sequence[str]) -> Figure:
+def most_confused_classes(matrix: NDArray[np.int64], count: int = MAX_CONFUSED) -> list[int]:
+    """The classes of the ground truth, in their order; of more than ``count``, those with the largest shares wrong."""
+    total = matrix.sum(axis=1)
+    present = np.flatnonzero(total)
+    wrong = 1 - np.diag(matrix)[present] / total[present]
+    return sorted(present[np.argsort(-wrong, kind="stable")[:count]].tolist())
+
+
+def confusion_figure(matrix: NDArray[np.int64], classes: Sequence[str], title: str) -> Figure:
     """What the pixels of each class of the ground truth (lines) were taken for (columns), in percent of the line.
 
-    With up to 30 classes, names and percentages are written; with more, the matrix is a plain picture. Lines of classes
-    without a pixel are grey.
+    Classes without a pixel are left out; of many, those are shown that are most often wrong, with one more column for
+    all that they were taken for besides.
+
+    Args:
+        matrix: pixels, ground truth x prediction.
+        classes: names by id.
+        title: to which the unit and the choice of classes are added.
     """
-    total = matrix.sum(axis=1, keepdims=True)
-    share = np.divide(100.0 * matrix, total, out=np.full(matrix.shape, np.nan), where=total > 0)
-    named = len(classes) <= 30
-    height = 5.2 + 0.05 * max(map(len, classes)) if named else 5.0
-    figure = Figure(figsize=(5.0, height), layout="constrained")
+    shown = most_confused_classes(matrix)
+    share = 100.0 * matrix[shown] / matrix[shown].sum(axis=1, keepdims=True)
+    others = share.sum(axis=1, keepdims=True) - share[:, shown].sum(axis=1, keepdims=True)
+    columns = [classes[place] for place in shown]
+    share = share[:, shown]
+    present = int((matrix.sum(axis=1) > 0).sum())
+    if others.max() > 0.05:
+        share, columns = np.hstack([share, others]), [*columns, "any other"]
+    which = f"the {len(shown)} most confused of {present} classes" if len(shown) < present else ""
+    unit = "percent of the pixels of each class (lines)"
+    lines = [*textwrap.wrap(title, 58), *textwrap.wrap(", ".join(filter(None, (unit, which))), 66)]
+    size = 9.5 if len(shown) <= 12 else 7.5
+    inches = 0.115 * size / 9 * max(map(len, columns))
+    figure = Figure(figsize=(5.0, 0.3 + 0.2 * len(lines) + max(0.21 * len(shown) + inches, 2.0)), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
-    darkest = 0.62 if named else 1.0  # light enough for black numbers
-    shades = ListedColormap(colormaps["Blues"](np.linspace(0, darkest, 256))).with_extremes(bad="#DDDDDD")
-    picture = axes.imshow(share, cmap=shades, vmin=0, vmax=100, aspect="auto", interpolation="nearest")
+    # light enough for black numbers
+    shades = ListedColormap(colormaps["Blues"](np.linspace(0, 0.62, 256)))
+    axes.imshow(share, cmap=shades, vmin=0, vmax=100, aspect="auto", interpolation="nearest")
+    axes.set_title("\n".join(lines), fontsize=9.5, loc="left", x=-0.18, parse_math=False)
     axes.set_xlabel("predicted as")
     axes.set_ylabel("truth")
     axes.tick_params(length=0)
-    if named:
-        size = 9 if len(classes) <= 12 else 7.5
-        axes.set_yticks(range(len(classes)), classes, fontsize=size + 0.5)
-        axes.set_xticks(range(len(classes)), classes, fontsize=size + 0.5, rotation=90)
-        for y, x in np.argwhere(np.nan_to_num(share) >= 0.5):
-            axes.text(x, y, f"{share[y, x]:.0f}", ha="center", va="center", fontsize=size)
-    else:
-        figure.colorbar(picture, ax=axes, shrink=0.8).set_label("% of the line")
+    axes.set_yticks(range(len(shown)), columns[: len(shown)], fontsize=size)
+    axes.set_xticks(range(len(columns)), columns, fontsize=size, rotation=90)
+    for y, x in np.argwhere(share >= 0.5):
+        axes.text(x, y, f"{share[y, x]:.0f}", ha="center", va="center", fontsize=size)
     return figure
 
 
@@ -254,8 +279,9 @@ def _striped(picture: Image8, where: NDArray[np.bool_]) -> Image8:
     return picture
 
 
-def _legend(truth: Image8, prediction: Image8, classes: Sequence[str], palette: Palette) -> list[Patch]:
-    counts = np.bincount(truth.ravel(), minlength=256) + np.bincount(prediction.ravel(), minlength=256)
+def legend(truth: Image8, predictions: Sequence[Image8], classes: Sequence[str], palette: Palette) -> list[Patch]:
+    """The classes that occur, the most frequent first, then *wrong* and *ignored* as :func:`error_map` shows them."""
+    counts = np.sum([np.bincount(mask.ravel(), minlength=256) for mask in (truth, *predictions)], axis=0)
     present = [c for c in np.argsort(-counts, kind="stable") if c < len(classes) and counts[c]]
     colours = palette_table(palette) / 255
     handles = [Patch(facecolor=colours[c], edgecolor="black", linewidth=0.5, label=classes[c]) for c in present]
@@ -264,8 +290,7 @@ def _legend(truth: Image8, prediction: Image8, classes: Sequence[str], palette: 
         handles = [*handles[: MAX_LEGEND - 1], Patch(facecolor="none", label=f"and {rest} more")]
     wrong, ignored, stripe = (f"#{r:02x}{g:02x}{b:02x}" for r, g, b in (WRONG_RGB, IGNORED_RGB, STRIPE_RGB))
     handles.append(Patch(facecolor=wrong, edgecolor="black", linewidth=0.5, label="wrong"))
-    if (truth == IGNORE).any():
-        handles.append(Patch(facecolor=ignored, edgecolor=stripe, hatch="////", linewidth=0.5, label="ignored"))
+    handles.append(Patch(facecolor=ignored, edgecolor=stripe, hatch="////", linewidth=0.5, label="ignored"))
     return handles
 
 

@@ -17,8 +17,10 @@ from danet.config.params import Params
 from danet.config.workspace import Workspace
 from danet.core.errors import ConfigError
 from danet.core.files import write_text
-from danet.report import costs, examples, figures, pages
+from danet.report import costs, examples, figures
 from danet.report.records import csv_rows, table_record
+from danet.report.rows import row_page
+from danet.report.tables import index_page, table_page
 from danet.results.measured import Measurement, Problem, read
 from danet.results.schema import TableFile, save
 
@@ -78,31 +80,27 @@ def write_table(
         keep_pictures = params.tables[table].pictures
     reports = workspace.reports()
     folder = reports / table
-    pictures = _draw(table, params, measurements, record, folder)
-    shown = _draw_examples(table, params, measurements, workspace, folder if keep_pictures else None)
+    groups = _by_dataset(measurements, params)
+    pictures = _draw(table, params, groups, record, folder)
+    shown = _draw_examples(table, groups, workspace, folder if keep_pictures else None)
     pictures += [(caption, path.name) for caption, path in shown if keep_pictures]
     kept = {folder / path for _, path in pictures}
     for row_record, measurement in zip(record.rows, measurements, strict=True):
         row = measurement.row
         own: list[tuple[str, str]] = []
-        curve = folder / f"{row.name}.png"
+        curve, confusion = folder / f"{row.name}.png", folder / f"{row.name}-confusion.png"
         if figures.draw_curves({row.name: [measurement]}, curve):
-            own.append(("Learning curves" + _smoothed(measurement), curve.name))
-            kept.add(curve)
-        confusion = folder / f"{row.name}-confusion.png"
-        if figures.draw_confusion(measurement.confusion(), measurement.classes, confusion):
+            own.append((f"Learning curves ({len(measurement.curves)} seeds; loss: running mean)", curve.name))
+        if figures.draw_confusion(measurement, confusion):
             own.append(("Confusion matrix: what the pixels of each class were taken for, in percent", confusion.name))
-            kept.add(confusion)
-        if keep_pictures:
-            own += _copy_overlays(measurement, workspace, folder)
-            kept |= {folder / path for _, path in own}
+        own += _copy_overlays(measurement, workspace, folder) if keep_pictures else []
         page = folder / f"{row.name}.md"
-        write_text(page, pages.row_page(row, row_record, measurement, params, own))
-        kept.add(page)
+        write_text(page, row_page(row, row_record, measurement, params, own))
+        kept |= {page, *(folder / path for _, path in own)}
     _remove_others(folder, kept)
     linked = [(caption, f"{table}/{path}") for caption, path in pictures]
     page = reports / f"{table}.md"
-    write_text(page, pages.table_page(record, params, measurements, linked))
+    write_text(page, table_page(record, params, linked))
     save(reports / "tables" / f"{table}.json", record)
     head, lines = csv_rows(record)
     text = pd.DataFrame(lines, columns=head, dtype=object).to_csv(index=False)
@@ -127,7 +125,7 @@ def write_index(params: Params, workspace: Workspace, *, published_path: Path | 
     path = workspace.reports() / "README.md"
     titles = {name: dataset.title for name, dataset in params.datasets.items()}
     drawn = costs.draw_all_costs(records, titles, path.with_name(ALL_COSTS))
-    write_text(path, pages.index_page(params, records, ALL_COSTS if drawn else None))
+    write_text(path, index_page(params, records, ALL_COSTS if drawn else None))
     return path
 
 
@@ -140,18 +138,22 @@ def measured_tables(params: Params, workspace: Workspace) -> list[str]:
     ]
 
 
+def _by_dataset(measurements: Sequence[Measurement], params: Params) -> dict[str, list[Measurement]]:
+    """Measurements by the title of their dataset, both in the order of ``params.yaml``'s rows."""
+    groups: dict[str, list[Measurement]] = {}
+    for item in measurements:
+        groups.setdefault(params.datasets[item.row.dataset].title, []).append(item)
+    return groups
+
+
 def _draw(
-    table: str, params: Params, measurements: Sequence[Measurement], record: TableFile, folder: Path
+    table: str, params: Params, groups: dict[str, list[Measurement]], record: TableFile, folder: Path
 ) -> list[tuple[str, str]]:
     """Draws a table's figures; captions and file names of those that there was something for."""
-    groups = pages.group_by_dataset(measurements, params)
-    records = record.by_name
     drawn = []
-    if figures.draw_results(groups, records, folder / "results.png"):
+    if figures.draw_results(groups, record.by_name, folder / "results.png"):
         beside = "published numbers" if params.tables[table].published else "the best constant prediction"
         drawn.append((f"mIoU measured here beside {beside}", "results.png"))
-    if figures.draw_costs(groups, records, folder / "cost.png"):
-        drawn.append(("mIoU against the cost of one training", "cost.png"))
     if figures.draw_curves(groups, folder / "curves.png"):
         drawn.append(("Learning curves of all rows (loss: running mean)", "curves.png"))
     for title, items in groups.items():
@@ -162,20 +164,12 @@ def _draw(
 
 
 def _draw_examples(
-    table: str, params: Params, measurements: Sequence[Measurement], workspace: Workspace, folder: Path | None
+    table: str, groups: dict[str, list[Measurement]], workspace: Workspace, folder: Path | None
 ) -> list[tuple[str, Path]]:
     """Examples across the rows of each dataset, into ``folder`` or beside the evaluations."""
     hidden = workspace.evaluation_examples(table)
     shutil.rmtree(hidden, ignore_errors=True)
-    drawn = []
-    for items in pages.group_by_dataset(measurements, params).values():
-        drawn += examples.draw_examples(items, workspace, folder or hidden)
-    return drawn
-
-
-def _smoothed(measurement: Measurement) -> str:
-    seeds = len(measurement.curves)
-    return " (loss: running mean" + (f"; {seeds} seeds)" if seeds > 1 else ")")
+    return [found for items in groups.values() for found in examples.draw_examples(items, workspace, folder or hidden)]
 
 
 def _copy_overlays(measurement: Measurement, workspace: Workspace, folder: Path) -> list[tuple[str, str]]:

@@ -2,23 +2,14 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from danet.report.figures import (
-    COLOURS,
-    MARKERS,
-    METHODS,
-    STYLE,
-    WIDTH,
-    cost_axis,
-    cost_name,
-    device_hours,
-    possible,
-    save,
-)
+from danet.report.figures import COLOURS, MARKERS, STYLE, WIDTH, possible, save
+from danet.report.labels import METHODS
 from danet.results.schema import TableFile, TableRow
 
 if TYPE_CHECKING:
@@ -95,6 +86,42 @@ def draw_all_costs(records: Records, titles: Mapping[str, str], path: Path) -> i
             figure.legend(handles=handles, loc="outside lower left", ncols=1)
         save(figure, path)
     return len(points)
+
+
+def cost_axis(axes: Axes, hours: Sequence[float], name: str) -> bool:
+    """Label, scale, ends and ticks of the horizontal axis for these costs.
+
+    Returns whether it is of minutes, because all are short.
+    """
+    from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
+
+    minutes = max(hours) < 0.5
+    low, high = (end(hours) * (60 if minutes else 1) for end in (min, max))
+    if high > 6 * low:
+        axes.set_xscale("log")
+        axes.set_xlim(low / 1.4, high * 1.4)
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_minor_formatter(NullFormatter())
+    else:
+        axes.set_xlim(0, high * 1.1)
+        axes.xaxis.set_major_locator(MaxNLocator(6))
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axes.set_xlabel(textwrap.fill(name.replace("hours", "minutes") if minutes else name, 48))
+    return minutes
+
+
+def device_hours(record: TableRow) -> float:
+    """What one training of a row cost: its hours times its GPUs (on a CPU: hours); 0 if that was not measured."""
+    return (record.measured and record.measured.device_hours) or 0.0
+
+
+def cost_name(record: TableRow) -> str:
+    """What :func:`device_hours` of a measured row are hours of: ``one training, GPU-hours, NVIDIA H200``."""
+    measured = record.measured
+    assert measured is not None
+    names = (measured.device or "unknown hardware").split("; ")  # several where the seeds had several
+    hardware = "; ".join(dict.fromkeys(name.rpartition(" x ")[2] for name in names))
+    return f"one training, {'GPU-hours' if measured.gpus else 'hours'}, {hardware}"
 
 
 def _draw_panel(axes: Axes, points: Sequence[Point], looks: Mapping[str, tuple[str, str]], scale: int) -> None:

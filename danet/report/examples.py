@@ -15,13 +15,20 @@ from numpy.typing import NDArray
 from danet.config.workspace import Workspace
 from danet.core.errors import DanetError
 from danet.data.prepared import PreparedDataset
-from danet.report.figures import STYLE, WIDTH, save, short_labels
+from danet.report.figures import STYLE, save
+from danet.report.labels import short_labels
 from danet.results.measured import Measurement
 
 MAX_EXAMPLES = 4
 SUFFIX = "-prediction.png"
 
+PANEL = 2.5
+"""Inches: the width of a picture on a sheet."""
+COLUMNS = 5
+
 _Image = NDArray[np.uint8]
+_Panel = tuple[_Image, str, _Image | None]
+"""Pixels, title, and the label map whose regions are named in it."""
 
 
 def draw_examples(measurements: Sequence[Measurement], workspace: Workspace, folder: Path) -> list[tuple[str, Path]]:
@@ -92,43 +99,43 @@ def _draw(
     classes: Sequence[str],
     palette: Sequence[tuple[int, int, int]],
 ) -> None:
-    """Two columns, so that it can be read on a phone: image | truth, then prediction | errors of each row."""
+    """Lies across: image over truth, then prediction over errors of each row; from ``COLUMNS`` on, a second band."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
-    from matplotlib.patches import Patch
 
     from danet.evaluation import visualise
 
     height, width = truth.shape
     valid = truth != visualise.IGNORE
-    pictures: list[tuple[_Image, str, _Image | None]] = [
-        (np.ascontiguousarray(image_bgr[..., ::-1]), "image", None),
-        (visualise.colourise(truth, palette), "truth", truth),
+    image = np.ascontiguousarray(image_bgr[..., ::-1])
+    columns: list[tuple[_Panel, _Panel]] = [
+        ((image, "image", None), (visualise.truth_picture(truth, palette), "truth", truth))
     ]
-    present = set(np.unique(truth[valid]).tolist())
     for label, prediction in predictions:
-        right = 100 * float((prediction == truth)[valid].mean()) if valid.any() else 100.0
-        pictures.append((visualise.colourise(prediction, palette), label, prediction))
-        pictures.append((visualise.error_map(prediction, truth), f"{right:.1f} % right (dark: wrong)", None))
-        present |= set(np.unique(prediction).tolist())
-    lines = len(pictures) // 2
-    panel = WIDTH / 2 * height / width
-    legend = [label for label in sorted(present) if label < len(classes)][:24]
-    legend_lines = -(-len(legend) // 3)
-    inches = lines * (panel + 0.3) + 0.21 * legend_lines + 0.15
+        right = f"{100 * float((prediction == truth)[valid].mean()):.1f} % right" if valid.any() else "no labels"
+        errors = visualise.error_map(prediction, truth)
+        columns.append(((visualise.colourise(prediction, palette), label, prediction), (errors, right, None)))
+    across = min(len(columns), COLUMNS)
+    bands = -(-len(columns) // across)
+    handles = visualise.legend(truth, [prediction for _, prediction in predictions], classes, palette)
+    legend_columns = max(3, across + 2)
+    inches = 2 * bands * (PANEL * height / width + 0.3) + 0.22 * -(-len(handles) // legend_columns) + 0.15
     with rc_context({**STYLE, "axes.grid": False}):
         layout = ConstrainedLayoutEngine(h_pad=0.02, w_pad=0.02, hspace=0.0, wspace=0.0)
-        figure = Figure(figsize=(WIDTH, inches), layout=layout)
-        for axes, (picture, title, mask) in zip(figure.subplots(lines, 2, squeeze=False).flat, pictures, strict=True):
-            axes.imshow(picture, interpolation="auto" if title == "image" else "nearest")
-            axes.set_title(title, fontsize=10, pad=3)
+        figure = Figure(figsize=(across * PANEL, inches), layout=layout)
+        grid = figure.subplots(2 * bands, across, squeeze=False)
+        for axes in grid.flat:
             axes.set_axis_off()
-            if mask is not None:
-                visualise.name_regions(axes, mask, classes, width / (72 * WIDTH / 2))
-        colours = visualise.palette_table(palette) / 255
-        handles = [Patch(facecolor=colours[c], edgecolor="black", linewidth=0.5, label=classes[c]) for c in legend]
+        for place, column in enumerate(columns):
+            for line, (picture, title, mask) in enumerate(column):
+                axes = grid[2 * (place // across) + line, place % across]
+                axes.imshow(picture, interpolation="auto" if title == "image" else "nearest")
+                axes.set_title(title, fontsize=10, pad=3)
+                if mask is not None:
+                    visualise.name_regions(axes, mask, classes, width / (72 * PANEL))
         figure.legend(
-            handles=handles, loc="outside lower center", ncols=3, fontsize=9, handlelength=1.2, columnspacing=1.0
-        )
+            handles=handles, loc="outside lower center", ncols=legend_columns, fontsize=9, handlelength=1.2,
+            columnspacing=1.0,
+        )  # fmt: skip
         save(figure, path, photographs=True)

@@ -14,11 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from danet.config.row import Row
 from danet.core.files import atomic_write
+from danet.report.labels import short_labels
 from danet.results.measured import Measurement
 from danet.results.schema import TableRow
 from danet.results.verdict import SeedStatistics, summarise
@@ -57,10 +54,7 @@ MAX_POINTS = 300
 
 
 def save(figure: Figure, path: Path, photographs: bool = False) -> None:
-    """Writes a PNG at 150 dpi, without date or software version, in 128 colours: a third of the size, same looks.
-
-    With photographs in it, it keeps all colours.
-    """
+    """Writes a PNG at 180 dpi without date or software version, in 128 colours (photographs: all of them)."""
     from PIL import Image
 
     drawn = io.BytesIO()
@@ -72,77 +66,51 @@ def save(figure: Figure, path: Path, photographs: bool = False) -> None:
         flat.save(temporary, format="PNG", optimize=True)
 
 
-def short_schedule(row: Row) -> str:
-    """``40k it``, ``500 it`` or ``60 epochs``."""
-    iterations = row.schedule.iterations
-    if iterations is None:
-        return row.schedule.text
-    return f"{iterations / 1000:g}k it" if iterations >= 1000 else f"{iterations} it"
-
-
-METHODS = {"danet": "DANet", "dranet": "DRANet", "clusterdanet": "ClusterDANet"}
-
-
-def backbone_text(row: Row) -> str:
-    """``R-50-D8``: backbone and output stride as the tables of mmsegmentation write them."""
-    return f"R-{row.model.backbone.removeprefix('resnet')}-D{row.model.output_stride}"
-
-
-def short_labels(rows: Sequence[Row]) -> dict[str, str]:
-    """A label for each row as short as keeps the rows of one figure apart: ``R-50-D8 769x769 40k it``."""
-    parts = {
-        row.name: (
-            METHODS[row.model.method],
-            "{}x{}".format(*row.augment.crop_size),
-            short_schedule(row),
-        )
-        for row in rows
-    }
-    varies = [len({part[place] for part in parts.values()}) > 1 for place in range(3)]
-    labels = {}
-    for row in rows:
-        method, crop, schedule = parts[row.name]
-        words = [method] if varies[0] else []
-        words.append(backbone_text(row))
-        words += [word for word, wanted in ((crop, varies[1]), (schedule, varies[2])) if wanted]
-        labels[row.name] = " ".join(words)
-    unique = len(set(labels.values())) == len(labels)
-    return labels if unique else {row.name: row.name for row in rows}
-
-
 def draw_curves(groups: Mapping[str, Sequence[Measurement]], path: Path) -> bool:
-    """Loss, and validation mIoU where it was measured, against iterations: one panel per dataset and quantity.
+    """Loss, validation mIoU where it was measured, and learning rate against iterations, for each data set.
 
     Several seeds of a row share colour, line and marker. Returns whether there was anything to draw.
     """
-    panels: list[tuple[str, str, list[Measurement]]] = []
-    for title, measurements in groups.items():
+    panels: list[tuple[str, str, list[Measurement], bool]] = []
+    for dataset, measurements in groups.items():
         lengths = _by_length([item for item in measurements if item.curves])
-        for length, items in lengths.items():
-            where = [title] * (len(groups) > 1) + [length] * (len(lengths) > 1)
-            for column, name in (("loss", "loss"), ("val_miou", "validation mIoU, %")):
-                drawn = [item for item in items if any(_points(curve, column)[0] for curve in item.curves.values())]
-                if drawn:
-                    panels.append((", ".join(where), f"{column}|{name}", drawn))
+        for items in lengths:
+            where = [dataset] * (len(groups) > 1)
+            where += [f"up to {_iterations(items[-1]):g} iterations"] * (len(lengths) > 1)
+            known = [name for name in QUANTITIES if any(_has(item, name) for item in items)]
+            for name in known:
+                drawn = [item for item in items if _has(item, name)]
+                panels.append((", ".join(where) if name == known[0] else "", name, drawn, name == known[-1]))
     if not panels:
         return False
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    legend_lines = [math.ceil(len(drawn) / 2) for _, _, drawn in panels]
-    heights = [2.6 + 0.22 * lines for lines in legend_lines]
+    heights = [QUANTITIES[name][1] + (0.5 + 0.22 * math.ceil(len(drawn) / 2)) * last for _, name, drawn, last in panels]
     with rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, sum(heights) + 0.2), layout="constrained")
         grid: Any = figure.subplots(len(panels), 1, squeeze=False, gridspec_kw={"height_ratios": heights})
-        for axes, (title, quantity, drawn) in zip(grid[:, 0], panels, strict=True):
-            column, _, name = quantity.partition("|")
-            _draw_lines(axes, drawn, column)
+        for axes, (title, name, drawn, last) in zip(grid[:, 0], panels, strict=True):
+            _draw_lines(axes, drawn, name)
             axes.set_title(textwrap.fill(title, 44), loc="left")
-            axes.set_xlabel("iteration")
-            axes.set_ylabel(name)
-            legend_below(axes)
+            axes.set_ylabel(QUANTITIES[name][0])
+            if last:
+                axes.set_xlabel("iteration")
+                legend_below(axes)
         save(figure, path)
     return True
+
+
+QUANTITIES = {"loss": ("loss", 2.2), "val_miou": ("val mIoU, %", 1.8), "lr": ("learning rate", 1.2)}
+"""Of the curves: label and inches."""
+
+
+def _has(item: Measurement, column: str) -> bool:
+    return any(_points(curve, column)[0] for curve in item.curves.values())
+
+
+def _iterations(item: Measurement) -> float:
+    return max(curve["iteration"][-1] or 0 for curve in item.curves.values())
 
 
 def legend_below(axes: Axes, least: int = 2) -> None:
@@ -161,21 +129,15 @@ def possible(limits: tuple[float, float]) -> tuple[float, float]:
     return max(low, -2.0), min(high, 102.0)
 
 
-def _by_length(measurements: Sequence[Measurement]) -> dict[str, list[Measurement]]:
+def _by_length(measurements: Sequence[Measurement]) -> list[list[Measurement]]:
     """Measurements grouped by like length of training, so that no short one is squeezed against the axis."""
-    ends = {item.row.name: max(curve["iteration"][-1] or 0 for curve in item.curves.values()) for item in measurements}
     groups: list[list[Measurement]] = []
-    for item in sorted(measurements, key=lambda item: ends[item.row.name]):
-        if groups and ends[item.row.name] <= 5 * ends[groups[-1][0].row.name]:
+    for item in sorted(measurements, key=_iterations):
+        if groups and _iterations(item) <= 5 * _iterations(groups[-1][0]):
             groups[-1].append(item)
         else:
             groups.append([item])
-    order = [item.row.name for item in measurements]
-    named = {}
-    for group in sorted(groups, key=lambda group: min(order.index(item.row.name) for item in group)):
-        group.sort(key=lambda item: order.index(item.row.name))
-        named[f"up to {max(ends[item.row.name] for item in group):g} iterations"] = group
-    return named
+    return groups
 
 
 def _draw_lines(axes: Axes, measurements: Sequence[Measurement], column: str) -> None:
@@ -333,101 +295,18 @@ def _draw_result(axes: Axes, y: int, line: _ResultLine) -> None:
     axes.plot([summary.mean], [y], "o", color=COLOURS[0], markersize=6, label="measured here", linestyle="")
 
 
-def draw_costs(groups: Mapping[str, Sequence[Measurement]], records: Mapping[str, TableRow], path: Path) -> bool:
-    """mIoU (mean over seeds, with its 95 % interval) against what one training costs in device-hours.
-
-    One panel per dataset and kind of hardware, since hours of two cannot be compared; rows without a training time are
-    left out. Returns whether there was anything to draw.
-    """
-    panels: dict[tuple[str, str], list[Measurement]] = {}
-    for title, measurements in groups.items():
-        for item in measurements:
-            if item.status == "measured" and device_hours(records[item.row.name]):
-                panels.setdefault((title, cost_name(records[item.row.name])), []).append(item)
-    if not panels:
-        return False
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure
-
-    heights = [2.9 + 0.22 * math.ceil(len(points) / 2) for points in panels.values()]
-    with rc_context(STYLE):
-        figure = Figure(figsize=(WIDTH, sum(heights) + 0.2), layout="constrained")
-        grid: Any = figure.subplots(len(panels), 1, squeeze=False, gridspec_kw={"height_ratios": heights})
-        for axes, ((title, name), points) in zip(grid[:, 0], panels.items(), strict=True):
-            labels = short_labels([item.row for item in points])
-            costs = [device_hours(records[item.row.name]) for item in points]
-            if cost_axis(axes, costs, name):
-                costs = [60 * cost for cost in costs]
-            for place, item in enumerate(points):
-                summary = summarise(item.values("miou"))
-                assert summary is not None
-                error = None if summary.low is None else [[summary.mean - summary.low]] * 2
-                axes.errorbar(
-                    [costs[place]],
-                    [summary.mean],
-                    yerr=error,
-                    linestyle="",
-                    marker=MARKERS[place % len(MARKERS)],
-                    color=COLOURS[place % len(COLOURS)],
-                    markersize=8,
-                    capsize=4,
-                    label=labels[item.row.name],
-                )
-            axes.margins(y=0.15)
-            axes.set_ylim(possible(axes.get_ylim()))
-            axes.set_title(title if len(groups) > 1 else "", loc="left")
-            axes.set_ylabel("mIoU, %")
-            legend_below(axes, least=1)
-        save(figure, path)
-    return True
-
-
-def cost_axis(axes: Axes, hours: Sequence[float], name: str) -> bool:
-    """Label, scale, ends and ticks of the horizontal axis for these costs.
-
-    Returns whether it is of minutes, because all are short.
-    """
-    from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
-
-    minutes = max(hours) < 0.5
-    low, high = (end(hours) * (60 if minutes else 1) for end in (min, max))
-    if high > 6 * low:
-        axes.set_xscale("log")
-        axes.set_xlim(low / 1.4, high * 1.4)
-        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.xaxis.set_minor_formatter(NullFormatter())
-    else:
-        axes.set_xlim(0, high * 1.1)
-        axes.xaxis.set_major_locator(MaxNLocator(6))
-    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-    axes.set_xlabel(textwrap.fill(name.replace("hours", "minutes") if minutes else name, 48))
-    return minutes
-
-
-def device_hours(record: TableRow) -> float:
-    """What one training of a row cost: its hours times its GPUs (on a CPU: hours); 0 if that was not measured."""
-    return (record.measured and record.measured.device_hours) or 0.0
-
-
-def cost_name(record: TableRow) -> str:
-    """What :func:`device_hours` of a measured row are hours of: ``one training, GPU-hours, NVIDIA H200``."""
-    measured = record.measured
-    assert measured is not None
-    names = (measured.device or "unknown hardware").split("; ")  # several where the seeds had several
-    hardware = "; ".join(dict.fromkeys(name.rpartition(" x ")[2] for name in names))
-    return f"one training, {'GPU-hours' if measured.gpus else 'hours'}, {hardware}"
-
-
-def draw_confusion(matrix: NDArray[np.int64], classes: Sequence[str], path: Path) -> bool:
+def draw_confusion(measurement: Measurement, path: Path) -> bool:
     """What the pixels of each class were taken for. Returns whether there was anything to draw."""
-    if not matrix.any():
+    matrix, miou = measurement.confusion(), summarise(measurement.values("miou"))
+    if miou is None:
         return False
     from matplotlib import rc_context
 
     from danet.evaluation.visualise import confusion_figure
 
+    title = f"{measurement.row.name}, mIoU\u00a0{miou.mean:.2f}"
     with rc_context({**STYLE, "axes.grid": False}):
-        save(confusion_figure(matrix, classes), path)
+        save(confusion_figure(matrix, measurement.classes, title), path)
     return True
 
 

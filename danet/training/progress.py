@@ -122,14 +122,14 @@ def write_status(
         write_json(folder / STATUS, value)
 
 
-def duration(seconds: float) -> str:
+def clock(seconds: float) -> str:
     """``1:02:03``, or ``1d 2:03:04``."""
     if not math.isfinite(seconds):
         return "-"
     whole = round(seconds)
     days, rest = divmod(whole, 86400)
-    clock = f"{rest // 3600}:{rest % 3600 // 60:02d}:{rest % 60:02d}"
-    return f"{days}d {clock}" if days else clock
+    text = f"{rest // 3600}:{rest % 3600 // 60:02d}:{rest % 60:02d}"
+    return f"{days}d {text}" if days else text
 
 
 class Reporter:
@@ -200,6 +200,6 @@ def progress_line(
     """
     shown = "-" if loss is None else f"{loss:.4f}"
     return (
-        f"{duration(eta)} left  iter {iteration}/{total}  loss {shown}  {speed:.1f} img/s  "
+        f"{clock(eta)} left  iter {iteration}/{total}  loss {shown}  {speed:.1f} img/s  "
         f"data wait {100 * wait:.0f}%  mem {memory_gib:.1f} GiB  lr {lr:.2e}"
     )

@@ -21,6 +21,7 @@ from danet.core.errors import CheckpointError, Interrupted
 from danet.core.files import explained, remove_leftovers, sha256, space_note, write_text
 from danet.core.process import Process, processes
 from danet.core.provenance import cpu_cores
+from danet.core.text import duration
 from danet.data.prepared import PreparedDataset
 from danet.evaluation.one_pass import evaluate_model
 from danet.models import numerics
@@ -31,7 +32,7 @@ from danet.results.schema import BestEpoch, Provenance, SeedRecord, TrainedSeed,
 from danet.training.checkpoint import CheckpointStore
 from danet.training.lock import row_lock
 from danet.training.loop import StepMetrics, Trainer, local_batch_size
-from danet.training.progress import CURVE_COLUMNS, LOSSES, Reporter, duration
+from danet.training.progress import CURVE_COLUMNS, LOSSES, Reporter
 from danet.training.selection import selection_score
 from danet.training.stop import StopRequest
 from danet.weights.imagenet import backbone_sha256, load_backbone

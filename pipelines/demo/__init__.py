@@ -32,7 +32,7 @@ from danet.config.yaml import read_raw, write_raw
 from danet.core.console import console, output, report_errors, result_table
 from danet.core.errors import ConfigError, DanetError
 from danet.core.files import atomic_write, sha256, write_json
-from danet.core.text import number, signed
+from danet.core.text import duration, number, signed
 from danet.data.prepared import PreparedDataset
 from danet.results.measured import read
 from danet.results.verdict import summarise
@@ -226,7 +226,7 @@ def told(folder: Path) -> Iterator[None]:
                 done = sum(weights[each.name] for each in left) - rest
                 row = len(rows) - sum(each.name == path.name for each in todo)
                 what = "trained" if path.name == "train.json" else "evaluated"
-                time_left = minutes((time.monotonic() - began) / done * rest)
+                time_left = duration((time.monotonic() - began) / done * rest)
                 console.print(f"[bold]demo:[/] row {row} of {len(rows)} {what}, {time_left} left")
 
     thread = threading.Thread(target=watch, daemon=True)
@@ -240,11 +240,6 @@ def told(folder: Path) -> Iterator[None]:
 
 def _changed(path: Path) -> int | None:
     return path.stat().st_mtime_ns if path.exists() else None
-
-
-def minutes(seconds: float) -> str:
-    """``4 min``, or ``20 s``."""
-    return f"{round(seconds / 60)} min" if seconds >= 90 else f"{round(seconds)} s"
 
 
 def show(folder: Path, seconds: float) -> None:

@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from danet.config.params import load_params
-from danet.config.published import check_published, load_published, published, rows_as_records
+from danet.config.published import check_published, load_published, published, row_record
 from danet.core.errors import ConfigError
 from danet.report.records import table_record
 
@@ -35,8 +35,8 @@ NUMBERS = ("miou", "miou_ms_flip", "aacc", "aacc_ms", "memory_gb", "fps")
 def test_hand_checked_numbers(row, numbers):
     entry = published(row)
     assert tuple(getattr(entry, name) for name in NUMBERS) == numbers
-    records = {record["row"]: record for record in rows_as_records(load_params(ROOT / "params.yaml"))}
-    assert records[row]["published"] == dict(zip(NUMBERS, numbers, strict=True))
+    record = row_record(load_params(ROOT / "params.yaml").row(row))
+    assert record["published"] == dict(zip(NUMBERS, numbers, strict=True))
 
 
 def test_every_number_belongs_to_a_row_and_every_row_has_an_entry():

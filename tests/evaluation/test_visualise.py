@@ -89,15 +89,15 @@ def test_panels_are_written_for_every_shape_and_the_same_each_time(tmp_path, siz
 
 def test_legend_names_what_is_present_and_stays_short():
     names = tuple(f"class {i}" for i in range(150))
-    few = [p.get_label() for p in visualise._legend(TRUTH, PREDICTION, CLASSES, PALETTE)]
+    few = [p.get_label() for p in visualise.legend(TRUTH, [PREDICTION], CLASSES, PALETTE)]
     assert few == ["road", "car", "sky", "wrong", "ignored"]
     one = np.full((5, 5), 7, np.uint8)
     palette = tuple((i, i, i) for i in range(150))
-    assert [p.get_label() for p in visualise._legend(one, one, names, palette)] == ["class 7", "wrong"]
+    assert [p.get_label() for p in visualise.legend(one, [one], names, palette)] == ["class 7", "wrong", "ignored"]
     everything = np.arange(150, dtype=np.uint8)[None]
-    many = [p.get_label() for p in visualise._legend(everything, everything, names, palette)]
-    assert len(many) == visualise.MAX_LEGEND + 1
-    assert many[-2:] == ["and 127 more", "wrong"]
+    many = [p.get_label() for p in visualise.legend(everything, [everything], names, palette)]
+    assert len(many) == visualise.MAX_LEGEND + 2
+    assert many[-3:] == ["and 127 more", "wrong", "ignored"]
 
 
 @pytest.mark.parametrize("classes", [3, 19, 150])
