@@ -4,6 +4,7 @@ import itertools
 import os
 import resource
 import signal
+import time
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ import pytest
 
 from danet.config.params import load_params
 from danet.core.errors import ConfigError, DataError, TrainingError
-from danet.data.loader import BatchStream, EpochOrder, Positions
+from danet.data.loader import BatchStream, EpochOrder, Positions, Sample, collate
 from tests.data.test_transforms import labels, picture, small
 
 AUGMENT = small(load_params().row("mmseg-r50-d8-cityscapes-512x1024-40k").augment, crop=(24, 32), scale=(32, 48))
@@ -63,6 +64,13 @@ def test_batches(reference):
     assert reference[0].images.shape == (4, 3, 24, 32)
     assert reference[0].masks.shape == (4, 24, 32)
     assert [p for batch in reference for p in batch.positions] == list(range(24))
+
+
+def test_every_image_once_an_epoch(reference):
+    ids = [name for batch in reference for name in batch.ids]
+    for epoch in range(3):
+        assert sorted(ids[7 * epoch : 7 * epoch + 7]) == [f"image{i}" for i in range(7)]
+    assert ids[:7] != ids[7:14]
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -159,6 +167,15 @@ def test_wrong_sizes_name_the_image():
         stream(source=Images(0))
 
 
+def test_samples_of_two_sizes_are_named():
+    samples = [
+        Sample(np.zeros((3, *shape), np.float32), np.zeros(shape, np.uint8), name, 0)
+        for name, shape in (("a", (4, 6)), ("b", (6, 4)))
+    ]
+    with pytest.raises(DataError, match=r"a 4x6, b 6x4"):
+        collate(samples)
+
+
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="reads /proc")
 def test_closing_early_ends_the_workers_which_ignore_a_stop():
     before = {p.pid for p in psutil.Process().children()}
@@ -185,6 +202,21 @@ def test_a_dead_worker_is_explained():
         next(s)
         os.kill(s._workers[0].pid, signal.SIGKILL)
         list(s)
+
+
+def test_a_death_between_two_batches_interrupts_nothing_but_the_next_fetch():
+    settings = {"seed": 0, "batch_size": 4, "start": 0, "stop": 1000, "workers": 4}
+    with pytest.raises(TrainingError, match=r"data loading process died"):  # noqa: PT012, SIM117
+        with BatchStream(Images(), AUGMENT, **settings) as s:
+            next(s)
+            for worker in s._workers[1:3]:
+                os.kill(worker.pid, signal.SIGKILL)
+            deadline = time.monotonic() + 0.5  # SIGCHLD has come by then
+            while time.monotonic() < deadline:
+                pass
+            reached = True
+            next(s)
+    assert reached
 
 
 def test_full_shared_memory_is_explained():

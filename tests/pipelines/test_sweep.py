@@ -333,6 +333,11 @@ def trainers(folder):
     return found
 
 
+def test_help_is_that_of_the_sweep():
+    shown = subprocess.run(sweep_command("--help"), cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert {"--rows", "--gpus-per-row", "--slurm", "--status", "--workspace"} <= set(re.findall(r"--[a-z-]+", shown))
+
+
 @pytest.mark.slow
 def test_stopped_killed_and_continued(tmp_path):
     """Three rows, of which the last cannot be trained: Ctrl-C, then ``kill -9``, then to the end."""
@@ -367,6 +372,34 @@ def test_stopped_killed_and_continued(tmp_path):
     assert "finite" in third.stdout or "loss is" in third.stdout
     assert (trained(folder, FIRST)["resumed"], trained(folder, SECOND)["resumed"]) == (2, 1)
     assert FIRST in (folder / "reports" / "demo.md").read_text()
+
+
+@pytest.mark.slow
+def test_a_dvc_that_is_killed_or_interrupted_leaves_no_training(tmp_path):
+    """Without a sweep. The orphan saves and stops; a second ``dvc repro``, started at once, waits and goes on."""
+    folder = make_workspace(tmp_path, (FIRST,), iterations=2 * ITERATIONS)
+
+    def repro(log):
+        command = [sys.executable, "-m", "dvc", "repro", f"train@{FIRST}"]
+        with (folder / log).open("wb") as stream:
+            return subprocess.Popen(
+                command, cwd=folder, env=environment(folder), stdout=stream, stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )  # fmt: skip
+
+    first = repro("first.log")
+    wait("a training", lambda: reached(folder, FIRST) >= 2)
+    first.kill()
+    first.wait()
+    second = repro("second.log")
+    wait("end of the orphan", lambda: "stopped after iteration" in (folder / "first.log").read_text(), 60)
+    stopped = int(re.findall(r"stopped after iteration (\d+)", (folder / "first.log").read_text())[0])
+    wait("a training that goes on", lambda: reached(folder, FIRST) > stopped)
+    assert f"goes on after iteration {stopped} of" in (folder / "second.log").read_text()
+    os.killpg(second.pid, signal.SIGINT)  # Ctrl-C reaches every process of the terminal
+    assert second.wait(timeout=60) != 0
+    wait("end of the training", lambda: trainers(folder) == [], 60)
+    assert "(SIGINT), saved in" in (folder / "second.log").read_text().replace("\n", " ")
 
 
 @pytest.mark.slow
