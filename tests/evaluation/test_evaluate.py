@@ -53,7 +53,7 @@ def test_confusion_of_a_pass(row, workers, mode):
     assert calls == [(i, 7) for i in range(1, 8)]
     assert result.seconds > 0
     assert (result.fps is not None) == (mode == "ss")
-    assert all(name.startswith("decode") for name in dataset.threads) == (workers > 0)
+    assert all(name.startswith("ahead") for name in dataset.threads) == (workers > 0)
     expected = Shades().mask(2)
     expected[expected == 255] = 0
     np.testing.assert_array_equal(result.predictions[2], np.where(expected == 2, 3, expected))

@@ -67,6 +67,17 @@ def test_dilations_and_strides():
     assert convolutions(grid.layer4) == [(1, 4, 4), (1, 8, 8), (1, 16, 16)]
 
 
+def test_initialisation_of_other_sources():
+    """mmsegmentation's residual branches start at 0; sssegmentation leaves PyTorch's default."""
+    zero, default = (ResNet("resnet50", "7x7", 16, init=init) for init in ("mmsegmentation", "pytorch"))
+    last = [module.bn3.weight for module in zero.modules() if hasattr(module, "bn3")]
+    assert len(last) == 16
+    assert not any(bool(weight.any()) for weight in last)
+    assert bool((zero.layer1[0].bn2.weight == 1).all())
+    weight = default.layer4[0].conv2.weight
+    assert float(weight.detach().abs().max()) <= 1 / math.sqrt(weight[0].numel())
+
+
 def test_from_scratch_initialisation():
     torch.manual_seed(0)
     model = ResNet("resnet50", "deep-32-32-64", 8)

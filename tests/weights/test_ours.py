@@ -90,7 +90,7 @@ def test_damaged_and_foreign_files(saved, tmp_path):
     content = saved.read_bytes()
     for name, data, reason in (
         ("cut", content[:-1], "is not a safetensors file or is cut off"),
-        ("empty", b"", "is empty"),
+        ("empty", b"", "is not a safetensors file or is cut off"),
         ("page", b"<!doctype html><html></html>", "is not a safetensors file or is cut off"),
     ):
         path = tmp_path / f"{name}.safetensors"
