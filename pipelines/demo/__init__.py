@@ -70,12 +70,6 @@ def main() -> None:
 def prepare(repository: Path, folder: Path, *, seeds: int = 1, datasets: Sequence[str] | None = None) -> None:
     """Archives, parameters and DVC workspace; does nothing that is already done.
 
-    Args:
-        repository: whose parameters, ``pipelines/demo/profile.yaml`` and ``dvc.yaml`` are used.
-        folder: of the workspace.
-        seeds: of every row.
-        datasets: whose rows; by default all.
-
     Raises:
         ConfigError: for a dataset that the demo does not have.
     """
