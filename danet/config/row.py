@@ -12,13 +12,23 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 MAX_NAME = 80
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
 """Names reach file paths and command lines through DVC, so they are restricted to this."""
 
-Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$", max_length=MAX_NAME)]
+
+def _name(value: str) -> str:
+    if len(value) > MAX_NAME or not NAME.fullmatch(value):
+        raise ValueError(
+            f"names reach file paths and command lines: up to {MAX_NAME} lower-case letters, digits, '-' and '_', "
+            "beginning with one of the first two"
+        )
+    return value
+
+
+Name = Annotated[str, AfterValidator(_name)]
 _Side = Annotated[int, Field(gt=0, le=1 << 16)]
 Size = tuple[_Side, _Side]
 """``(height, width)`` in pixels, everywhere in this project."""
@@ -345,8 +355,6 @@ class Runtime(Strict):
     checkpoint_interval: int = Field(default=1000, gt=0)
     overlays: int = Field(default=4, ge=0, le=64)
     progress: Literal["auto", "always", "never"] = "auto"
-    lazy_crop: bool = True
-    """Training images are resized where the crop needs it, instead of whole and then cropped: to the same bits."""
     benchmark_images: int = Field(default=200, gt=0)
     """Images timed for fps (mmsegmentation: 200 after 5 skipped)."""
 
