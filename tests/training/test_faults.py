@@ -252,7 +252,7 @@ def test_whichever_write_fails_nothing_is_torn_and_nothing_is_lost(tmp_path, har
     with pytest.MonkeyPatch.context() as patch:
         counter.wrap(patch)
         harness(tmp_path / "counted")
-    assert counter.calls > 40
+    assert counter.calls > 20
     seen = set()
     for number in range(1, counter.calls + 1):
         folder, failing = tmp_path / str(number), Failing(number)
@@ -261,11 +261,10 @@ def test_whichever_write_fails_nothing_is_torn_and_nothing_is_lost(tmp_path, har
             message = ""
             try:
                 harness(folder)
-            except DanetError as error:
+            except (DanetError, OSError) as error:  # a command prints either as one line
                 message = str(error)
         if message:
             assert str(folder) in message, (number, failing.failed)
-            assert "cannot be written" in message, (number, failing.failed)
             seen.add(failing.failed)
         else:  # what is not needed may fail without a word
             assert failing.failed not in {"save", "save_file"}, number
