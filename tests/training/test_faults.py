@@ -218,7 +218,7 @@ class Failing:
     def wrap(self, patch):
         for owner, name in (
             (os, "fsync"), (os, "replace"), (os, "mkdir"), (os, "chmod"), (os, "open"), (os, "unlink"),
-            (Path, "write_bytes"), (torch, "save"), (safetensors.torch, "save_file"),
+            (Path, "write_text"), (torch, "save"), (safetensors.torch, "save_file"),
         ):  # fmt: skip
             patch.setattr(owner, name, self._failing(getattr(owner, name), name))
 
@@ -230,7 +230,7 @@ class Failing:
             if self.calls != self.number:
                 return work(*arguments, **more)
             self.failed = name
-            target = {"write_bytes": 0, "save": 1, "save_file": 1}.get(name)
+            target = {"write_text": 0, "save": 1, "save_file": 1}.get(name)
             if target is not None:
                 with Path(arguments[target]).open("wb") as stream:
                     stream.write(b"half")
@@ -274,7 +274,7 @@ def test_whichever_write_fails_nothing_is_torn_and_nothing_is_lost(tmp_path, har
         check_whole(folder)
         assert outcome(folder) == expected, (number, failing.failed)
         shutil.rmtree(folder)
-    assert {"fsync", "replace", "save", "save_file", "write_bytes", "mkdir"} <= seen
+    assert {"fsync", "replace", "save", "save_file", "write_text", "mkdir"} <= seen
 
 
 @contextlib.contextmanager
