@@ -144,7 +144,9 @@ def merge_profile(params: dict[str, Any], profile: dict[str, Any], facts: dict[s
                 }
     result = {key: params[key] for key in ("revisions", "numerics", "profiles", "bands")}
     recipe = profile["row"]["recipe"]
-    result["recipes"] = {recipe: params["recipes"][recipe] | {"settings": {"demo": profile["settings"]}}}
+    result["recipes"] = {
+        recipe: params["recipes"][recipe] | {"settings": {"demo": profile["settings"]}, "protocols": {}}
+    }
     result["runtime"] = merge(params["runtime"], profile["runtime"])
     result["datasets"] = {
         name: merge(params["datasets"][name], made)
