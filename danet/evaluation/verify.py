@@ -61,7 +61,7 @@ def verify_row(
 ) -> RowEvaluation:
     """Evaluates released weights by the row's own protocol, single scale and, where it has one, multi-scale + flip.
 
-    Writes ``verify.json`` and ``verification.json`` to ``workspace.metrics(row)``, for the table's *released weights*.
+    Writes ``verification.json`` to ``workspace.metrics(row)``, for the table's *released weights*.
 
     Args:
         row: whose number is doubted.
@@ -182,7 +182,7 @@ def _verify_one(
 
 
 def summary_of(row: Row, metrics: MetricsFile, state: Literal["measured", "kept"], band: float) -> VerifiedRow:
-    """The summary of a ``verify.json``."""
+    """The summary of an evaluation of released weights."""
     source = published(row.name)
     return VerifiedRow(
         row.name,
