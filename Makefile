@@ -11,7 +11,7 @@ PIP     = $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-
 INSTALL = $(if $(UV),$(UV) pip install --quiet --python $(BIN)/python --no-deps,$(PIP))
 
 .DEFAULT_GOAL := help
-.PHONY: benchmark scaling report-diff loading verdicts help setup demo test test-slow test-slurm lint camvid parity hooks lock clean clean-demo
+.PHONY: benchmark scaling report-diff loading verdicts help setup demo test test-slow test-slurm lint camvid parity rehearsal hooks lock clean clean-demo
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -56,6 +56,9 @@ camvid: $(READY)  ## CamVid from scratch (CAMVID=folder for local images): full 
 parity: $(READY)  ## compare with the peers, in an environment of their own; writes reports/parity.md
 	@$(BIN)/python -m benchmarks.parity
 
+rehearsal: $(READY)  ## let mmsegmentation and sssegmentation train on CamVid (CAMVID=folder) and reproduce them; hours
+	@CAMVID="$(CAMVID)" $(BIN)/python -m benchmarks.rehearsal
+
 loading: $(READY)  ## training images a second on one core; writes reports/benchmarks/loading.md
 	@$(BIN)/python -m benchmarks.loading
 
@@ -82,4 +85,5 @@ clean-demo:  ## remove the demo's workspace
 	rm -rf build/demo
 
 clean: clean-demo  ## remove everything that can be made again, but no data and no trained weights
-	rm -rf build .pytest_cache .mypy_cache .ruff_cache
+	-find build -mindepth 1 -maxdepth 1 ! -name rehearsal -exec rm -rf {} +
+	rm -rf .pytest_cache .mypy_cache .ruff_cache

@@ -4,8 +4,10 @@
 
 Each case is 10,000 rows whose true mean lies at a known distance from the published number and whose seeds scatter
 normally with a known spread; :func:`danet.results.verdict.judge` sees the seeds alone. The first part is the procedure
-with a number of seeds fixed beforehand, for which the rate is claimed. The others look at the data more than once:
-three seeds and then, if undecided, as many more as the table asks for (two looks); a seed at a time (up to nine looks).
+with a number of seeds fixed beforehand, for which the rate is claimed. The second is the same where the source gives
+seeds of its own, whose mean lies at the published number (:func:`danet.results.verdict.judge_means`). The others look
+at the data more than once: three seeds and then, if undecided, as many more as the table asks for (two looks); a seed
+at a time (up to nine looks).
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from danet.config.params import Bands
 from danet.core.console import report_errors
 from danet.core.files import write_text
 from danet.core.provenance import code_version
-from danet.results.verdict import ALPHA, judge
+from danet.results.verdict import ALPHA, judge, judge_means
 
 SEED = 20260101
 ROWS = 10_000
@@ -34,6 +36,8 @@ SEEDS = (2, 3, 5, 10)
 SPREADS = (0.1, 0.3, 0.6, 5.0)
 """Standard deviation over seeds: SeMask's three Cityscapes runs; between; two runs 0.7 apart and more; far wider than
 the band, where "lower" and "higher" can both be false."""
+PAIRS = ((0.3, 0.3), (0.1, 0.6), (0.6, 0.1), (5.0, 5.0))
+"""Spreads of the source's seeds and of ours, where the source gives seeds."""
 OFFSETS = (0.0, 0.5, 1.0, 1.5, 2.0)
 """True mean below the published number, in bands: 1 is the edge, where a false "reproduced" is likeliest."""
 MOST_SEEDS = 10
@@ -59,6 +63,19 @@ def fixed(rows: int) -> dict[tuple[float, float, int], Labels]:
         for s, spread in enumerate(SPREADS)
         for seeds in SEEDS
     }
+
+
+def two_means(rows: int) -> dict[tuple[float, tuple[float, float], int], Labels]:
+    """Verdicts by offset, spreads (of the source, of ours) and the seeds that either has."""
+    found = {}
+    for o, offset in enumerate(OFFSETS):
+        for p, pair in enumerate(PAIRS):
+            for seeds in SEEDS:
+                theirs = draw((200 + o, p, seeds, 0), 0.0, pair[0], seeds, rows)
+                ours = draw((200 + o, p, seeds, 1), offset, pair[1], seeds, rows)
+                labels = (judge_means(*each, BAND).label for each in zip(ours, theirs, strict=True))
+                found[offset, pair, seeds] = Counter(labels)
+    return found
 
 
 def one_by_one(values: list[float]) -> str:
@@ -95,6 +112,8 @@ def page(rows: int) -> str:
     started = time.perf_counter()
     by_case = fixed(rows)
     worst = max((false_rate(labels, case[0]), case) for case, labels in by_case.items())
+    means = two_means(rows // 5)  # each verdict takes longer
+    worst_means = max((false_rate(labels, case[0]), case) for case, labels in means.items())
     error = math.sqrt(ALPHA * (1 - ALPHA) / rows)
     commit, dirty = code_version()
     commit = "commit unknown" if commit == "unknown" else f"commit `{commit[:10]}`"
@@ -114,6 +133,18 @@ def page(rows: int) -> str:
             [
                 [f"{o:g}", f"{s:g}", str(n), *_shares(labels), f"{false_rate(labels, o):.2%}"]
                 for (o, s, n), labels in by_case.items()
+            ],
+        ),
+        "## A source with seeds of its own",
+        f"As many seeds as here, {rows // 5:,} rows a case; distance is that between the two true means, and the tests "
+        f"are Welch's. **Largest share of false verdicts: {worst_means[0]:.2%}** (distance {worst_means[1][0]:g}, "
+        f"spreads {worst_means[1][1][0]:g} and {worst_means[1][1][1]:g}, {worst_means[1][2]} seeds each); good to "
+        f"±{3 * error * math.sqrt(5):.2%}.",
+        _table(
+            ["Distance", "Spread, source", "here", "Seeds", "reproduced", "lower", "higher", "undecided", "false"],
+            [
+                [f"{o:g}", f"{s:g}", f"{t:g}", str(n), *_shares(labels), f"{false_rate(labels, o):.2%}"]
+                for (o, (s, t), n), labels in means.items()
             ],
         ),
         "## Three seeds, then as many more as the table asks for",

@@ -46,6 +46,8 @@ class Wanted:
     """Cityscapes: the number of the package behind the login."""
     also: tuple[str, ...] = ()
     """Other names under which a folder of archives may hold it."""
+    command: str | None = None
+    """What makes it on this machine."""
 
 
 @dataclass(frozen=True)
@@ -124,6 +126,8 @@ def by_hand(wanted: Wanted, places: Places) -> str:
             f"register at {site}/register/, then set CITYSCAPES_USERNAME and CITYSCAPES_PASSWORD, or download "
             f"{wanted.file} with a browser and save it as {place}"
         )
+    if wanted.command is not None:
+        return f"`{wanted.command}` makes it"
     if wanted.url is not None:
         return f"open {public(wanted.url)} in a browser and save the file as {place}"
     return f"it has no URL: save it as {place}"

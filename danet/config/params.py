@@ -70,6 +70,8 @@ class Released(Strict):
     """Null where it can only be placed by hand."""
     checksum: str | None = Field(default=None, pattern=r"^sha256:[0-9a-f]{8,64}$")
     """The digits that are published, often only the first; null where none are."""
+    command: str | None = None
+    """What makes the file on this machine, where nobody serves it."""
 
     @model_validator(mode="before")
     @classmethod

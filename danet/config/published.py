@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import yaml
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from danet.config.params import Params
 from danet.config.row import Row, Strict
@@ -41,6 +41,9 @@ class Published(Strict):
 
     miou: Percent | None = None
     """mIoU in percent, by the source's "single-scale" protocol."""
+    seeds: tuple[Percent, ...] | None = None
+    """That mIoU of each of the source's seeds, where it gives them: ``miou`` is their mean, and the released weights
+    are those of the first."""
     miou_ms_flip: Percent | None = None
     """mIoU in percent, multi-scale with flip."""
     aacc: Percent | None = None
@@ -60,6 +63,17 @@ class Published(Strict):
     """The row in the first edition of the source's table; ``None`` where there was none."""
     classes: Classes | None = None
     """``None`` where only means are published, as for most rows."""
+
+    @model_validator(mode="after")
+    def _mean_of_seeds(self) -> Published:
+        if self.seeds and (self.miou is None or abs(self.miou - sum(self.seeds) / len(self.seeds)) > 0.006):
+            raise ValueError(f"miou {self.miou} is not the mean of the seeds {list(self.seeds)}")
+        return self
+
+    @property
+    def released_miou(self) -> float | None:
+        """mIoU of the weights that the source released."""
+        return self.seeds[0] if self.seeds else self.miou
 
 
 NUMBERS = ("miou", "miou_ms_flip", "aacc", "aacc_ms", "memory_gb", "fps")

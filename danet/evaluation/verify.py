@@ -189,7 +189,7 @@ def summary_of(row: Row, metrics: MetricsFile, state: Literal["measured", "kept"
         state,
         miou=metrics.miou,
         miou_ms_flip=metrics.miou_ms_flip,
-        published_miou=source.miou,
+        published_miou=source.released_miou,
         published_ms_flip=source.miou_ms_flip,
         band=band,
     )

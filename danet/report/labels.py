@@ -24,12 +24,17 @@ def backbone_text(row: Row) -> str:
 
 
 def short_labels(rows: Sequence[Row]) -> dict[str, str]:
-    """A label for each row as short as keeps the rows of one figure or table apart: ``R-50-D8 769x769 40k it``."""
+    """A label for each row as short as keeps the rows of one figure or table apart: ``R-50-D8 769x769 40k it``.
+
+    Where the rows are of several sources it begins with the source.
+    """
     shared = in_common(rows)
+    several = len({row.source for row in rows}) > 1
     labels = {}
     for row in rows:
         method, crop, schedule = ("" if part in shared else part for part in _parts(row))
-        labels[row.name] = " ".join(filter(None, (method, backbone_text(row), crop, schedule)))
+        source = row.source if several else ""
+        labels[row.name] = " ".join(filter(None, (source, method, backbone_text(row), crop, schedule)))
     return labels if len(set(labels.values())) == len(labels) else {row.name: row.name for row in rows}
 
 

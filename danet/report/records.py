@@ -19,7 +19,7 @@ from danet.results.schema import (
     TableFile,
     TableRow,
 )
-from danet.results.verdict import agreement, judge, summarise
+from danet.results.verdict import agreement, judge, judge_means, summarise
 
 ACCURACY = ("miou", "miou_ms_flip", "aacc", "aacc_ms")
 """Metrics with a published number and a difference."""
@@ -72,6 +72,8 @@ def _row(item: Measurement, params: Params, path: Path | None) -> TableRow:
     for metric in JUDGED:
         if (number := getattr(against, metric)) is not None:
             verdict[metric] = judge(values[metric], number, band).text
+    if against.seeds:
+        verdict["miou"] = judge_means(values["miou"], against.seeds, band).text
     ious = zip(item.classes, map(_round, item.class_iou()), strict=True) if measured else None
     best = {metric: summarise(item.best_on_val(metric)) for metric in ACCURACY}
     return TableRow(
@@ -124,7 +126,9 @@ def _released(item: Measurement, params: Params, source: Published) -> ReleasedN
     if item.row.name not in params.released and found.status == "not run":
         return None
     values = {metric: found.value(metric) for metric in (*ACCURACY, "macc")}
-    against = {metric: getattr(source, metric) for metric in ACCURACY}
+    against = {metric: getattr(source, metric) for metric in ACCURACY} | {"miou": source.released_miou}
+    if source.seeds:  # whose pixel accuracy is a mean as well
+        against["aacc"] = None
     return ReleasedNumbers(
         status=found.status,
         band=band,

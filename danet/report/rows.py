@@ -12,7 +12,7 @@ from danet.config.row import Row
 from danet.core.text import fact, number, signed
 from danet.report.labels import METHODS, backbone_text
 from danet.report.markdown import Grid, Page, escape
-from danet.report.tables import CHOSEN_NOTE, SHORT_STATUS, environment, released, retrained, when
+from danet.report.tables import CHOSEN_NOTE, SHORT_STATUS, environment, given, released, retrained, when
 from danet.results.measured import Measurement, fact_name
 from danet.results.schema import Stage, TableRow
 from danet.results.verdict import summarise
@@ -101,7 +101,7 @@ def _results(record: TableRow, measurement: Measurement, has_published: bool) ->
         best = (record.best_on_val or {}).get(metric)
         line = [name, retrained(record, metric) + (f"; best on val {best:.2f}" if best else ""), seeds, interval]
         if has_published:
-            line += [number(against), signed(record.difference.get(metric)), record.verdict.get(metric) or "-"]
+            line += [given(record, metric), signed(record.difference.get(metric)), record.verdict.get(metric) or "-"]
         lines.append(line)
     head = ["Metric", "Measured", "Seeds", "95 % interval"]
     if has_published:

@@ -12,7 +12,7 @@ from danet.core.text import duration, number, signed
 from danet.report.labels import in_common, label_head, short_labels
 from danet.report.markdown import Grid, Page, escape
 from danet.results.schema import Provenance, TableFile, TableRow
-from danet.results.verdict import ALPHA
+from danet.results.verdict import ALPHA, summarise
 
 SECTIONS = {
     "miou": "mIoU, single scale",
@@ -131,9 +131,8 @@ class _Table:
         best = any(row.best_on_val is not None for row in rows)
         lines = []
         for row in rows:
-            against = getattr(row.published, metric)
             lines.append([
-                self.link(row.row, mark=metric.startswith("miou")), number(against), retrained(row, metric),
+                self.link(row.row, mark=metric.startswith("miou")), given(row, metric), retrained(row, metric),
                 *([number((row.best_on_val or {}).get(metric))] if best else []), signed(row.difference[metric]),
                 row.verdict.get(metric) or "-", released(row, metric),
             ])  # fmt: skip
@@ -195,6 +194,14 @@ class _Table:
                 trained, evaluated = (when(stages[name]) if name in stages else "-" for name in ("train", "evaluate"))
                 lines.append([self.link(row.row), str(seed), trained, evaluated, ", ".join(used)])
         return [self.head(rows), "Seed", "Trained", "Evaluated", "On"], lines, "lrlll"
+
+
+def given(row: TableRow, metric: str) -> str:
+    """The cell of a published number; with the spread of the source's seeds, where it gives them."""
+    found = summarise(row.published.seeds or ()) if metric == "miou" else None
+    if found is None or found.sd is None:
+        return number(getattr(row.published, metric, None))
+    return f"{found.mean:.2f} ± {found.sd:.2f} ({found.n})"
 
 
 def retrained(record: TableRow, metric: str) -> str:
@@ -302,6 +309,7 @@ def _notes(table: Table, record: TableFile, whole: _Table) -> list[str]:
         notes.append(CHOSEN_NOTE)
     if table.published:
         bands = sorted({f"{row.band:g}" for row in record.rows})
+        seeds = any(row.published.seeds for row in record.rows)
         if found := next((row.released for row in record.rows if row.released), None):
             notes.append(
                 "*Released*: the source's own checkpoint, evaluated here by the row's protocol; it *agrees* "
@@ -311,7 +319,8 @@ def _notes(table: Table, record: TableFile, whole: _Table) -> list[str]:
             "Verdict: *reproduced* where an equivalence test (TOST) shows that the mean of the seeds is within "
             f"± {' or '.join(bands)} points of the published number, *lower* or *higher* where a t-test shows that it "
             f"is outside, else *undecided*; at most {ALPHA:.0%} of such verdicts are false. "
-            "One seed has no spread: it is *consistent* (inside the band) or *inconsistent*, which shows nothing. "
+            + ("Here both are means of seeds, and the tests are Welch's. " if seeds else "")
+            + "One seed has no spread: it is *consistent* (inside the band) or *inconsistent*, which shows nothing. "
             "Method, bands and error rates: `docs/verdicts.md`."
         )
     else:

@@ -14,8 +14,11 @@ That is the three-sided test of Goeman, Solari and Stijnen (2010): the probabili
 (``reproduced`` although :math:`|\mu - p| > d`; ``lower`` although :math:`\mu \ge p - d`; ``higher`` likewise) is at
 most :math:`\alpha` for every true mean and spread. Outside the band, every false verdict needs :math:`\mu` to be shown
 on the wrong side of the nearer edge; inside, ``lower`` and ``higher`` have half each.
-``tests/report/test_verdict.py`` checks that on 10,000 synthetic rows. The published number is itself one run of unknown
-seed; that is not modelled, and is why a band is as wide as single runs were seen to wander (``docs/verdicts.md``).
+``tests/results/test_verdict.py`` checks that on 10,000 synthetic rows. A published number that is itself one run of
+unknown seed is taken as it is, and is why a band is as wide as single runs were seen to wander (``docs/verdicts.md``).
+
+Where the source gives the results of several seeds, :func:`judge_means` compares two means: the same three tests with
+Welch's standard error, :math:`\sqrt{s_1^2/n_1 + s_2^2/n_2}`, and his degrees of freedom, so the two spreads may differ.
 
 One seed has no spread, so nothing can be shown with it: it is ``consistent`` if it lies inside the band, otherwise
 ``inconsistent``, and no error rate is claimed for either.
@@ -110,6 +113,40 @@ def judge(values: Sequence[float], published: float, band: float = BAND, alpha: 
     for more in range(MAX_MORE_SEEDS + 1):
         n = summary.n + more
         if _quantile(1 - (alpha if inside else alpha / 2), n) * summary.sd / math.sqrt(n) < margin:
+            decided: Label = "reproduced" if inside else "lower" if gap < 0 else "higher"
+            return Verdict(decided) if more == 0 else Verdict("undecided", more)
+    return Verdict("undecided")
+
+
+def judge_means(
+    values: Sequence[float], published: Sequence[float], band: float = BAND, alpha: float = ALPHA
+) -> Verdict:
+    """The verdict on our seeds' results against those of the source, all in the same unit: Welch's TOST.
+
+    One published result has no spread: it is judged as a number by :func:`judge`. The further seeds of ``undecided``
+    are ours; the source's stay as they are.
+
+    Raises:
+        ValueError: if a value is not finite, none is published or the band is not positive.
+    """
+    source = summarise(published)
+    if source is None:
+        raise ValueError("no published result to compare with")
+    summary = summarise(values)
+    if source.sd is None or summary is None or summary.sd is None:
+        return judge(values, source.mean, band, alpha)
+    if band <= 0:
+        raise ValueError(f"the band {band} must be positive")
+    gap = summary.mean - source.mean
+    inside = abs(gap) < band
+    margin = abs(abs(gap) - band)
+    for more in range(MAX_MORE_SEEDS + 1):
+        n = summary.n + more
+        ours, theirs = summary.sd**2 / n, source.sd**2 / source.n
+        error = math.sqrt(ours + theirs)
+        # Welch and Satterthwaite; without any spread there is nothing to look up
+        freedom = error**4 / (ours**2 / (n - 1) + theirs**2 / (source.n - 1)) if error else 1.0
+        if float(special.stdtrit(freedom, 1 - (alpha if inside else alpha / 2))) * error < margin:
             decided: Label = "reproduced" if inside else "lower" if gap < 0 else "higher"
             return Verdict(decided) if more == 0 else Verdict("undecided", more)
     return Verdict("undecided")

@@ -60,7 +60,7 @@ def fetch_released(workspace: Workspace, name: str, *, patience: Patience | None
     row = params.row(name)
     spec = released_of(params, name)
     out = workspace.released(row)
-    wanted = Wanted(spec.file, "released", spec.url, spec.checksum, also=(f"{name}.pth",))
+    wanted = Wanted(spec.file, "released", spec.url, spec.checksum, also=(f"{name}.pth",), command=spec.command)
     try:
         with _obtained(wanted, out, workspace, patience, progress) as (file, source):
             return _store(file, source, params, row, spec, out)

@@ -100,7 +100,7 @@ def test_simulation_page(tmp_path):
     largest = re.search(r"Largest share of false verdicts: ([\d.]+)%", page)
     assert largest
     assert float(largest.group(1)) < 5 + 4 * 1.26  # four standard errors of 300 rows
-    assert len(re.findall(r"^\| [\d.]+ \|", page, re.MULTILINE)) == 5 * 4 * (4 + 2)
+    assert len(re.findall(r"^\| [\d.]+ \|", page, re.MULTILINE)) == 5 * 4 * (4 + 4 + 2)
     assert f"Random seed {verdict_simulation.SEED}; NumPy" in page
 
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from danet.results.verdict import ALPHA, BAND, MAX_MORE_SEEDS, Verdict, judge, summarise
+from danet.results.verdict import ALPHA, BAND, MAX_MORE_SEEDS, Verdict, judge, judge_means, summarise
 
 finite = st.floats(min_value=0, max_value=100, allow_nan=False)
 
@@ -139,3 +139,66 @@ def test_a_spread_far_wider_than_the_band_costs_no_more(offset, seeds):
     false = {"higher", "reproduced" if offset > BAND else "lower"}
     rate = sum(label in false for label in labels) / rows
     assert rate <= ALPHA + 3 * math.sqrt(ALPHA * (1 - ALPHA) / rows)
+
+
+def welch_by_scipy(values: list[float], published: list[float], band: float) -> str:
+    """The definition, by scipy's one-sided Welch tests on shifted values."""
+
+    def shown(shift: float, side: str, alpha: float = ALPHA) -> bool:
+        moved = [value + shift for value in published]
+        return bool(stats.ttest_ind(values, moved, equal_var=False, alternative=side).pvalue < alpha)
+
+    if shown(-band, "greater") and shown(band, "less"):
+        return "reproduced"
+    if shown(-band, "less", ALPHA / 2):
+        return "lower"
+    return "higher" if shown(band, "greater", ALPHA / 2) else "undecided"
+
+
+def test_two_means_against_scipys_welch_tests() -> None:
+    random = np.random.default_rng(1)
+    seen = set()
+    for _ in range(600):
+        n, m = (int(count) for count in random.integers(2, 7, 2))
+        published = list(random.normal(80.0, random.choice([0.05, 0.2, 0.6]), m))
+        values = list(random.normal(random.uniform(78.5, 81.5), random.choice([0.05, 0.2, 0.6]), n))
+        label = judge_means(values, published).label
+        assert label == welch_by_scipy(values, published, BAND)
+        seen.add(label)
+    assert seen == {"reproduced", "lower", "higher", "undecided"}
+
+
+def test_two_means_with_more_seeds() -> None:
+    values, published = [79.8, 80.5, 79.9], [79.9, 80.2, 80.0]
+    verdict = judge_means(values, published)
+    assert verdict.label == "undecided"
+    assert verdict.more_seeds is not None
+    first, second = float(np.var(values, ddof=1)), float(np.var(published, ddof=1)) / 3
+    gap = abs(float(np.mean(values)) - float(np.mean(published)))
+    for n, decided in ((3 + verdict.more_seeds, True), (2 + verdict.more_seeds, False)):
+        error = first / n + second
+        freedom = error**2 / ((first / n) ** 2 / (n - 1) + second**2 / 2)
+        assert bool(gap + stats.t.ppf(0.95, freedom) * math.sqrt(error) < BAND) is decided
+
+
+def test_one_published_seed_is_a_number() -> None:
+    for values in ([], [80.1], [79.9, 80.0, 80.05]):
+        assert judge_means(values, [80.0]) == judge(values, 80.0)
+    assert judge_means([], [80.0, 80.1]).label == "not run"
+    assert judge_means([80.0, 80.0], [80.0, 80.0]).label == "reproduced"
+    assert judge_means([79.0, 79.0], [80.0, 80.0]).label == "lower"
+    with pytest.raises(ValueError, match="no published"):
+        judge_means([80.0], [])
+
+
+@pytest.mark.parametrize("offset", [0.0, 0.499, 0.5, 1.5])
+@pytest.mark.parametrize("spreads", [(0.3, 0.3), (0.1, 0.6), (8.0, 8.0)])
+def test_false_verdicts_between_two_means(offset: float, spreads: tuple[float, float]) -> None:
+    """5,000 synthetic rows a case, five seeds each. Welch's degrees of freedom are approximate: 6 %."""
+    random, rows = np.random.default_rng([int(offset * 1000), int(spreads[0] * 10)]), 5_000
+    published = 80.0 + spreads[0] * random.standard_normal((rows, 5))
+    values = 80.0 - offset + spreads[1] * random.standard_normal((rows, 5))
+    labels = [judge_means(ours, theirs).label for ours, theirs in zip(values.tolist(), published.tolist(), strict=True)]
+    false = {"higher", "reproduced" if offset >= BAND else "lower"}
+    rate = sum(label in false for label in labels) / rows
+    assert rate <= 0.06 + 3 * math.sqrt(ALPHA * (1 - ALPHA) / rows)

@@ -1,0 +1,147 @@
+"""``make rehearsal``: the sources train, the harness reproduces them by its own stages, both are set side by side.
+
+Every finished run is kept with what it was made of; a call goes on where the last one stopped.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from benchmarks.rehearsal import page
+from benchmarks.rehearsal.sources import OUT, ROOT, SOURCES, Run, call, environment, identity, images, train
+from danet.config.row import Row
+from danet.config.workspace import Workspace
+from danet.core.console import console, report_errors
+from danet.core.files import atomic_write, sha256, write_json, write_text
+from danet.data.camvid import SPEC
+from danet.data.raw import changed_source
+from danet.results.measured import read
+from danet.weights.exchange import export_weights
+from pipelines import dvc_environment
+
+PUBLISHED = ROOT / "benchmarks" / "published.yaml"
+MARK = (
+    "# Made here by the sources' own programs: `make rehearsal` writes what follows (reports/rehearsal-sources.md).\n"
+)
+ADDRESS = {
+    "mmsegmentation": "https://github.com/open-mmlab/mmsegmentation/tree/v1.2.2",
+    "sssegmentation": "https://github.com/SegmentationBLWX/sssegmentation/tree/v1.7.0",
+}
+
+
+def dvc(*arguments: str) -> None:
+    """``dvc repro`` with arguments; what fails has said why."""
+    command = [sys.executable, "-m", "dvc", "repro", *arguments]
+    if code := subprocess.run(command, cwd=ROOT, env=dvc_environment(), check=False).returncode:
+        sys.exit(code)
+
+
+def place(run: Run, row: Row) -> Path:
+    """Puts the run's checkpoint where the stage ``released`` looks; returns the place."""
+    file = Workspace(ROOT).params().released[row.name].file
+    target = Workspace(ROOT).archives() / file
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(target) as temporary:
+        temporary.unlink(missing_ok=True)
+        os.link(run.folder / "released.pth", temporary)
+    return target
+
+
+def verified(run: Run, row: Row, digest: str, *, last: bool) -> dict[str, float]:
+    """The source's weights through ``released@ROW`` and ``verify@ROW``: mIoU, mAcc and aAcc in percent.
+
+    The last one stays: its result is the one in the table.
+    """
+    kept = run.folder / "verified.json"
+    found = json.loads(kept.read_text()) if kept.exists() else {}
+    if last or found.get("of") != [digest, row.hash]:
+        place(run, row)
+        source = Workspace(ROOT).released(row) / "source.json"
+        again = not source.exists() or json.loads(source.read_text()).get("sha256") != digest
+        dvc(*(["-f"] if again else []), "-s", f"released@{row.name}")
+        dvc("-s", f"verify@{row.name}")
+        result = read(row, Workspace(ROOT)).verification
+        found = {"of": [digest, row.hash]} | {name: result.value(name) for name in ("miou", "macc", "aacc")}
+        write_json(kept, found)
+    return {name: float(found[name]) for name in ("miou", "macc", "aacc")}
+
+
+def returned(run: Run, row: Row, python: Path, root: Path) -> dict[str, Any]:
+    """Weights trained here, exported and scored by the source's own program."""
+    weights = Workspace(ROOT).model(row) / f"seed{run.seed}.safetensors"
+    folder = OUT / run.source / f"ours{run.seed}"
+    kept, digest = folder / "scored.json", sha256(weights)
+    found: dict[str, Any] = json.loads(kept.read_text()) if kept.exists() else {}
+    if found.get("weights") != digest:
+        folder.mkdir(parents=True, exist_ok=True)
+        export_weights(weights, folder / "exported.pth", target=run.source)
+        found = {"weights": digest, **call(run, python, root, folder / "log.txt", folder / "exported.pth")["scores"]}
+        write_json(kept, found)
+    return found
+
+
+def publish(scores: dict[str, list[dict[str, Any]]]) -> None:
+    """Writes the sources' numbers behind the mark in ``benchmarks/published.yaml``."""
+    entries = {}
+    for source, runs in scores.items():
+        of = [run["scores"] for run in runs]
+        iou = zip(SPEC.classes, zip(*(one["iou"] for one in of), strict=True), strict=True)
+        entries[f"rehearsal-{source}"] = {
+            "miou": round(statistics.fmean(one["miou"] for one in of), 2),
+            "seeds": [round(one["miou"], 2) for one in of],
+            "aacc": round(statistics.fmean(one["aacc"] for one in of), 2),
+            "classes": {
+                "of": f"mean of {len(of)} seeds",
+                "url": ADDRESS[source],
+                "iou": {name: round(100 * statistics.fmean(values), 2) for name, values in iou},
+            },
+        }
+    before = PUBLISHED.read_text(encoding="utf-8").partition(MARK)[0]
+    write_text(PUBLISHED, before + MARK + yaml.safe_dump(entries, sort_keys=False))
+
+
+def main() -> None:
+    """All of it, in order."""
+    workspace = Workspace(ROOT)
+    params = workspace.params()
+    rows = {source: params.row(f"rehearsal-{source}") for source in SOURCES}
+    root, files = images(os.environ.get("CAMVID"))
+    os.environ["DANET_CAMVID"] = str(root)
+    python = environment()
+    runs = {source: [Run(source, seed) for seed in rows[source].seeds] for source in SOURCES}
+    # a seed of each source in turn, so that what is there after a while can be compared
+    turns = [run for pair in zip(*runs.values(), strict=True) for run in pair]
+    length = rows["mmsegmentation"].schedule.total_iterations(params.dataset("camvid").counts["train"])
+    train(turns, python, root, files, length, jobs=max(1, min(2, os.cpu_count() or 1)))
+    done = {source: [run.finished(identity(source, files)) or {} for run in runs[source]] for source in SOURCES}
+    if changed_source(workspace, "camvid"):
+        dvc("-f", "-s", "download@camvid")
+    dvc(*(f"evaluate@{row.name}" for row in rows.values()))
+    for source, row in rows.items():
+        found = read(row, workspace)
+        measured = {run.seed: run.modes.ss for run in found.runs}
+        for run, scores in reversed(list(zip(runs[source], done[source], strict=True))):
+            scores["here"] = verified(run, row, scores["released_sha256"], last=run is runs[source][0])
+            scores["ours"] = {name: getattr(measured[run.seed], name) for name in ("miou", "macc", "aacc", "iou")}
+            scores["ours_there"] = returned(run, row, python, root)
+            scores["ours_curve"] = list(
+                zip(*(found.curves[run.seed][name] for name in ("iteration", "loss")), strict=True)
+            )
+    publish(done)
+    for arguments in (["report@rehearsal"], ["index"]):
+        dvc("-s", *arguments)
+    page.write(done, workspace)
+    console.print("reports/rehearsal.md has the verdicts, reports/rehearsal-sources.md each seed")
+
+
+if __name__ == "__main__":
+    with report_errors():
+        main()
