@@ -11,7 +11,7 @@ PIP     = $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-
 INSTALL = $(if $(UV),$(UV) pip install --quiet --python $(BIN)/python --no-deps,$(PIP))
 
 .DEFAULT_GOAL := help
-.PHONY: benchmark scaling report-diff loading verdicts help setup demo test test-slow test-slurm lint camvid parity rehearsal hooks lock clean clean-demo
+.PHONY: benchmark gpu scaling report-diff loading verdicts help setup demo test test-slow test-slurm lint camvid parity rehearsal hooks lock clean clean-demo
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -70,6 +70,9 @@ scaling: $(READY)  ## loss curves and speed on 1, 2 and 4 processes; writes repo
 
 benchmark: $(READY)  ## speed beside mmsegmentation on this machine, which must be idle: 12 min on 2 cores
 	@$(BIN)/python -m benchmarks.speed time --all-shapes --repeat $(or $(REPEAT),3)
+
+gpu: $(READY)  ## prove and time everything on one GPU, in BUDGET seconds (default 1200); writes reports/gpu.md
+	@$(BIN)/python -m benchmarks.gpu --budget $(or $(BUDGET),1200)
 
 verdicts: $(READY)  ## simulate the verdicts' error rates; writes reports/verdict-simulation.md
 	@$(BIN)/python -m benchmarks.verdict_simulation

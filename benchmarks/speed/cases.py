@@ -9,10 +9,10 @@ from typing import Any, Final
 
 import torch
 
-from danet.config.params import Params
+from danet.config.params import Params, load_params
 from danet.config.published import published
 from danet.config.row import Loss, Model, Numerics, Row, Size, Test
-from danet.core.provenance import cpu_cores
+from danet.core.provenance import PACKAGE_ROOT, cpu_cores
 from danet.evaluation import flops
 from danet.evaluation.inference import input_size
 
@@ -28,8 +28,11 @@ class Implementation:
     numerics: Numerics | None
     """None for the peer."""
     precision: str = "fp32"
+    """Of ours that of the numerics; the peer's half precision is its AMP."""
     one_by_one: bool = False
     """As published: windows and mirror images of an image one after another, and not batched."""
+    graph: bool = False
+    """Prediction: the network as a CUDA graph."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,7 @@ class Case:
             "loss": self.loss.model_dump(),
             "test": self.test.model_dump(),
             "one_by_one": implementation.one_by_one,
+            "graph": implementation.graph,
             "input": input_size(self.size, self.test),
             "depth": 101 if model and model.backbone == "resnet101" else 50,
             "output_stride": model.output_stride if model else 8,
@@ -91,30 +95,26 @@ class Case:
 
 
 def implementations(what: str, device: str, own: Numerics | None = None) -> list[Implementation]:
-    """What a subject is measured with on a device; ``own`` adds the numerics of a row, if they are neither of ours."""
-    reference = Numerics(attention="reference")
-    result = [Implementation("reference", reference, one_by_one=True)]
-    if device == "cpu":
-        fast = Numerics(channels_last=True, fold_bn=True)
-        result.append(Implementation("fast", fast))
-        if has_fast_bf16():
-            result.append(Implementation("fast bf16", fast.model_copy(update={"precision": "bf16"}), "bf16"))
-        result.append(Implementation(PEER, None))
-    else:
-        fast = Numerics(precision="bf16", tf32=True, channels_last=True, compile=True, fold_bn=True)
-        eager = fast.model_copy(update={"compile": False})
-        result += [
-            Implementation("fast fp32", Numerics()),  # as the published rows are computed
-            Implementation("fast, not compiled", eager, "bf16"),
-            Implementation("fast", fast, "bf16"),
-            Implementation(PEER, None),
-        ]
-        if what == "train":
-            result.append(Implementation(f"{PEER} AMP", None, "fp16"))
-    if own is not None and own not in [each.numerics for each in result]:
-        result.insert(-1, Implementation("row's numerics", own, own.precision))
+    """What a subject is measured with on a device; ``own`` adds the numerics of a row that no profile has."""
     if what == "confusion":
         return [Implementation("fast", Numerics()), Implementation(PEER, None)]
+    profiles = load_params(PACKAGE_ROOT / "params.yaml").profiles
+    fast = profiles["fast"]
+    eager, half = fast.model_copy(update={"compile": False}), fast.precision
+    result = [
+        Implementation("reference", Numerics(attention="reference"), one_by_one=True),
+        Implementation("published", profiles["published"]),
+        Implementation("fast, not compiled", eager, half),
+        Implementation("fast", fast, half),
+        Implementation(PEER, None),
+        Implementation(f"{PEER} AMP", None, half if device == "cpu" else "fp16"),
+    ]
+    if device == "cpu":
+        result[3] = Implementation("fast fp32", eager.model_copy(update={"precision": "fp32"}))
+        if not has_fast_bf16():
+            result = [each for each in result if each.precision == "fp32"]
+    if own is not None and own not in [each.numerics for each in result]:
+        result.insert(1, Implementation("row's numerics", own, own.precision))
     if what == "attention":
         return [each for each in result if each.numerics is None or not each.numerics.compile]
     return result

@@ -1,6 +1,7 @@
 """mmsegmentation 1.2.2 as a worker of :mod:`benchmarks.speed.timing`, with its own defaults.
 
-NCHW, float32, explicit attention map.
+NCHW, explicit attention map; float32 with what PyTorch allows by itself (TF32 in convolutions), or AMP: float16 by its
+AmpOptimWrapper in training on a GPU, else plain autocast. In training cuDNN searches for kernels, as its config says.
 
 The networks are the package's own DANet configs, with other strides and depth where a case asks for them, SyncBN
 replaced by BN (one process) and no pretrained weights. Inference is ``test_step``: from the 8-bit image to the label
@@ -10,6 +11,7 @@ map.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from benchmarks.parity.peers import mmseg_peer as peer  # registers the package's modules, with stand-ins for CUDA ones
@@ -52,13 +54,20 @@ def sample(size: tuple[int, int], label: np.ndarray | None = None, original: tup
     return result
 
 
+def amp(case: Mapping[str, Any]) -> AbstractContextManager[object]:
+    """Autocast to the case's precision."""
+    dtypes = {"fp16": torch.float16, "bf16": torch.bfloat16}
+    half = dtypes.get(case["precision"])
+    return torch.autocast(torch.device(case["device"]).type, half) if half else nullcontext()
+
+
 def infer(case: Mapping[str, Any]) -> Callable[[], object]:
     """From the 8-bit image to the label map on the host."""
     model, size, original = network(case).eval(), tuple(case["input"]), (case["height"], case["width"])
     image = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (3, *size)).astype(np.uint8))
 
     def run() -> object:
-        with torch.no_grad():
+        with torch.no_grad(), amp(case):
             result = model.test_step({"inputs": [image], "data_samples": [sample(size, original=original)]})
             return result[0].pred_sem_seg.data.cpu().numpy()
 
@@ -72,11 +81,13 @@ def train(case: Mapping[str, Any]) -> Callable[[], object]:
     images = torch.randn((case["batch"], 3, *size), generator=generator).to(device)
     labels = torch.randint(case["classes"], (case["batch"], *size), generator=generator).numpy()
     samples = [sample(size, label).to(device) for label in labels]
-    kind = AmpOptimWrapper if case["precision"] == "fp16" else OptimWrapper
+    scaled = case["precision"] == "fp16"
+    kind = AmpOptimWrapper if scaled else OptimWrapper
+    torch.backends.cudnn.benchmark = peer.config(CONFIG).env_cfg.cudnn_benchmark
     wrapper = kind(optimizer=torch.optim.SGD(model.parameters(), lr=1e-4, momentum=0.9, weight_decay=5e-4))
 
     def run() -> object:
-        with wrapper.optim_context(model):
+        with wrapper.optim_context(model) if scaled else amp(case):
             losses = model(images, samples, mode="loss")
         loss, _ = model.parse_losses(losses)
         wrapper.update_params(loss)
@@ -118,6 +129,7 @@ BUILDERS = {"infer": infer, "train": train, "attention": attention, "confusion":
 def build(case: Mapping[str, Any]) -> Callable[[], object]:
     """The computation of a case."""
     torch.set_num_threads(case["threads"])
+    torch.backends.cudnn.benchmark = False  # its tools/analysis_tools/benchmark.py
     torch.manual_seed(0)
     return BUILDERS[case["what"]](case)
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch.autograd import DeviceType
 
 from benchmarks.speed import worker
 from benchmarks.speed.cases import Case, Implementation, row_cases
@@ -95,6 +96,8 @@ def shares(recorded: torch.profiler.profile, on_gpu: bool) -> list[Share]:
     """Time by operator (CPU) or kernel (GPU), longest first."""
     found = []
     for event in recorded.key_averages():
+        if on_gpu and event.device_type != DeviceType.CUDA:
+            continue  # an operator has the time of its kernels, which are events of their own
         seconds = (event.self_device_time_total if on_gpu else event.self_cpu_time_total) / 1e6
         if seconds > 0 and not event.key.startswith("ProfilerStep"):
             found.append(Share(event.key, seconds, event.count))

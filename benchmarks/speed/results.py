@@ -47,14 +47,9 @@ class Peaks:
     bytes_per_s: float
 
 
-def against_peer(line: Measured, lines: Iterable[Measured]) -> float | None:
-    """Median over rounds of the peer's time over this one's, of the same case; the peer of the same kind of
-    precision."""
-    peers = [
-        other
-        for other in lines
-        if other.case == line.case and other.implementation.name == PEER and other.implementation.numerics is None
-    ]
+def against_peer(line: Measured, lines: Iterable[Measured], name: str = PEER) -> float | None:
+    """Median over rounds of the peer's time over this one's, of the same case."""
+    peers = [other for other in lines if other.case == line.case and other.implementation.name == name]
     common = [number for other in peers for number in other.rounds if number in line.rounds]
     if not common:
         return None
@@ -88,8 +83,9 @@ def record(line: Measured, lines: Sequence[Measured], peaks: Peaks) -> dict[str,
         "median_s": f"{median:.5g}",
         "iqr_s": f"{spread:.3g}",
     }
-    if (ratio := against_peer(line, lines)) is not None:
-        result["against_mmsegmentation"] = f"{ratio:.3f}"
+    for column, name in (("against_mmsegmentation", PEER), ("against_amp", f"{PEER} AMP")):
+        if (ratio := against_peer(line, lines, name)) is not None:
+            result[column] = f"{ratio:.3f}"
     if case.model is not None and case.what in ("infer", "train"):
         passes, seen = (flops.TRAINING_PASSES, case.size)
         if case.what == "infer":

@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -106,6 +106,9 @@ def run(
     repeat: int = 5,
     peer: Sequence[str | Path] | None = None,
     own: Numerics | None = None,
+    extra: Sequence[Implementation] = (),
+    without: Collection[str] = (),
+    images: int = FPS_IMAGES,
     say: Say = lambda text: None,
 ) -> Iterator[tuple[list[Measured], Peaks, dict[str, Any]]]:
     """Measures the cases one after another; gives all that was measured so far after each.
@@ -113,9 +116,12 @@ def run(
     Args:
         cases: what to time.
         device: ``cpu`` or ``cuda``.
-        repeat: rounds; on CUDA, inference takes 5 untimed and 200 timed images by the published method instead.
+        repeat: rounds; on CUDA, inference takes 5 untimed and ``images`` timed ones by the published method instead.
         peer: the command of mmsegmentation's worker; None leaves it out.
         own: numerics of a row, measured too.
+        extra: ways to compute that are measured too.
+        without: names of those that are not.
+        images: timed in a prediction on CUDA, as published 200.
         say: told of each result.
 
     Yields:
@@ -156,13 +162,16 @@ def run(
         for case in cases:
             chosen = [
                 each
-                for each in implementations(case.what, device, own if case.what in ("infer", "train") else None)
-                if each.numerics is not None or (peer is not None and case.has_peer)
+                for each in [
+                    *implementations(case.what, device, own if case.what in ("infer", "train") else None),
+                    *extra,
+                ]
+                if each.name not in without and (each.numerics is not None or (peer is not None and case.has_peer))
             ]
             rounds, warm_up = repeat, 1
             if device != "cpu":
                 warm_up = 12 if case.what == "infer" else 5  # also enough for SteadyCompiled to compile
-                rounds = FPS_IMAGES if case.what == "infer" else max(repeat, 20)
+                rounds = images if case.what == "infer" else max(repeat, 20)
             if case.what == "confusion":
                 rounds = max(repeat, 20)
             # the explicit maps of several processes would not fit into memory side by side

@@ -12,10 +12,13 @@ as the explicit, unfused network does them in float32, so a path that computes l
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -29,9 +32,10 @@ from danet.core.errors import ConfigError
 
 
 def peer_command(say: Say) -> list[str | Path] | None:
-    """mmsegmentation's worker in an environment of its own, made if need be; None if that fails."""
+    """mmsegmentation's worker: here if it is installed, else in an environment of its own; None if that fails."""
     try:
-        return [prepare_environment(), "-W", "ignore", "-m", "benchmarks.speed.mmseg"]
+        python = sys.executable if importlib.util.find_spec("mmseg") else prepare_environment()
+        return [python, "-W", "ignore", "-m", "benchmarks.speed.mmseg"]
     except (subprocess.CalledProcessError, OSError) as error:
         say(f"mmsegmentation is left out: its environment cannot be made ({error}); is there a network?")
         return None
@@ -44,12 +48,14 @@ def benchmark(
     device: str | None = None,
     repeat: int = 5,
     with_peer: bool = True,
-    peer: Sequence[str | Path] | None = None,
     own: Numerics | None = None,
     prefix: str = "",
     say: Say = lambda text: None,
+    **options: Any,
 ) -> list[Path]:
     """Measures, writes CSV files and plots to ``out`` and the page over all that lie there; returns the CSV files.
+
+    ``options`` go to :func:`benchmarks.speed.rounds.run`.
 
     Raises:
         ConfigError: if the device is not here or there is nothing to measure.
@@ -60,12 +66,11 @@ def benchmark(
         raise ConfigError(f"device {device!r}: no GPU was found here; use cpu")
     if not cases:
         raise ConfigError("there is nothing to measure: give a ROW or --all-shapes")
-    if peer is None and with_peer:
-        peer = peer_command(say)
+    peer = peer_command(say) if with_peer else None
     load = round(os.getloadavg()[0], 2)
     written: list[Path] = []
     # after every case, so that what ends a long run loses no more than one
-    for measured, peaks, facts in run(cases, device, repeat=repeat, peer=peer, own=own, say=say):
+    for measured, peaks, facts in run(cases, device, repeat=repeat, peer=peer, own=own, say=say, **options):
         written = write(out, measured, peaks, facts | {"load": load}, prefix)
     finish(out)
     return written

@@ -103,6 +103,8 @@ def serve(build: Build, facts: Mapping[str, Any]) -> None:
             else:
                 answer = {"peak_gb": memory.extra() if memory else None}
                 run = memory = None
+                if "torch._dynamo" in sys.modules:
+                    torch.compiler.reset()  # compiled code keeps what it was compiled for
                 gc.collect()
                 trim()
                 torch.cuda.empty_cache()  # the other workers share the GPU; does nothing on the CPU

@@ -28,7 +28,6 @@ from danet.config.workspace import Workspace
 from danet.core.console import output, result_table
 from danet.core.errors import ConfigError
 from danet.core.provenance import cpu_cores
-from danet.core.text import duration
 from danet.data.raw import changed_source, wanted_of
 from danet.data.registry import ADAPTERS
 from danet.weights.fetch import imagenet_wanted
@@ -171,7 +170,9 @@ def _rows(params: Params, datasets: dict[str, Any], workspace: Workspace) -> lis
         state = state_of(row, workspace)
         if state == "not run":
             state = "blocked" if needs else "can run"
-        rows.append({"row": row.name, "table": row.table, "state": state, "needs": needs, "hours": hours.get(row.name)})
+        rows.append(
+            {"row": row.name, "table": row.table, "state": state, "needs": needs, "hours": hours.get(row.name, {})}
+        )
     return rows
 
 
@@ -258,22 +259,18 @@ def _print_weights(out: Console, weights: dict[str, Any], found: dict[str, Any])
 
 
 def _print_rows(out: Console, rows: list[dict[str, Any]], found: dict[str, Any]) -> None:
-    timed = any(row["hours"] is not None for row in rows)
+    profiles = [name for name in dict.fromkeys(name for row in rows for name in row["hours"]) if name != "own"]
     states = ("measured", "trained", "can run", "blocked")
     out.print("\n[bold]Rows[/]")
-    shown = result_table("table", "rows", *states, *(["hours here"] if timed else []), left=["table"])
+    shown = result_table("table", "rows", *states, *profiles, left=["table"])
     for table in dict.fromkeys(row["table"] for row in rows):
         mine = [row for row in rows if row["table"] == table]
         counts = [sum(row["state"] == state for row in mine) for state in states]
-        hours = sum(row["hours"] or 0 for row in mine)
-        shown.add_row(
-            table,
-            *(str(n or "-") for n in (len(mine), *counts)),
-            *([f"about {duration(3600 * hours)}"] if timed else []),
-        )
+        hours = [sum(row["hours"].get(name, 0) for row in mine) for name in profiles]
+        shown.add_row(table, *(str(n or "-") for n in (len(mine), *counts)), *(f"{each:,.0f} h" for each in hours))
     out.print(shown)
-    if timed:
-        out.print("[dim]Hours: training and testing, one row after the other (reports/cost.md).[/]")
+    if profiles:
+        out.print("[dim]Hours of training and testing here under each profile (reports/cost.md).[/]")
     elif found["device"]["gpus"]:
         out.print("How long the rows take here is not known: `make benchmark` measures it.")
     for name in dict.fromkeys(row["needs"] for row in rows if row["needs"] and row["state"] == "blocked"):

@@ -173,6 +173,7 @@ class Params:
             "released",
             "submissions",
             "numerics",
+            "profiles",
             "runtime",
         }
         unknown = sorted(map(str, set(raw) - known))
@@ -194,8 +195,11 @@ class Params:
         self.tables = {
             key: _validate(Table, value, path, f"tables.{key}") for key, value in self._section("tables").items()
         }
-        for name, kind in (("numerics", Numerics), ("runtime", Runtime)):  # else the first row would be blamed
-            _validate(kind, self._defaults(name), path, name)
+        self.profiles = {
+            key: _validate(Numerics, value, path, f"profiles.{key}") for key, value in self._section("profiles").items()
+        }
+        self.profile = self._profile(raw.get("numerics"), _file(path, "numerics"), "numerics")
+        _validate(Runtime, self._runtime(), path, "runtime")  # else the first row would be blamed
         self.rows = {key: self._resolve(key, value) for key, value in self._section("rows").items()}
         self.released = {
             key: _validate(Released, self._beside_row("released", key), path, f"released.{key}")
@@ -215,13 +219,29 @@ class Params:
                 )
         return section
 
-    def _defaults(self, name: str) -> Mapping[str, Any]:
-        """A section that rows may override."""
-        section = self._raw.get(name) or {}
+    def _runtime(self) -> Mapping[str, Any]:
+        section = self._raw.get("runtime") or {}
         if not isinstance(section, Mapping):
-            file = _file(self.path, name)
-            raise ConfigError(f"{file}: section {name!r} must be a mapping of settings, not {_shown(section)}")
+            raise ConfigError(f"{self.path}: section 'runtime' must be a mapping of settings, not {_shown(section)}")
         return section
+
+    def _profile(self, name: object, file: Path, where: str) -> str:
+        if not isinstance(name, str) or name not in self.profiles:
+            raise ConfigError(f"{file}: {where}: {_shown(name)} is no profile; allowed: {', '.join(self.profiles)}")
+        return name
+
+    def _numerics(self, where: str, given: Any) -> tuple[dict[str, Any], str]:
+        """A row's numerics and their name: a profile, or the fields in which the row differs from the sweep's."""
+        if isinstance(given, str):
+            name = self._profile(given, self.path, f"{where}.numerics")
+            return self.profiles[name].model_dump(), name
+        if not isinstance(given, Mapping):
+            raise ConfigError(
+                f"{self.path}: {where}.numerics must be a profile or a mapping of settings, not {_shown(given)}"
+            )
+        fields = ", ".join(f"{key} {value}" for key, value in given.items())
+        name = f"{self.profile}, {fields}" if fields else self.profile
+        return merge(self.profiles[self.profile].model_dump(), given), name
 
     def _resolve(self, name: str, row: Any) -> Row:
         where = f"rows.{name}"
@@ -229,11 +249,11 @@ class Params:
             raise ConfigError(f"{self.path}: {where} must be a mapping")
         own = {key: value for key, value in row.items() if key not in {"recipe", "settings"}}
         data = merge(self._recipe(where, row), own)
-        for shared in ("numerics", "runtime"):
-            over = data.get(shared) or {}
-            if not isinstance(over, Mapping):
-                raise ConfigError(f"{self.path}: {where}.{shared} must be a mapping of settings, not {_shown(over)}")
-            data[shared] = merge(self._defaults(shared), over)
+        data["numerics"], data["profile"] = self._numerics(where, data.get("numerics") or {})
+        over = data.get("runtime") or {}
+        if not isinstance(over, Mapping):
+            raise ConfigError(f"{self.path}: {where}.runtime must be a mapping of settings, not {_shown(over)}")
+        data["runtime"] = merge(self._runtime(), over)
         data["revisions"] = self.revisions.model_dump(include={"train", "evaluate"})
         data["name"] = name
         if "notes" in data:

@@ -241,6 +241,8 @@ class Numerics(Strict):
     channels_last: bool = False
     compile: bool = False
     """``torch.compile``: training, and in prediction the sizes that come again and again."""
+    memory_budget: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Of compiled training: the share of the activations that is kept for backward; the cheapest are computed again."""
     attention: Literal["fused", "reference"] = "fused"
     deterministic: bool = False
     sync_batch_norm: bool = True
@@ -312,6 +314,7 @@ NEUTRAL: Mapping[str, Any] = {
     "numerics.tf32": False,
     "numerics.channels_last": False,
     "numerics.compile": False,
+    "numerics.memory_budget": 1.0,
     "numerics.attention": "fused",
     "numerics.deterministic": False,
     "numerics.sync_batch_norm": True,
@@ -374,6 +377,8 @@ class Row(Strict):
     augment: Augment
     test: Test
     numerics: Numerics
+    profile: str = ""
+    """The name of ``numerics``, for the reader: a profile, and the fields that the row itself sets."""
     revisions: RowRevisions = RowRevisions()
     runtime: Runtime = Runtime()
 
@@ -399,7 +404,9 @@ class Row(Strict):
     @property
     def settings(self) -> dict[str, Any]:
         """What moves results, complete and JSON-serialisable: no runtime, no seeds, nothing for the reader."""
-        return self.model_dump(mode="json", exclude={"runtime", "seeds", "protocol", "notes", "val_interval", "table"})
+        return self.model_dump(
+            mode="json", exclude={"runtime", "seeds", "protocol", "notes", "val_interval", "table", "profile"}
+        )
 
     @property
     def training_settings(self) -> dict[str, Any]:

@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from danet.data.loader import Batch
 
 
+AHEAD = 2
+"""Batches."""
+
+
 class Normaliser:
     """What :func:`danet.data.transforms.finished` does of an image, on a device and to the same bits.
 
@@ -47,7 +51,8 @@ class DevicePrefetcher:
     """Copies batches to a GPU and normalises them there, on a stream beside the one that trains.
 
     The trainer's calls return before the GPU has computed, so that the next batch is copied during the step before;
-    what is copied are grey levels, a quarter of the bytes. Copies from pinned memory do not block.
+    what is copied are grey levels, a quarter of the bytes. Copies from pinned memory do not block. The host runs ahead
+    of the GPU by :data:`AHEAD` batches at most, so that no more of them take memory there.
     """
 
     def __init__(self, augment: Augment, device: torch.device) -> None:
@@ -56,6 +61,7 @@ class DevicePrefetcher:
         self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._stream.wait_stream(torch.cuda.current_stream(device))  # the tables' copies
         self._idle: deque[tuple[torch.cuda.Event, torch.cuda.Event]] = deque()
+        self._taken: deque[torch.cuda.Event] = deque()
         self._waited = 0.0
 
     @property
@@ -74,6 +80,9 @@ class DevicePrefetcher:
         training = torch.cuda.current_stream(self.device)
         before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
         before.record(training)  # reached when all that was asked of the GPU so far is computed
+        self._taken.append(before)
+        if len(self._taken) > AHEAD:
+            self._taken.popleft().synchronize()
         batch = take()
         assert batch.boxes is not None
         with torch.cuda.stream(self._stream):

@@ -1,8 +1,8 @@
 """What a row costs on a device whose throughput was measured: hours of training and of testing.
 
 ``hours = FLOP of the row / measured FLOP/s / 3600``. A row's training is ``3 x forward FLOP at its crop x images
-seen``, its test ``FLOP of an image x images`` (single scale). The rate is that of our fast path at shapes like the
-row's: linear between benchmarked numbers of FLOP per image, the nearest beyond them.
+seen``, its test ``FLOP of an image x images`` (single scale). The rate is that of a profile of ``numerics.yaml`` at
+shapes like the row's: linear between benchmarked numbers of FLOP per image, the nearest beyond them.
 """
 
 from __future__ import annotations
@@ -23,17 +23,24 @@ from danet.core.files import write_text
 from danet.evaluation import flops
 from danet.results.speed import device_name, read
 
+IMPLEMENTATIONS = {
+    "published": "published",
+    "fast": "fast",
+    "fast, not compiled": "fast",  # on a CPU, where compiled training is not measured
+}
+"""The profile of ``numerics.yaml`` that an implementation of the benchmark stands for; the first that was measured."""
+
 
 @dataclass(frozen=True)
 class Rates:
-    """Measured throughput of a device: FLOP of a forward pass over one image, and FLOP/s, in ascending order."""
+    """Measured throughput of a device under a profile: FLOP of a forward pass over one image, and FLOP/s, ascending."""
 
     device: str
+    profile: str
     train: tuple[tuple[float, float], ...]
     infer: tuple[tuple[float, float], ...]
     threads: int
     date: str
-    precision: str
 
     def at(self, subject: str, flop: float) -> float | None:
         """FLOP/s at a number of FLOP per image; None if this was not measured."""
@@ -62,41 +69,43 @@ class Cost:
 
 
 def rates(folder: Path) -> list[Rates]:
-    """The devices of the benchmark files in a folder; a GPU twice, in fp32 as the published rows are computed, and in
-    bf16."""
-    devices: dict[tuple[str, str], dict[str, Any]] = {}
+    """The devices of the benchmark files in a folder, once for each profile that was measured there."""
+    found: dict[tuple[str, str], dict[str, dict[str, dict[float, float]]]] = {}
+    facts: dict[str, dict[str, Any]] = {}
     for document, lines in read(folder):
+        facts[document["device"]] = document["facts"]
         for line in lines:
-            subject = line["what"]
-            if (
-                subject in ("train", "infer")
-                and line["tflop_per_s"]
-                and line["implementation"] in ("fast", "fast fp32")
-            ):
-                entry = devices.setdefault(
-                    (document["device"], line["precision"]),
-                    {
-                        "train": {},
-                        "infer": {},
-                        "threads": document["facts"]["threads"],
-                        "date": str(document["facts"]["date"])[:10],
-                    },
-                )
-                passes = flops.TRAINING_PASSES if subject == "train" else 1
-                per_image = float(line["tflop"]) * 1e12 / passes / int(line["batch"])
-                rate = float(line["tflop_per_s"]) * 1e12
-                entry[subject][per_image] = max(rate, entry[subject].get(per_image, 0.0))
+            subject, profile = line["what"], IMPLEMENTATIONS.get(line["implementation"])
+            if subject not in ("train", "infer") or not line["tflop_per_s"] or profile is None:
+                continue
+            passes = flops.TRAINING_PASSES if subject == "train" else 1
+            per_image = float(line["tflop"]) * 1e12 / passes / int(line["batch"])
+            points = found.setdefault((document["device"], profile), {}).setdefault(subject, {})
+            known = points.setdefault(line["implementation"], {})
+            known[per_image] = max(float(line["tflop_per_s"]) * 1e12, known.get(per_image, 0.0))
+    profiles = list(dict.fromkeys(IMPLEMENTATIONS.values()))
+
+    def best(subject: dict[str, dict[float, float]]) -> tuple[tuple[float, float], ...]:
+        return next((tuple(sorted(subject[name].items())) for name in IMPLEMENTATIONS if name in subject), ())
+
     return [
         Rates(
-            device=name,
-            train=tuple(sorted(entry["train"].items())),
-            infer=tuple(sorted(entry["infer"].items())),
-            threads=entry["threads"],
-            date=entry["date"],
-            precision=precision,
+            device=device,
+            profile=profile,
+            train=best(points.get("train", {})),
+            infer=best(points.get("infer", {})),
+            threads=facts[device]["threads"],
+            date=str(facts[device]["date"])[:10],
         )
-        for (name, precision), entry in sorted(devices.items(), key=lambda item: (item[0][0], item[0][1] != "fp32"))
+        for (device, profile), points in sorted(found.items(), key=lambda it: (it[0][0], profiles.index(it[0][1])))
     ]
+
+
+def nearest_profile(row: Row, params: Params) -> str:
+    """The profile whose rates a row has: its own, or for fields of its own the first of the same precision."""
+    profiles = params.profiles.items()
+    same = [name for name, numerics in profiles if numerics == row.numerics]
+    return next(iter(same or [name for name, each in profiles if each.precision == row.numerics.precision]), "")
 
 
 def row_cost(row: Row, params: Params, measured: Rates | None) -> Cost:
@@ -115,22 +124,32 @@ def row_cost(row: Row, params: Params, measured: Rates | None) -> Cost:
     return Cost(row.name, train, test, hours("train", train, counted.crop_flop), hours("infer", test, per_pass))
 
 
-def here(workspace: Workspace) -> Rates | None:
-    """The rates of the device of this process in fp32, if a benchmark file of it is in ``reports/benchmarks``."""
+def here(workspace: Workspace) -> list[Rates]:
+    """The rates of the device of this process, if benchmark files of it are in ``reports/benchmarks``."""
     facts = provenance.collect()
     device = "cpu" if not facts["gpu"] else "cuda"
     name = device_name(facts | {"device": device, "threads": facts["cpu_cores"]})
-    return next((each for each in rates(workspace.reports() / "benchmarks") if each.device == name), None)
+    return [each for each in rates(workspace.reports() / "benchmarks") if each.device == name]
 
 
-def hours_here(workspace: Workspace, params: Params, chosen: Iterable[Row]) -> dict[str, float]:
-    """Hours of rows on the device found here, by name; empty if it was never benchmarked or its files are damaged."""
+def hours_here(workspace: Workspace, params: Params, chosen: Iterable[Row]) -> dict[str, dict[str, float]]:
+    """Hours of rows on the device found here: by the row's name and the profile, and as ``own`` under its own numerics.
+
+    Empty if the device was never benchmarked or its files are damaged.
+    """
     try:
         measured = here(workspace)
     except ConfigError:
         return {}
-    costs = [row_cost(row, params, measured) for row in chosen] if measured else []
-    return {cost.row: cost.hours for cost in costs if cost.hours is not None}
+    found: dict[str, dict[str, float]] = {}
+    for row in chosen:
+        own = nearest_profile(row, params)
+        for each in measured:
+            if (hours := row_cost(row, params, each).hours) is not None:
+                found.setdefault(row.name, {})[each.profile] = hours
+                if each.profile == own:
+                    found[row.name]["own"] = hours
+    return found
 
 
 def report(params: Params, devices: Sequence[Rates]) -> str:
@@ -138,8 +157,9 @@ def report(params: Params, devices: Sequence[Rates]) -> str:
     lines = [
         "# Cost",
         "",
-        "Written by `make benchmark`; do not edit. Hours on one device, all seeds of `params.yaml`, from measured",
-        "throughput ([benchmarks/](benchmarks/README.md)) and counted operations (`danet flops --all`):",
+        "Written by `make benchmark`; do not edit. Hours on one device under each profile of numerics.yaml, all seeds",
+        "of `params.yaml`, from measured throughput ([benchmarks/](benchmarks/README.md)) and counted operations",
+        "(`danet flops --all`):",
         "",
         "    training = 3 x forward FLOP at the crop x images seen / measured FLOP/s of our training step",
         "    testing  = FLOP of a validation image (windows, mirror images) x images / measured FLOP/s of prediction",
@@ -154,7 +174,7 @@ def report(params: Params, devices: Sequence[Rates]) -> str:
             "",
         ]
     shown: list[Rates | None] = [*devices]
-    titles = [f"{each.device}, {each.precision}" for each in devices]
+    titles = [f"{each.device}, {each.profile}" for each in devices]
     if not any("cores" not in title for title in titles):
         shown.append(None)
         titles.append("GPU")
@@ -183,7 +203,7 @@ def report(params: Params, devices: Sequence[Rates]) -> str:
         lines += [f"| **all {len(chosen)}** | {total_work} | " + " | ".join(sums) + " |", ""]
     for each in devices:
         lines.append(
-            f"{each.device}: {each.precision}, {each.threads} threads, measured {each.date}: "
+            f"{each.device}, {each.profile}: {each.threads} threads, measured {each.date}: "
             f"training {_span(each.train)}, prediction {_span(each.infer)}."
         )
     return "\n".join(lines).rstrip() + "\n"

@@ -143,7 +143,7 @@ class Predictor:
     """A model under one testing protocol.
 
     :meth:`prepare` is host work that needs no model, and safe to call from other threads, so that it can run ahead of
-    :meth:`labels`.
+    :meth:`labels`. On a GPU, :meth:`predict` returns before the GPU has computed.
 
     Args:
         model: gives ``{"main": logits}`` for normalised RGB; it must be in evaluation mode and on ``device``.
@@ -176,7 +176,7 @@ class Predictor:
         self._plan = _plan(test, mode)
         mean, std = (torch.tensor(x, device=self.device).view(1, 3, 1, 1) for x in (MEAN_RGB, STD_RGB))
         self._mean, self._std, self._black = mean, std, -mean / std
-        self._finite = torch.ones((), dtype=torch.bool, device=self.device)
+        self._finite = self._yes = torch.ones((), dtype=torch.bool, device=self.device)
 
     @property
     def plain(self) -> bool:
@@ -214,29 +214,36 @@ class Predictor:
             CheckpointError: if the network's output is not finite.
         """
         with torch.inference_mode():
+            self._finite = self._yes
             if self.test.score == "exp":
                 scores = self._exp_scores(inputs)
                 result = scores.log_().clamp_(min=-torch.finfo(torch.float32).max).float()
             else:
                 result = self._mean_scores(inputs)
-            self._check()
-            return result
+        self.check(self._finite)
+        return result
 
     def labels(self, inputs: Inputs) -> Tensor:
         """``H x W`` uint8 class ids, on the device. Raises like :meth:`scores`."""
+        labels, finite = self.predict(inputs)
+        self.check(finite)
+        return labels
+
+    def predict(self, inputs: Inputs) -> tuple[Tensor, Tensor]:
+        """As :meth:`labels`, without a wait for the device: the second part is for :meth:`check`."""
         with torch.inference_mode():
+            self._finite = self._yes
             if self.test.score == "exp":
                 labels = self._exp_scores(inputs).max(dim=0).indices.to(torch.uint8)
             elif self.plain:
                 labels = self._argmax(self._input_logits(next(self._tensors(inputs)))[0], inputs.size)
             else:
                 labels = self._mean_scores(inputs).max(dim=0).indices.to(torch.uint8)
-            self._check()
-            return labels
+            return labels, self._finite
 
-    def _check(self) -> None:
-        if not bool(self._finite):
-            self._finite.fill_(True)
+    def check(self, finite: Tensor) -> None:
+        """Raises ``CheckpointError`` if the network's output was not finite; waits for the device."""
+        if not bool(finite):
             half = self.numerics.precision == "fp16"
             raise CheckpointError(
                 "the network's output is not finite: "
@@ -252,7 +259,7 @@ class Predictor:
         uploaded: dict[int, Tensor] = {}
         for pixels, size in zip(inputs.pixels, inputs.sizes, strict=True):
             if id(pixels) not in uploaded:
-                bgr = torch.from_numpy(np.ascontiguousarray(pixels)).to(self.device)
+                bgr = torch.from_numpy(np.ascontiguousarray(pixels)).to(self.device, non_blocking=True)
                 rgb = bgr.permute(2, 0, 1).flip(0).unsqueeze(0).float()
                 uploaded = {id(pixels): (rgb - self._mean) / self._std}
             yield self._resize(uploaded[id(pixels)], size)
@@ -271,7 +278,7 @@ class Predictor:
             with autocast(self.numerics, self.device):
                 outputs.append(self.model(part)["main"].float())
         logits = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
-        self._finite &= torch.isfinite(logits).all()
+        self._finite = self._finite & torch.isfinite(logits).all()
         return logits
 
     def _input_logits(self, x_N3hw: Tensor) -> Tensor:

@@ -65,7 +65,13 @@ class Confusion:
             column = t.to(torch.int32)
             column = torch.where(column == IGNORE, classes, torch.where(column < classes, column, classes + 1))
             index = torch.add(column, row, alpha=classes + 2)
-        self._counts += torch.bincount(index.flatten(), minlength=self._counts.numel()).view_as(self._counts)
+        bins = self._counts.numel()
+        # bincount waits for the GPU, to learn the largest index
+        if not index.is_cuda or torch.are_deterministic_algorithms_enabled():
+            counts = torch.bincount(index.flatten(), minlength=bins)
+        else:
+            counts = torch.histc(index, bins=bins, min=0, max=bins)
+        self._counts += counts.view_as(self._counts)
 
     def __iadd__(self, other: Confusion) -> Confusion:
         if other.num_classes != self.num_classes:

@@ -26,6 +26,8 @@ from danet.results.scores import AbsentClass, Scores
 
 FPS_WARM_UP = 5
 """Images that are not timed (mmsegmentation's tools/benchmark.py)."""
+CHECK_EVERY = 25
+"""Images between looks at whether the network's output is finite on a GPU, so that it need not wait after each."""
 
 _Image = NDArray[np.uint8]
 _T = TypeVar("_T")
@@ -91,8 +93,8 @@ def evaluate_model(
     """Runs a model over a split and sums its confusion matrix. The model is left in the mode it was in.
 
     Images are decoded and resized by ``row.runtime.workers`` threads while the network computes (0: by none). On a GPU
-    these threads also page-lock them, labels are copied and counted on the device, and after the timed images nothing
-    comes back to the host but what ``keep`` asks for.
+    these threads also page-lock them, labels are copied and counted on the device, and after the timed images the host
+    waits for it only once in :data:`CHECK_EVERY` images, and where ``keep`` asks for a label map.
 
     The frame rate is measured by the published method (mmsegmentation's tools/benchmark.py) on the way: one image at a
     time and its windows one after another, the first 5 images skipped (of fewer than 10: half of them), up to
@@ -128,12 +130,16 @@ def evaluate_model(
         rates = _FrameRates(predictor, len(mine), row.runtime.benchmark_images if mode == "ss" else 0)
         confusion = Confusion(dataset.num_classes, device)
         predictions: dict[int, _Image] = {}
+        unchecked: list[tuple[int, torch.Tensor]] = []
         start = time.perf_counter()
         for done, (index, inputs, mask) in enumerate(ahead(_loader(dataset, predictor), mine, row.runtime.workers)):
             with _named(f"row {row.name}", dataset.ids[index], device):
                 target = mask.to(device, non_blocking=True)
-                labels, host = rates.labels(done, inputs, on_host=index in keep)
+                labels, finite, host = rates.labels(done, inputs, on_host=index in keep)
                 confusion.update(labels, target)
+            unchecked.append((index, finite))
+            if device.type != "cuda" or len(unchecked) == CHECK_EVERY or done + 1 == len(mine):
+                _check(predictor, row, dataset, unchecked)
             if host is not None and index in keep:
                 predictions[index] = host.numpy()
             if progress is not None:
@@ -172,6 +178,14 @@ def _evaluating(network: nn.Module) -> Iterator[None]:
         network.train(was_training)
 
 
+def _check(predictor: Predictor, row: Row, dataset: LabelledImages, unchecked: list[tuple[int, torch.Tensor]]) -> None:
+    """Raises for the first image whose output was not finite; empties the list."""
+    for index, finite in unchecked:
+        with _named(f"row {row.name}", dataset.ids[index], predictor.device):
+            predictor.check(finite)
+    unchecked.clear()
+
+
 @contextmanager
 def _named(row: str, image: str, device: torch.device) -> Iterator[None]:
     """Says of which row and image an error is."""
@@ -197,19 +211,22 @@ class _FrameRates:
         self._batches = range(again, again + timed if predictor.batches and self._batched > 1 else again)
         self._times: dict[range, list[float]] = {self._published: [], self._batches: []}
 
-    def labels(self, number: int, inputs: Inputs, on_host: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """The label map of image ``number`` of the pass on the device, and on the host if wanted there or timed."""
+    def labels(
+        self, number: int, inputs: Inputs, on_host: bool
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """The label map of image ``number`` of the pass on the device, what :meth:`Predictor.check` takes, and the map
+        on the host if wanted there or timed."""
         self._predictor.max_batch = 1 if number < self._published.stop and self._published else self._batched
         times = next((times for images, times in self._times.items() if number in images), None)
         if times is None:
-            labels = self._predictor.labels(inputs)
-            return labels, labels.cpu() if on_host else None
+            labels, finite = self._predictor.predict(inputs)
+            return labels, finite, labels.cpu() if on_host else None
         _synchronise(self._predictor.device)
         before = time.perf_counter()
-        labels = self._predictor.labels(inputs)
+        labels, finite = self._predictor.predict(inputs)
         host = labels.cpu()
         times.append(time.perf_counter() - before)
-        return labels, host
+        return labels, finite, host
 
     @property
     def fps(self) -> float | None:

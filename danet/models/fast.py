@@ -1,7 +1,7 @@
-"""The same network, predicting faster: batch normalisation folded, compiled for the sizes that come again and again.
+"""The same network, predicting faster.
 
-Both compute what the network computes, in another order of rounding; tests and ``reports/benchmarks`` bound the
-difference.
+Weights cast once, batch normalisation folded, compiled for the sizes that come again and again. The first gives
+the same bits; the others compute in another order of rounding, which tests and ``reports/benchmarks`` bound.
 """
 
 from __future__ import annotations
@@ -9,7 +9,8 @@ from __future__ import annotations
 import copy
 import logging
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from danet.config.row import Numerics
+from danet.models.numerics import DTYPES
 from danet.models.resnet import Bottleneck
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -27,6 +29,8 @@ def for_prediction(model: nn.Module, numerics: Numerics) -> nn.Module:
     """The network as ``numerics`` wants it for prediction: the model itself, or a copy made from it."""
     if numerics.fold_bn:
         model = folded(model)
+    if numerics.precision != "fp32":
+        model = narrowed(model, DTYPES[numerics.precision])
     return SteadyCompiled(model) if numerics.compile else model
 
 
@@ -56,12 +60,25 @@ def _fold(first: nn.Module, second: nn.Module) -> tuple[nn.Module, nn.Module]:
     return first, second
 
 
+def narrowed(model: Module, dtype: torch.dtype) -> Module:
+    """A copy for evaluation under autocast whose convolutions and linear layers have weights of autocast's type.
+
+    Autocast would cast them in each forward pass, to the same bits. The copy must not be trained.
+    """
+    model = copy.deepcopy(model).eval().requires_grad_(False)
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            module.to(dtype)
+    return model
+
+
 class SteadyCompiled(nn.Module):
     """``torch.compile`` for sizes that come again: windows, Cityscapes. Images of other sizes run uncompiled.
 
     Compiling takes minutes, so a data set of hundreds of sizes (ADE20K, VOC) must not start it for each. A size is
-    compiled when it has come more than ``after`` times, and no more than ``limit`` sizes ever are. If the compiler
-    fails, the network goes on without it, and says so once.
+    compiled when it has come more than ``after`` times, and no more than ``limit`` sizes ever are. For these sizes
+    cuDNN searches for its fastest kernels too, except in deterministic mode. If the compiler fails, the network goes on
+    without it, and says so once.
 
     Args:
         model: in evaluation mode.
@@ -94,10 +111,23 @@ class SteadyCompiled(nn.Module):
         try:
             if self._compiled is None:
                 self._compiled = self._compiler(self.model)
-            return self._compiled(x_N3HW)
+            with _searching():
+                return self._compiled(x_N3HW)
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # a compiler may raise anything; if the model is at fault, it raises it again
             self.failure = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
             log.warning("torch.compile failed (%s); predicting without it", self.failure)
             return self.model(x_N3HW)
+
+
+@contextmanager
+def _searching() -> Iterator[None]:
+    """With cuDNN's search, which chooses a kernel by timing all of them at the first call of a size."""
+    cudnn: Any = torch.backends.cudnn
+    before = cudnn.benchmark
+    cudnn.benchmark = not cudnn.deterministic
+    try:
+        yield
+    finally:
+        cudnn.benchmark = before

@@ -40,7 +40,7 @@ def configured(numerics: Numerics, *, training: bool = True) -> Iterator[None]:
         torch.are_deterministic_algorithms_enabled(),
         torch.is_deterministic_algorithms_warn_only_enabled(),
     )
-    precisions = _precisions()
+    precisions, budget = _precisions(), _memory_budget(numerics.memory_budget if numerics.compile else None)
     try:
         _set_precisions(["ieee", *["tf32" if numerics.tf32 else "ieee"] * 2], [False, numerics.tf32])
         torch.backends.cudnn.benchmark = training and not numerics.deterministic
@@ -51,6 +51,7 @@ def configured(numerics: Numerics, *, training: bool = True) -> Iterator[None]:
             _use_deterministic(numerics.deterministic, warn_only=False)
         yield
     finally:
+        _memory_budget(budget)
         _set_precisions(*precisions)
         torch.backends.cudnn.benchmark = before[0]
         torch.backends.cudnn.deterministic = before[1]
@@ -80,6 +81,16 @@ def _set_precisions(new: Sequence[str], old: Sequence[bool | None]) -> None:
             switch.allow_tf32 = allowed
     for backend, precision in zip(_NEW, new, strict=True):
         backend.fp32_precision = precision
+
+
+def _memory_budget(share: float | None) -> float | None:
+    """Sets what the compiler keeps for backward and returns what it was; None leaves the compiler unimported."""
+    if share is None:
+        return None
+    from torch._functorch import config
+
+    before, config.activation_memory_budget = config.activation_memory_budget, share
+    return before
 
 
 def _use_deterministic(mode: bool, warn_only: bool) -> None:

@@ -12,8 +12,8 @@ from danet.core.errors import ConfigError
 
 COLUMNS: Final = (
     "what", "network", "height", "width", "batch", "implementation", "precision", "images_per_second", "median_s",
-    "iqr_s", "repeat", "against_mmsegmentation", "peak_gb", "tflop", "gbyte", "tflop_per_s", "roofline_s",
-    "roofline_share", "threads", "torch", "error",
+    "iqr_s", "repeat", "against_mmsegmentation", "against_amp", "peak_gb", "tflop", "gbyte", "tflop_per_s",
+    "roofline_s", "roofline_share", "threads", "torch", "error",
 )  # fmt: skip
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from danet.config.row import Loss
 from danet.core.errors import ConfigError
@@ -14,6 +16,9 @@ from danet.data.layout import IGNORE
 from danet.models.numerics import sent
 
 PARTS = ("main", "pam", "cam", "aux")
+
+BLOCK = 2**23
+"""Elements of resized logits that :class:`ResizedCrossEntropy` holds at once: 32 MiB of float32."""
 
 
 def loss_divisors(
@@ -50,19 +55,71 @@ def loss_divisors(
 def summed_cross_entropy(logits_NChw: Tensor, labels_NHW: Tensor, align_corners: bool) -> Tensor:
     """Cross-entropy of the bilinearly resized logits, summed over each sample's labelled pixels, ``(N,)``.
 
-    In float32 at least. In deterministic mode classes go last and pixels flat, as only that loss kernel is
-    deterministic on CUDA; the resize then takes PyTorch's deterministic path by itself.
+    In float32 at least: on CUDA by :class:`ResizedCrossEntropy`, on the CPU by :func:`reference_cross_entropy`.
     """
-    size = labels_NHW.shape[-2:]
+    compute = ResizedCrossEntropy.of if logits_NChw.is_cuda else reference_cross_entropy
+    return compute(logits_NChw, labels_NHW, align_corners)
+
+
+def reference_cross_entropy(logits_NChw: Tensor, labels_NHW: Tensor, align_corners: bool) -> Tensor:
+    """The same by PyTorch's resize and cross-entropy, which keep the resized logits of every output for backward."""
     wide = logits_NChw.to(torch.promote_types(logits_NChw.dtype, torch.float32))
-    logits = F.interpolate(wide, size=size, mode="bilinear", align_corners=align_corners)
-    labels = labels_NHW.long()
-    if torch.are_deterministic_algorithms_enabled():
-        logits = logits.permute(0, 2, 3, 1).reshape(-1, logits.shape[1])
-        labels = labels.reshape(-1)
+    logits = F.interpolate(wide, size=labels_NHW.shape[-2:], mode="bilinear", align_corners=align_corners)
     # reduction "none" and then sum: a tree sum, exact enough for millions of pixels
-    losses = F.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="none")
+    losses = F.cross_entropy(logits, labels_NHW.long(), ignore_index=IGNORE, reduction="none")
     return losses.reshape(len(labels_NHW), -1).sum(1)
+
+
+class ResizedCrossEntropy(torch.autograd.Function):
+    """:func:`reference_cross_entropy`, some rows at a time, with the gradient computed on the way.
+
+    A bilinear resize is a product with a matrix from the left and one from the right, so its gradient is too, where
+    PyTorch's kernel adds up 64 pixels of a cell one after the other (output stride 8), in any order. Kept for backward
+    is the gradient at the size of the logits: memory does not grow with the classes, and runs repeat to the bit.
+    """
+
+    @classmethod
+    def of(cls, logits_NChw: Tensor, labels_NHW: Tensor, align_corners: bool) -> Tensor:
+        """``(N,)``, as :func:`summed_cross_entropy`."""
+        wide = logits_NChw.to(torch.promote_types(logits_NChw.dtype, torch.float32))
+        (h, w), (H, W) = wide.shape[-2:], labels_NHW.shape[-2:]
+        rows_Hh, columns_Ww = (_resizing(*sizes, align_corners, wide) for sizes in ((h, H), (w, W)))
+        result: Tensor = cls.apply(wide, labels_NHW, rows_Hh, columns_Ww)
+        return result
+
+    @staticmethod
+    def forward(ctx: Any, logits_NChw: Tensor, labels_NHW: Tensor, rows_Hh: Tensor, columns_Ww: Tensor) -> Tensor:
+        """The sums; see :meth:`of`."""
+        (N, C, h, w), (H, W) = logits_NChw.shape, labels_NHW.shape[-2:]
+        wide_ChW = (logits_NChw.reshape(-1, w) @ columns_Ww.T).view(N * C, h, W)
+        gradient_ChW = torch.zeros_like(wide_ChW)
+        total_N = wide_ChW.new_zeros(N)
+        classes_C11 = torch.arange(C, device=wide_ChW.device).view(-1, 1, 1)
+        step = max(1, BLOCK // (N * C * W))
+        for first in range(0, H, step):
+            rows_rh = rows_Hh[first : first + step].expand(N * C, -1, -1)
+            labels_N1rW = labels_NHW[:, None, first : first + step].long()
+            labelled = labels_N1rW != IGNORE
+            labels_N1rW = labels_N1rW.where(labelled, 0)
+            log_NCrW = torch.bmm(rows_rh, wide_ChW).view(N, C, -1, W).log_softmax(1)
+            total_N -= (log_NCrW.gather(1, labels_N1rW) * labelled).flatten(1).sum(1)
+            gradient_NCrW = log_NCrW.exp_().sub_((labels_N1rW == classes_C11).view(torch.uint8)).mul_(labelled)
+            gradient_ChW.baddbmm_(rows_rh.transpose(1, 2), gradient_NCrW.view(N * C, -1, W))
+        ctx.save_for_backward((gradient_ChW.view(-1, W) @ columns_Ww).view_as(logits_NChw))
+        return total_N
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        """The gradient of the logits."""
+        (gradient_NChw,) = ctx.saved_tensors
+        return gradients[0].view(-1, 1, 1, 1) * gradient_NChw, None, None, None
+
+
+def _resizing(length: int, wanted: int, align_corners: bool, like: Tensor) -> Tensor:
+    """The matrix ``wanted x length`` that resizes a line as :func:`torch.nn.functional.interpolate` does."""
+    lines = torch.eye(length, dtype=like.dtype, device=like.device)[None]
+    return F.interpolate(lines, size=wanted, mode="linear", align_corners=align_corners)[0].T.contiguous()
 
 
 def segmentation_losses(

@@ -148,7 +148,7 @@ def merge_profile(params: dict[str, Any], profile: dict[str, Any], facts: dict[s
                     "weights": f"{backbone}_v1c",
                     "settings": "demo",
                 }
-    result = {key: params[key] for key in ("revisions", "numerics", "bands")}
+    result = {key: params[key] for key in ("revisions", "numerics", "profiles", "bands")}
     recipe = profile["row"]["recipe"]
     result["recipes"] = {recipe: params["recipes"][recipe] | {"settings": {"demo": profile["settings"]}}}
     result["runtime"] = merge(params["runtime"], profile["runtime"])

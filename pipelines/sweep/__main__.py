@@ -12,6 +12,7 @@ import typer
 
 from danet.cli.options import Root
 from danet.config.workspace import Workspace
+from danet.config.yaml import choose_profile
 from danet.core.console import report_errors
 from danet.core.errors import ConfigError
 from pipelines.sweep import local
@@ -42,6 +43,10 @@ def sweep(
     jobs: Annotated[
         int | None, typer.Option("--jobs", "-j", min=1, help="Rows at a time. Default: 1 on the CPU, else all GPUs.")
     ] = None,
+    numerics: Annotated[
+        str | None,
+        typer.Option(help="The profile of all rows that name none; written to numerics.yaml.", show_default=False),
+    ] = None,
     verify: Annotated[bool, typer.Option("--verify", help="Also evaluate the weights released for the rows.")] = False,
     slurm: Annotated[
         str | None,
@@ -58,6 +63,8 @@ def sweep(
     if slurm is not None and gpus is not None:
         raise ConfigError("--gpus is for a sweep on this machine; with --slurm give --gpus-per-row")
     root = Workspace(workspace)
+    if numerics is not None:
+        _use(root, numerics, keep=status or dry_run)
     chosen = choose_rows(root.params(), table or [], rows or [])
     places = [] if status or slurm is not None else local.choose_places(gpus_per_row=gpus_per_row, gpus=gpus, jobs=jobs)
     plan = make_plan(root, chosen, verify=verify)
@@ -84,6 +91,20 @@ def sweep(
         print_status(found)
     blocked = any(each.state == "blocked" for each in found)
     raise typer.Exit(code or int(blocked and not status and not dry_run))
+
+
+def _use(root: Workspace, profile: str, keep: bool) -> None:
+    """Names the profile in numerics.yaml, on which the stages depend."""
+    params = root.params()
+    if profile == params.profile:
+        return
+    if profile not in params.profiles:
+        raise ConfigError(f"--numerics {profile}: no such profile; allowed: {', '.join(params.profiles)}")
+    file = params.path.with_name("numerics.yaml")
+    if keep:
+        raise ConfigError(f"--numerics {profile} would change {file}, and --status and --dry-run change nothing")
+    choose_profile(file, profile)
+    print(f"{file}: numerics: {profile}")
 
 
 def _print_plan(shared: Sequence[str], places: Sequence[str]) -> None:

@@ -51,7 +51,15 @@ def survey(plan: Plan, workspace: Workspace) -> list[RowStatus]:
     blocked = _blocked(plan, workspace, left)
     hours = hours_here(workspace, plan.params, left) if left else {}
     return [
-        _status(row, plan, workspace, states[row.name], queue, blocked.get(row.dataset, ""), hours.get(row.name))
+        _status(
+            row,
+            plan,
+            workspace,
+            states[row.name],
+            queue,
+            blocked.get(row.dataset, ""),
+            hours.get(row.name, {}).get("own"),
+        )
         for row in plan.rows
     ]
 

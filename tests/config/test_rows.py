@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, DistributedSampler
 
 from danet.config.params import Params, load_params, merge
 from danet.config.row import NAME
-from danet.config.yaml import write_raw
+from danet.config.yaml import choose_profile, write_raw
 from danet.core.errors import ConfigError
 from tests.parameters import raw_params
 
@@ -152,6 +152,7 @@ REFUSED = [
     ({"augment": {"resize": {"base": 512}}}, "rule 'ratio'"),
     ({"schedule": {"batch_size": 0}}, "batch_size"),
     ({"numerics": {"precision": "int8"}}, "fp32"),
+    ({"numerics": "slow"}, "allowed: published, fast"),
 ]
 
 
@@ -197,8 +198,9 @@ def test_parameters_survive_being_written(raw, params, tmp_path):
 @pytest.mark.parametrize(
     ("section", "value", "file"),
     [
-        ("numerics", {"precision": "fp8"}, "numerics.yaml: numerics.precision: Input should be"),
-        ("numerics", ["fp32"], "numerics.yaml: section 'numerics' must be a mapping"),
+        ("profiles", {"fast": {"precision": "fp8"}}, "numerics.yaml: profiles.fast.precision: Input should be"),
+        ("numerics", "slow", "numerics.yaml: numerics: 'slow' is no profile; allowed: published, fast"),
+        ("numerics", ["fp32"], "numerics.yaml: numerics: a list is no profile; allowed: published, fast"),
         ("runtime", {"workers": -1}, "params.yaml: runtime.workers"),
         ("datasets", {"A B": {}}, "datasets.yaml: datasets: 'A B'"),
     ],
@@ -342,6 +344,25 @@ def test_unreadable_files_are_one_clear_error(tmp_path):
     file.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ConfigError, match="UTF-8"):
         load_params(file)
+
+
+def test_a_profile_is_chosen_for_all_rows_or_for_one(raw, tmp_path):
+    row = "mmseg-r50-d8-cityscapes-769x769-40k"
+    published, whole = changed(raw, row).row(row), changed(raw | {"numerics": "fast"}, row).row(row)
+    own = changed(raw, row, numerics="fast").row(row)
+    assert own.numerics == whole.numerics != published.numerics
+    assert (published.profile, own.profile, own.hash) == ("published", "fast", whole.hash)
+    assert own.train_hash != published.train_hash
+    divided = changed(raw | {"numerics": "fast"}, row, numerics={"accumulate": 2}).row(row)
+    assert (divided.profile, divided.numerics.precision) == ("fast, accumulate 2", "bf16")
+
+    write_raw(raw, tmp_path)
+    file = tmp_path / "numerics.yaml"
+    before = file.read_text()
+    choose_profile(file, "fast")
+    assert load_params(tmp_path / "params.yaml").row(row).profile == "fast"
+    choose_profile(file, "published")
+    assert file.read_text() == before
 
 
 def test_hash_follows_what_moves_results_and_nothing_else(raw):
