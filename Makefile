@@ -39,7 +39,7 @@ demo: $(READY)  ## every stage on generated data: 12 rows in minutes on a CPU
 	@$(BIN)/python -m pipelines.demo
 
 test: $(READY)  ## the tests (fast ones; add ARGS="-m slow" for the others)
-	@$(BIN)/python -m pytest -n 2 $(ARGS)
+	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-slurm: $(READY)  ## a sweep on real Slurm: two emulated nodes (needs root and apt-get install slurm-wlm)
 	@$(BIN)/python -m pytest tests/slurm -m slurm -s -rs
@@ -65,7 +65,7 @@ loading: $(READY)  ## training images a second on one core; writes reports/bench
 report-diff: $(READY)  ## how the metrics differ from BASE (default main), as markdown for a pull request
 	@$(BIN)/dvc metrics diff --md $(or $(BASE),main)
 
-scaling: $(READY)  ## loss curves and speed on 1, 2 and 4 processes; writes reports/scaling.md
+scaling: $(READY)  ## loss curves on 1, 2 and 4 processes; writes reports/scaling.md
 	@$(BIN)/python -m benchmarks.scaling
 
 benchmark: $(READY)  ## speed beside mmsegmentation on this machine, which must be idle: 12 min on 2 cores

@@ -1,4 +1,4 @@
-"""Measures and writes reports/benchmarks/loading.md and a CSV file beside it.
+"""Measures and writes reports/benchmarks/loading.md.
 
     python -m benchmarks.loading                    # about four minutes; build/parity-env adds mmsegmentation
     python -m benchmarks.loading --images 24 --repetitions 2 --out build/loading/try     # a quick look
@@ -10,11 +10,8 @@ that cannot deliver them is not measured here.
 from __future__ import annotations
 
 import argparse
-import csv
-import io
 import json
 import os
-import re
 import subprocess
 import sys
 import tempfile
@@ -179,27 +176,6 @@ def page(measured: list[Measured], facts: Mapping[str, Any], settings: Mapping[s
     return "\n\n".join(paragraphs) + "\n"
 
 
-def sheet(measured: list[Measured]) -> str:
-    """The CSV file."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(
-        [
-            "row",
-            "pipeline",
-            "from",
-            "to",
-            *(f"images_per_second_{name}" for name in ("median", "slowest", "fastest", "cpu")),
-        ]
-    )
-    for line in measured:
-        numbers = (line.rate.wall, line.rate.slowest, line.rate.fastest, line.rate.cpu)
-        writer.writerow(
-            [line.recipe, line.pipeline, line.source, line.output, *(f"{number:.2f}" for number in numbers)]
-        )
-    return text.getvalue()
-
-
 def provenance_facts(load: float, versions: Mapping[str, str]) -> dict[str, Any]:
     """Where and with what it was measured."""
     found = provenance.collect()
@@ -245,10 +221,7 @@ def main() -> None:
         peers, versions = peer(folder / "pairs", *numbers)
         measured = sorted([*measured, *peers], key=lambda line: line.recipe != ROW)
         facts = provenance_facts(load, versions)
-        device = re.sub(r"[^a-z0-9]+", "-", str(provenance.collect()["cpu"]).lower()).strip("-")
-        name = f"loading-{device}-1core-opencv-{cv2.__version__}-pillow-{PIL.__version__}-uint8-float32.csv"
         text = page(measured, facts, settings)
-        write_text(options.out / name, sheet(measured))
         write_text(options.out / "loading.md", text)
     sys.stdout.write(f"{text.split(chr(10) * 2)[2]}\n{table([line for line in measured if line.recipe == ROW])}\n")
 

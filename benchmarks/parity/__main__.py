@@ -22,7 +22,7 @@ import cv2
 import numpy as np
 import torch
 
-from benchmarks.parity import compare, training
+from benchmarks.parity import common, compare, training
 from benchmarks.parity.results import ASPECTS, Result, measure
 from danet.core.files import write_text
 
@@ -39,8 +39,6 @@ STORED = (
     "augment-ssseg-small",
     "inference-mmseg-inference-small",
     "inference-ssseg-inference-small",
-    "init-mmseg",
-    "init-ssseg",
     "metrics-mmseg",
     "metrics-ssseg",
     "training-mmseg-small",
@@ -225,10 +223,17 @@ def report(results: list[Result], seconds: float) -> str:
 
 
 def write_fixtures() -> None:
-    """Copies the small cases for CI."""
-    FIXTURES.mkdir(parents=True, exist_ok=True)
+    """Copies the small cases for CI, of inference the published rule alone.
+
+    Of scores every third pixel in float32, whose rounding is far below their bound.
+    """
     for name in STORED:
-        shutil.copyfile(OUTPUT / f"{name}.npz", FIXTURES / f"{name}.npz")
+        arrays, meta = common.load(OUTPUT / f"{name}.npz")
+        if name.startswith("inference-"):
+            meta["step"] = 3
+            arrays = {k: common.thinned(v, meta) for k, v in arrays.items() if not k.startswith("multi_image")}
+            arrays = {k: v.astype(np.float32) if v.dtype == np.float64 else v for k, v in arrays.items()}
+        common.save(FIXTURES, name, arrays, meta)
 
 
 def main() -> int:

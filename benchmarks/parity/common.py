@@ -182,6 +182,12 @@ def save_training(
     save(folder, f"training-{name}", {"loss": np.array(losses), "lr": np.array(rates), **final}, meta)
 
 
+def thinned(values: Any, meta: dict[str, Any]) -> Any:
+    """Of ``... x H x W`` the pixels that a case's file holds: all of them, in the stored set every third."""
+    step = meta.get("step", 1)
+    return values[..., ::step, ::step]
+
+
 def load(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Reads what :func:`save` wrote."""
     with np.load(path, allow_pickle=False) as file:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -44,15 +45,12 @@ def dvc(*arguments: str) -> None:
         sys.exit(code)
 
 
-def place(run: Run, row: Row) -> Path:
-    """Puts the run's checkpoint where the stage ``released`` looks; returns the place."""
-    file = Workspace(ROOT).params().released[row.name].file
-    target = Workspace(ROOT).archives() / file
+def place(run: Run, row: Row) -> None:
+    """Puts the run's checkpoint where the stage ``released`` looks."""
+    target = Workspace(ROOT).archives() / Workspace(ROOT).params().released[row.name].file
     target.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(target) as temporary:
-        temporary.unlink(missing_ok=True)
-        os.link(run.folder / "released.pth", temporary)
-    return target
+        shutil.copyfile(run.folder / "released.pth", temporary)
 
 
 def verified(run: Run, row: Row, digest: str, *, last: bool) -> dict[str, float]:
@@ -119,8 +117,9 @@ def main() -> None:
     runs = {source: [Run(source, seed) for seed in rows[source].seeds] for source in SOURCES}
     # a seed of each source in turn, so that what is there after a while can be compared
     turns = [run for pair in zip(*runs.values(), strict=True) for run in pair]
-    length = rows["mmsegmentation"].schedule.total_iterations(params.dataset("camvid").counts["train"])
-    train(turns, python, root, files, length, jobs=max(1, min(2, os.cpu_count() or 1)))
+    samples = params.dataset("camvid").counts["train"]
+    lengths = {source: row.schedule.total_iterations(samples) for source, row in rows.items()}
+    train(turns, python, root, files, lengths, jobs=max(1, min(2, os.cpu_count() or 1)))
     done = {source: [run.finished(identity(source, files)) or {} for run in runs[source]] for source in SOURCES}
     if changed_source(workspace, "camvid"):
         dvc("-f", "-s", "download@camvid")

@@ -147,8 +147,10 @@ def call(run: Run, python: Path, root: Path, log: Path, *weights: Path) -> dict[
     return result
 
 
-def train(runs: Iterable[Run], python: Path, root: Path, files: dict[str, str], iterations: int, jobs: int) -> None:
-    """Trains the runs that are missing, ``jobs`` at a time, each on one thread."""
+def train(
+    runs: Iterable[Run], python: Path, root: Path, files: dict[str, str], iterations: dict[str, int], jobs: int
+) -> None:
+    """Trains the runs that are missing, ``jobs`` at a time, each on one thread; ``iterations`` by source."""
     missing = [run for run in runs if run.finished(identity(run.source, files)) is None]
     for run in missing:
         run.log.unlink(missing_ok=True)
@@ -175,7 +177,8 @@ def train(runs: Iterable[Run], python: Path, root: Path, files: dict[str, str], 
             },
         )
 
-    bar = Progress("rehearsal, the sources' programs", iterations * len(missing), "iterations", show=bool(missing))
+    total = sum(iterations[run.source] for run in missing)
+    bar = Progress("rehearsal, the sources' programs", total, "iterations", show=bool(missing))
     with bar, ThreadPoolExecutor(jobs) as pool:
         futures = [pool.submit(one, run) for run in missing]
         while not all(future.done() for future in futures):

@@ -6,7 +6,7 @@ import os
 
 import requests
 
-from danet.acquire.http import cause, redirect_target
+from danet.acquire.http import TIMEOUT_S, cause
 from danet.core.errors import DownloadError
 
 SITE = "https://www.cityscapes-dataset.com"
@@ -32,12 +32,10 @@ def log_in() -> requests.Session:
     session = requests.Session()
     form = {"username": user, "password": os.environ["CITYSCAPES_PASSWORD"], "submit": "Login"}
     try:
-        # The redirect after a good login is checked and not followed: the session has its cookie then.
-        response = session.post(f"{SITE}/login/", data=form, timeout=60, allow_redirects=False)
+        # the redirect after a good login is not followed: the session has its cookie then
+        response = session.post(f"{SITE}/login/", data=form, timeout=TIMEOUT_S, allow_redirects=False)
     except requests.RequestException as error:
         raise DownloadError(f"{SITE}/login/: {cause(error)}; try again later") from error
-    if response.is_redirect:
-        redirect_target(f"{SITE}/login/", response.headers["Location"])
     if not response.ok or not session.cookies:
         raise DownloadError(
             f"{SITE}/login/: the login of {user!r} was refused (status {response.status_code}); check "

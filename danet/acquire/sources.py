@@ -4,7 +4,7 @@ In order:
 
 1. the folder that ``DANET_ARCHIVES`` names;
 2. ``data/archives`` in the workspace;
-3. the mirror that ``DANET_MIRROR`` names (an http(s) address, or a folder);
+3. the mirror that ``DANET_MIRROR`` names (an http(s) address);
 4. the file's official URL;
 5. for Cityscapes the login, with ``CITYSCAPES_USERNAME`` and ``CITYSCAPES_PASSWORD``.
 
@@ -22,10 +22,8 @@ from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
 
-import requests
-
 from danet.acquire import cityscapes_login
-from danet.acquire.http import Patience, checksum_matches, fetch_file, is_web_page, public
+from danet.acquire.http import checksum_matches, fetch_file, is_web_page, public
 from danet.core.errors import DownloadError
 
 PAGES = ("drive.google.com",)
@@ -67,15 +65,8 @@ class Places:
 
     @property
     def folders(self) -> list[Path]:
-        """The folders in order; a mirror on this disk is the last."""
-        local = urlsplit(self.mirror or "http:")
-        folders = [self.named, self.archives, None if local.scheme in {"http", "https"} else Path(local.path)]
-        return [folder.expanduser() for folder in folders if folder is not None]
-
-    @property
-    def mirror_url(self) -> str | None:
-        """The mirror, if it is a server."""
-        return self.mirror if self.mirror and urlsplit(self.mirror).scheme in {"http", "https"} else None
+        """The folders in order."""
+        return [folder for folder in (self.named, self.archives) if folder is not None]
 
 
 @dataclass(frozen=True)
@@ -109,8 +100,8 @@ def sources(wanted: Wanted, places: Places) -> Iterator[Source]:
             for path in (folder / name, folder / wanted.group / name):
                 if path.is_file():
                     yield Source("local folder", path=path)
-    if places.mirror_url is not None:
-        yield Source("mirror", url=f"{places.mirror_url.rstrip('/')}/{wanted.file}")
+    if places.mirror is not None:
+        yield Source("mirror", url=f"{places.mirror.rstrip('/')}/{wanted.file}")
     if wanted.url is not None and urlsplit(wanted.url).hostname not in PAGES:
         yield Source("url", url=wanted.url)
     if wanted.package is not None and cityscapes_login.has_credentials():
@@ -140,69 +131,40 @@ def obtain(
     *,
     check: Callable[[Path], str | None] = lambda path: None,
     progress: bool = True,
-    patience: Patience | None = None,
 ) -> tuple[Path, Source]:
     """The file and its source: a local file where it lies, else downloaded to ``target`` (resumed in a later call).
 
-    Args:
-        wanted: the file.
-        target: where a download goes.
-        places: where to look.
-        check: says what is wrong with a file that has no checksum, if anything is.
-        progress: whether to print progress.
-        patience: with servers.
+    ``check`` says what is wrong with a file that has no checksum, if anything is.
 
     Raises:
         DownloadError: saying for each source why it does not serve, and where to place the file by hand.
     """
-    missing = [folder for folder in places.folders if folder != places.archives and not folder.is_dir()]
-    tried = [f"{folder}: no such folder" for folder in missing]
+    tried = [f"{places.named}: no such folder"] if places.named and not places.named.is_dir() else []
     for source in sources(wanted, places):
         try:
-            if source.path is not None:
-                path = source.path
-                problem = _wrong(path, wanted.checksum) or (None if wanted.checksum else check(path))
-                remedy = "replace or delete it"
-            else:
+            path = source.path or target
+            if source.url is not None:
                 session = cityscapes_login.log_in() if source.kind == "login" else None
-                _download(source, wanted, target, session, progress, patience)
-                path, problem, remedy = target, None if wanted.checksum else check(target), "try another source"
+                fetch_file(source.url, wanted.checksum, target, progress=progress, session=session)
+            problem = _wrong(path, wanted, check)
             if problem is None:
                 return path, source
-            tried.append(f"{source}: {problem}; {remedy}")
-            if source.path is None:
+            tried.append(f"{source}: {problem}; {'try another source' if source.url else 'replace or delete it'}")
+            if source.url is not None:
                 target.unlink()
         except DownloadError as error:
-            tried.append(str(error))
+            permission = " (this account may lack the permission to download)" if source.kind == "login" else ""
+            tried.append(f"{error}{permission}")
     tried.append(by_hand(wanted, places))
     raise DownloadError(f"{wanted.file} could not be obtained: " + "; ".join(tried))
 
 
-def _download(
-    source: Source,
-    wanted: Wanted,
-    target: Path,
-    session: requests.Session | None,
-    progress: bool,
-    patience: Patience | None,
-) -> None:
-    assert source.url is not None
-    try:
-        fetch_file(source.url, wanted.checksum, target, progress=progress, session=session, patience=patience)
-    except DownloadError as error:
-        if session is not None and "web page" in str(error):
-            raise DownloadError(
-                f"{error} (the login was probably refused, or this account lacks the permission to download)"
-            ) from error
-        raise
-
-
-def _wrong(path: Path, checksum: str | None) -> str | None:
-    """What is wrong with a file placed by hand, if anything is."""
-    if checksum is not None:
-        return None if checksum_matches(path, checksum) else f"is not the expected file ({checksum})"
+def _wrong(path: Path, wanted: Wanted, check: Callable[[Path], str | None]) -> str | None:
+    """What is wrong with a file, if anything is."""
+    if wanted.checksum is not None:
+        return None if checksum_matches(path, wanted.checksum) else f"is not the expected file ({wanted.checksum})"
     with path.open("rb") as stream:
         head = stream.read(512)
     if not head:
         return "has zero bytes"
-    return "is a web page, not the file" if is_web_page(head) else None
+    return "is a web page, not the file" if is_web_page(head) else check(path)

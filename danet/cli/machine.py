@@ -76,13 +76,13 @@ def flops_command(
 
 @app.command()
 def sync(workspace: Root = Path()) -> None:
-    """Send to MLflow what it lacks of the metrics files, however often: after it could not be reached, say."""
+    """Make MLflow say what the metrics files say, however often: after it could not be reached, for instance."""
     from danet.results.tracking import send
 
     space = Workspace(workspace)
     sent = send(space.params().rows.values(), space)
-    for row, values in sent.items():
-        typer.echo(f"{row}: {values} values sent" if values else f"{row}: nothing was missing")
+    for row, runs in sent.items():
+        typer.echo(f"{row}: {runs} runs written" if runs else f"{row}: nothing was missing")
     if not sent:
         typer.echo("no row has metrics files of its settings")
 

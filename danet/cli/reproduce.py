@@ -113,13 +113,7 @@ def check_row(
     The evaluation uses ``models/<row>``; with the very weights of the report the numbers must agree within
     ``bands.released``, since only the arithmetic can differ. A training, or the evaluation of other weights, is another
     draw of the row's noise and must agree within the dataset's band.
-
-    Args:
-        report: a table's JSON.
-        name: of the row.
-        workspace: whose code, parameters, data and weights are used.
-        train: train the reported seeds again, in ``build/reproduce/<row>``, instead of using ``models/<row>``.
-        device: by default the GPU if there is one.
+    With ``train`` the reported seeds are trained again, in ``build/reproduce/<row>``.
 
     Raises:
         ConfigError, DataError: see :func:`reported_row` and :func:`same_row`.

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -14,6 +15,9 @@ from danet.config.workspace import Workspace
 from danet.core.console import console, output, result_table
 from danet.core.provenance import PACKAGE_ROOT
 from danet.core.text import number, signed
+
+if TYPE_CHECKING:
+    from danet.evaluation.verify import VerifiedRow
 
 app = typer.Typer()
 
@@ -89,19 +93,18 @@ def verify(
     lack weights or data are skipped, each with its reason. The tables show the result as "Released weights".
     """
     from danet.core.errors import ConfigError
-    from danet.evaluation.verify import exit_code, summary_of, verify_all, verify_row
+    from danet.evaluation.verify import VerifiedRow, verify_all, verify_row
     from danet.results.tracking import log
 
     space = Workspace(workspace)
     if every == (row is not None) or (every and weights is not None):
         raise ConfigError("give either one ROW (with --weights FILE if you like) or --all")
     if row is not None:
-        params = space.params()
-        chosen = params.row(row)
+        chosen = space.params().row(row)
         result = verify_row(chosen, space, weights=weights, device=device)
         if not no_mlflow:
             log([chosen], space)
-        _print_verified([summary_of(chosen, result.metrics, "measured", params.bands.released)])
+        _print_verified([VerifiedRow(row, "measured", metrics=result.metrics)], space.params().bands.released)
         return
     results = verify_all(
         space,
@@ -113,24 +116,28 @@ def verify(
     )
     if not no_mlflow:
         log([space.params().row(one.row) for one in results if one.state == "measured"], space)
-    _print_verified(results)
-    if exit_code(results):
-        raise typer.Exit(exit_code(results))
+    _print_verified(results, space.params().bands.released)
+    if any(result.state == "failed" for result in results):  # it had weights and data
+        raise typer.Exit(2)
 
 
-def _print_verified(results: list) -> None:  # type: ignore[type-arg]
+def _print_verified(results: Sequence[VerifiedRow], band: float) -> None:
+    from danet.config.published import published
+    from danet.results.verdict import agreement
+
     numbers = ("published", "released weights", "difference", "verdict", "published ms+flip", "measured", "verdict")
     shown = result_table("row", *numbers, left=("row", "verdict"))
-
-    def cells(published: float | None, measured: float | None, verdict: str) -> list[str]:
-        gap = None if published is None or measured is None else measured - published
-        return [number(published), number(measured), signed(gap), verdict or "-"]
-
-    measured = [each for each in results if each.state in ("measured", "kept")]
+    measured = [each for each in results if each.metrics is not None]
     for each in measured:
-        single, multi = each.verdicts
-        more = cells(each.published_ms_flip, each.miou_ms_flip, multi)
-        shown.add_row(each.row, *cells(each.published_miou, each.miou, single), more[0], more[1], more[3])
+        assert each.metrics is not None
+        cells: list[str] = []
+        for there, here in (
+            (published(each.row).released_miou, each.metrics.miou),
+            (published(each.row).miou_ms_flip, each.metrics.miou_ms_flip),
+        ):
+            gap = None if there is None or here is None else here - there
+            cells += [number(there), number(here), signed(gap), agreement(here, there, band) or "-"]
+        shown.add_row(each.row, *cells[:6], cells[7])
     wide = output(160)
     if measured:
         wide.print(shown)

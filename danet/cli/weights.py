@@ -20,12 +20,8 @@ def import_weights_command(
     out: Annotated[Path, typer.Option(help="The .safetensors to write.")],
     row: Annotated[
         str | None,
-        typer.Option(help="Whose weights they are (default: found by name, hash or tensors).", show_default=False),
+        typer.Option(help="Whose weights they are (default: found by the name of the file).", show_default=False),
     ] = None,
-    incomplete: Annotated[
-        bool,
-        typer.Option("--incomplete", help="Import also a file that lacks tensors or has others; they are listed."),
-    ] = False,
     force: Force = False,
     workspace: Root = Path(),
 ) -> None:
@@ -36,7 +32,7 @@ def import_weights_command(
     from danet.weights.exchange import import_weights
 
     refuse_existing([out], force=force)
-    typer.echo(import_weights(file, out, Workspace(workspace).params(), row=row, incomplete=incomplete))
+    typer.echo(import_weights(file, out, Workspace(workspace).params(), row=row))
 
 
 @app.command("export-weights")

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field, ValidationError, model_validator
 
-from danet.config.row import MAX_NAME, NAME, Name, Numerics, Positive, Row, RowRevisions, Runtime, Strict
+from danet.config.row import Name, Numerics, Positive, Row, RowRevisions, Runtime, Strict
 from danet.config.yaml import BESIDE, RECIPES, read_raw
 from danet.core.errors import ConfigError
 
@@ -32,7 +32,6 @@ class Archive(Strict):
     checksum: str | None = Field(default=None, pattern=r"^(md5|sha1|sha256):[0-9a-f]{32,64}$")
     package: int | None = None
     """Cityscapes: the number of the package behind the login."""
-    optional: bool = False
 
 
 class Dataset(Strict):
@@ -151,6 +150,28 @@ class Revisions(RowRevisions):
     convert: int = Field(gt=0)
 
 
+class _Sections(Strict):
+    """``params.yaml`` and the files beside it, as they are written."""
+
+    revisions: Revisions
+    bands: Bands = Bands()
+    groups: Any = None
+    """YAML anchors for rows that share a protocol."""
+    recipes: dict[Name, Recipe] = Field(default_factory=dict)
+    datasets: dict[Name, Dataset] = Field(default_factory=dict)
+    weights: dict[Name, Weights] = Field(default_factory=dict)
+    titles: dict[Name, str] = Field(default_factory=dict)
+    """Of data sets; apart from these because text must never convert them again."""
+    tables: dict[Name, Table] = Field(default_factory=dict)
+    rows: dict[Name, dict[str, Any]] = Field(default_factory=dict)
+    released: dict[Name, dict[str, Any]] = Field(default_factory=dict)
+    submissions: dict[Name, dict[str, Any]] = Field(default_factory=dict)
+    numerics: str
+    """The profile of every row that names no other."""
+    profiles: dict[Name, Numerics]
+    runtime: Runtime = Runtime()
+
+
 T = TypeVar("T", bound=Strict)
 
 
@@ -159,164 +180,73 @@ class Params:
 
     def __init__(self, raw: Mapping[str, Any], path: Path) -> None:
         self.path = path
-        self._raw = raw
-        known = {
-            "revisions",
-            "bands",
-            "groups",
-            "recipes",
-            "datasets",
-            "weights",
-            "titles",
-            "tables",
-            "rows",
-            "released",
-            "submissions",
-            "numerics",
-            "profiles",
-            "runtime",
-        }
-        unknown = sorted(map(str, set(raw) - known))
-        if unknown:
-            raise ConfigError(f"{path}: unknown section {unknown[0]!r}; allowed: {', '.join(sorted(known))}")
-        self.revisions = _validate(Revisions, raw.get("revisions", {}), path, "revisions")
-        self.bands = _validate(Bands, raw.get("bands") or {}, path, "bands")
-        self.recipes = {
-            key: _validate(Recipe, value, path, f"recipes.{key}") for key, value in self._section("recipes").items()
-        }
-        titles = self._section("titles")
+        self._raw = {name: section for name, section in raw.items() if section is not None}
+        self._sections = sections = _validate(_Sections, self._raw, path)
+        self.revisions, self.bands, self.recipes = sections.revisions, sections.bands, sections.recipes
+        self.weights, self.tables, self.profiles = sections.weights, sections.tables, sections.profiles
+        self.profile = self._one_of(f"{_file(path, 'numerics')}: numerics", sections.numerics, self.profiles)
         self.datasets = {
-            key: _validate(Dataset, value, path, f"datasets.{key}").model_copy(update={"title": titles.get(key, key)})
-            for key, value in self._section("datasets").items()
+            key: dataset.model_copy(update={"title": sections.titles.get(key, key)})
+            for key, dataset in sections.datasets.items()
         }
-        self.weights = {
-            key: _validate(Weights, value, path, f"weights.{key}") for key, value in self._section("weights").items()
-        }
-        self.tables = {
-            key: _validate(Table, value, path, f"tables.{key}") for key, value in self._section("tables").items()
-        }
-        self.profiles = {
-            key: _validate(Numerics, value, path, f"profiles.{key}") for key, value in self._section("profiles").items()
-        }
-        self.profile = self._profile(raw.get("numerics"), _file(path, "numerics"), "numerics")
-        _validate(Runtime, self._runtime(), path, "runtime")  # else the first row would be blamed
-        self.rows = {key: self._resolve(key, value) for key, value in self._section("rows").items()}
+        self.rows = {key: self._resolve(key, entry) for key, entry in sections.rows.items()}
         self.released = {
-            key: _validate(Released, self._beside_row("released", key), path, f"released.{key}")
-            for key in self._section("released")
+            key: _validate(Released, self._beside_row("released", key, entry), path, f"released.{key}")
+            for key, entry in sections.released.items()
         }
-        self.submissions = self._submissions()
+        for name, entry in sections.submissions.items():
+            self._beside_row("submissions", name, entry)
+            if (dataset := self.rows[name].dataset) != "cityscapes":
+                raise ConfigError(f"{path}: submissions.{name}: {dataset} has no test server; allowed: cityscapes")
+        self.submissions = tuple(sections.submissions)
 
-    def _section(self, name: str) -> Mapping[str, Any]:
-        section, file = self._raw.get(name) or {}, _file(self.path, name)
-        if not isinstance(section, Mapping):
-            raise ConfigError(f"{file}: section {name!r} must be a mapping of names")
-        for key in section:
-            if not isinstance(key, str) or len(key) > MAX_NAME or not NAME.fullmatch(key):
-                raise ConfigError(
-                    f"{file}: {name}: {_shown(key)}: names reach file paths and command lines, so only up to "
-                    f"{MAX_NAME} lower-case letters, digits, '-' and '_' are allowed, beginning with one of the former"
-                )
-        return section
-
-    def _runtime(self) -> Mapping[str, Any]:
-        section = self._raw.get("runtime") or {}
-        if not isinstance(section, Mapping):
-            raise ConfigError(f"{self.path}: section 'runtime' must be a mapping of settings, not {_shown(section)}")
-        return section
-
-    def _profile(self, name: object, file: Path, where: str) -> str:
-        if not isinstance(name, str) or name not in self.profiles:
-            raise ConfigError(f"{file}: {where}: {_shown(name)} is no profile; allowed: {', '.join(self.profiles)}")
-        return name
-
-    def _numerics(self, where: str, given: Any) -> tuple[dict[str, Any], str]:
-        """A row's numerics and their name: a profile, or the fields in which the row differs from the sweep's."""
+    def _resolve(self, name: str, row: Mapping[str, Any]) -> Row:
+        """The whole row: its recipe, the recipe's settings and its own fields, laid over each other."""
+        where = f"{self.path}: rows.{name}"
+        recipe = self.recipes[self._one_of(f"{where}.recipe", row.get("recipe"), self.recipes)]
+        file = _file(self.path, f"recipes.{row['recipe']}")
+        settings = self._one_of(f"{where}.settings", row.get("settings"), recipe.settings, f"{file} has")
+        data: dict[str, Any] = {"source": recipe.source, "protocol": recipe.protocols.get(settings, recipe.protocol)}
+        for part in (recipe, recipe.settings[settings]):
+            data = merge(data, part.train | {"test": part.test})
+            data |= {"val_split": part.val_split} if part.val_split is not None else {}
+        data = merge(data, {key: value for key, value in row.items() if key not in {"recipe", "settings"}})
+        data["runtime"] = merge(self._raw.get("runtime", {}), data.get("runtime") or {})
+        given = data.get("numerics") or {}
         if isinstance(given, str):
-            name = self._profile(given, self.path, f"{where}.numerics")
-            return self.profiles[name].model_dump(), name
-        if not isinstance(given, Mapping):
-            raise ConfigError(
-                f"{self.path}: {where}.numerics must be a profile or a mapping of settings, not {_shown(given)}"
-            )
-        fields = ", ".join(f"{key} {value}" for key, value in given.items())
-        name = f"{self.profile}, {fields}" if fields else self.profile
-        return merge(self.profiles[self.profile].model_dump(), given), name
-
-    def _resolve(self, name: str, row: Any) -> Row:
-        where = f"rows.{name}"
-        if not isinstance(row, Mapping):
-            raise ConfigError(f"{self.path}: {where} must be a mapping")
-        own = {key: value for key, value in row.items() if key not in {"recipe", "settings"}}
-        data = merge(self._recipe(where, row), own)
-        data["numerics"], data["profile"] = self._numerics(where, data.get("numerics") or {})
-        over = data.get("runtime") or {}
-        if not isinstance(over, Mapping):
-            raise ConfigError(f"{self.path}: {where}.runtime must be a mapping of settings, not {_shown(over)}")
-        data["runtime"] = merge(self._runtime(), over)
-        data["revisions"] = self.revisions.model_dump(include={"train", "evaluate"})
-        data["name"] = name
+            data["profile"] = profile = self._one_of(f"{where}.numerics", given, self.profiles)
+            data["numerics"] = self.profiles[profile].model_dump()
+        else:
+            data["profile"] = ", ".join([self.profile, *(f"{key} {value}" for key, value in given.items())])
+            data["numerics"] = merge(self.profiles[self.profile].model_dump(), given)
+        data |= {"name": name, "revisions": self.revisions.model_dump(include={"train", "evaluate"})}
         if "notes" in data:
-            raise ConfigError(f"{self.path}: {where}.notes: belongs in tables.{data.get('table')}.row_notes.{name}")
-        if isinstance(data.get("table"), str) and data["table"] in self.tables:
-            data["notes"] = self.tables[data["table"]].row_notes.get(name, ())
-        resolved = _validate(Row, data, self.path, where)
-        for field, allowed in (("dataset", self.datasets), ("weights", self.weights), ("table", self.tables)):
-            value = getattr(resolved, field)
-            if value not in allowed:
-                raise ConfigError(
-                    f"{self.path}: {where}.{field}: {value!r} is unknown; allowed: {', '.join(sorted(allowed))}"
-                )
+            raise ConfigError(f"{where}.notes: belongs in tables.{data.get('table')}.row_notes.{name}")
+        resolved = _validate(Row, data, self.path, f"rows.{name}")
+        for field, known in (("dataset", self.datasets), ("weights", self.weights), ("table", self.tables)):
+            self._one_of(f"{where}.{field}", getattr(resolved, field), known)
         for field in ("train_split", "val_split"):
-            counts = self.datasets[resolved.dataset].counts
-            if getattr(resolved, field) not in counts:
-                raise ConfigError(
-                    f"{self.path}: {where}.{field}: {getattr(resolved, field)!r} is not a split of {resolved.dataset}; "
-                    f"allowed: {', '.join(sorted(counts))}"
-                )
+            self._one_of(f"{where}.{field}", getattr(resolved, field), self.datasets[resolved.dataset].counts)
         weights = self.weights[resolved.weights]
         for field in ("backbone", "stem"):
             wanted, given = getattr(resolved.model, field), getattr(weights, field)
             if given is not None and given != wanted:
-                raise ConfigError(
-                    f"{self.path}: {where}.weights: {resolved.weights!r} is for {field} {given}, the row has {wanted}"
-                )
-        return resolved
+                raise ConfigError(f"{where}.weights: {resolved.weights!r} is for {field} {given}, the row has {wanted}")
+        return resolved.model_copy(update={"notes": self.tables[resolved.table].row_notes.get(name, ())})
 
-    def _recipe(self, where: str, row: Mapping[str, Any]) -> dict[str, Any]:
-        """A row's recipe with its settings laid over it, by the names of :class:`Row`."""
-        name, wanted = row.get("recipe"), row.get("settings")
-        if not isinstance(name, str) or name not in self.recipes:
-            known = ", ".join(sorted(self.recipes))
-            raise ConfigError(f"{self.path}: {where}.recipe: {_shown(name)} is unknown; allowed: {known}")
-        recipe = self.recipes[name]
-        if not isinstance(wanted, str) or wanted not in recipe.settings:
-            raise ConfigError(
-                f"{self.path}: {where}.settings: {_shown(wanted)} is unknown; "
-                f"{_file(self.path, f'recipes.{name}')} has: {', '.join(recipe.settings)}"
-            )
-        data: dict[str, Any] = {"source": recipe.source, "protocol": recipe.protocols.get(wanted, recipe.protocol)}
-        for part in (recipe, recipe.settings[wanted]):
-            data = merge(data, part.train | {"test": part.test})
-            if part.val_split is not None:
-                data["val_split"] = part.val_split
-        return data
+    @staticmethod
+    def _one_of(where: str, value: Any, known: Mapping[str, Any], allowed: str = "allowed") -> str:
+        if value not in known:
+            raise ConfigError(f"{where}: {value!r} is unknown; {allowed}: {', '.join(sorted(known))}")
+        return str(value)
 
-    def _submissions(self) -> tuple[str, ...]:
-        names = tuple(self._section("submissions"))
-        for name in names:
-            self._beside_row("submissions", name)
-            if (dataset := self.rows[name].dataset) != "cityscapes":
-                raise ConfigError(f"{self.path}: submissions.{name}: {dataset} has no test server; allowed: cityscapes")
-        return names
-
-    def _beside_row(self, section: str, name: str) -> dict[str, Any]:
+    def _beside_row(self, section: str, name: str, entry: Mapping[str, Any]) -> dict[str, Any]:
         """An entry of a section whose stages need a row's protocol, without that protocol (:data:`PROTOCOL`)."""
-        entry, where = self._section(section)[name], f"{self.path}: {section}.{name}"
+        where = f"{self.path}: {section}.{name}"
         if name not in self.rows:
             raise ConfigError(f"{where}: no such row; rename or remove the entry")
-        row = self._section("rows")[name]
-        if not isinstance(entry, Mapping) or any(entry.get(field) != row.get(field) for field in PROTOCOL):
+        row = self._sections.rows[name]
+        if any(entry.get(field) != row.get(field) for field in PROTOCOL):
             wanted = ", ".join(f"{field}: {row.get(field)}" for field in PROTOCOL)
             raise ConfigError(f"{where}: must begin with its row's group (`<<: *NAME`), which has {wanted}")
         return {key: value for key, value in entry.items() if key not in PROTOCOL}
@@ -373,22 +303,21 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     return result
 
 
-def _validate(kind: type[T], data: Any, path: Path, where: str) -> T:
+def _validate(kind: type[T], data: Any, path: Path, where: str = "") -> T:
     try:
         return kind.model_validate(data)
     except ValidationError as error:
-        problems = []
+        problems: dict[Path, list[str]] = {}
         for item in error.errors():
-            field = ".".join(str(part) for part in (where, *item["loc"]))
+            field = ".".join(str(part) for part in (where, *item["loc"]) if part != "").removesuffix(".[key]")
             given = item.get("input")
-            shown = f" (given: {_shown(given)})" if isinstance(given, str | int | float | bool) else ""
-            what = (
-                "is not a setting" if item["type"] == "extra_forbidden" else item["msg"].removeprefix("Value error, ")
-            )
-            problems.append(f"{field}: {what}{shown}")
-        more = [f"and {len(problems) - SHOWN} more"] if len(problems) > SHOWN else []
-        text = "; ".join(problems[:SHOWN] + more).encode("utf-8", "backslashreplace").decode()
-        raise ConfigError(f"{_file(path, where)}: {text}") from None
+            shown = f" (given: {repr(given)[:120]})" if isinstance(given, str | int | float | bool) else ""
+            what = item["msg"].removeprefix("Value error, ")
+            what = "is not a setting" if item["type"] == "extra_forbidden" else what
+            problems.setdefault(_file(path, field), []).append(f"{field}: {what}{shown}")
+        file, found = next(iter(problems.items()))
+        more = [f"and {len(found) - SHOWN} more"] if len(found) > SHOWN else []
+        raise ConfigError(f"{file}: {'; '.join(found[:SHOWN] + more)}") from None
 
 
 def _file(path: Path, where: str) -> Path:
@@ -397,11 +326,3 @@ def _file(path: Path, where: str) -> Path:
     if section == "recipes" and rest:
         return path.parent / RECIPES / f"{rest.split('.')[0]}.yaml"
     return next((path.with_name(name) for name, sections in BESIDE.items() if section in sections), path)
-
-
-def _shown(value: object) -> str:
-    """A value of any size for a message; a few bytes of aliases can stand for a text of gigabytes."""
-    if value is None or isinstance(value, bool | int | float | str):
-        text = repr(value)
-        return text if len(text) <= 120 else f"{text[:117]}..."
-    return f"a {type(value).__name__}"

@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from danet.config.params import Params
 from danet.config.row import Row, Strict
+from danet.config.yaml import load_mapping
 from danet.core.errors import ConfigError
 
 DEFAULT_PATH = Path(__file__).resolve().parents[2] / "benchmarks" / "published.yaml"
@@ -80,28 +80,14 @@ NUMBERS = ("miou", "miou_ms_flip", "aacc", "aacc_ms", "memory_gb", "fps")
 """The fields that are numbers, in the order of tables and records."""
 
 
-def load_published(path: Path | str | None = None) -> dict[str, Published]:
+@functools.cache
+def load_published(path: Path = DEFAULT_PATH) -> Mapping[str, Published]:
     """All published numbers by row name, from ``benchmarks/published.yaml`` of this repository or another file.
 
     Raises:
         ConfigError: if the file cannot be read, naming the row and field that are wrong.
     """
-    return dict(_load(Path(path) if path else DEFAULT_PATH))
-
-
-@functools.cache
-def _load(path: Path) -> Mapping[str, Published]:
-    try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(
-            f"{path}: cannot be read ({error.strerror}); the published numbers come with the repository: "
-            "install it with `pip install -e .` from a clone"
-        ) from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: is not valid YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(raw, Mapping):
-        raise ConfigError(f"{path}: must map row names to published numbers")
+    raw = load_mapping(path)
     result = {}
     for name, value in raw.items():
         try:
@@ -115,7 +101,7 @@ def _load(path: Path) -> Mapping[str, Published]:
 
 def published(row_name: str, path: Path | str | None = None) -> Published:
     """What is published for a row; all fields ``None`` if the sources give nothing for it."""
-    return _load(Path(path) if path else DEFAULT_PATH).get(row_name) or Published()
+    return load_published(Path(path or DEFAULT_PATH)).get(row_name) or Published()
 
 
 def check_published(table: str, params: Params, path: Path | str | None = None) -> None:
@@ -125,11 +111,11 @@ def check_published(table: str, params: Params, path: Path | str | None = None) 
     Raises:
         ConfigError: naming the rows without an entry, or the note without a row.
     """
-    path = Path(path) if path else DEFAULT_PATH
+    path = Path(path or DEFAULT_PATH)
     settings = params.tables[table]
     if strangers := [name for name in settings.row_notes if name not in params.rows]:
         raise ConfigError(f"{params.path}: tables.{table}.row_notes.{strangers[0]}: no such row; rename or remove it")
-    lost = [row.name for row in params.table_rows(table) if row.name not in _load(path)]
+    lost = [row.name for row in params.table_rows(table) if row.name not in load_published(path)]
     if lost and settings.published:
         raise ConfigError(
             f"{path}: no entry for {', '.join(lost)} of {params.path}; add one (all null if the source gives nothing)"

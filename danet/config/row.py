@@ -12,18 +12,33 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 MAX_NAME = 80
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
 """Names reach file paths and command lines through DVC, so they are restricted to this."""
 
-Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$", max_length=MAX_NAME)]
+
+def _name(value: str) -> str:
+    if len(value) > MAX_NAME or not NAME.fullmatch(value):
+        raise ValueError(
+            f"names reach file paths and command lines: up to {MAX_NAME} lower-case letters, digits, '-' and '_', "
+            "beginning with one of the first two"
+        )
+    return value
+
+
+Name = Annotated[str, AfterValidator(_name)]
 _Side = Annotated[int, Field(gt=0, le=1 << 16)]
 Size = tuple[_Side, _Side]
 """``(height, width)`` in pixels, everywhere in this project."""
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+BackboneInit = Literal["kaiming", "mmsegmentation", "pytorch"]
+"""``kaiming``: normal over fan-out, as the official code; ``mmsegmentation``: the same with a last norm of 0 in each
+residual branch; ``pytorch``: its default, as sssegmentation leaves it."""
 
 
 class Strict(BaseModel):
@@ -47,6 +62,9 @@ class Model(Strict):
     """Width of the auxiliary FCN head on layer3; null for no auxiliary head."""
     align_corners: bool = False
     init: Literal["mmsegmentation", "pytorch"] = "pytorch"
+    """Of the heads."""
+    backbone_init: BackboneInit = "kaiming"
+    """Of a backbone without ImageNet weights."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Model:
@@ -267,6 +285,7 @@ NEUTRAL: Mapping[str, Any] = {
     "model.aux_channels": None,
     "model.align_corners": False,
     "model.init": "pytorch",
+    "model.backbone_init": "kaiming",
     "loss.main": 1.0,
     "loss.pam": 1.0,
     "loss.cam": 1.0,
@@ -336,8 +355,6 @@ class Runtime(Strict):
     checkpoint_interval: int = Field(default=1000, gt=0)
     overlays: int = Field(default=4, ge=0, le=64)
     progress: Literal["auto", "always", "never"] = "auto"
-    lazy_crop: bool = True
-    """Training images are resized where the crop needs it, instead of whole and then cropped: to the same bits."""
     benchmark_images: int = Field(default=200, gt=0)
     """Images timed for fps (mmsegmentation: 200 after 5 skipped)."""
 

@@ -121,10 +121,7 @@ def choose_profile(file: Path, name: str) -> None:
 def write_raw(raw: Mapping[str, Any], folder: Path, note: str = "") -> None:
     """Writes what :func:`read_raw` gave, changed or not, to the same files below ``folder``.
 
-    Args:
-        raw: all sections.
-        folder: for ``params.yaml``, recipes and the files beside it; files that would not change are left alone.
-        note: a comment for the head of each file.
+    Files that would not change are left alone. ``note`` becomes a comment at the head of each file.
     """
     elsewhere = {"recipes"}.union(*BESIDE.values())
     files = {"params.yaml": {key: value for key, value in raw.items() if key not in elsewhere}}

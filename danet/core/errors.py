@@ -12,12 +12,6 @@ class DanetError(Exception):
 
     exit_code = 2
 
-    def __init__(self, *args: object) -> None:
-        """Texts that no terminal could print (half a surrogate pair out of a hostile file) are escaped."""
-        super().__init__(
-            *(arg.encode("utf-8", "backslashreplace").decode() if isinstance(arg, str) else arg for arg in args)
-        )
-
 
 def out_of_memory(error: BaseException) -> bool:
     """Whether the memory of a GPU or of the host was too small; PyTorch raises both as a ``RuntimeError``."""

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import json
 import os
 import shutil
-import tempfile
 import zipfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -17,43 +15,28 @@ from typing import Any
 
 from danet.core.errors import DanetError
 
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-
 
 @contextmanager
-def atomic_write(path: Path, needed: int | None = None) -> Iterator[Path]:
+def atomic_write(path: Path) -> Iterator[Path]:
     """Yields a temporary path beside ``path``; on success it is flushed to disk and renamed over ``path``.
 
-    The folder is flushed too, so that after a power loss the file is there whole or as it was before.
-
-    Args:
-        path: what to write; its folder is made if need be.
-        needed: bytes that will be written, for the message if they do not fit.
+    The folder is made if need be. What a killed writer left is overwritten by the next one; a file has one at a time.
 
     Raises:
-        DanetError: if the disk is full or the folder cannot be written, naming the path and, of a full disk, the bytes
-            needed and free. Nothing is left behind.
+        DanetError: if the disk is full or the folder cannot be written, naming the path. Nothing is left behind.
     """
+    temporary = path.with_name(f".{path.name}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-        os.close(handle)
-    except OSError as error:
-        raise _unwritable(path, error, needed) from error
-    temporary = Path(name)
-    try:
         yield temporary
         with temporary.open("rb") as stream:
             os.fsync(stream.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)
         temporary.replace(path)
-        _sync_folder(path.parent)
     except OSError as error:
-        raise _unwritable(path, error, needed) from error
+        remedy = "free space or fix the permissions, then run again"
+        raise DanetError(f"{path}: cannot be written ({error.strerror or error}); {remedy}") from error
     finally:
-        with contextlib.suppress(OSError):  # of a vanished mount, where there is nothing to remove either
+        with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
 
 
@@ -70,49 +53,6 @@ def refuse_existing(paths: Iterable[Path], *, force: bool) -> None:
             raise DanetError(f"{path}: is there already; give another --out, or --force to overwrite it")
 
 
-def remove_leftovers(path: Path) -> None:
-    """Removes temporary files that a killed :func:`atomic_write` of ``path`` left; for its only writer."""
-    with contextlib.suppress(OSError):
-        for leftover in path.parent.glob(f".{path.name}.*.tmp"):
-            leftover.unlink(missing_ok=True)
-
-
-def space_note(path: Path, needed: int | None) -> str:
-    """``1,234 bytes needed, 56 free``: for messages about a full disk; empty if neither is known."""
-    parts = [] if needed is None else [f"{needed:,} bytes needed"]
-    with contextlib.suppress(OSError):
-        existing = next(folder for folder in path.absolute().parents if folder.is_dir())
-        parts.append(f"{shutil.disk_usage(existing).free:,} free")
-    return ", ".join(parts)
-
-
-@contextmanager
-def explained(path: Path) -> Iterator[None]:
-    """Turns a failure to move or remove ``path`` into the message of :func:`atomic_write`."""
-    try:
-        yield
-    except OSError as error:
-        raise _unwritable(path, error, None) from error
-
-
-def _unwritable(path: Path, error: OSError, needed: int | None) -> DanetError:
-    note = f", {space_note(path, needed)}" if error.errno in _FULL else ""
-    remedy = "free space or fix the permissions, then run again"
-    return DanetError(f"{path}: cannot be written ({error.strerror}){note}; {remedy}")
-
-
-def _sync_folder(folder: Path) -> None:
-    """Flushes a rename, which fsync of the file alone does not."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    except OSError as error:
-        if error.errno != errno.EINVAL:  # file systems that cannot flush a folder
-            raise
-    finally:
-        os.close(handle)
-
-
 def write_json(path: Path, value: Any) -> None:
     """Writes ``value`` as indented JSON; refuses NaN and infinities, which are not JSON."""
     write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
@@ -120,9 +60,8 @@ def write_json(path: Path, value: Any) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Writes UTF-8 text; raises like :func:`atomic_write`."""
-    data = text.encode()
-    with atomic_write(path, len(data)) as temporary:
-        temporary.write_bytes(data)
+    with atomic_write(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", newline="\n")
 
 
 def sha256(path: Path) -> str:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import gc
-import json
 import os
 import resource
 import socket
 import sys
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -18,7 +17,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.rendezvous import rendezvous
 
 from danet.core.errors import TrainingError
 from danet.core.provenance import code_version
@@ -78,31 +76,21 @@ class Process:
         Raises:
             TrainingError: naming the first fact that differs, and rank, host and value of two that differ in it.
         """
-        problem = disagreement(self.gather({"host": socket.gethostname(), **facts}))
-        if problem is not None:
-            raise TrainingError(f"{problem}; {remedy}")
-
-
-def disagreement(facts: Sequence[Mapping[str, Any]]) -> str | None:
-    """What the processes do not have in common, if anything: the facts of each by rank, with its ``host``."""
-    for name in facts[0]:
-        if name == "host":
-            continue
-        for rank, other in enumerate(facts):
-            if other.get(name) != facts[0][name]:
-                return (
-                    f"processes differ in {name}: rank 0 on {facts[0]['host']} has {facts[0][name]}, "
-                    f"rank {rank} on {other['host']} has {other.get(name)}"
-                )
-    return None
+        first, *others = self.gather({"host": socket.gethostname(), **facts})
+        for name in facts:
+            for rank, other in enumerate(others, 1):
+                if other[name] != first[name]:
+                    raise TrainingError(
+                        f"processes differ in {name}: rank 0 on {first['host']} has {first[name]}, "
+                        f"rank {rank} on {other['host']} has {other[name]}; {remedy}"
+                    )
 
 
 @contextmanager
 def processes(device: str | torch.device | None = None) -> Iterator[Process]:
     """Joins the processes that torchrun started (``WORLD_SIZE``), or is the only one.
 
-    Before they exchange a tensor they compare what they run: another PyTorch or another commit on one node would
-    compute something else, or hang.
+    They compare what they run first: another PyTorch or another commit on one node would compute something else.
 
     Args:
         device: ``cpu``, ``cuda`` or ``cuda:N``; by default the GPU of the local rank if there is one, else the CPU.
@@ -120,11 +108,24 @@ def processes(device: str | torch.device | None = None) -> Iterator[Process]:
     if world == 1:
         yield Process(device=chosen)
         return
-    store = _meet(rank, world, chosen)
     backend = "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo"
-    dist.init_process_group(backend, store=store, rank=rank, world_size=world)
     try:
-        yield Process(rank, world, local_world, chosen)
+        dist.init_process_group(backend, timeout=ARRIVAL)
+    except (dist.DistError, RuntimeError, ValueError) as error:
+        raise TrainingError(
+            f"process {rank} of {world} on {socket.gethostname()} could not meet the others "
+            f"({(str(error) or type(error).__name__).splitlines()[0]}); check that as many as WORLD_SIZE were started, "
+            "and that MASTER_ADDR and MASTER_PORT can be reached from every node"
+        ) from error
+    try:
+        process = Process(rank, world, local_world, chosen)
+        commit, dirty = code_version()
+        software = {"torch": str(torch.__version__), "commit": commit[:12] + (" with changes" if dirty else "")}
+        process.agree(
+            software | {"device": chosen.type},
+            "give every node the same environment (requirements.lock), commit and GPUs",
+        )
+        yield process
     except BaseException as error:
         _release(error)
         raise
@@ -142,49 +143,8 @@ def _release(error: BaseException | None) -> None:
         error = error.__cause__ or error.__context__
 
 
-def _meet(rank: int, world: int, device: torch.device) -> Any:
-    """The key-value store that all processes share, once all are there and have found that they run the same.
-
-    Raises:
-        TrainingError: in every process, if they differ, or if one does not come in time.
-    """
-    try:
-        store, _, _ = next(rendezvous("env://", rank, world, timeout=ARRIVAL))
-        store.set(f"facts/{rank}", json.dumps(_software(device)))
-        facts = [json.loads(store.get(f"facts/{other}")) for other in range(world)]
-        store.set(f"read/{rank}", "")
-        if rank == 0:  # it may be the one that keeps the store, so it must not leave before the others have read
-            store.wait([f"read/{other}" for other in range(world)], ARRIVAL)
-    except (dist.DistError, RuntimeError, ValueError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise TrainingError(
-            f"process {rank} of {world} on {socket.gethostname()} could not meet the others ({reason}); check that as "
-            "many as WORLD_SIZE were started, and that MASTER_ADDR and MASTER_PORT can be reached from every node"
-        ) from error
-    problem = disagreement(facts)
-    if problem is not None:
-        raise TrainingError(f"{problem}; give every node the same environment (requirements.lock), commit and GPUs")
-    return store
-
-
-def _software(device: torch.device) -> dict[str, Any]:
-    """What must be the same on every node."""
-    commit, dirty = code_version()
-    return {
-        "host": socket.gethostname(),
-        "torch": str(torch.__version__),
-        "commit": commit[:12] + (" with changes" if dirty else ""),
-        "device": device.type,
-    }
-
-
 def select_device(device: str | torch.device | None, local_rank: int = 0, local_world: int = 1) -> torch.device:
     """The device asked for, or the best there is.
-
-    Args:
-        device: see :func:`processes`.
-        local_rank: of this process among those of its node.
-        local_world: how many those are.
 
     Raises:
         TrainingError: if it is not there or not a device's name, or if processes would have to share a GPU.

@@ -93,19 +93,15 @@ def _generated(path: str) -> bool:
 
 
 def _git(root: Path, *arguments: str) -> str | None:
+    """What git prints, or ``None`` if it is missing, fails or takes over 10 s."""
     # GIT_DIR and the like are set inside hooks and would point elsewhere. A copy of the repository may belong to
     # another user; as its code is being run, trusting its git configuration adds nothing.
     clean = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
-    return _output("git", "--no-optional-locks", "-c", f"safe.directory={root}", "-C", str(root), *arguments, env=clean)
-
-
-def _output(*command_line: str, env: dict[str, str] | None = None) -> str | None:
-    """Standard output, or ``None`` if the program is missing, fails or takes over 10 s."""
+    line = ["git", "--no-optional-locks", "-c", f"safe.directory={root}", "-C", str(root), *arguments]
     try:
-        done = subprocess.run(command_line, capture_output=True, text=True, timeout=10, check=True, env=env)
+        return subprocess.run(line, capture_output=True, text=True, timeout=10, check=True, env=clean).stdout
     except (OSError, subprocess.SubprocessError, UnicodeDecodeError):
         return None
-    return done.stdout
 
 
 def command() -> str:
@@ -168,17 +164,10 @@ def _driver() -> str | None:
 @functools.cache
 def _cpu() -> str | None:
     try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.startswith("model name"):
-                return " ".join(line.partition(":")[2].split())
-    except OSError:
-        pass
-    return (
-        (_output("sysctl", "-n", "machdep.cpu.brand_string") or "").strip()
-        or platform.processor()
-        or platform.machine()
-        or None
-    )
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+        return next(" ".join(line.partition(":")[2].split()) for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine() or None
 
 
 def cpu_cores() -> int:

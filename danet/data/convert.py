@@ -6,14 +6,10 @@ then it fails. The result appears only when everything is right, and the same ar
 
 from __future__ import annotations
 
-import collections
-import errno
 import hashlib
 import shutil
 import sys
 import zipfile
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +17,7 @@ from danet.acquire.unpack import unpack
 from danet.config.params import Dataset
 from danet.core import files
 from danet.core.errors import DataError
+from danet.core.parallel import ahead
 from danet.core.progress import Progress
 from danet.core.provenance import cpu_cores
 from danet.data.layout import SAFE_ID, DatasetSpec, Item, bit_depth, check_image
@@ -29,7 +26,6 @@ from danet.data.prepared import (
     FORMAT,
     MANIFEST,
     Entry,
-    Pixels,
     decode_image,
     format_class_pixels,
     format_manifest,
@@ -99,8 +95,7 @@ def convert_dataset(
         files.replace_folder(new, out)
         return counts
     except OSError as error:
-        full = error.errno in {errno.ENOSPC, errno.EDQUOT}
-        problem = "the disk is full" if full else str(error.strerror or error)
+        problem = error.strerror or error
         raise DataError(f"{out}: cannot be written ({problem}); fix that and run `dvc repro convert@{name}`") from error
     finally:
         for folder in (scratch, new):
@@ -118,10 +113,10 @@ def remedy_for(name: str) -> str:
 def _archives(name: str, spec: Dataset, raw: Path) -> list[Path]:
     if (raw / TREE).is_file():
         return [raw / TREE]
-    missing = [archive.file for archive in spec.archives if not archive.optional and not (raw / archive.file).is_file()]
+    missing = [archive.file for archive in spec.archives if not (raw / archive.file).is_file()]
     if missing or not spec.archives:
         raise DataError(f"{raw}: {', '.join(missing) or TREE} missing; run `dvc repro download@{name}`")
-    return [raw / archive.file for archive in spec.archives if (raw / archive.file).is_file()]
+    return [raw / archive.file for archive in spec.archives]
 
 
 class _Conversion:
@@ -140,7 +135,7 @@ class _Conversion:
         packs: dict[str, zipfile.ZipFile] = {}
         try:
             with Progress(f"convert {self.name}", len(self.items), show=progress) as bar:
-                for item, converted in _in_order(self.items, self._convert, workers):
+                for item, converted in zip(self.items, ahead(self._convert, self.items, workers), strict=True):
                     if converted.problems:
                         self.problems += converted.problems
                     else:
@@ -238,17 +233,16 @@ class _Conversion:
         """Checks and converts one image and mask; every problem is named, none raised."""
         name = self._relative(item.image)
         problems: list[str] = []
-        data = self._bytes(item.image, problems, f"{name}: missing")
-        mask_data: bytes | None = None
-        if item.mask is not None:
-            missing = f"{self._relative(item.mask)}: missing, for the image {item.id}"
-            mask_data = self._bytes(item.mask, problems, missing)
-        size, note = None, None
-        if data is not None:
+        data, size, note, mask = b"", None, None, None
+        if item.image.is_file():
+            data = item.image.read_bytes()
             size, mode = check_image(data, name, problems, grey=self.adapter.grey_images)
             note = name if mode == "L" else None
-        mask: Pixels | None = None
-        if item.mask is not None and mask_data is not None:
+        else:
+            problems.append(f"{name}: missing")
+        if item.mask is not None and not item.mask.is_file():
+            problems.append(f"{self._relative(item.mask)}: missing, for the image {item.id}")
+        elif item.mask is not None:
             try:
                 mask = self.adapter.read_mask(item.mask)
             except DataError as error:
@@ -257,7 +251,7 @@ class _Conversion:
             problems.append(
                 f"{name}: is {size[0]}x{size[1]}, but its mask {mask.shape[0]}x{mask.shape[1]} (height x width)"
             )
-        if problems or size is None or data is None:
+        if problems or size is None:
             return _Converted(tuple(problems))
         raw = self.spec.storage == "raw"
         suffix = ".npy" if raw else ".png" if bit_depth(data) else ".jpg"
@@ -269,30 +263,5 @@ class _Conversion:
         encoded = b"" if mask is None else npy_bytes(mask) if raw else png_bytes(mask)
         return _Converted((), note, suffix, data, encoded, size, "" if mask is None else format_class_pixels(mask))
 
-    @staticmethod
-    def _bytes(path: Path, problems: list[str], missing: str) -> bytes | None:
-        """The bytes of a file; None, and a problem, if it cannot be read."""
-        try:
-            return path.read_bytes()
-        except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
-            problems.append(missing)
-            return None
-
     def _relative(self, path: Path) -> str:
         return path.relative_to(self.scratch).as_posix() if path.is_relative_to(self.scratch) else str(path)
-
-
-def _in_order(
-    items: tuple[Item, ...], convert: Callable[[Item], _Converted], workers: int
-) -> Iterator[tuple[Item, _Converted]]:
-    """Items with their conversions, in order, a few ahead in threads (decoders, hashes and zlib release the GIL)."""
-    waiting: collections.deque[tuple[Item, Future[_Converted]]] = collections.deque()
-    with ThreadPoolExecutor(workers) as pool:
-        for item in items:
-            waiting.append((item, pool.submit(convert, item)))
-            if len(waiting) >= 4 * workers:
-                first, future = waiting.popleft()
-                yield first, future.result()
-        while waiting:
-            first, future = waiting.popleft()
-            yield first, future.result()

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import io
-import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +30,30 @@ MAX_PIXELS = 64 << 20
 EXIF_ORIENTATION = 0x0112
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _SEARCH_DEPTH = 4
+
+
+class LabelledImages(Protocol):
+    """The part of :class:`danet.data.prepared.PreparedDataset` that training and evaluation need."""
+
+    @property
+    def ids(self) -> Sequence[str]:
+        """Names of the images, in order."""
+        ...
+
+    @property
+    def num_classes(self) -> int:
+        """Train ids, without the ignored one."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def image(self, i: int, /) -> NDArray[np.uint8]:
+        """``H x W x 3`` BGR, to be read only; called from threads."""
+        ...
+
+    def mask(self, i: int, /) -> Mask | None:
+        """``H x W`` train ids, 255 = ignored; None without labels. Called from threads."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -88,14 +112,6 @@ class Layout:
     items: tuple[Item, ...]
     lists: tuple[Path, ...] = ()
 
-    def pairs(self) -> dict[str, list[tuple[str, Path, Path | None]]]:
-        """Per split, in order: (id, image path, mask path or None)."""
-        result: dict[str, list[tuple[str, Path, Path | None]]] = {}
-        for item in self.items:
-            for split in item.splits:
-                result.setdefault(split, []).append((item.id, item.image, item.mask))
-        return result
-
 
 @dataclass(frozen=True)
 class DatasetSpec:
@@ -136,10 +152,6 @@ class DatasetSpec:
         """
         return self.layout(self.locate(root))
 
-    def pairs(self, root: Path) -> dict[str, list[tuple[str, Path, Path | None]]]:
-        """Per split, in order: (id, image path, mask path or None); raises like :meth:`discover`."""
-        return self.discover(root).pairs()
-
     def read_mask(self, path: Path) -> Mask:
         """Train ids (H, W) of a mask file as the dataset ships it.
 
@@ -162,12 +174,8 @@ def check_image(
 ) -> tuple[tuple[int, int] | None, str | None]:
     """The one rule of what an image is: a whole JPEG or PNG of 8-bit RGB.
 
-    Args:
-        data: the bytes of a file.
-        name: of it, for the problems.
-        problems: what is wrong is added to these.
-        grey: whether 8-bit greyscale is fine too.
-        turned: whether an EXIF orientation is fine, because it will be applied.
+    What is wrong is added to ``problems``. ``grey``: 8-bit greyscale is fine too. ``turned``: an EXIF orientation is
+    fine, because it will be applied.
 
     Returns:
         (height, width) as stored, None if the image cannot be used, and Pillow's name of its mode.
@@ -268,30 +276,14 @@ def read_mat(path: Path) -> Mask:
 
 
 def _reason(error: Exception) -> str:
-    text = " ".join(str(error).split())[:200] or type(error).__name__
-    return text.encode("utf-8", "backslashreplace").decode()
+    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
-def folders(root: Path, depth: int = _SEARCH_DEPTH) -> Iterator[Path]:
-    """``root`` and the folders below it, breadth first, sorted, without hidden ones."""
-    level = [root]
-    for _ in range(depth + 1):
-        below: list[Path] = []
-        for folder in level:
-            yield folder
-            try:
-                with os.scandir(folder) as entries:
-                    names = sorted(entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir())
-            except OSError:
-                continue
-            below += [folder / name for name in names]
-        level = below
-
-
-def find(root: Path, markers: Iterable[str], prefer: str | None = None) -> Path | None:
+def find(root: Path, markers: Sequence[str], prefer: str | None = None) -> Path | None:
     """The shallowest folder at or below ``root`` that has all ``markers``; one named ``prefer`` wins over others."""
-    markers = tuple(markers)
-    found = [folder for folder in folders(root) if all((folder / marker).exists() for marker in markers)]
+    below = [path for depth in range(1, _SEARCH_DEPTH + 1) for path in sorted(root.glob("/".join("*" * depth) + "/"))]
+    folders = [root, *(path for path in below if not path.name.startswith("."))]
+    found = [folder for folder in folders if all((folder / marker).exists() for marker in markers)]
     return next((folder for folder in found if folder.name == prefer), found[0] if found else None)
 
 

@@ -10,12 +10,11 @@ from __future__ import annotations
 
 import multiprocessing
 import signal
-import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from types import FrameType, TracebackType
-from typing import Any, Protocol, runtime_checkable
+from types import TracebackType
+from typing import Any
 
 import cv2
 import numpy as np
@@ -26,42 +25,11 @@ from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from danet.config.row import Augment
 from danet.core.errors import ConfigError, DanetError, DataError, TrainingError
+from danet.data.layout import LabelledImages
 from danet.data.prefetch import DevicePrefetcher, HostWait
 from danet.data.transforms import Box, augmented_crop, finished, padded_levels
 
 _ORDER = 0x6F72646572  # keeps the order's random stream apart from the augmentation's
-
-
-class LabelledImages(Protocol):
-    """What training needs of a dataset (:class:`danet.data.prepared.PreparedDataset`)."""
-
-    @property
-    def ids(self) -> Sequence[str]:
-        """Names of the images."""
-        ...
-
-    def __len__(self) -> int: ...
-
-    def image(self, i: int, /) -> NDArray[np.uint8]:
-        """``(H, W, 3)`` uint8 BGR."""
-        ...
-
-    def mask(self, i: int, /) -> NDArray[np.uint8] | None:
-        """``(H, W)`` uint8 train ids, 255 = ignore; ``None`` where a split has no labels."""
-        ...
-
-
-@runtime_checkable
-class MappedImages(LabelledImages, Protocol):
-    """A source that can also give images without copying them, to be read only."""
-
-    def image_view(self, i: int, /) -> NDArray[np.uint8]:
-        """As :meth:`LabelledImages.image`."""
-        ...
-
-    def mask_view(self, i: int, /) -> NDArray[np.uint8] | None:
-        """As :meth:`LabelledImages.mask`."""
-        ...
 
 
 @dataclass
@@ -150,10 +118,7 @@ class TrainingSet(Dataset[Sample]):
         """
         index = self.order.index(position)
         name = self.source.ids[index]
-        if isinstance(self.source, MappedImages):
-            image, mask = self.source.image_view(index), self.source.mask_view(index)
-        else:
-            image, mask = self.source.image(index), self.source.mask(index)
+        image, mask = self.source.image(index), self.source.mask(index)
         if mask is None:
             raise DataError(f"{name}: has no labels; train on a split that has")
         try:
@@ -290,45 +255,12 @@ def _shielded() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-_SIGCHLD = getattr(signal, "SIGCHLD", None)
-_fetching = False
-"""Whether the main thread waits for a batch."""
-
-
-def _hear_of_deaths_while_fetching() -> None:
-    """Lets PyTorch raise for a dead worker only while a batch is fetched; call it after the workers have started.
-
-    PyTorch raises from its handler of SIGCHLD: in the middle of anything, of writing a checkpoint or of a library that
-    takes the exception for its own. The handler is needed, as a read from a dead worker's pipe may never return. What
-    it says at other times is found out by the next fetch.
-    """
-    if _SIGCHLD is None or threading.current_thread() is not threading.main_thread():
-        return
-    theirs = signal.getsignal(_SIGCHLD)
-    if not callable(theirs) or getattr(theirs, "while_fetching", False):
-        return
-
-    def handler(number: int, frame: FrameType | None) -> None:
-        if _fetching:
-            theirs(number, frame)
-
-    handler.while_fetching = True  # type: ignore[attr-defined]
-    signal.signal(_SIGCHLD, handler)
-
-
 class BatchStream:
     """This process's batches of iterations ``start`` to ``stop`` (excluded), loaded ahead by ``workers`` processes.
 
     Iterate once, then :meth:`close` (or use as a context manager): ends the workers, also in mid-stream.
 
-    Args:
-        source: the training split.
-        augment: the row's augmentation.
-        seed: of the run.
-        batch_size: over all processes.
-        device: where the batches are wanted: on a GPU they arrive by :class:`danet.data.prefetch.DevicePrefetcher`.
-        lazy: see :class:`TrainingSet`.
-        prefetch: batches ahead per worker.
+    ``batch_size`` is over all processes; on a GPU batches arrive by :class:`danet.data.prefetch.DevicePrefetcher`.
     """
 
     def __init__(
@@ -344,7 +276,6 @@ class BatchStream:
         world: int = 1,
         workers: int = 0,
         device: torch.device | str = "cpu",
-        lazy: bool = True,
         prefetch: int = 2,
     ) -> None:
         more: dict[str, Any] = {}
@@ -354,7 +285,7 @@ class BatchStream:
         on_gpu = device.type == "cuda"
         self._arrival = DevicePrefetcher(augment, device) if on_gpu else HostWait()
         self._loader: DataLoader[Sample | DanetError] | None = DataLoader(
-            _Guarded(TrainingSet(source, augment, seed, lazy=lazy, levels=on_gpu)),
+            _Guarded(TrainingSet(source, augment, seed, levels=on_gpu)),
             batch_sampler=Positions(batch_size, start, stop, rank, world),
             num_workers=workers,
             collate_fn=_collate_guarded,
@@ -377,7 +308,6 @@ class BatchStream:
         return self._arrival.waited
 
     def _take(self) -> Batch:
-        global _fetching  # noqa: PLW0603 - signal handlers are the process's too
         if self._loader is None:
             raise ValueError("this stream is closed")
         if self._batches is None:
@@ -385,15 +315,7 @@ class BatchStream:
             with _shielded():
                 self._batches = iter(self._loader)
             self._workers = [child for child in multiprocessing.active_children() if child not in before]
-            _hear_of_deaths_while_fetching()
-        try:
-            _fetching = True
-            for worker in self._workers:
-                if not worker.is_alive():
-                    raise RuntimeError(f"DataLoader worker (pid {worker.pid}) ended with status {worker.exitcode}")
-            batch = next(self._batches)
-        finally:
-            _fetching = False
+        batch = next(self._batches)
         if isinstance(batch, DanetError):
             raise batch
         return batch
@@ -417,22 +339,10 @@ class BatchStream:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Closes; raises TrainingError for whatever the death of a worker raised."""
-        died = error is not None and self._died(error)
+        """Closes; raises TrainingError for what PyTorch raised at the death of a worker."""
         self.close()
-        if died:
-            reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
+        if isinstance(error, RuntimeError) and "DataLoader worker" in str(error):
             raise TrainingError(
-                f"a data loading process died ({reason}): it was killed, or memory or shared memory (/dev/shm) ran "
-                "out; lower runtime.workers (0 loads in the training process)"
+                f"a data loading process died ({str(error).splitlines()[-1]}): it was killed, or memory or /dev/shm "
+                "ran out; lower runtime.workers (0 loads in the training process)"
             ) from error
-
-    def _died(self, error: BaseException) -> bool:
-        if not isinstance(error, RuntimeError | EOFError | OSError):
-            return False
-        if "DataLoader worker" in str(error):
-            return True
-        if isinstance(error, EOFError | ConnectionError):
-            for worker in self._workers:
-                worker.join(timeout=1)  # its pipe may break before it is gone
-        return any(not worker.is_alive() for worker in self._workers)

@@ -6,19 +6,15 @@ unpacked official folder that ``DANET_<DATASET>`` (as ``DANET_CAMVID``) names. `
 
 from __future__ import annotations
 
-import datetime
 import json
 import os
 import shutil
-import sys
 import zipfile
 import zlib
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
-from danet.acquire.http import Patience, checksum_matches, disk_errors, public
+from danet.acquire.http import checksum_matches, public
 from danet.acquire.sources import Places, Wanted, folder_variable, obtain, sources, unpacked_folder
 from danet.acquire.unpack import damage
 from danet.config.params import Archive, Dataset
@@ -41,21 +37,12 @@ def download_dataset(
     places: Places | None = None,
     tree: Path | None = None,
     progress: bool = True,
-    patience: Patience | None = None,
 ) -> None:
     """Brings the archives of a dataset into the folder ``out``, with ``out/SOURCE.json`` saying where each came from.
 
     ``out`` appears, or changes, only when all are there and right. An archive that ``out`` has already stays, unless a
-    folder has another one.
-
-    Args:
-        name: of the dataset.
-        spec: of the dataset.
-        out: ``data/raw/NAME``.
-        places: where to look; with ``tree``, by default as the environment says.
-        tree: the unpacked official folder.
-        progress: whether to print progress.
-        patience: with servers.
+    folder has another one. Files are looked for in ``places``, or ``tree`` (the unpacked official folder) is packed; by
+    default as the environment says.
 
     Raises:
         DownloadError: saying for each source why it did not serve, and what to do.
@@ -63,14 +50,57 @@ def download_dataset(
     """
     if places is None and tree is None:
         tree = unpacked_folder(name)
-    job = _Job(name, spec, out, places or Places.here(out.parent.parent / "archives"), progress, patience)
-    with disk_errors(out):
-        out.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with FileLock(out.parent / f".{out.name}.lock", timeout=0):
-                job.from_archives() if tree is None else job.from_tree(tree)
-        except Timeout as error:
-            raise DownloadError(f"{out}: another process is downloading {name}; wait for it or stop it") from error
+    staging = out.with_name(f".{out.name}.download")
+    staging.mkdir(parents=True, exist_ok=True)
+    old = _recorded(out)
+    records, problems = [], []
+    if tree is not None:
+        if not tree.is_dir():
+            raise DownloadError(f"{tree}: no such folder; correct or unset {folder_variable(name)}")
+        pack_tree(ADAPTERS[spec.adapter], tree, staging / TREE, progress=progress)
+        records.append(_record(staging / TREE, "tree", None))
+    else:
+        for archive in spec.archives:
+            wanted = wanted_of(name, archive)
+            where = places or Places.here(out.parent.parent / "archives")
+            try:
+                records.append(_take(wanted, where, out / archive.file, old.get(archive.file), staging, progress))
+            except DownloadError as error:
+                problems.append(str(error))
+    if problems:
+        packed = f"; {out} was packed from a folder and stays" if TREE in old else ""
+        raise DownloadError(f"{name}: " + "\n".join(problems) + packed)
+    expected = {str(record["file"]) for record in records}
+    for path in staging.iterdir():
+        if path.name not in expected:
+            path.unlink()
+    files.write_json(staging / SOURCE, {"format": 1, "dataset": name, "archives": records})
+    files.replace_folder(staging, out)
+
+
+def _take(
+    wanted: Wanted, places: Places, present: Path, old: dict[str, Any] | None, staging: Path, progress: bool
+) -> dict[str, Any]:
+    """Puts one archive into ``staging``: what ``data/raw`` has already, what a folder has, or a download."""
+    target = staging / wanted.file
+    local = next((source for source in sources(wanted, places) if source.path is not None), None)
+    if old and present.is_file() and (wanted.checksum or local is None):
+        same = old["url"] in (None, wanted.url) or old["from"] != "url"
+        if same and checksum_matches(present, wanted.checksum or f"sha256:{old['sha256']}"):
+            _link_or_copy(present.resolve(), target)
+            return old
+    if wanted.checksum is None:
+        target.unlink(missing_ok=True)
+    path, source = obtain(wanted, target, places, check=damage, progress=progress)
+    if path != target:
+        _link_or_copy(path.resolve(), target)
+    return _record(target, source.kind, source.url)
+
+
+def _record(path: Path, kind: str, url: str | None) -> dict[str, Any]:
+    """The entry of SOURCE.json. Nothing in it depends on the time, so that the same archives give the same folder."""
+    size, address = path.stat().st_size, public(url) if url is not None else None
+    return {"file": path.name, "from": kind, "url": address, "sha256": files.sha256(path), "bytes": size}
 
 
 def wanted_of(name: str, archive: Archive) -> Wanted:
@@ -97,10 +127,7 @@ def refuse_changed_source(workspace: Workspace, name: str) -> None:
 def changed_source(workspace: Workspace, name: str, *, contents: bool = True) -> str | None:
     """How what the environment names differs from ``data/raw/NAME``; None if it does not, or names nothing.
 
-    Args:
-        workspace: with the dataset.
-        name: of the dataset.
-        contents: compare contents, not names and sizes alone.
+    Without ``contents`` names and sizes alone are compared.
     """
     raw = workspace.raw(name)
     recorded = _recorded(raw)
@@ -147,99 +174,12 @@ def _recorded(raw: Path) -> dict[str, dict[str, Any]]:
         return {}
 
 
-class _Job:
-    """The download of one dataset: collects in ``staging``, then swaps."""
-
-    def __init__(
-        self, name: str, spec: Dataset, out: Path, places: Places, progress: bool, patience: Patience | None
-    ) -> None:
-        self.name, self.spec, self.out, self.places = name, spec, out, places
-        self.progress, self.patience = progress, patience
-        self.staging = out.with_name(f".{out.name}.download")
-        self.old = _recorded(out)
-
-    def from_tree(self, tree: Path) -> None:
-        """Packs the official folder ``tree``."""
-        if not tree.is_dir():
-            variable = folder_variable(self.name)
-            raise DownloadError(f"{tree}: no such folder; correct or unset {variable} (the unpacked {self.spec.title})")
-        self.staging.mkdir(exist_ok=True)
-        with files.atomic_write(self.staging / TREE) as temporary:
-            pack_tree(ADAPTERS[self.spec.adapter], tree, temporary, progress=self.progress)
-        self.finish([self.record(TREE, "tree", None)])
-
-    def from_archives(self) -> None:
-        """Gets every archive from the first source that serves it."""
-        self.staging.mkdir(exist_ok=True)
-        records, problems = [], []
-        for archive in self.spec.archives:
-            try:
-                records.append(self.get(archive))
-            except DownloadError as error:
-                if archive.optional:
-                    print(f"{self.name}: optional archive left out: {error}", file=sys.stderr)
-                else:
-                    problems.append(str(error))
-        if problems:
-            packed = f"; {self.out} was packed from a folder and stays" if TREE in self.old else ""
-            raise DownloadError(f"{self.name}: " + "\n".join(problems) + packed)
-        self.finish(records)
-
-    def get(self, archive: Archive) -> dict[str, Any]:
-        """Puts one archive into ``staging``: what a folder has, what ``out`` has, or a download."""
-        target, wanted = self.staging / archive.file, wanted_of(self.name, archive)
-        local = next((s for s in sources(wanted, self.places) if s.path is not None), None)
-        if (archive.checksum is not None or local is None) and self.keep(archive):
-            return self.old[archive.file]
-        if target.exists():  # of an earlier run that another archive stopped
-            if archive.checksum is not None and checksum_matches(target, archive.checksum):
-                return self.record(archive.file, "earlier run", archive.url)
-            target.unlink()
-        path, source = obtain(wanted, target, self.places, check=damage, progress=self.progress, patience=self.patience)
-        if path != target:
-            _link_or_copy(path.resolve(), target)
-        return self.record(archive.file, source.kind, source.url)
-
-    def keep(self, archive: Archive) -> bool:
-        """Takes over an archive that ``out`` already has, if it is what is wanted."""
-        present, old = self.out / archive.file, self.old.get(archive.file)
-        if old is None or not present.is_file():
-            return False
-        if not checksum_matches(present, archive.checksum or f"sha256:{old.get('sha256')}"):
-            return False
-        if archive.checksum is None and old.get("from") == "url" and old.get("url") != archive.url:
-            return False
-        _link_or_copy(present.resolve(), self.staging / archive.file)
-        return True
-
-    def record(self, file: str, kind: str, url: str | None) -> dict[str, Any]:
-        """The entry of SOURCE.json; an unchanged archive keeps its old one, so that the folder's hash stays."""
-        path = self.staging / file
-        digest, size = files.sha256(path), path.stat().st_size
-        old = self.old.get(file)
-        if old is not None and old.get("sha256") == digest:
-            return old
-        date = datetime.datetime.now(datetime.UTC).date().isoformat()
-        address = public(url) if url is not None else None
-        return {"file": file, "from": kind, "url": address, "sha256": digest, "bytes": size, "date": date}
-
-    def finish(self, records: list[dict[str, Any]]) -> None:
-        """Leaves in ``staging`` what belongs there and makes it ``out``."""
-        expected = {str(record["file"]) for record in records}
-        for path in self.staging.iterdir():
-            if path.name not in expected:
-                path.unlink()
-        files.write_json(self.staging / SOURCE, {"format": 1, "dataset": self.name, "archives": records})
-        files.replace_folder(self.staging, self.out)
-
-
 def _link_or_copy(source: Path, target: Path) -> None:
     target.unlink(missing_ok=True)
     try:
         os.link(source, target)
     except OSError:  # another file system, or one without links
-        with files.atomic_write(target) as temporary:
-            shutil.copyfile(source, temporary)
+        shutil.copyfile(source, target)
 
 
 def pack_tree(adapter: DatasetSpec, tree: Path, path: Path, *, progress: bool = True) -> None:

@@ -144,7 +144,7 @@ def apply_lazy(augment: Augment, image: Array8, mask: Array8, draws: Draws) -> t
 def augmented(
     augment: Augment, image: Array8, mask: Array8, rng: np.random.Generator, *, lazy: bool = False
 ) -> tuple[Float32, Array8]:
-    """:func:`draw` and :func:`apply` (or :func:`apply_lazy`) in one, sharing what both need of the mask.
+    """:func:`draw` and :func:`apply` (or :func:`apply_lazy`) in one.
 
     Raises:
         DataError: if image and mask differ in size.
@@ -165,19 +165,8 @@ def augmented_crop(
     if lazy:
         lazy_labels = LazyLabels(augment, mask)
         return _lazy_crop(augment, image, lazy_labels, draw(augment, mask.shape, lazy_labels, rng))
-    if augment.order == "pad-then-crop":
-        draws = draw(augment, mask.shape, label_crop(augment, mask), rng)
-        return _reference_crop(augment, image, mask, draws)
-    kept: list[Array8] = []
-
-    def labels(size: tuple[int, int], box: Box) -> Array8:
-        if not kept:
-            kept.append(resize_mask(augment, mask, size))
-        return crop_box(kept[0], box)
-
-    draws = draw(augment, mask.shape, labels, rng)
-    crop = crop_box(resize_image(augment, image, draws.resized), draws.crop)
-    return _coloured(augment, crop, labels(draws.resized, draws.crop), draws, flip=draws.flip)
+    draws = draw(augment, mask.shape, label_crop(augment, mask), rng)
+    return _reference_crop(augment, image, mask, draws)
 
 
 def _reference_crop(augment: Augment, image: Array8, mask: Array8, draws: Draws) -> tuple[Array8, Array8]:

@@ -20,7 +20,7 @@ from danet.data.prepared import PreparedDataset
 from danet.evaluation.subject import Bench, Subject
 from danet.results import store
 from danet.results.identity import TrainingIdentity, trained_on
-from danet.results.schema import BestOnVal, EvaluatedSeed, EvaluationFile, MetricsFile, ReleasedFile, save
+from danet.results.schema import BestOnVal, EvaluationFile, MetricsFile, ReleasedFile, save
 from danet.weights.imagenet import backbone_sha256
 
 
@@ -31,12 +31,16 @@ class RowEvaluation:
     Of released weights (:func:`evaluate_released`) the document is called ``verification.json``.
     """
 
-    metrics: MetricsFile
     evaluation: EvaluationFile
     folder: Path
     """Of ``evaluation.json``."""
-    kept: bool = False
+    kept: bool
     """Whether nothing had to be evaluated: all of it was done before."""
+
+    @property
+    def metrics(self) -> MetricsFile:
+        """Means over the seeds."""
+        return MetricsFile.of(self.evaluation.runs)
 
 
 def evaluate_row(
@@ -71,7 +75,6 @@ def evaluate_row(
         DataError: if the prepared split is missing or has no labels.
     """
     with processes(device) as process:
-        dataset = _labelled_split(row, workspace)
         if weights is None:
             subjects = [subject for seed in row.seeds for subject in _trained(row, workspace, seed)]
             pictures, metrics = workspace.evaluation(row), workspace.metrics(row)
@@ -80,12 +83,10 @@ def evaluate_row(
                 raise CheckpointError(f"{weights}: does not exist")
             subjects = [Subject(f"seed{row.seeds[0]}", row.seeds[0], weights)]
             pictures = metrics = workspace.evaluation_of(row, weights)
-        found, kept = _evaluate(row, dataset, process, subjects, pictures, progress=progress, reuse=reuse)
-        document = _document(row, dataset, _with_best(subjects, found))
-        result = RowEvaluation(MetricsFile.of(document.runs), document, metrics, kept)
+        result = _evaluate(row, workspace, process, subjects, pictures, metrics, progress=progress, reuse=reuse)
         if process.is_main:
-            _write_per_class(metrics / "per_class.csv", document)
-            save(metrics / "evaluation.json", document, exclude={"weights"})
+            _write_per_class(metrics / "per_class.csv", result.evaluation)
+            save(metrics / "evaluation.json", result.evaluation, exclude={"weights"})
             save(metrics / "scores.json" if weights else workspace.scores(row), result.metrics)
         process.barrier()
         return result
@@ -101,34 +102,18 @@ def evaluate_released(
     progress: bool = True,
     reuse: bool = False,
 ) -> RowEvaluation:
-    """Evaluates released weights exactly as :func:`evaluate_row` does trained ones.
+    """Evaluates released weights exactly as :func:`evaluate_row` does trained ones; raises as that.
 
-    Writes ``verification.json`` beside the row's own metrics files, the means to ``workspace.scores``, and pictures and
-    a table of the classes to ``workspace.verification(row)``.
-
-    Args:
-        row: whose protocol.
-        workspace: where everything is.
-        weights: an imported or raw released file.
-        facts: of the weights, kept in ``verification.json``.
-        device: by default the GPU if there is one.
-        progress: whether to print progress.
-        reuse: see :func:`evaluate_row`.
-
-    Raises:
-        CheckpointError: if the weights are damaged or of another network.
-        DataError: if the prepared split is missing or has no labels.
+    Writes ``verification.json`` (with ``facts``, what is known of the weights) beside the row's own metrics files, the
+    means to ``workspace.scores``, and pictures and a table of the classes to ``workspace.verification(row)``.
     """
     with processes(device) as process:
-        dataset = _labelled_split(row, workspace)
         pictures, metrics = workspace.verification(row), workspace.metrics(row)
-        subject = Subject("released", None, weights)
-        found, kept = _evaluate(row, dataset, process, [subject], pictures, progress=progress, reuse=reuse)
-        document = _document(row, dataset, found, facts)
-        result = RowEvaluation(MetricsFile.of(document.runs), document, metrics, kept)
+        subjects = [Subject("released", None, weights)]
+        result = _evaluate(row, workspace, process, subjects, pictures, metrics, facts, progress=progress, reuse=reuse)
         if process.is_main:
-            _write_per_class(pictures / "per_class.csv", document)
-            save(metrics / "verification.json", document)
+            _write_per_class(pictures / "per_class.csv", result.evaluation)
+            save(metrics / "verification.json", result.evaluation)
             save(workspace.scores(row, released=True), result.metrics, exclude={"seeds"})
         process.barrier()
         return result
@@ -174,15 +159,18 @@ def _trained(row: Row, workspace: Workspace, seed: int) -> list[Subject]:
 
 def _evaluate(
     row: Row,
-    dataset: PreparedDataset,
+    workspace: Workspace,
     process: Process,
     subjects: Sequence[Subject],
     pictures: Path,
+    metrics: Path,
+    facts: ReleasedFile | None = None,
     *,
     progress: bool,
     reuse: bool,
-) -> tuple[list[EvaluatedSeed], bool]:
-    """A result for each subject, and whether all were there already. Puts the pictures in their place at the end."""
+) -> RowEvaluation:
+    """A result for each subject. Puts the pictures in their place at the end."""
+    dataset = _labelled_split(row, workspace)
     pictures.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(dir=pictures.parent, prefix=f".{pictures.name}.", suffix=".tmp"))
     bench = Bench(row, dataset, process, staging, progress and process.is_main and row.runtime.progress != "never")
@@ -192,39 +180,21 @@ def _evaluate(
             | {f"weights {item.path.name}": item.weights_sha256 for item in subjects if process.world > 1},
             "every node must see the same files: put the workspace on a shared file system, or copy it to all",
         )
-        runs, kept = [], True
-        for subject in subjects:
-            run = bench.kept(subject, pictures) if reuse else None
-            kept = kept and run is not None
-            runs.append(run or bench.evaluate(subject))
+        earlier = [bench.kept(subject, pictures) if reuse else None for subject in subjects]
+        runs = [run or bench.evaluate(subject) for run, subject in zip(earlier, subjects, strict=True)]
         if process.is_main:
-            _publish(staging, pictures)
-        return runs, kept
+            staging.chmod(0o755)
+            replace_folder(staging, pictures)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
-
-
-def _publish(staging: Path, final: Path) -> None:
-    """Puts the staged folder in the place of the old one."""
-    staging.chmod(0o755)
-    replace_folder(staging, final)
-
-
-def _with_best(subjects: Sequence[Subject], runs: Sequence[EvaluatedSeed]) -> list[EvaluatedSeed]:
-    """One result a seed: that of its last iteration, which has that of the epoch that was best on val in it."""
+    # one result a seed: that of its last iteration, which has that of the epoch that was best on val in it
     best = {
         subject.seed: BestOnVal(**subject.best.model_dump(), modes=run.modes)
         for subject, run in zip(subjects, runs, strict=True)
         if subject.best
     }
     last = [run for subject, run in zip(subjects, runs, strict=True) if not subject.best]
-    return [run.model_copy(update={"best_on_val": best.get(run.seed)}) for run in last]
-
-
-def _document(
-    row: Row, dataset: PreparedDataset, runs: Sequence[EvaluatedSeed], weights: ReleasedFile | None = None
-) -> EvaluationFile:
-    return EvaluationFile(
+    document = EvaluationFile(
         row=row.name,
         table=row.table,
         row_hash=row.hash,
@@ -233,9 +203,10 @@ def _document(
         split=row.val_split,
         classes=tuple(dataset.classes),
         settings=row.settings,
-        runs=tuple(runs),
-        weights=weights,
+        runs=tuple(run.model_copy(update={"best_on_val": best.get(run.seed)}) for run in last),
+        weights=facts,
     )
+    return RowEvaluation(document, metrics, all(earlier))
 
 
 def _write_per_class(path: Path, document: EvaluationFile) -> None:

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections import deque
 from collections.abc import Callable, Collection, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -18,7 +15,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from danet.config.row import Row
 from danet.core.errors import CheckpointError, DanetError, DataError
+from danet.core.parallel import ahead
 from danet.core.process import Process
+from danet.data.layout import LabelledImages
 from danet.evaluation.inference import Inputs, Mode, Predictor
 from danet.evaluation.metrics import Confusion
 from danet.models.numerics import configured
@@ -30,27 +29,6 @@ CHECK_EVERY = 25
 """Images between looks at whether the network's output is finite on a GPU, so that it need not wait after each."""
 
 _Image = NDArray[np.uint8]
-_T = TypeVar("_T")
-
-
-class LabelledImages(Protocol):
-    """The part of :class:`~danet.data.prepared.PreparedDataset` that evaluation needs."""
-
-    @property
-    def ids(self) -> Sequence[str]:
-        """Names of the images, in order."""
-
-    @property
-    def num_classes(self) -> int:
-        """Train ids, without the ignored one."""
-
-    def __len__(self) -> int: ...
-
-    def image(self, index: int, /) -> _Image:
-        """``H x W x 3`` BGR; called from threads."""
-
-    def mask(self, index: int, /) -> _Image | None:
-        """``H x W`` train ids, 255 = ignored; None without labels. Called from threads."""
 
 
 @dataclass(frozen=True)
@@ -259,25 +237,6 @@ def _bare(model: nn.Module) -> nn.Module:
     return getattr(model, "_orig_mod", model)
 
 
-def ahead(function: Callable[[int], _T], items: Sequence[int], threads: int) -> Iterator[_T]:
-    """Results in order, computed by threads up to two items per thread ahead."""
-    if threads == 0:
-        yield from map(function, items)
-        return
-    with ThreadPoolExecutor(threads, thread_name_prefix="decode") as pool:
-        waiting: deque[Future[_T]] = deque()
-        try:
-            for item in items:
-                waiting.append(pool.submit(function, item))
-                if len(waiting) > 2 * threads:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            for future in waiting:
-                future.cancel()
-
-
 def _labelled_image(dataset: LabelledImages, index: int) -> tuple[_Image, _Image]:
     mask = dataset.mask(index)
     if mask is None:
@@ -285,7 +244,7 @@ def _labelled_image(dataset: LabelledImages, index: int) -> tuple[_Image, _Image
     image = dataset.image(index)
     if mask.shape != image.shape[:2]:
         raise DataError(f"{dataset.ids[index]}: image {image.shape[:2]} and mask {mask.shape} differ in size")
-    return image, mask
+    return np.array(image), np.array(mask)  # PyTorch warns of arrays that must not be written to
 
 
 def _page_locked(inputs: Inputs) -> Inputs:

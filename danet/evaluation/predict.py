@@ -48,17 +48,7 @@ def predict_files(
 
     Of images that share a stem, ``<stem>`` is the whole name: ``a.jpg`` gives ``a.jpg.png``. Every image is checked
     before the first is segmented, and every file is complete or not there.
-
-    Args:
-        row: gives model, protocol and numerics.
-        weights: of that row's model: trained, imported or raw as released.
-        images: JPEG or PNG of 8-bit RGB or grey, or folders of them; an EXIF orientation is applied.
-        out: folder, made if missing.
-        adapter: the dataset's, a key of ``ADAPTERS``: gives classes and palette.
-        mode: ``ss`` or, where the row defines it, ``ms``.
-        logits: also write the ``.npy`` files.
-        device: by default the GPU if there is one.
-        force: overwrite files that are there.
+    Images are JPEG or PNG of 8-bit RGB or grey, or folders of them; an EXIF orientation is applied.
 
     Returns:
         the files written, in the order of ``images``.
@@ -73,21 +63,13 @@ def predict_files(
     dataset = ADAPTERS[adapter]
     images = _files(images)
     names = _output_names(images, out, logits)
-    if mode == "ms" and row.test.multi_scale is None:
-        raise ConfigError(f"row {row.name} defines no multi-scale test; use mode ss")
     if out.exists() and not out.is_dir():
         raise DataError(f"{out}: is a file; give a folder for the results")
     refuse_existing([path for paths in names for path in paths if path is not None], force=force)
     for path in images:
         read_image(path)
 
-    chosen = select_device(device)
-    model = build_model(row.model, dataset.num_classes, attention=row.numerics.attention)
-    load_any(weights, model, row)
-    model.to(chosen).eval()
-    if row.numerics.channels_last:
-        model.to(memory_format=torch.channels_last)
-    predictor = Predictor(model, row.test, row.model.align_corners, mode=mode, device=chosen, numerics=row.numerics)
+    predictor = load_predictor(row, weights, dataset.num_classes, mode=mode, device=device)
     written: list[Path] = []
     show = row.runtime.progress != "never" and len(images) > 1
     with configured(row.numerics, training=False), Progress("predict", len(images), show=show) as progress:
@@ -104,14 +86,34 @@ def predict_files(
                 if not out_of_memory(error):
                     raise
                 raise DanetError(
-                    f"{path}: the memory of {chosen} is too small for {image.shape[1]}x{image.shape[0]} pixels; "
-                    "make the image smaller, or try --device cpu"
+                    f"{path}: the memory of {predictor.device} is too small for {image.shape[1]}x{image.shape[0]} "
+                    "pixels; make the image smaller, or try --device cpu"
                 ) from error
             save_palette_png(mask_path, mask, dataset.palette)
             save_overlay(overlay_path, image, mask, dataset.classes, dataset.palette)
             written += [p for p in (mask_path, overlay_path, scores_path) if p is not None]
             progress.advance()
     return written
+
+
+def load_predictor(
+    row: Row, weights: Path, num_classes: int, *, mode: Mode = "ss", device: str | torch.device | None = None
+) -> Predictor:
+    """A row's network with weights (trained, imported or raw as released) under its testing protocol.
+
+    Raises:
+        CheckpointError: if the weights are of another model.
+        ConfigError: if the row has no such mode.
+    """
+    if mode == "ms" and row.test.multi_scale is None:
+        raise ConfigError(f"row {row.name} defines no multi-scale test; use mode ss")
+    chosen = select_device(device)
+    model = build_model(row.model, num_classes, attention=row.numerics.attention)
+    load_any(weights, model, row)
+    model.to(chosen).eval()
+    if row.numerics.channels_last:
+        model.to(memory_format=torch.channels_last)
+    return Predictor(model, row.test, row.model.align_corners, mode=mode, device=chosen, numerics=row.numerics)
 
 
 def read_image(path: Path) -> NDArray[np.uint8]:
@@ -156,21 +158,15 @@ def _output_names(images: Sequence[Path], out: Path, logits: bool) -> list[tuple
     """The files each image gives; refuses names that two images share and names of the images themselves."""
     if not images:
         raise DataError("no image was given")
-    inputs = {path.resolve() for path in images}
-    # without regard to case, as on file systems that make no difference
-    stems = Counter(path.stem.casefold() for path in images)
-    owners: dict[str, Path] = {}
+    stems = Counter(path.stem for path in images)
+    owners = {path.resolve(): path for path in images}
     names: list[tuple[Path, Path, Path | None]] = []
     for path in images:
-        stem = path.stem if stems[path.stem.casefold()] == 1 else path.name
+        stem = path.stem if stems[path.stem] == 1 else path.name
         mine = out / f"{stem}.png", out / f"{stem}-overlay.png", out / f"{stem}.npy" if logits else None
-        for name in mine:
-            if name is None:
-                continue
-            if name.resolve() in inputs:
-                raise DataError(f"{name}: the result of {path} would overwrite an input; choose another output folder")
-            if (owner := owners.setdefault(name.name.casefold(), path)) is not path:
-                raise DataError(f"{path}: its result {name.name} would overwrite that of {owner}; rename one of them")
+        for name in filter(None, mine):
+            if (owner := owners.setdefault(name.resolve(), name)) is not name:
+                raise DataError(f"{name}: the result of {path} would overwrite {owner}; rename one of them")
         names.append(mine)
     return names
 

@@ -19,15 +19,13 @@ from danet.config.row import Row
 from danet.config.workspace import Workspace
 from danet.core.errors import CheckpointError, ConfigError, DataError
 from danet.core.files import atomic_write, zip_entry
-from danet.core.process import select_device
 from danet.core.progress import Progress
 from danet.data.cityscapes import TRAIN_TO_LABEL
 from danet.data.prepared import PreparedDataset, png_bytes
 from danet.data.registry import ADAPTERS
-from danet.evaluation.inference import Mode, Predictor
+from danet.evaluation.inference import Mode
+from danet.evaluation.predict import load_predictor
 from danet.models.numerics import configured
-from danet.models.segmentor import build_model
-from danet.weights.exchange import load_any
 
 SIZE: Final = (1024, 2048)
 """Height and width that the server takes."""
@@ -47,14 +45,8 @@ def write_submission(
 ) -> int:
     """Predicts the test split by the row's protocol and writes the zip. The same input gives the same bytes.
 
-    Args:
-        row: of Cityscapes.
-        workspace: with the prepared data set.
-        weights: trained, imported or raw released.
-        out: the zip; appears when it is whole.
-        mode: by default multi-scale + flip where the row defines it, else single scale.
-        device: by default the GPU if there is one.
-        size: height and width that every image must have.
+    The weights are trained, imported or raw released. By default the mode is multi-scale + flip where the row defines
+    it. ``size`` (height, width) is what every image must have.
 
     Returns:
         The number of images in it.
@@ -70,18 +62,10 @@ def write_submission(
     if out.suffix != ".zip":
         raise ConfigError(f"{out}: the name must end in .zip")
     mode = mode or ("ms" if row.test.multi_scale is not None else "ss")
-    if mode == "ms" and row.test.multi_scale is None:
-        raise ConfigError(f"row {row.name} defines no multi-scale test; use mode ss")
     dataset = PreparedDataset(workspace.prepared(row.dataset), SPLIT)
     _check(dataset, dataset_settings.counts.get(SPLIT, 0), size)
 
-    chosen = select_device(device)
-    model = build_model(row.model, ADAPTERS["cityscapes"].num_classes, attention=row.numerics.attention)
-    load_any(weights, model, row)
-    model.to(chosen).eval()
-    if row.numerics.channels_last:
-        model.to(memory_format=torch.channels_last)
-    predictor = Predictor(model, row.test, row.model.align_corners, mode=mode, device=chosen, numerics=row.numerics)
+    predictor = load_predictor(row, weights, ADAPTERS["cityscapes"].num_classes, mode=mode, device=device)
     show = row.runtime.progress != "never"
     with (
         atomic_write(out) as temporary,
@@ -91,7 +75,7 @@ def write_submission(
     ):
         for index in sorted(range(len(dataset)), key=lambda i: dataset.ids[i]):
             try:
-                train_ids = predictor.labels(predictor.prepare(dataset.image(index))).cpu().numpy()
+                train_ids = predictor.labels(predictor.prepare(np.array(dataset.image(index)))).cpu().numpy()
             except CheckpointError as error:
                 raise CheckpointError(f"{weights}, on {dataset.ids[index]}: {error}") from error
             archive.writestr(zip_entry(f"{dataset.ids[index]}_pred.png"), png_bytes(label_ids(train_ids)))

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import torch
 
-from danet.acquire.http import Patience
 from danet.config.params import Params, Released
-from danet.config.published import published
 from danet.config.row import Row
 from danet.config.workspace import Workspace
 from danet.core.errors import CheckpointError, DanetError
@@ -19,34 +17,20 @@ from danet.core.files import sha256
 from danet.data.prepared import PreparedDataset
 from danet.evaluation.evaluate import RowEvaluation, evaluate_released
 from danet.results.schema import MetricsFile, ReleasedFile
-from danet.results.verdict import agreement
 from danet.weights.exchange import is_imported, refuse_other_file
 from danet.weights.fetch import fetch_released, released_of, stored
 from danet.weights.ours import metadata_of
 
-QUICK = Patience(retries=1)
-"""For many rows at once: a server that does not answer is given up after seconds."""
-
 
 @dataclass(frozen=True)
 class VerifiedRow:
-    """One row of the summary of ``danet verify``; percent."""
+    """One row of the summary of ``danet verify``."""
 
     row: str
     state: Literal["measured", "kept", "skipped", "failed"]
     """``kept``: the same weights were measured before on the same data by the same protocol."""
     reason: str = ""
-    miou: float | None = None
-    miou_ms_flip: float | None = None
-    published_miou: float | None = None
-    published_ms_flip: float | None = None
-    band: float = 0.05
-
-    @property
-    def verdicts(self) -> tuple[str, str]:
-        """Of single scale and of multi-scale + flip, as in the tables; empty where there is nothing to compare."""
-        single = agreement(self.miou, self.published_miou, self.band)
-        return single, agreement(self.miou_ms_flip, self.published_ms_flip, self.band)
+    metrics: MetricsFile | None = None
 
 
 def verify_row(
@@ -56,21 +40,13 @@ def verify_row(
     weights: Path | None = None,
     device: str | torch.device | None = None,
     progress: bool = True,
-    patience: Patience | None = None,
     reuse: bool = False,
 ) -> RowEvaluation:
     """Evaluates released weights by the row's own protocol, single scale and, where it has one, multi-scale + flip.
 
     Writes ``verification.json`` to ``workspace.metrics(row)``, for the table's *released weights*.
-
-    Args:
-        row: whose number is doubted.
-        workspace: with the prepared data set.
-        weights: an imported or raw released file; by default ``data/released/ROW``, fetched first if it is not there.
-        device: by default the GPU if there is one.
-        progress: whether to print progress.
-        patience: with servers.
-        reuse: see :func:`danet.evaluation.evaluate.evaluate_row`.
+    Without ``weights`` (an imported or raw released file) ``data/released/ROW`` is taken, fetched first if need be.
+    ``reuse`` is that of :func:`danet.evaluation.evaluate.evaluate_row`.
 
     Raises:
         CheckpointError: if the file is not the row's released one (its SHA-256 is another than published, or it was
@@ -83,17 +59,9 @@ def verify_row(
         spec = released_of(workspace.params(), row.name)
         weights = stored(workspace, row, spec)
         if weights is None:
-            weights = fetch_released(workspace, row.name, patience=patience, progress=progress)
+            weights = fetch_released(workspace, row.name, progress=progress)
     facts = facts_of(weights, row, workspace.params().released.get(row.name))
-    return evaluate_released(
-        row,
-        workspace,
-        weights,
-        facts,
-        device=device,
-        progress=progress,
-        reuse=reuse,
-    )
+    return evaluate_released(row, workspace, weights, facts, device=device, progress=progress, reuse=reuse)
 
 
 def facts_of(weights: Path, row: Row, spec: Released | None) -> ReleasedFile:
@@ -116,11 +84,6 @@ def facts_of(weights: Path, row: Row, spec: Released | None) -> ReleasedFile:
             f"{weights}: was trained here (row {metadata.get('row')}), not released; "
             f"use `danet evaluate {row.name} --weights {weights}`"
         )
-    if "incomplete" in metadata:
-        raise CheckpointError(
-            f"{weights}: was imported although it is not exactly the row's network, so its result would say nothing; "
-            f"use `danet evaluate {row.name} --weights {weights}`"
-        )
     digest = metadata["source_sha256"]
     return ReleasedFile(
         file=metadata.get("source_file"),
@@ -139,11 +102,8 @@ def verify_all(
 ) -> list[VerifiedRow]:
     """:func:`verify_row` for every row of the tables with published numbers; a row that cannot be is skipped.
 
-    Args:
-        workspace: where everything is.
-        device: by default the GPU if there is one.
-        again: measure also what was measured before with the same weights, data and protocol.
-        report: called after each row with its result, the rows done and all rows.
+    ``again`` measures also what was measured before. ``report`` is called after each row with its result, the rows done
+    and all rows.
 
     Returns:
         One entry per row; ``skipped`` and ``failed`` ones with the reason.
@@ -152,49 +112,25 @@ def verify_all(
     chosen = [row for row in params.rows.values() if params.tables[row.table].published or row.name in params.released]
     results: list[VerifiedRow] = []
     for row in chosen:
-        result = _verify_one(row, workspace, params, device, again)
-        results.append(result)
+        results.append(_verify_one(row, workspace, params, device, again))
         if report is not None:
-            report(result, len(results), len(chosen))
+            report(results[-1], len(results), len(chosen))
     return results
 
 
 def _verify_one(
-    row: Row,
-    workspace: Workspace,
-    params: Params,
-    device: str | torch.device | None,
-    again: bool,
+    row: Row, workspace: Workspace, params: Params, device: str | torch.device | None, again: bool
 ) -> VerifiedRow:
     spec = params.released.get(row.name)
     if spec is None:
         return VerifiedRow(row.name, "skipped", "its source released no weights")
     try:
         PreparedDataset(workspace.prepared(row.dataset), row.val_split)  # before a long download
-        weights = stored(workspace, row, spec) or fetch_released(workspace, row.name, patience=QUICK)
+        weights = stored(workspace, row, spec) or fetch_released(workspace, row.name)
     except DanetError as error:
         return VerifiedRow(row.name, "skipped", str(error))
     try:
         result = verify_row(row, workspace, weights=weights, device=device, reuse=not again)
     except DanetError as error:
         return VerifiedRow(row.name, "failed", str(error))
-    return summary_of(row, result.metrics, "kept" if result.kept else "measured", params.bands.released)
-
-
-def summary_of(row: Row, metrics: MetricsFile, state: Literal["measured", "kept"], band: float) -> VerifiedRow:
-    """The summary of an evaluation of released weights."""
-    source = published(row.name)
-    return VerifiedRow(
-        row.name,
-        state,
-        miou=metrics.miou,
-        miou_ms_flip=metrics.miou_ms_flip,
-        published_miou=source.released_miou,
-        published_ms_flip=source.miou_ms_flip,
-        band=band,
-    )
-
-
-def exit_code(results: Iterable[VerifiedRow]) -> int:
-    """Of ``danet verify --all``: 2 if a row failed that had weights and data, else 0."""
-    return 2 if any(result.state == "failed" for result in results) else 0
+    return VerifiedRow(row.name, "kept" if result.kept else "measured", metrics=result.metrics)

@@ -63,12 +63,6 @@ def save_palette_png(path: Path, mask: Image8, palette: Palette) -> None:
         image.save(temporary, format="PNG", optimize=False)
 
 
-def save_rgb_png(path: Path, image: Image8) -> None:
-    """Writes an RGB picture."""
-    with atomic_write(path) as temporary:
-        Image.fromarray(image).save(temporary, format="PNG")
-
-
 def boundaries(mask: Image8) -> NDArray[np.bool_]:
     """Pixels whose right or lower neighbour has another label: lines one pixel thin."""
     edge = np.zeros(mask.shape, dtype=bool)

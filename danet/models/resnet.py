@@ -12,6 +12,8 @@ from typing import Final, Literal
 
 from torch import Tensor, nn
 
+from danet.config.row import BackboneInit
+
 Stem = Literal["7x7", "deep-32-32-64", "deep-64-64-128"]
 Features = tuple[Tensor, Tensor, Tensor, Tensor]
 
@@ -63,10 +65,16 @@ class ResNet(nn.Module):
         stem: ``7x7`` (64 channels), or three 3x3 convolutions of the named widths.
         output_stride: of layer4's features; 8 or 16.
         multi_grid: absolute dilations of layer4's three blocks (the official Cityscapes model: 4, 8, 16).
+        init: how it starts without ImageNet weights.
     """
 
     def __init__(
-        self, name: str, stem: Stem, output_stride: Literal[8, 16], multi_grid: tuple[int, int, int] | None = None
+        self,
+        name: str,
+        stem: Stem,
+        output_stride: Literal[8, 16],
+        multi_grid: tuple[int, int, int] | None = None,
+        init: BackboneInit = "kaiming",
     ) -> None:
         super().__init__()
         self.name = name
@@ -92,13 +100,19 @@ class ResNet(nn.Module):
                 channels = width * EXPANSION
             layers.append(nn.Sequential(*layer))
         self.layer1, self.layer2, self.layer3, self.layer4 = layers
-        self._initialise()
+        if init != "pytorch":
+            self._initialise(last_norm=0.0 if init == "mmsegmentation" else 1.0)
 
-    def _initialise(self) -> None:
-        """Training from scratch: Kaiming normal over fan-out, batch normalisation the identity (official code)."""
+    def _initialise(self, last_norm: float) -> None:
+        """Training from scratch: Kaiming normal over fan-out, batch normalisation the identity (official code).
+
+        mmsegmentation's ``zero_init_residual``: each residual branch ends in a norm of weight ``last_norm`` 0.
+        """
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            if isinstance(module, Bottleneck):
+                nn.init.constant_(module.bn3.weight, last_norm)
 
     def forward(self, images_N3HW: Tensor) -> Features:
         """Features of layer1 to layer4.

@@ -24,7 +24,9 @@ class Segmentor(nn.Module):
         super().__init__()
         self.config = config
         self.num_classes = num_classes
-        self.backbone = ResNet(config.backbone, config.stem, config.output_stride, config.multi_grid)
+        self.backbone = ResNet(
+            config.backbone, config.stem, config.output_stride, config.multi_grid, config.backbone_init
+        )
         self.head: DANetHead | DRANetHead
         if config.method == "dranet":
             self.head = DRANetHead(num_classes, config.align_corners)

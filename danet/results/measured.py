@@ -149,7 +149,6 @@ class _Problems:
     def add(self, path: Path, reason: object) -> None:
         """Leaves a file, or a part of it, out."""
         text = " ".join(str(reason).removeprefix(f"{path}: ").split())
-        text = text.encode("utf-8", "backslashreplace").decode()  # JSON can hold half a character
         self.found.append(Problem(path.relative_to(self._root).as_posix(), text))
 
     def status(self, path: Path, row: Row, read_file: Callable[[Path, Row], T]) -> tuple[Status, T | None]:

@@ -82,11 +82,7 @@ def _joined(values: Iterable[Any]) -> Any:
 
 
 def load_run(name: str, workspace: Workspace) -> NamedRun:
-    """The run of that name.
-
-    Args:
-        name: ``ROW``, ``ROW:SEED``, ``ROW:released``, or a path (``PATH:SEED`` for one seed of the file).
-        workspace: where rows' metrics files are.
+    """The run of that name: ``ROW``, ``ROW:SEED``, ``ROW:released``, or a path (``PATH:SEED``).
 
     Raises:
         ConfigError: if there is no such row, file or seed, saying which there are.

@@ -73,11 +73,7 @@ def constant_baseline(pixels: NDArray[np.int64] | tuple[int, ...], absent: Absen
 
     Predicting ``c`` everywhere gives IoU ``pixels[c] / total`` for ``c`` and 0 for every other class of the ground
     truth, so the most frequent class is best, and its IoU is divided by the number of classes present (``skip``) or of
-    all classes (``zero``).
-
-    Args:
-        pixels: labelled pixels of each class in the ground truth.
-        absent: the convention of the row.
+    all classes (``zero``). ``pixels`` are the labelled ones of each class in the ground truth.
 
     Raises:
         DataError: if there is no labelled pixel.

@@ -19,7 +19,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Protocol
 
 import torch
@@ -31,8 +31,8 @@ from danet.core.console import console
 from danet.core.errors import CheckpointError, ConfigError, DanetError, Interrupted, TrainingError, out_of_memory
 from danet.core.process import Process, peak_memory_gib
 from danet.core.provenance import EnergyMeter
-from danet.data.layout import IGNORE
-from danet.data.loader import Batch, BatchStream, LabelledImages, images_per_process
+from danet.data.layout import IGNORE, LabelledImages
+from danet.data.loader import Batch, BatchStream, images_per_process
 from danet.models import numerics
 from danet.training.batch_norm import synchronise_batch_norm
 from danet.training.checkpoint import Checkpoint, CheckpointStore
@@ -49,11 +49,7 @@ class StepMetrics(Protocol):
     """Where the metrics of a step go (:class:`danet.results.tracking.Tracker`)."""
 
     def metrics(self, step: int, values: dict[str, float]) -> None:
-        """Notes values of a step; may be kept back and sent in batches."""
-        ...
-
-    def flush(self) -> None:
-        """Sends what was kept back."""
+        """Notes values of a step."""
         ...
 
 
@@ -187,7 +183,7 @@ class Trainer:
         self.optimizer.load_state_dict({"state": checkpoint.optimizer["state"], "param_groups": groups})
         if self.scaler.is_enabled() and checkpoint.scaler:
             self.scaler.load_state_dict(checkpoint.scaler)
-        self.history = History.restored(checkpoint.progress)
+        self.history = History(**checkpoint.progress)
         self.history.resumed += 1
         if self.finds_accumulation and self.history.accumulate:
             self.accumulate = self.history.accumulate[-1][1]
@@ -219,8 +215,6 @@ class Trainer:
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
             self._meter = EnergyMeter()
-        for entry in self.history.curve:  # what MLflow did not get before the stop; it takes no step twice
-            self._track(entry)
         with self._stream() as stream, self.reporter.run(self.title, self.total, self.iteration):
             while self.iteration < self.total:
                 ids = self._train_on(stream)
@@ -244,7 +238,6 @@ class Trainer:
             world=self.process.world,
             workers=self.workers,
             device=self.device,
-            lazy=self.row.runtime.lazy_crop,
         )
 
     def _train_on(self, stream: BatchStream) -> list[str]:
@@ -471,11 +464,11 @@ class Trainer:
 
     def _not_finite(self, what: str, iteration: int, ids: Sequence[str], also: Sequence[str] = ()) -> TrainingError:
         images = list(itertools.chain.from_iterable(self.process.gather(list(ids))))
-        good = self.store.last_good()
+        good = self.store.newest()
         parts = f" ({', '.join(also)})" if also else ""
         return TrainingError(
             f"{self.title}: {what} at iteration {iteration}{parts}, images {', '.join(images) or '-'}; nothing of it "
-            f"was saved. Last good checkpoint: {good or 'none'}. Look at these images, lower optimizer.lr, give "
+            f"was saved. Newest checkpoint: {good or 'none'}. Look at these images, lower optimizer.lr, give "
             "schedule.warmup_iterations, or use numerics.precision fp32 or bf16"
         )
 
@@ -534,11 +527,9 @@ class Trainer:
                     model=self.model.state_dict(),
                     optimizer=self.optimizer.state_dict(),
                     scaler=self.scaler.state_dict() if self.scaler.is_enabled() else {},
-                    progress=self.history.state(),
+                    progress=asdict(self.history),
                 )
             )
-            if self.tracker is not None:
-                self.tracker.flush()
         self._saved = self.iteration
         self.process.barrier()
 

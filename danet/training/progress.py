@@ -7,10 +7,10 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from rich.console import Console
 from rich.markup import escape
@@ -92,29 +92,13 @@ class History:
         """Over the whole run, over all processes."""
         return self.images / self.seconds if self.seconds > 0 else 0.0
 
-    def state(self) -> dict[str, Any]:
-        """As plain values."""
-        return asdict(self)
-
-    @classmethod
-    def restored(cls, state: dict[str, Any]) -> History:
-        """From :meth:`state`."""
-        return cls(**state)
-
 
 def write_status(
     folder: Path, *, row: str, seed: int, iteration: int, total: int, loss: float | None, eta_seconds: float
 ) -> None:
     """Replaces ``progress.json``; readers never see half of one, and a full disk stops no training.
 
-    Args:
-        folder: of the seed's resume checkpoints.
-        row: its name.
-        seed: of the run.
-        iteration: number of finished optimizer steps.
-        total: of the run.
-        loss: mean over the log interval that has just ended.
-        eta_seconds: expected until the last step.
+    ``loss`` is the mean over the log interval that has just ended.
     """
     value = {"row": row, "seed": seed, "iteration": iteration, "total": total, "loss": loss}
     value |= {"eta_seconds": round(eta_seconds, 1), "updated": datetime.now(UTC).isoformat(timespec="seconds")}

@@ -7,7 +7,6 @@ better than ever. A row with ``checkpoint: best-on-val`` keeps those weights bes
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -17,22 +16,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from danet.config.row import Row
+from danet.core.parallel import ahead
 from danet.core.process import Process
-from danet.data.loader import LabelledImages
+from danet.data.layout import LabelledImages
 from danet.data.transforms import normalise
 from danet.evaluation.metrics import Confusion
-from danet.evaluation.one_pass import ahead
 from danet.models.numerics import autocast
 
 Array8 = NDArray[np.uint8]
-
-
-class LabelledSplit(LabelledImages, Protocol):
-    """The part of :class:`~danet.data.prepared.PreparedDataset` that the choice needs."""
-
-    @property
-    def num_classes(self) -> int:
-        """Train ids, without the ignored one."""
 
 
 def centre_crop(image: Array8, mask: Array8, side: int) -> tuple[Array8, Array8]:
@@ -46,7 +37,7 @@ def centre_crop(image: Array8, mask: Array8, side: int) -> tuple[Array8, Array8]
     return np.asarray(resized), np.asarray(labels)
 
 
-def selection_score(row: Row, dataset: LabelledSplit, process: Process) -> Callable[[nn.Module], float]:
+def selection_score(row: Row, dataset: LabelledImages, process: Process) -> Callable[[nn.Module], float]:
     """What is to be as high as can be: (pixAcc + mIoU) / 2 in percent over the centre crops, absent classes 0.
 
     Each process takes its share of the images, prepared by ``row.runtime.workers`` threads; all get the same score. The

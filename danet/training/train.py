@@ -18,7 +18,7 @@ from danet.config.row import Row
 from danet.config.workspace import Workspace
 from danet.core.console import console
 from danet.core.errors import CheckpointError, Interrupted
-from danet.core.files import explained, remove_leftovers, sha256, space_note, write_text
+from danet.core.files import sha256, write_text
 from danet.core.process import Process, processes
 from danet.core.provenance import cpu_cores
 from danet.core.text import duration
@@ -51,7 +51,6 @@ def train_row(
     tracker_factory: TrackerFactory | None = None,
     device: str | torch.device | None = None,
     progress: bool = True,
-    orphaned: Callable[[], bool] | None = None,
 ) -> None:
     """Trains every seed of a row that is not trained yet, and writes its weights and training metrics.
 
@@ -68,15 +67,14 @@ def train_row(
         tracker_factory: as :func:`danet.results.tracking.run`; called in rank 0 only.
         device: ``cpu``, ``cuda``, ``cuda:N``; by default the GPU (of this torchrun process) if there is one.
         progress: whether to print anything.
-        orphaned: see :class:`StopRequest`.
 
     Raises:
-        Interrupted: after SIGTERM or SIGINT, or when orphaned, with the state saved.
+        Interrupted: after SIGTERM or SIGINT, with the state saved.
         TrainingError: if training cannot go on, or another process trains this row.
         DataError, CheckpointError: if the data or a weights file is missing or damaged, or if a stopped training that
             would go on began on other data.
     """
-    with processes(device) as process, numerics.configured(row.numerics), StopRequest(orphaned) as stop:
+    with processes(device) as process, numerics.configured(row.numerics), StopRequest() as stop:
         local_batch_size(row, process)
         dataset = _open_split(row, workspace, row.train_split)
         initial = _initial_weights(row, workspace)
@@ -192,20 +190,11 @@ def _keep(trainer: Trainer, identity: TrainingIdentity, workspace: Workspace, be
     row, seed, history = trainer.row, trainer.seed, trainer.history
     weights, path = store.weights_path(workspace, row, seed), store.record_path(workspace, row, seed)
     chosen_path, chosen = store.best_path(workspace, row, seed), None
-    for each in (weights, path, chosen_path):
-        remove_leftovers(each)
-    try:
-        _save_model(weights, trainer.model, row, identity)
-    except CheckpointError as error:
-        needed = sum(tensor.nbytes for tensor in trainer.model.state_dict().values())
-        raise CheckpointError(f"{error} ({space_note(weights, needed)})") from error
-    digest = sha256(weights)
-    with explained(chosen_path):
-        chosen_path.unlink(missing_ok=True)
-        if history.best is not None:
-            shutil.move(best, chosen_path)
+    _save_model(weights, trainer.model, row, identity)
+    chosen_path.unlink(missing_ok=True)
     if history.best is not None:
         iteration, score = history.best
+        shutil.move(best, chosen_path)
         chosen = BestEpoch(iteration=iteration, score=score, weights_sha256=sha256(chosen_path))
     run = Training(
         iterations=trainer.total,
@@ -225,7 +214,7 @@ def _keep(trainer: Trainer, identity: TrainingIdentity, workspace: Workspace, be
         ),
     )
     record = SeedRecord(
-        row=row.name, identity=identity, weights_sha256=digest, best=chosen, run=run, curve=history.curve
+        row=row.name, identity=identity, weights_sha256=sha256(weights), best=chosen, run=run, curve=history.curve
     )
     save(path, record)
 
@@ -235,8 +224,6 @@ def _write_metrics(row: Row, workspace: Workspace) -> None:
     records = [store.load_record(workspace, row, seed) for seed in row.seeds]
     runs = tuple(map(TrainedSeed.of, records))
     metrics = workspace.metrics(row)
-    for name in ("curve.csv", "train.json"):
-        remove_leftovers(metrics / name)
     text = io.StringIO()
     writer = csv.DictWriter(text, CURVE_COLUMNS, lineterminator="\n")
     writer.writeheader()

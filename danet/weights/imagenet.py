@@ -1,4 +1,4 @@
-"""ImageNet weights of the backbones, brought to our names.
+"""ImageNet weights of the backbones, in our names.
 
 Names understood: torchvision's and PyTorch-Encoding's 7x7 stem (``conv1``, ``bn1``), mmsegmentation's deep stem
 (``stem.0`` ...) and PyTorch-Encoding's deep stem (``conv1.0`` ... ``conv1.6``, ``bn1``).
@@ -6,14 +6,12 @@ Names understood: torchvision's and PyTorch-Encoding's 7x7 stem (``conv1``, ``bn
 
 from __future__ import annotations
 
-import json
 import re
 from functools import cache
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -22,26 +20,19 @@ from danet.core.errors import CheckpointError
 from danet.core.files import atomic_write, sha256, write_json
 from danet.models.resnet import BLOCKS, ResNet, Stem
 from danet.models.segmentor import Segmentor
-from danet.weights.reading import check_names, read_tensors_and_digests
+from danet.weights.reading import check_names, read_tensors
 
-FORMAT: Final = 1
 WEIGHTS_FILE: Final = "weights.safetensors"
 SOURCE_FILE: Final = "source.json"
 _CLASSIFIER: Final = re.compile(r"(head\.)?fc\.(weight|bias)")
 _COUNTER: Final = "num_batches_tracked"
 
 
-def convert(file: Path, given: dict[str, Tensor], backbone: str, stem: str) -> dict[str, Tensor]:
+def convert(file: Path, given: dict[str, Tensor], backbone: str, stem: Stem) -> dict[str, Tensor]:
     """An ImageNet checkpoint's tensors in the names of our :class:`~danet.models.resnet.ResNet`, without prefix.
 
     The ImageNet classifier (``fc``) is dropped; batch counters, which old files lack, are set to 0. Everything else
     must be there, and nothing more. Floating-point tensors become float32.
-
-    Args:
-        file: what messages name.
-        given: its tensors; ``backbone.`` prefixes are fine.
-        backbone: ``resnet50`` or ``resnet101``.
-        stem: as in :class:`danet.config.row.Model`.
 
     Raises:
         CheckpointError: if they are of another depth or stem.
@@ -107,115 +98,41 @@ def _our_name(key: str, stem: str) -> str:
 
 
 @cache
-def _expected(backbone: str, stem: str) -> dict[str, Tensor]:
-    if backbone not in BLOCKS:
-        raise CheckpointError(f"backbone {backbone!r} is unknown; allowed: {', '.join(BLOCKS)}")
-    stems: dict[str, Stem] = {"7x7": "7x7", "deep-32-32-64": "deep-32-32-64", "deep-64-64-128": "deep-64-64-128"}
-    if stem not in stems:
-        raise CheckpointError(f"stem {stem!r} is unknown; allowed: {', '.join(stems)}")
+def _expected(backbone: str, stem: Stem) -> dict[str, Tensor]:
     with torch.device("meta"):  # names and shapes do not depend on stride and dilation
-        return ResNet(backbone, stems[stem], 8).state_dict()
+        return ResNet(backbone, stem, 8).state_dict()
 
 
-def prepare_weights(name: str, spec: Weights, source_file: Path | None, out: Path) -> None:
+def prepare_weights(name: str, spec: Weights, file: Path, out: Path) -> None:
     """Writes ``weights.safetensors`` (our names) and ``source.json`` below ``out``.
 
-    For random initialisation (``spec.file`` null) only ``source.json`` is written.
-
-    Args:
-        name: the key in ``datasets.yaml``.
-        spec: its entry.
-        source_file: the downloaded file; None for random initialisation.
-        out: folder, made where needed.
-
     Raises:
-        CheckpointError: if the file's checksum differs, or as :func:`convert`. ``out`` is then left as it was.
+        CheckpointError: as :func:`convert`. ``out`` is then left as it was.
     """
-    source: dict[str, Any] = {"format": FORMAT, "name": name, "title": spec.title}
-    if spec.file is None:
-        (out / WEIGHTS_FILE).unlink(missing_ok=True)
-        write_json(out / SOURCE_FILE, {**source, "random": True, "sha256": None, "tensors": 0})
-        return
-    if source_file is None or spec.backbone is None or spec.stem is None:
-        raise CheckpointError(
-            f"weights {name}: file, backbone and stem are needed in datasets.yaml and the file on disk"
-        )
-    algorithm, _, digest = (spec.checksum or "sha256:").partition(":")
-    tensors, digests = read_tensors_and_digests(source_file, (algorithm,))
-    if not any(found.startswith(digest.lower()) for found in digests[algorithm]):
-        raise CheckpointError(
-            f"{source_file}: its {algorithm} is {' / '.join(sorted(digests[algorithm]))}, expected {digest}; "
-            f"delete it and run `dvc repro weights@{name}`"
-        )
-    state = convert(source_file, tensors, spec.backbone, spec.stem)
+    assert spec.backbone
+    assert spec.stem
+    state = convert(file, read_tensors(file), spec.backbone, spec.stem)
     with atomic_write(out / WEIGHTS_FILE) as temporary:
-        _save(state, temporary)
-    write_json(
-        out / SOURCE_FILE,
-        {
-            **source,
-            "random": False,
-            "url": spec.url,
-            "file": source_file.name,
-            "checksum": spec.checksum,
-            "sha256": sha256(source_file),
-            "backbone": spec.backbone,
-            "stem": spec.stem,
-            "tensors": len(state),
-            "weights_sha256": sha256(out / WEIGHTS_FILE),
-        },
-    )
-
-
-def _save(state: dict[str, Tensor], path: Path) -> None:
-    try:
-        save_file({key: value.contiguous() for key, value in state.items()}, path)
-    except SafetensorError as error:  # a full disk, mostly
-        raise CheckpointError(f"{path}: cannot be written ({error}); free space, then run again") from error
+        save_file({key: value.contiguous() for key, value in state.items()}, temporary)
+    source = {"name": name, **spec.model_dump(), "sha256": sha256(file), "weights_sha256": sha256(out / WEIGHTS_FILE)}
+    write_json(out / SOURCE_FILE, source)
 
 
 def backbone_sha256(folder: Path) -> str | None:
-    """SHA-256 of the weights file that :func:`prepare_weights` wrote; None where it says random or is not there.
-
-    :func:`load_backbone` has the messages.
-    """
+    """SHA-256 of the weights file that :func:`prepare_weights` wrote; None for a random start."""
     file = folder / WEIGHTS_FILE
     return sha256(file) if file.is_file() else None
 
 
-def load_backbone(model: Segmentor, folder: Path) -> str | None:
+def load_backbone(model: Segmentor, folder: Path) -> None:
     """Loads what :func:`prepare_weights` wrote into the model's backbone, strictly.
 
-    Returns:
-        The SHA-256 of the weights file, or None for random initialisation (the model is then left as it is).
-
     Raises:
-        CheckpointError: if the folder is incomplete, the file was changed, or it is of another backbone.
+        CheckpointError: if it is not there, or of another backbone.
     """
-    remedy = f"make it again with `dvc repro -f -s weights@{folder.name}`"
-    try:
-        source = json.loads((folder / SOURCE_FILE).read_text(encoding="utf-8"))
-        random, wanted_sha256 = source["random"], source.get("weights_sha256")
-    except FileNotFoundError:
-        raise CheckpointError(
-            f"{folder / SOURCE_FILE}: does not exist; run `dvc repro weights@{folder.name}`"
-        ) from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise CheckpointError(f"{folder / SOURCE_FILE}: is damaged ({error}); {remedy}") from error
-    if random:
-        return None
     file = folder / WEIGHTS_FILE
-    tensors, digests = read_tensors_and_digests(file, ("sha256",), remedy)
-    (digest,) = digests["sha256"]
-    if digest != wanted_sha256:
-        raise CheckpointError(f"{file}: was changed since it was made (sha256 {digest}, was {wanted_sha256}); {remedy}")
-    config = model.config
-    for field in ("backbone", "stem"):
-        if source.get(field) != getattr(config, field):
-            raise CheckpointError(
-                f"{file}: is for {field} {source.get(field)}, the row has {getattr(config, field)}; "
-                "correct weights or model of the row in params.yaml"
-            )
-    check_names(file, tensors, model.backbone.state_dict(), what=f"our {config.backbone}", remedy=remedy)
+    remedy = f"run `dvc repro -f -s weights@{folder.name}`"
+    tensors = read_tensors(file, remedy)
+    what = f"our {model.config.backbone} with the {model.config.stem} stem"
+    check_names(file, tensors, model.backbone.state_dict(), what=what, remedy=remedy)
     model.backbone.load_state_dict(tensors)
-    return digest

@@ -56,11 +56,8 @@ def save_model(path: Path, model: nn.Module, metadata: Mapping[str, str]) -> Non
 def load_model(path: Path, model: nn.Module, *, differs: Callable[[str], None] | None = None) -> dict[str, str]:
     """Loads a file of :func:`save_model` into a model of the same settings.
 
-    Args:
-        path: the file.
-        model: as for :func:`save_model`.
-        differs: told of each setting that is another but changes no tensor (output stride, multi-grid, corners);
-            without it such a file is refused.
+    ``differs`` is told of each setting that is another but changes no tensor (output stride, multi-grid, corners);
+    without it such a file is refused.
 
     Returns:
         The file's metadata.
@@ -87,20 +84,9 @@ def metadata_of(path: Path) -> dict[str, str] | None:
     try:
         with safe_open(path, framework="pt", device="cpu") as stream:
             text = (stream.metadata() or {}).get(METADATA_KEY)
-        return None if text is None else _parsed(text)
+        return None if text is None else dict(json.loads(text))
     except (SafetensorError, OSError, ValueError):
         return None
-
-
-def _parsed(text: str) -> dict[str, str]:
-    """The JSON object of strings; raises ``ValueError`` for anything else."""
-    try:
-        value = json.loads(text)
-    except RecursionError:
-        raise ValueError("its metadata are nested too deep") from None
-    if not isinstance(value, dict) or not all(isinstance(entry, str) for entry in value.values()):
-        raise ValueError("its metadata are not texts by name")
-    return value
 
 
 def config_of(path: Path, metadata: Mapping[str, str]) -> tuple[Model, int]:
@@ -126,20 +112,15 @@ def read_model(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
     Raises:
         CheckpointError: if it is missing, damaged or not ours.
     """
-    if path.is_dir():
-        raise CheckpointError(f"{path}: is a folder; give a weights file")
     if not path.is_file():
         raise CheckpointError(f"{path}: does not exist; train the row first, with `dvc repro train@ROW`")
-    if path.stat().st_size == 0:
-        raise CheckpointError(f"{path}: is empty; delete it and train the row again")
     try:
         with safe_open(path, framework="pt", device="cpu") as stream:
-            metadata = _parsed((stream.metadata() or {}).get(METADATA_KEY, "{}"))
+            metadata = dict(json.loads((stream.metadata() or {}).get(METADATA_KEY, "{}")))
             tensors = {key: stream.get_tensor(key) for key in stream.keys()}  # noqa: SIM118 - no mapping
-    except (SafetensorError, OSError, ValueError, LookupError, TypeError, RuntimeError, AttributeError) as error:
-        reason = str(error).encode("utf-8", "backslashreplace").decode()[:300]
+    except (SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(
-            f"{path}: is not a safetensors file or is cut off ({reason}); train the row again, or bring a source's "
+            f"{path}: is not a safetensors file or is cut off ({error}); train the row again, or bring a source's "
             "checkpoint to our format with `danet import-weights`"
         ) from error
     if metadata.get("format") != FORMAT:

@@ -1,29 +1,25 @@
 """Reading weights files that come from elsewhere, and saying what is wrong with them.
 
-Nothing in a file is ever executed: PyTorch files are read with ``weights_only=True``, zips in memory. What a training
-keeps beside its weights (logs, schedules, NumPy scores) is replaced by :class:`_Inert`.
+Nothing in a file is ever executed: PyTorch files are read with ``weights_only=True``. What a training keeps beside its
+weights (logs, schedules, NumPy scores) is replaced by :class:`_Inert`.
 """
 
 from __future__ import annotations
 
-import hashlib
-import io
-import pickletools
+import pickle
+import re
 import warnings
-import zipfile
-from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
-from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path, PurePosixPath
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Final
 
 import torch
-from safetensors.torch import load as load_safetensors
+from safetensors.torch import load_file
 from torch import Tensor
 
 from danet.core.errors import CheckpointError
 
 _SHOWN: Final = 5
-_DEFAULT_REMEDY: Final = "delete it and fetch it again"
 _WRAPPERS: Final = ("state_dict", "model_state_dict", "model", "network", "net", "module")
 """Entries under which training code keeps the state dict."""
 _PREFIXES: Final = ("module.", "_orig_mod.", "model.", "network.", "net.")
@@ -40,39 +36,25 @@ class _Inert:
         pass
 
 
-def read_tensors(file: Path, remedy: str = _DEFAULT_REMEDY) -> dict[str, Tensor]:
-    """The tensors of a ``.pth``/``.pt``, ``.safetensors`` or ``.zip`` (of one ``.pth``), by name, on the CPU.
+def read_tensors(file: Path, remedy: str = "delete it and fetch it again") -> dict[str, Tensor]:
+    """The tensors of a ``.pth``/``.pt`` or ``.safetensors``, by name, on the CPU.
 
     The state dict inside a training's checkpoint is taken, and prefixes that all names share (``module.``) removed.
 
     Raises:
-        CheckpointError: if the file is missing, empty, cut off, a web page, can only be read by running code, or holds
-            no state dict.
+        CheckpointError: if the file is missing or damaged, can only be read by running code, or holds no state dict.
     """
-    return read_tensors_and_digests(file, (), remedy)[0]
-
-
-def read_tensors_and_digests(
-    file: Path, algorithms: Iterable[str], remedy: str = _DEFAULT_REMEDY
-) -> tuple[dict[str, Tensor], dict[str, set[str]]]:
-    """:func:`read_tensors`, and per algorithm the hex digests of the file and of the ``.pth`` that a zip holds."""
-    data = _read(file, remedy)
-    contents = [data]
+    if not file.is_file():
+        raise CheckpointError(f"{file}: does not exist; fetch it or place it there")
+    kind = "safetensors" if file.suffix == ".safetensors" else "PyTorch"
     try:
-        if (member := _zipped_checkpoint(file, data, remedy)) is not None:
-            data = member
-            contents.append(data)
-        value = load_safetensors(data) if file.suffix == ".safetensors" else _load(data)
-    except CheckpointError:
-        raise
+        value = load_file(file) if kind == "safetensors" else _load(file)
     except Exception as error:  # the readers raise whatever the damaged bytes lead to
-        kind = "safetensors" if file.suffix == ".safetensors" else "PyTorch"
         raise CheckpointError(
             f"{file}: is not a {kind} file, is cut off, or can only be read by running code in it, which is refused "
             f"({_short(error)}); {remedy}"
         ) from error
-    digests = {name: {hashlib.new(name, content).hexdigest() for content in contents} for name in algorithms}
-    return _named_tensors(file, value, remedy), digests
+    return _named_tensors(file, value, remedy)
 
 
 def check_names(
@@ -86,13 +68,7 @@ def check_names(
 ) -> None:
     """Refuses a state dict that is not exactly the expected one, in names, shapes and kind of number.
 
-    Args:
-        file: named in the message.
-        given: what was read.
-        expected: a state dict of the wanted shapes (may be on the meta device).
-        what: the wanted network, for the message.
-        remedy: what to do about it, for the message.
-        names: our name to the file's own, where they differ, so that the message names what is in the file.
+    ``names`` are the file's own of ours, where they differ; ``what`` and ``remedy`` are for the message.
 
     Raises:
         CheckpointError: with the first missing, unexpected, misshapen or non-finite tensors.
@@ -129,61 +105,19 @@ def _listed(title: str, names: list[str]) -> str:
     return f"{len(names)} tensor{'s' if len(names) > 1 else ''} {title} ({', '.join(names[:_SHOWN])}{more})"
 
 
-def _read(file: Path, remedy: str) -> bytes:
-    try:
-        data = file.read_bytes()
-    except FileNotFoundError:
-        raise CheckpointError(f"{file}: does not exist; fetch it or place it there") from None
-    except OSError as error:
-        raise CheckpointError(f"{file}: cannot be read ({error.strerror}); make it a readable file") from error
-    if not data:
-        raise CheckpointError(f"{file}: is empty; {remedy}")
-    if data[:512].lstrip(b"\xef\xbb\xbf \t\r\n").lower().startswith((b"<!doctype", b"<html", b"<?xml")):
-        raise CheckpointError(
-            f"{file}: is a web page, not weights (the server answered with an error or login); {remedy}"
-        )
-    return data
-
-
-def _pickle_of(archive: zipfile.ZipFile) -> str | None:
-    """The member ``<name>/data.pkl`` that every PyTorch zip has."""
-    return next((name for name in archive.namelist() if PurePosixPath(name).name == "data.pkl"), None)
-
-
-def _zipped_checkpoint(file: Path, data: bytes, remedy: str) -> bytes | None:
-    """The one ``.pth`` in a zip that is not itself a PyTorch file; None for any other file."""
-    if not data.startswith(b"PK"):
-        return None
-    with zipfile.ZipFile(io.BytesIO(data)) as archive:
-        if _pickle_of(archive) is not None:
-            return None
-        names = [name for name in archive.namelist() if not name.startswith("__MACOSX/") and not name.endswith("/")]
-        if len(names) != 1 or not names[0].endswith((".pth", ".pt")):
-            found = ", ".join(names[:_SHOWN]) or "nothing"
-            raise CheckpointError(f"{file}: must hold exactly one .pth file, holds {found}; {remedy}")
-        return archive.read(names[0])
-
-
-def _load(data: bytes) -> Any:
+def _load(file: Path) -> Any:
     """What a PyTorch file holds; classes and functions that PyTorch does not know become :class:`_Inert`."""
-    inert = [(type(name, (_Inert,), {}), name) for name in sorted(set(_globals(data)))]
-    with torch.serialization.safe_globals(inert), warnings.catch_warnings(action="ignore"):  # type: ignore[arg-type]
-        return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-
-
-def _globals(data: bytes) -> Iterator[str]:
-    """Every class and function that a PyTorch file names, as Python 3 calls it. PyTorch's own ones go before them."""
-    if data.startswith(b"PK"):
-        with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            stream, pickles = io.BytesIO(archive.read(_pickle_of(archive) or "data.pkl")), 1
-    else:  # before PyTorch 1.6: magic number, version, system and the object, one pickle after the other
-        stream, pickles = io.BytesIO(data), 4
-    for _ in range(pickles):
-        for operation, argument, _ in pickletools.genops(stream):
-            if operation.name == "GLOBAL":
-                module, name = str(argument).split(" ", 1)
-                module, name = NAME_MAPPING.get((module, name), (IMPORT_MAPPING.get(module, module), name))
-                yield f"{module}.{name}"
+    inert: list[Any] = []
+    while True:
+        try:
+            with torch.serialization.safe_globals(inert), warnings.catch_warnings(action="ignore"):
+                return torch.load(file, map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError as error:
+            found = re.search(r"Unsupported global: GLOBAL (\S+)", str(error))
+            name = found[1] if found and "." in found[1] else f"builtins.{found[1]}" if found else ""
+            if not name or any(name == known for _, known in inert):
+                raise
+            inert.append((type(name, (_Inert,), {}), name))
 
 
 def _state_dict(value: Any) -> Mapping[Any, Any] | None:
@@ -211,8 +145,6 @@ def _named_tensors(file: Path, value: Any, remedy: str) -> dict[str, Tensor]:
             raise CheckpointError(
                 f"{file}: entry {repr(key)[:200]} is a {type(tensor).__name__}, not a tensor; {remedy}"
             )
-        if tensor.layout != torch.strided or tensor.is_quantized or tensor.device.type != "cpu":
-            raise CheckpointError(f"{file}: {key[:200]!r} is sparse, quantised or without data; {remedy}")
     names = [name.replace("._orig_mod.", ".") for name in state]
     while prefix := next((text for text in _PREFIXES if all(name.startswith(text) for name in names)), None):
         names = [name.removeprefix(prefix) for name in names]

@@ -6,7 +6,7 @@ every tensor of a file is either asked for by one of ours or named in the error.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -183,20 +183,11 @@ SOURCES: Final[dict[str, Toolbox]] = {
 }
 
 
-def import_released(
-    file: Path, config: Model, num_classes: int, *, incomplete: Callable[[str], None] | None = None
-) -> tuple[dict[str, Tensor], str]:
+def import_released(file: Path, config: Model, num_classes: int) -> tuple[dict[str, Tensor], str]:
     """Reads a released checkpoint of any source into the state dict of our network.
 
     Batch counters, which files of old PyTorch lack altogether, are then 0; the ImageNet classifier that the official
     code keeps in its backbone is dropped. Everything else must be there, and nothing more.
-
-    Args:
-        file: the checkpoint, as published.
-        config: the network it is for.
-        num_classes: of the row.
-        incomplete: told what is missing, unexpected or misshapen, where such a file is wanted all the same; missing and
-            misshapen tensors then keep the values of a new network. Without it such a file is refused.
 
     Returns:
         The state dict for ``build_model(config, num_classes)``, and the source, a key of :data:`SOURCES`.
@@ -204,19 +195,8 @@ def import_released(
     Raises:
         CheckpointError: if the file is damaged or unsafe, from an unknown source, or of another network.
     """
-    return convert(file, read_tensors(file, _REMEDY), config, num_classes, incomplete=incomplete)
-
-
-def convert(
-    file: Path,
-    tensors: Mapping[str, Tensor],
-    config: Model,
-    num_classes: int,
-    *,
-    incomplete: Callable[[str], None] | None = None,
-) -> tuple[dict[str, Tensor], str]:
-    """:func:`import_released` of a file whose tensors have been read."""
-    source_name = recognise(file, tensors)
+    tensors = read_tensors(file, _REMEDY)
+    source_name = _recognise(file, tensors)
     source = SOURCES[source_name]
     tensors = {key: value for key, value in tensors.items() if not key.startswith(source.dropped)}
     _refuse_other_method(str(file), source, config)
@@ -229,51 +209,13 @@ def convert(
     }
     if not any(key.endswith(_COUNTER) for key in tensors):
         tensors.update({key: torch.zeros((), dtype=torch.int64) for key in expected if key.endswith(_COUNTER)})
-    what = f"the {source_name} checkpoint of this row"
-    try:
-        check_names(file, tensors, expected, what=what, remedy=_REMEDY)
-    except CheckpointError as error:
-        if incomplete is None:
-            raise
-        tensors = _completed(tensors, names, config, num_classes)
-        check_names(
-            file,
-            {key: value.reshape(expected[key].shape) for key, value in tensors.items()},
-            expected,
-            what=what,
-            remedy=_REMEDY,
-        )
-        incomplete(str(error))
+    check_names(file, tensors, expected, what=f"the {source_name} checkpoint of this row", remedy=_REMEDY)
     state = {key: tensors[names[key]].to(value.dtype).reshape(value.shape) for key, value in wanted.items()}
     return state, source_name
 
 
-def _completed(
-    tensors: Mapping[str, Tensor], names: Mapping[str, str], config: Model, num_classes: int
-) -> dict[str, Tensor]:
-    """By the source's names, what fits of a file and a new network's values (of seed 0) for the rest."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        new = build_model(config, num_classes).state_dict()
-    result = {}
-    for key, value in new.items():
-        given = tensors.get(names[key])
-        fits = given is not None and given.numel() == value.numel() and _shape(given, key) == _shape(value, key)
-        result[names[key]] = given if given is not None and fits else value
-    return result
-
-
-def _shape(value: Tensor, key: str) -> tuple[int, ...]:
-    return () if _is_scale(key) and value.numel() == 1 else tuple(value.shape)
-
-
 def export_released(state: Mapping[str, Tensor], config: Model, source: str) -> dict[str, Tensor]:
     """The state dict of our network in the names and shapes of a source: the inverse of :func:`import_released`.
-
-    Args:
-        state: of ``build_model(config, ...)``.
-        config: the network.
-        source: a key of :data:`SOURCES`.
 
     Raises:
         CheckpointError: if that source has no such network.
@@ -288,7 +230,7 @@ def export_released(state: Mapping[str, Tensor], config: Model, source: str) -> 
     }
 
 
-def recognise(file: Path, tensors: Mapping[str, Tensor]) -> str:
+def _recognise(file: Path, tensors: Mapping[str, Tensor]) -> str:
     """The source of a checkpoint, a key of :data:`SOURCES`.
 
     Raises:

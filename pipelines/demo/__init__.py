@@ -70,12 +70,6 @@ def main() -> None:
 def prepare(repository: Path, folder: Path, *, seeds: int = 1, datasets: Sequence[str] | None = None) -> None:
     """Archives, parameters and DVC workspace; does nothing that is already done.
 
-    Args:
-        repository: whose parameters, ``pipelines/demo/profile.yaml`` and ``dvc.yaml`` are used.
-        folder: of the workspace.
-        seeds: of every row.
-        datasets: whose rows; by default all.
-
     Raises:
         ConfigError: for a dataset that the demo does not have.
     """
@@ -150,7 +144,9 @@ def merge_profile(params: dict[str, Any], profile: dict[str, Any], facts: dict[s
                 }
     result = {key: params[key] for key in ("revisions", "numerics", "profiles", "bands")}
     recipe = profile["row"]["recipe"]
-    result["recipes"] = {recipe: params["recipes"][recipe] | {"settings": {"demo": profile["settings"]}}}
+    result["recipes"] = {
+        recipe: params["recipes"][recipe] | {"settings": {"demo": profile["settings"]}, "protocols": {}}
+    }
     result["runtime"] = merge(params["runtime"], profile["runtime"])
     result["datasets"] = {
         name: merge(params["datasets"][name], made)

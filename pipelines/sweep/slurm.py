@@ -27,14 +27,7 @@ ROWS = "rows"
 
 
 def script(name: str, tasks: Mapping[str, Sequence[str]], *, gpus: int = 0, limit: int | None = None) -> str:
-    """A batch script.
-
-    Args:
-        name: of the job.
-        tasks: chains of stages by the name of the row (or of what else is run).
-        gpus: of each task.
-        limit: tasks at a time.
-    """
+    """A batch script: an array with a task for each entry of ``tasks``, ``limit`` at a time with ``gpus`` each."""
     settings = {
         "job-name": f"danet-{name}",
         "array": f"0-{len(tasks) - 1}" + (f"%{limit}" if limit else ""),
@@ -63,14 +56,8 @@ def submit(
 ) -> int:
     """Writes the scripts to ``build/sweep`` and submits them; with ``dry_run`` prints scripts and calls instead.
 
-    Args:
-        plan: of these and other rows.
-        rows: to run.
-        workspace: on a file system that all nodes share.
-        arguments: for ``sbatch``, as one would type them; they go before the scripts' own settings.
-        gpus: of each row; default 1 where ``sinfo`` knows of any.
-        limit: rows at a time.
-        dry_run: change nothing.
+    ``arguments`` are for ``sbatch``, as one would type them; they go before the scripts' own settings. By default a row
+    has one GPU where ``sinfo`` knows of any.
 
     Raises:
         ConfigError: if a batch does not divide over the GPUs, or the arguments have an open quote.

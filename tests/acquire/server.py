@@ -12,9 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from danet.acquire.http import Patience
-
-FAST = Patience(connect_s=2, read_s=0.3, window_s=0.2, window_bytes=1000, retries=2, backoff_s=0.01)
+from danet.acquire import http
 
 
 @dataclasses.dataclass
@@ -22,20 +20,16 @@ class Site:
     """What the test server serves, and what it was asked."""
 
     files: dict[str, bytes] = dataclasses.field(default_factory=dict)
-    headers: dict[str, str] = dataclasses.field(default_factory=lambda: {"ETag": '"one"'})
+    headers: dict[str, str] = dataclasses.field(default_factory=dict)
     status: dict[str, int] = dataclasses.field(default_factory=dict)
     redirects: dict[str, str] = dataclasses.field(default_factory=dict)
     cut: list[int] = dataclasses.field(default_factory=list)
     """Bytes after which the next connections break off."""
     ranges: bool = True
-    drip: float = 0.0
     hang: bool = False
     chunked: bool = False
     forced: dict[str, str | None] = dataclasses.field(default_factory=dict)
     """Headers that are sent whatever is right; null leaves one out."""
-    stubborn: bool = False
-    """Sends the range asked for, even of a changed file."""
-    new_each_time: bool = False
     asked: list[tuple[str, dict[str, str]]] = dataclasses.field(default_factory=list)
     posted: list[str] = dataclasses.field(default_factory=list)
     login: bool = True
@@ -84,15 +78,10 @@ class Handler(BaseHTTPRequestHandler):
             return
         self.serve(site.files[path])
 
-    def serve(self, data):  # noqa: PLR0912 - every way in which a server can fail
+    def serve(self, data: bytes) -> None:
         site = self.site
         wanted = re.match(r"bytes=(\d+)-", self.headers.get("Range", ""))
         start = int(wanted[1]) if wanted and site.ranges else 0
-        condition = self.headers.get("If-Range")
-        if site.new_each_time:
-            site.headers = {"ETag": f'"{len(site.asked)}"'}
-        if condition is not None and condition not in site.headers.values() and not site.stubborn:
-            start = 0
         if start and start >= len(data):
             self.send_response(416)
             self.send_header("Content-Range", f"bytes */{len(data)}")
@@ -124,16 +113,6 @@ class Handler(BaseHTTPRequestHandler):
             self.wfile.write(f"{len(body) + 9:x}\r\n".encode() + body if site.chunked else body)
             self.close_connection = True
             return
-        if site.drip:
-            try:
-                for index in range(0, len(body), 10):
-                    piece = body[index : index + 10]
-                    self.wfile.write(b"%x\r\n%s\r\n" % (len(piece), piece) if site.chunked else piece)
-                    self.wfile.flush()
-                    time.sleep(site.drip)
-            except OSError:
-                pass
-            return
         if site.chunked:
             self.wfile.write(f"{len(body):x}\r\n".encode() + body + b"\r\n0\r\n\r\n")
             return
@@ -163,7 +142,11 @@ def site():
 
 
 @pytest.fixture
-def no_environment(monkeypatch):
+def no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And servers are given up soon."""
+    monkeypatch.setattr(http, "TIMEOUT_S", (2.0, 0.3))
+    monkeypatch.setattr(http, "RETRIES", 2)
+    monkeypatch.setattr(http, "PAUSE_S", 0.01)
     for name in list(os.environ):
         if name.startswith(("DANET_", "CITYSCAPES_")) or name.lower().endswith("_proxy"):
             monkeypatch.delenv(name)

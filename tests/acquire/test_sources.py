@@ -5,12 +5,10 @@ import re
 from pathlib import Path
 
 import pytest
-import requests
 
 from danet.acquire import cityscapes_login
 from danet.acquire.sources import Places, Wanted, obtain, sources, unpacked_folder
 from danet.core.errors import DownloadError
-from tests.acquire.server import FAST
 
 pytestmark = pytest.mark.usefixtures("no_environment")
 
@@ -24,8 +22,8 @@ def put(path, data=DATA):
     return path
 
 
-def get(wanted, places, target):
-    path, source = obtain(wanted, target, places, progress=False, patience=FAST)
+def get(wanted: Wanted, places: Places, target: Path) -> tuple[bytes, str]:
+    path, source = obtain(wanted, target, places, progress=False)
     return path.read_bytes(), source.kind
 
 
@@ -54,12 +52,8 @@ def test_home_is_expanded_everywhere(tmp_path, monkeypatch):
     assert unpacked_folder("camvid") == tmp_path / "CamVid"
     assert unpacked_folder("voc2012") is None
     put(tmp_path / "mirror/a.bin")
-    for variable in ("DANET_ARCHIVES", "DANET_MIRROR"):
-        monkeypatch.setenv(variable, "~/mirror")
-        assert get(WANTED, Places.here(tmp_path / "none"), tmp_path / "t") == (DATA, "local folder")
-        monkeypatch.delenv(variable)
-    file_mirror = Places(tmp_path / "none", mirror=(tmp_path / "mirror").as_uri())
-    assert get(WANTED, file_mirror, tmp_path / "t") == (DATA, "local folder")
+    monkeypatch.setenv("DANET_ARCHIVES", "~/mirror")
+    assert get(WANTED, Places.here(tmp_path / "none"), tmp_path / "t") == (DATA, "local folder")
 
 
 @pytest.mark.parametrize("checksum", [WANTED.checksum, None])
@@ -83,7 +77,7 @@ def test_each_source_that_fails_is_followed_by_the_next(site, tmp_path, checksum
     site.asked.clear()
     site.cut = []
     assert get(wanted, places, tmp_path / "a.bin") == (DATA, "url")
-    assert site.ranges_asked() == [None, "bytes=400000-"]
+    assert site.ranges_asked()[-1] == ("bytes=400000-" if checksum else None)
     assert (tmp_path / "archives/a.bin").read_bytes() == b"", "a person's file is never touched"
 
 
@@ -97,6 +91,12 @@ def test_rubbish_placed_by_hand_is_not_taken(tmp_path, content, problem):
         get(Wanted("a.bin", "group"), Places(tmp_path), tmp_path / "t")
     file.write_bytes(DATA)  # as the message says
     assert get(Wanted("a.bin", "group"), Places(tmp_path), tmp_path / "t") == (DATA, "local folder")
+
+
+def test_what_makes_it_here_is_named(tmp_path):
+    wanted = Wanted("rehearsal-a.pth", "released", command="make rehearsal")
+    with pytest.raises(DownloadError, match=r"rehearsal-a\.pth could not be obtained: `make rehearsal` makes it"):
+        get(wanted, Places(tmp_path), tmp_path / "t")
 
 
 def test_where_to_place_it_by_hand(tmp_path):
@@ -141,29 +141,14 @@ def test_cityscapes_login(site, tmp_path, monkeypatch):
     assert "s3cret" not in str(error.value)
     site.login = True
     site.files["/file-handling/?packageID=1"] = b"<html>no permission</html>"
-    with pytest.raises(DownloadError, match=r"web page.*login was probably refused"):
+    with pytest.raises(DownloadError, match=r"web page.*lack the permission"):
         get(wanted, places, tmp_path / "t")
     site.files["/file-handling/?packageID=1"] = b"labels"
     assert get(wanted, places, tmp_path / "t") == (b"labels", "login")
     assert site.posted[-1] == "username=someone&password=s3cret%26word&submit=Login"
 
 
-def test_the_login_is_not_sent_on_to_http(tmp_path, monkeypatch):
-    def post(self, url, **kwargs):
-        assert kwargs["allow_redirects"] is False
-        response = requests.Response()
-        response.status_code, response.headers["Location"] = 307, "http://www.cityscapes-dataset.com/login/"
-        return response
-
-    monkeypatch.setattr(requests.Session, "post", post)
-    monkeypatch.setenv("CITYSCAPES_USERNAME", "me")
-    monkeypatch.setenv("CITYSCAPES_PASSWORD", "secret")
-    with pytest.raises(DownloadError, match="insecure http://www") as error:
-        get(Wanted("one.zip", "cityscapes", package=1), Places(tmp_path), tmp_path / "t")
-    assert "secret" not in str(error.value)
-
-
-def test_this_room_knows_nothing_of_data_sets():
+def test_this_room_knows_nothing_of_data_sets() -> None:
     """danet.data builds on danet.acquire, and not the other way round."""
     folder = Path(sources.__code__.co_filename).parent
     texts = [path.read_text() for path in folder.glob("*.py")]

@@ -15,7 +15,7 @@ from danet.evaluation import evaluate, subject
 from danet.evaluation.evaluate import evaluate_row
 from danet.report import write_table
 from danet.training import train as training
-from tests.evaluation.test_evaluate import Reader, Shades
+from tests.evaluation.fakes import Reader, Shades
 from tests.parameters import raw_params
 from tests.seeds import keep_seed
 
@@ -130,10 +130,7 @@ def test_training_again_is_done_elsewhere_with_the_reported_seeds(workspace, mon
     [
         (lambda row: row.update(row="camvid-r50-d9"), ConfigError, "did you mean camvid-r50-d9"),
         (lambda row: row.update(measured=None, status="not run"), DataError, '"not run" there'),
-        (lambda row: row["measured"].update(miou=None), DataError, "rows.0.measured.miou"),
         (lambda row: row["measured"].update(miou=float("nan")), DataError, "rows.0.measured.miou"),
-        (lambda row: row["measured"].update(aacc="high"), DataError, "(given: 'high')"),
-        (lambda row: row["measured"].pop("seeds"), DataError, "rows.0.measured.seeds"),
         (lambda row: row["measured"].update(seeds=[7]), CheckpointError, "seed7.safetensors: does not exist"),
         (lambda row: row.update(row_hash="0" * 12), ConfigError, "does not say which"),
         (
@@ -150,7 +147,7 @@ def test_what_cannot_be_compared_is_refused(workspace, change, kind, message):
     assert message in str(raised.value)
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"format": 1, "rows": []}', '{"format": 2, "rows": [1]}'])
+@pytest.mark.parametrize("text", ["{", '{"format": 1, "rows": []}'])
 def test_a_file_that_is_no_table(workspace, text):
     path = workspace.root / "other.json"
     path.write_text(text)

@@ -86,7 +86,7 @@ def test_a_row_of_the_demo_is_found_where_it_is(tmp_path):
 
 def test_equal_reasons_are_told_once(monkeypatch, capsys):
     results = [VerifiedRow(name, "skipped", f"no data; run x {name}") for name in ("a-row", "b-row")]
-    _print_verified([*results, VerifiedRow("c-row", "failed", "damaged")])
+    _print_verified([*results, VerifiedRow("c-row", "failed", "damaged")], 0.05)
     shown = capsys.readouterr().out
     assert shown.count("no data") == 1
     assert "2 rows: no data; run x ROW" in shown

@@ -152,7 +152,7 @@ REFUSED = [
     ({"augment": {"resize": {"base": 512}}}, "rule 'ratio'"),
     ({"schedule": {"batch_size": 0}}, "batch_size"),
     ({"numerics": {"precision": "int8"}}, "fp32"),
-    ({"numerics": "slow"}, "allowed: published, fast"),
+    ({"numerics": "slow"}, "allowed: fast, published"),
 ]
 
 
@@ -199,10 +199,10 @@ def test_parameters_survive_being_written(raw, params, tmp_path):
     ("section", "value", "file"),
     [
         ("profiles", {"fast": {"precision": "fp8"}}, "numerics.yaml: profiles.fast.precision: Input should be"),
-        ("numerics", "slow", "numerics.yaml: numerics: 'slow' is no profile; allowed: published, fast"),
-        ("numerics", ["fp32"], "numerics.yaml: numerics: a list is no profile; allowed: published, fast"),
+        ("numerics", "slow", "numerics.yaml: numerics: 'slow' is unknown; allowed: fast, published"),
+        ("numerics", ["fp32"], "numerics.yaml: numerics: Input should be a valid string"),
         ("runtime", {"workers": -1}, "params.yaml: runtime.workers"),
-        ("datasets", {"A B": {}}, "datasets.yaml: datasets: 'A B'"),
+        ("datasets", {"A B": {}}, "datasets.yaml: datasets.A B"),
     ],
 )
 def test_settings_shared_by_rows_are_blamed_in_their_own_file(raw, section, value, file):
@@ -217,7 +217,7 @@ def test_submissions_are_rows_on_cityscapes(raw):
         ("nobody", official, "submissions.nobody: no such row"),
         ("ssseg-r50-d8-voc2012", voc, "voc2012 has no test server; allowed: cityscapes"),
         ("official-danet-r101-d8-cityscapes", {}, "its row's group .* recipe: official-2018, settings: cityscapes"),
-        ("official-danet-r101-d8-cityscapes", None, "its row's group"),
+        ("official-danet-r101-d8-cityscapes", None, "submissions.official-danet-r101-d8-cityscapes: Input should be"),
     ):
         with pytest.raises(ConfigError, match=message):
             Params({**raw, "submissions": {name: entry}}, Path("params.yaml"))
@@ -248,9 +248,10 @@ BAD_NAMES = [
 @pytest.mark.parametrize("section", ["rows", "datasets", "weights", "tables", "recipes", "released", "submissions"])
 def test_names_that_could_reach_a_shell_are_refused(raw, section, name):
     data = {**raw, section: {**raw[section], name: next(iter(raw[section].values()))}}
-    with pytest.raises(ConfigError, match=f"{section}: .*names reach file paths") as error:
+    what = "names reach file paths" if isinstance(name, str) else "valid string"
+    with pytest.raises(ConfigError, match=rf"(?s){section}.*{what}") as error:
         Params(data, Path("params.yaml"))
-    assert len(str(error.value)) < 400
+    assert len(str(error.value)) < 500
 
 
 @pytest.mark.parametrize(

@@ -4,8 +4,6 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from danet.config.params import load_params
 from danet.config.yaml import BESIDE, load_mapping
@@ -30,17 +28,12 @@ def test_our_own_files_are_read_as_pyyaml_reads_them(file):
     ("text", "problem"),
     [
         ("a: !!python/object/apply:os.system [echo]", "python/object"),
-        ("a: !custom x", "!custom"),
         ("a: 2012-05-11", "a: .* is a date"),
         ("x: 1\na: {b: .nan}", "a.b: .*not finite"),
         ("a: [1, {b: -.inf}]", r"a\[1\].b: .*not finite"),
-        ("a: 1.0e+999", "not finite"),
         ("a: 1\nb: 2\na: 3", "'a' comes twice.*line 3"),
-        ("a: {b: 1, 'b': 2}", "'b' comes twice"),
         ("a: {[x]: 1}", "unhashable key"),
         ("a: ${rows}", "DVC would fill in"),
-        ("a: {'${x}': 1}", "DVC would fill in"),
-        ("a: 'x${'", "DVC would fill in"),
         ("- a", "must hold a mapping"),
         ("", "must hold a mapping"),
         ("a: 1\n---\nb: 2", "expected a single document"),
@@ -72,19 +65,6 @@ def test_the_same_holds_for_every_file_that_params_are_read_from(tmp_path):
         with pytest.raises(ConfigError, match=rf"{broken}: .*comes twice"):
             load_params(tmp_path / "params.yaml")
     assert not (tmp_path / "ran").exists()
-
-
-TEXTS = st.text(st.characters(categories=("L", "N", "P", "S", "Zs")), max_size=12).filter(lambda text: "${" not in text)
-SCALARS = st.none() | st.booleans() | st.integers() | st.floats(-1e15, 1e15, allow_nan=False) | TEXTS
-VALUES = st.recursive(
-    SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXTS, inner, max_size=3), max_leaves=12
-)
-
-
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.dictionaries(TEXTS, VALUES, max_size=4))
-def test_plain_values_come_back_as_they_were_written(tmp_path, value):
-    assert load(tmp_path, yaml.safe_dump(value, allow_unicode=True)) == value
 
 
 @pytest.mark.parametrize(("file", "sections"), BESIDE.items())

@@ -1,7 +1,6 @@
 """A row on several processes: the training is that of one, also resumed on another number of them; what is refused."""
 
 import shutil
-import weakref
 from dataclasses import replace
 
 import numpy as np
@@ -11,10 +10,10 @@ from torch import nn
 
 from danet.core import process as distributed
 from danet.core.errors import ConfigError, Interrupted, TrainingError
-from danet.core.process import Process, disagreement, processes, select_device
+from danet.core.process import Process, processes, select_device
 from danet.models import numerics
 from danet.models.attention import Clustering
-from danet.training.batch_norm import SyncBatchNorm, synchronise_batch_norm
+from danet.training.batch_norm import SyncBatchNorm
 from danet.training.stop import StopRequest
 from tests.launching import launch
 from tests.training.fakes import Images, TinyNet, state, tiny_row, trainer
@@ -96,7 +95,7 @@ def alone(tmp_path_factory):
     return everything(tmp_path_factory.mktemp("alone"))
 
 
-@pytest.mark.parametrize("world", [2, 4])
+@pytest.mark.parametrize("world", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_any_number_of_processes_is_one(tmp_path, alone, world):
     """Batch, data order, dropout, loss average, statistics, schedule: the same curve and weights, but for rounding."""
     for rank, found in enumerate(launch(world, everything, tmp_path)):
@@ -105,12 +104,6 @@ def test_any_number_of_processes_is_one(tmp_path, alone, world):
             assert tensors.keys() == alone[name][1].keys()
             for key, tensor in alone[name][1].items():
                 torch.testing.assert_close(tensors[key], tensor, rtol=1e-8, atol=1e-8, msg=f"{name}: {key}")
-
-
-def test_the_cases_differ(alone):
-    """So that their agreement says something."""
-    curves = [tuple(map(tuple, alone[name][0])) for name in CASES]
-    assert len(set(curves)) == len(curves)
 
 
 @pytest.fixture(scope="module")
@@ -123,14 +116,10 @@ def two(tmp_path_factory):
     return folder
 
 
-def test_an_interrupted_run_goes_on_with_other_numbers_of_processes(tmp_path, alone, two):
-    for world in (1, 4):
-        folder = tmp_path / str(world)
-        shutil.copytree(two, folder)
-        found = launch(world, continued, folder) if world > 1 else [continued(folder)]
-        for started, curve in found:
-            assert started == 3
-            np.testing.assert_allclose(curve, alone["valid"][0], rtol=1e-9)
+def test_an_interrupted_run_goes_on_with_another_number_of_processes(tmp_path, alone, two):
+    started, curve = continued(shutil.copytree(two, tmp_path / "one"))
+    assert started == 3
+    np.testing.assert_allclose(curve, alone["valid"][0], rtol=1e-9)
 
 
 @pytest.mark.parametrize("case", ["all", "valid", "replicas"])
@@ -165,7 +154,7 @@ def normalised(cls, values, upstream):
 
 def tensors():
     generator = torch.Generator().manual_seed(0)
-    return [5 + torch.randn(4, 3, 5, 6, generator=generator, dtype=torch.float64) for _ in range(2)]
+    return [5 + torch.randn(3, 3, 5, 6, generator=generator, dtype=torch.float64) for _ in range(2)]
 
 
 def share_of_norm():
@@ -175,9 +164,9 @@ def share_of_norm():
 
 
 def test_synchronised_batch_norm_is_that_of_the_whole_batch():
-    """Output, gradients and running statistics in float64; 3 processes have 2, 1 and 1 images."""
+    """Output, gradients and running statistics in float64; the processes have 2 images and 1."""
     whole = normalised(nn.BatchNorm2d, *tensors())
-    parts = launch(3, share_of_norm)
+    parts = launch(2, share_of_norm)
     for name in ("out", "input"):
         torch.testing.assert_close(torch.cat([part[name] for part in parts]), whole[name], rtol=1e-9, atol=1e-9)
     for name in ("weight", "bias"):
@@ -185,16 +174,6 @@ def test_synchronised_batch_norm_is_that_of_the_whole_batch():
     for name in ("running_mean", "running_var", "num_batches_tracked"):
         for part in parts:
             torch.testing.assert_close(part[name], whole[name])
-
-
-def test_synchronising_keeps_the_state_dict():
-    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Sequential(nn.BatchNorm2d(4)))
-    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    after = synchronise_batch_norm(model, torch.device("cpu"))
-    assert [type(m) for m in (after[1], after[2][0])] == [SyncBatchNorm] * 2
-    assert all(torch.equal(tensor, before[name]) for name, tensor in after.state_dict().items())
-    x = torch.randn(2, 3, 4, 4)
-    assert torch.equal(after(x), model(x))  # alone it is the plain one
 
 
 # what is refused
@@ -205,11 +184,6 @@ def test_batch_that_does_not_divide(tmp_path):
         ConfigError, match=r"tiny: schedule\.batch_size 4 does not .* 3 processes; start one of 1, 2, 4"
     ):
         trainer(tiny_row(), tmp_path, process=Process(world=3))
-
-
-def test_replicas_that_do_not_divide():
-    with pytest.raises(ValueError, match=r"batch_size 4 does not divide over loss\.replicas 3"):
-        tiny_row(loss={"replicas": 3})
 
 
 def test_a_gpu_that_is_not_there():
@@ -231,31 +205,19 @@ def test_fewer_gpus_than_processes():
     assert select_device(None, count - 1, count) == torch.device("cuda", count - 1)
 
 
-def with_software(changes):
-    plain = distributed._software
+def with_torch(versions):
+    import os
 
-    def software(device):
-        import os
-
-        return plain(device) | changes.get(int(os.environ["RANK"]), {})
-
-    distributed._software = software
-    with processes("cpu") as process:
-        return process.gather(process.rank)
-
-
-@pytest.mark.parametrize("name", ["torch", "commit", "device"])
-def test_what_differs_is_named_with_both_nodes(name):
-    facts = {"host": "first", "torch": "2.12", "commit": "0123", "device": "cpu"}
-    assert disagreement([facts, facts | {"host": "second"}]) is None
-    found = disagreement([facts, facts | {"host": "second", name: "other"}])
-    assert found == f"processes differ in {name}: rank 0 on first has {facts[name]}, rank 1 on second has other"
+    torch.__version__ = versions[int(os.environ["RANK"])]
+    with processes("cpu"):
+        pass
 
 
 def test_a_node_with_other_software():
-    for error in launch(2, with_software, {0: {"host": "first"}, 1: {"host": "second", "torch": "2.11.0+cpu"}}):
+    for error in launch(2, with_torch, ["2.12", "2.11.0+cpu"]):
         assert isinstance(error, TrainingError)
-        assert "rank 1 on second has 2.11.0+cpu; give every node the same environment" in str(error)
+        assert "processes differ in torch: rank 0 on " in str(error)
+        assert "has 2.11.0+cpu; give every node the same environment" in str(error)
 
 
 def test_a_process_that_does_not_come(monkeypatch):
@@ -281,28 +243,6 @@ def test_files_that_differ_between_nodes(tmp_path, two):
         assert "newest checkpoint: rank 0 on" in str(error)
         assert "has 3, rank 1 on" in str(error)
         assert "shared file system" in str(error)
-
-
-def test_an_error_keeps_nothing_of_the_group_alive():
-    class Held:
-        pass
-
-    kept = []
-
-    def fail():
-        held = Held()
-        kept.append(weakref.ref(held))
-        try:
-            raise ValueError("first")
-        except ValueError as error:
-            raise Interrupted("stopped") from error
-
-    try:
-        fail()
-    except Interrupted as error:
-        assert kept[0]() is not None
-        distributed._release(error)
-        assert kept[0]() is None
 
 
 @pytest.mark.gpu

@@ -12,6 +12,7 @@ from PIL import Image
 
 from danet.config.params import Archive, Dataset
 from danet.data.convert import convert_dataset
+from danet.data.layout import DatasetSpec
 from danet.data.prepared import PreparedDataset
 from danet.data.raw import download_dataset
 from pipelines.demo.scenes import Sizes, make_archives
@@ -85,3 +86,12 @@ def tar_of(path, members, mode="w"):
             info.size = len(data)
             archive.addfile(info, io.BytesIO(data))
     return path
+
+
+def pairs_of(spec: DatasetSpec, root: Path) -> dict[str, list[tuple[str, Path, Path | None]]]:
+    """Per split, in order: (id, image path, mask path or None)."""
+    result: dict[str, list[tuple[str, Path, Path | None]]] = {}
+    for item in spec.discover(root).items:
+        for split in item.splits:
+            result.setdefault(split, []).append((item.id, item.image, item.mask))
+    return result

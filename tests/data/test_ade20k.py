@@ -4,7 +4,7 @@ from PIL import Image
 
 from danet.core.errors import DataError
 from danet.data.registry import ADAPTERS
-from tests.data.samples import dataset, genuine, open_split, prepare
+from tests.data.samples import dataset, genuine, open_split, pairs_of, prepare
 
 SPEC = ADAPTERS["ade20k"]
 
@@ -32,20 +32,20 @@ def test_labels():
 def test_pairs_one_level_up_or_down(tmp_path):
     root = tree(tmp_path / "ADEChallengeData2016", 3, 2)
     for start in (tmp_path, root):
-        pairs = SPEC.pairs(start)
+        pairs = pairs_of(SPEC, start)
         assert [key for key, _, _ in pairs["train"]] == [f"ADE_train_{number:08d}" for number in (1, 2, 3)]
         key, image, mask = pairs["val"][1]
         assert (key, image.parent.name) == ("ADE_val_00000002", "validation")
         assert mask == root / "annotations" / "validation" / "ADE_val_00000002.png"
     with pytest.raises(DataError, match=r"ADEChallengeData2016\.zip"):
-        SPEC.pairs(root / "images")
+        pairs_of(SPEC, root / "images")
 
 
 def test_file_without_partner_is_still_expected(tmp_path):
     root = tree(tmp_path)
     (root / "images/training/ADE_train_00000001.jpg").unlink()
     (root / "annotations/training/ADE_train_00000002.png").unlink()
-    pairs = SPEC.pairs(root)["train"]
+    pairs = pairs_of(SPEC, root)["train"]
     assert [(key, image.exists(), mask.exists()) for key, image, mask in pairs if mask] == [
         ("ADE_train_00000001", False, True),
         ("ADE_train_00000002", True, False),

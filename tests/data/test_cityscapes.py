@@ -3,7 +3,7 @@ import pytest
 from danet.core.errors import DataError
 from danet.data.cityscapes import LABEL_TO_TRAIN, TRAIN_TO_LABEL
 from danet.data.registry import ADAPTERS
-from tests.data.samples import genuine
+from tests.data.samples import genuine, pairs_of
 
 SPEC = ADAPTERS["cityscapes"]
 
@@ -36,7 +36,7 @@ def test_label_map_is_the_recipes():
 @pytest.mark.parametrize("apart", [False, True])
 def test_pairs(tmp_path, apart):
     tree(tmp_path / "images" if apart else tmp_path / "cs", tmp_path / "labels" if apart else tmp_path / "cs")
-    pairs = SPEC.pairs(tmp_path)
+    pairs = pairs_of(SPEC, tmp_path)
     assert [key for key, _, _ in pairs["train"]] == ["aachen_000001_000019", "ulm_000000_000019"]
     for split in ("train", "val"):
         for key, image, mask in pairs[split]:
@@ -49,7 +49,7 @@ def test_pairs(tmp_path, apart):
 def test_missing_half_is_named(tmp_path):
     (tmp_path / "leftImg8bit" / "val").mkdir(parents=True)
     with pytest.raises(DataError, match=r"gtFine.*gtFine_trainvaltest\.zip"):
-        SPEC.pairs(tmp_path)
+        pairs_of(SPEC, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -77,7 +77,7 @@ def test_order_is_that_of_the_official_lists(tmp_path):
                 path = tmp_path / name
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.touch()
-        pairs = SPEC.pairs(tmp_path)[split]
+        pairs = pairs_of(SPEC, tmp_path)[split]
         assert len(pairs) == count
         found = [
             [str(image.relative_to(tmp_path)), str(mask.relative_to(tmp_path))] for _, image, mask in pairs if mask

@@ -1,15 +1,12 @@
 """The fast path of the augmentation against the reference path, from the same random draws."""
 
-import dataclasses
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from danet.core.errors import ConfigError, DataError
 from danet.data import transforms as T
-from tests.data.test_transforms import MMSEG, SOURCES, labels, picture, small
+from tests.data.test_transforms import SOURCES, labels, picture, small
 
 # rows of one source differ in these only: augmentation knows no other rules
 PARAMETERS = st.fixed_dictionaries(
@@ -43,7 +40,7 @@ def assert_same(fast, reference):
         np.testing.assert_array_equal(one, other)
 
 
-@settings(max_examples=400)
+@settings(max_examples=200)
 @given(PARAMETERS, IMAGES, st.integers(0, 2**31 - 1))
 def test_same_seed(parameters, image, seed):
     """Everything: random size, redraws by the labels, mirror, colours, padding."""
@@ -54,7 +51,7 @@ def test_same_seed(parameters, image, seed):
     assert_same(fast, reference)
 
 
-@settings(max_examples=300)
+@settings(max_examples=200)
 @given(PARAMETERS, IMAGES, st.data())
 def test_any_draws(parameters, image, data):
     """Also sizes and boxes that no seed draws: other shapes, crops at the edges and of one pixel."""
@@ -74,7 +71,7 @@ def test_any_draws(parameters, image, data):
 
 
 @pytest.mark.parametrize("source", SOURCES)
-@pytest.mark.parametrize("ratio", [0.5, 0.75, 0.999, 1.0, 1.37, 2.0])
+@pytest.mark.parametrize("ratio", [0.5, 0.999, 1.37, 2.0])
 def test_full_size(source, ratio):
     """The sizes of Cityscapes, where positions need more bits than in a small image."""
     augment = SOURCES[source]
@@ -83,18 +80,6 @@ def test_full_size(source, ratio):
     height, width = (min(a, b) for a, b in zip(augment.crop_size, resized, strict=True))
     draws = T.Draws(resized, (resized[0] - height, (resized[1] - width) // 3, height, width), True, None)
     assert_same(T.apply_lazy(augment, image, mask, draws), T.apply(augment, image, mask, draws))
-
-
-@pytest.mark.parametrize("lazy", [False, True])
-def test_the_same_number_of_redraws(lazy):
-    """An unbalanced mask: every redraw is taken, and the generator is left in the same state."""
-    augment = small(MMSEG)
-    image, mask = picture(64, 128), np.zeros((64, 128), np.uint8)
-    rng = np.random.default_rng(8)
-    T.augmented(augment, image, mask, rng, lazy=lazy)
-    again = np.random.default_rng(8)
-    T.draw(augment, mask.shape, lambda _, box: np.zeros(box[2:], np.uint8), again)
-    assert rng.bit_generator.state == again.bit_generator.state
 
 
 @pytest.mark.parametrize("source", ["mmsegmentation", "official"])
@@ -122,21 +107,3 @@ def test_crop_and_padding_apart(source, lazy):
     again = T.finished(augment, crop, cropped)
     np.testing.assert_array_equal(again[0], whole[0])
     np.testing.assert_array_equal(again[1], whole[1])
-
-
-def test_refusals_are_those_of_the_reference():
-    augment = SOURCES["official"].model_copy(update={"cat_max_ratio": 0.75})
-    with pytest.raises(ConfigError, match="cat_max_ratio"):
-        T.augmented(augment, *sample(9, 9, 0, harsh=True), np.random.default_rng(0), lazy=True)
-    with pytest.raises(DataError, match="20x30"):
-        T.augmented(MMSEG, picture(20, 30), labels(30, 20), np.random.default_rng(0), lazy=True)
-
-
-def test_replayed_draws():
-    augment = small(MMSEG)
-    image, mask = sample(50, 90, 2, harsh=True)
-    draws = T.draw(augment, mask.shape, T.LazyLabels(augment, mask), np.random.default_rng(6))
-    assert draws == T.draw(augment, mask.shape, T.label_crop(augment, mask), np.random.default_rng(6))
-    mirrored = dataclasses.replace(draws, flip=not draws.flip)
-    for one in (draws, mirrored):
-        assert_same(T.apply_lazy(augment, image, mask, one), T.apply(augment, image, mask, one))

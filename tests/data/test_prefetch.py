@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from danet.data.loader import Batch, BatchStream, TrainingSet, collate
-from danet.data.prefetch import DevicePrefetcher, HostWait, Normaliser
+from danet.data.prefetch import DevicePrefetcher, Normaliser
 from tests.data.test_loader import AUGMENT, Images, same
 from tests.data.test_transforms import SOURCES, small
 
@@ -32,20 +32,6 @@ def test_levels_normalised_later_are_the_same_batch(source, crop):
     assert images.is_contiguous()
     assert torch.equal(images, finished.images)
     assert torch.equal(levels.masks, finished.masks)
-
-
-def test_the_host_counts_what_it_waits():
-    def slow():
-        time.sleep(0.02)
-        return Batch(torch.zeros(1), torch.zeros(1), ["a"], [0])
-
-    arrival = HostWait()
-    for i in range(3):
-        assert arrival.fetch(slow).ids == ["a"]
-        assert arrival.waited >= 0.02 * (i + 1)
-    before = arrival.waited
-    time.sleep(0.02)
-    assert arrival.waited == before
 
 
 def test_a_stream_tells_how_long_was_waited():

@@ -2,7 +2,6 @@ import io
 import json
 import multiprocessing
 import os
-import pickle
 
 import numpy as np
 import pytest
@@ -12,15 +11,7 @@ from hypothesis.extra.numpy import arrays
 from PIL import Image
 
 from danet.core.errors import DataError
-from danet.data.prepared import (
-    Entry,
-    PreparedDataset,
-    decode_image,
-    format_class_pixels,
-    format_manifest,
-    npy_bytes,
-    png_bytes,
-)
+from danet.data.prepared import PreparedDataset, decode_image, format_class_pixels, npy_bytes, png_bytes
 from tests.data.samples import camvid_spec, camvid_tree, prepare
 
 
@@ -66,31 +57,7 @@ def test_pixels_against_pillow(folder):
             assert same(samples.mask(index), mask)
 
 
-def test_views(folder):
-    """The same pixels, not to be written to where they are a part of the file."""
-    samples = PreparedDataset(folder, "train")
-    for index in range(4):
-        image, mask = samples.image_view(index), samples.mask_view(index)
-        assert same(image, samples.image(index))
-        assert same(mask, np.asarray(samples.mask(index)))
-        assert mask is not None
-        assert image.flags.writeable == mask.flags.writeable == (samples.storage == "source")
-
-
-def test_results_are_the_callers_own(folder):
-    samples = PreparedDataset(folder, "train")
-    for read in (samples.image, samples.mask):
-        first = read(0)
-        assert first is not None
-        assert type(first) is np.ndarray
-        assert first.flags.writeable
-        assert first.flags.c_contiguous
-        before = first.copy()
-        first[:] = 77
-        assert same(read(0), before)
-
-
-def _read(samples, index):
+def _read(samples: PreparedDataset, index: int) -> tuple[bytes, bytes, int]:
     mask = samples.mask(index)
     assert mask is not None
     return samples.image(index).tobytes(), mask.tobytes(), os.getpid()
@@ -107,14 +74,6 @@ def test_other_processes(folder, method):
     assert [_read(samples, index)[:2] for index in range(4)] == expected
 
 
-def test_pickle_holds_no_open_files(folder):
-    samples = PreparedDataset(folder, "val")
-    samples.image(0)
-    again = pickle.loads(pickle.dumps(samples))
-    assert same(again.image(0), samples.image(0))
-    assert again.manifest_hash == samples.manifest_hash
-
-
 def test_missing(tmp_path, folder):
     with pytest.raises(DataError, match=r"dvc repro convert@voc2012"):
         PreparedDataset(tmp_path / "voc2012", "train")
@@ -126,13 +85,10 @@ def test_missing(tmp_path, folder):
     ("file", "change", "problem"),
     [
         ("dataset.json", lambda data: data[:100], "cannot be read"),
-        ("dataset.json", lambda data: b"[]", "format 1"),
         ("dataset.json", lambda data: data.replace(b'"format": 1', b'"format": 99'), "format 1"),
-        ("dataset.json", lambda data: data.replace(b'"classes"', b'"klasses"'), "classes"),
         ("manifest.csv", lambda data: data[:-40], "changed"),
         ("manifest.csv", None, "cannot be read"),
         ("train.zip", lambda data: data[:-40], "of .* bytes"),
-        ("train.zip", lambda data: data[:-22] + bytes(22), "cannot be read"),
         ("train.zip", None, "cannot be read"),
     ],
 )
@@ -183,8 +139,3 @@ def test_image_is_decoded_as_stored_whatever_exif_says():
     assert decoded.shape == (6, 9, 3)
     assert decode_image(b"") is None
     assert decode_image(b"no image") is None
-
-
-def test_manifest_quotes_what_needs_it():
-    entry = Entry("a,b", "train", "p.zip", "i", "", 1, 2, "x", "", "0:2")
-    assert format_manifest([entry]).splitlines()[1] == '"a,b",train,p.zip,i,,1,2,x,,0:2'

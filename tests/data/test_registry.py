@@ -6,7 +6,7 @@ from hypothesis.extra.numpy import arrays
 from PIL import Image
 
 from danet.core.errors import ConfigError, DataError
-from danet.data.layout import LabelMap, read_mat
+from danet.data.layout import LabelMap
 from danet.data.registry import ADAPTERS
 
 
@@ -40,31 +40,9 @@ def test_label_map_against_a_loop(mapping, raw):
     assert result.tolist() == [[mapping[int(value)] for value in row] for row in raw]
 
 
-def test_label_map_names_known_ids_as_ranges():
-    assert ADAPTERS["voc2012"].labels.text == "0-20, 255"
-    assert ADAPTERS["cityscapes"].labels.text == "0-33"
-    assert LabelMap({3: 0, 1: 1, 2: 2, 9: 3}).text == "1-3, 9"
-
-
 def test_a_palette_of_few_bits_a_pixel(tmp_path):
     ids = np.random.default_rng(0).integers(0, 3, (9, 7), np.uint8)
     few = Image.frombytes("P", (7, 9), ids.tobytes())
     few.putpalette([value for colour in ADAPTERS["voc2012"].palette[:3] for value in colour])
     few.save(tmp_path / "few.png", bits=2)
     assert (ADAPTERS["voc2012"].read_mask(tmp_path / "few.png") == ids).all()
-
-
-def test_sbd_annotation(tmp_path):
-    from scipy.io import savemat
-
-    ids = np.random.default_rng(0).integers(0, 21, (6, 4), np.uint8)
-    savemat(tmp_path / "good.mat", {"GTcls": {"Segmentation": ids, "CategoriesPresent": [1]}})
-    assert (read_mat(tmp_path / "good.mat") == ids).all()
-    savemat(tmp_path / "other.mat", {"GTinst": {"Segmentation": ids}})
-    savemat(tmp_path / "floats.mat", {"GTcls": {"Segmentation": ids / 2}})
-    savemat(tmp_path / "deep.mat", {"GTcls": {"Segmentation": ids.astype(np.int32) - 1}})
-    (tmp_path / "cut.mat").write_bytes((tmp_path / "good.mat").read_bytes()[:200])
-    (tmp_path / "empty.mat").touch()
-    for name in ("other.mat", "floats.mat", "deep.mat", "cut.mat", "empty.mat", "absent.mat"):
-        with pytest.raises(DataError, match=name):
-            read_mat(tmp_path / name)

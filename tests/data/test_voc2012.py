@@ -5,7 +5,7 @@ from PIL import Image
 from danet.core.errors import DataError
 from danet.data.registry import ADAPTERS
 from danet.data.voc2012 import colour_map
-from tests.data.samples import dataset, genuine, open_split, prepare
+from tests.data.samples import dataset, genuine, open_split, pairs_of, prepare
 
 SPEC = ADAPTERS["voc2012"]
 
@@ -44,7 +44,7 @@ def test_colour_map_is_the_devkits():
 def test_splits_follow_the_set_algebra_in_a_fixed_order(tmp_path):
     train, val = ["c", "a"], ["v2", "v1"]
     root = tree(tmp_path, train, val, (["z", "a", "v1"], ["b", "v2", "c"]))
-    pairs = SPEC.pairs(root)
+    pairs = pairs_of(SPEC, root)
     ids = {split: [entry[0] for entry in entries] for split, entries in pairs.items()}
     assert ids == {
         "train": ["c", "a"],
@@ -59,14 +59,14 @@ def test_splits_follow_the_set_algebra_in_a_fixed_order(tmp_path):
 def test_tree_may_lie_a_level_up_or_down(tmp_path):
     root = tree(tmp_path / "one" / "two", ["a"], ["b"], None)
     for start in (tmp_path, tmp_path / "one", root, root / "VOCdevkit", root / "VOCdevkit" / "VOC2012"):
-        assert [key for key, _, _ in SPEC.pairs(start)["train"]] == ["a"]
-    assert "trainaug" not in SPEC.pairs(root)
+        assert [key for key, _, _ in pairs_of(SPEC, start)["train"]] == ["a"]
+    assert "trainaug" not in pairs_of(SPEC, root)
     (root / "VOCdevkit" / "VOC2007").mkdir()
     for folder in ("JPEGImages", "ImageSets/Segmentation"):
         (root / "VOCdevkit" / "VOC2007" / folder).mkdir(parents=True)
-    assert [key for key, _, _ in SPEC.pairs(root)["train"]] == ["a"]
+    assert [key for key, _, _ in pairs_of(SPEC, root)["train"]] == ["a"]
     with pytest.raises(DataError, match=r"no VOC2012 folder.*VOCtrainval"):
-        SPEC.pairs(root / "VOCdevkit" / "VOC2012" / "JPEGImages")
+        pairs_of(SPEC, root / "VOCdevkit" / "VOC2012" / "JPEGImages")
 
 
 def test_sbd_image_stands_in_where_voc_has_none(tmp_path):
@@ -74,7 +74,7 @@ def test_sbd_image_stands_in_where_voc_has_none(tmp_path):
     (root / "benchmark_RELEASE/dataset/img/x.jpg").touch()
     (root / "VOCdevkit/VOC2012/JPEGImages/y.jpg").touch()
     (root / "benchmark_RELEASE/dataset/img/y.jpg").touch()
-    folders = {key: image.parent.name for key, image, _ in SPEC.pairs(root)["trainaug"]}
+    folders = {key: image.parent.name for key, image, _ in pairs_of(SPEC, root)["trainaug"]}
     assert folders == {"a": "JPEGImages", "x": "img", "y": "JPEGImages"}
 
 
@@ -90,7 +90,7 @@ def test_sbd_image_stands_in_where_voc_has_none(tmp_path):
 def test_bad_lists(tmp_path, train, val, problem):
     root = tree(tmp_path, train, val, None)
     with pytest.raises(DataError, match=problem):
-        SPEC.pairs(root)
+        pairs_of(SPEC, root)
 
 
 def test_real_lists_give_10582(tmp_path):
@@ -105,7 +105,7 @@ def test_real_lists_give_10582(tmp_path):
     extra = sorted(set(aug) - set(train))
     rest = sorted(set(extra) - set(noval)) + val[::2]
     root = tree(tmp_path, train, val, (noval + val[1::2], rest))
-    ids = [key for key, _, _ in SPEC.pairs(root)["trainaug"]]
+    ids = [key for key, _, _ in pairs_of(SPEC, root)["trainaug"]]
     assert len(ids) == len(set(ids)) == 10582
     assert set(ids) == set(aug)
     assert ids[:1464] == train

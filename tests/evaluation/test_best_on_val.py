@@ -12,7 +12,7 @@ from danet.evaluation.evaluate import evaluate_row
 from danet.results import schema, store
 from danet.results.identity import TrainingIdentity
 from danet.results.measured import read
-from tests.evaluation.test_evaluate import CLASSES, Reader, Shades
+from tests.evaluation.fakes import CLASSES, Reader, Shades
 from tests.seeds import TRAINING
 
 

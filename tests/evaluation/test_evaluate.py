@@ -2,15 +2,11 @@
 
 import csv
 import json
-import os
-import pickle
 import threading
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-import torch.multiprocessing as mp
 from PIL import Image
 from torch import nn
 
@@ -18,74 +14,14 @@ from danet.config.params import load_params
 from danet.config.row import MultiScale, Runtime, Test
 from danet.config.workspace import Workspace
 from danet.core.errors import CheckpointError, DataError
-from danet.core.process import Process
 from danet.evaluation import evaluate, subject
 from danet.evaluation.evaluate import evaluate_row
-from danet.evaluation.inference import MEAN_RGB, STD_RGB
 from danet.evaluation.one_pass import evaluate_model, spaced
 from danet.results.schema import EvaluationFile, load
 from danet.results.scores import constant_baseline, scores
+from tests.evaluation.fakes import CLASSES, EXPECTED, Reader, Shades, Unlabelled, tree
+from tests.launching import launch
 from tests.seeds import keep_seed
-
-CLASSES = 4
-GREYS = np.array([20, 90, 160, 230], np.uint8)
-
-
-class Shades:
-    """Images of different sizes in which class c is a grey level; the last class is not in any image."""
-
-    classes = ("road", "car", "sky", "moon")
-    palette = ((128, 64, 128), (0, 0, 142), (70, 130, 180), (255, 255, 0))
-    num_classes = CLASSES
-    manifest_hash = "0" * 64
-    labelled = True
-
-    def __init__(self, folder=None, split="val", count=7):
-        self.folder, self.split = folder, split
-        self.ids = [f"image_{i:02d}" for i in range(count)]
-        self.threads = set()
-
-    def __len__(self):
-        return len(self.ids)
-
-    def mask(self, index):
-        rng = np.random.default_rng(index)
-        mask = rng.integers(0, 3, (3 + index % 3, 4)).astype(np.uint8).repeat(8, axis=0).repeat(8, axis=1)
-        mask[:2] = 255
-        return mask
-
-    def image(self, index):
-        self.threads.add(threading.current_thread().name)
-        mask = self.mask(index)
-        mask[mask == 255] = 0
-        return GREYS[mask][..., None].repeat(3, axis=2)
-
-
-class Unlabelled(Shades):
-    labelled = False
-
-    def mask(self, index):
-        return None
-
-
-class Reader(nn.Module):
-    """Reads the class from the grey level, but takes ``sky`` for ``moon``."""
-
-    def __init__(self, num_classes=CLASSES):
-        super().__init__()
-        levels = GREYS.astype(float).copy()
-        levels[[2, 3]] = levels[[3, 2]]
-        self.register_buffer("levels", torch.tensor((levels - MEAN_RGB[0]) / STD_RGB[0], dtype=torch.float32))
-
-    def forward(self, x):
-        return {"main": -((x[:, :1] - self.levels[None, :, None, None]) ** 2)}
-
-
-EXPECTED = np.zeros((CLASSES, CLASSES), dtype=np.int64)
-for _index in range(7):
-    _mask = Shades().mask(_index)
-    for _truth, _taken in ((0, 0), (1, 1), (2, 3)):
-        EXPECTED[_truth, _taken] += (_mask == _truth).sum()
 
 
 @pytest.fixture
@@ -103,21 +39,6 @@ def one(row):
     return row.model_copy(update={"test": Test(), "runtime": runtime, "seeds": (3,)})
 
 
-@pytest.fixture
-def workspace(tmp_path, row, monkeypatch):
-    monkeypatch.setattr(evaluate, "PreparedDataset", Shades)
-    monkeypatch.setattr(subject, "build_model", lambda config, classes, attention: Reader(classes))
-    monkeypatch.setattr(subject, "load_model", lambda path, model: {"train_hash": row.train_hash})
-    space = Workspace(tmp_path)
-    for seed in row.seeds:
-        keep_seed(space, row, seed, lambda path: path.write_bytes(b"weights"), data=Shades.manifest_hash)
-    return space
-
-
-def tree(folder):
-    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
-
-
 # one pass
 
 
@@ -132,7 +53,7 @@ def test_confusion_of_a_pass(row, workers, mode):
     assert calls == [(i, 7) for i in range(1, 8)]
     assert result.seconds > 0
     assert (result.fps is not None) == (mode == "ss")
-    assert all(name.startswith("decode") for name in dataset.threads) == (workers > 0)
+    assert all(name.startswith("ahead") for name in dataset.threads) == (workers > 0)
     expected = Shades().mask(2)
     expected[expected == 255] = 0
     np.testing.assert_array_equal(result.predictions[2], np.where(expected == 2, 3, expected))
@@ -175,17 +96,6 @@ def test_scores_follow_the_row_s_convention(row):
     assert skip.macc == pytest.approx(2 / 3)
 
 
-def test_mode_of_the_model_is_kept(row):
-    model = Reader()
-    seen = []
-    model.register_forward_pre_hook(lambda m, _: seen.append(m.training))
-    for training in (True, False):
-        model.train(training)
-        evaluate_model(model, row, Shades(), "cpu", limit=1)
-        assert model.training is training
-    assert seen == [False, False]
-
-
 def test_limit_takes_evenly_spaced_images(row):
     dataset = Shades()
     assert evaluate_model(Reader(), row, dataset, "cpu", limit=3).images == 3
@@ -194,27 +104,6 @@ def test_limit_takes_evenly_spaced_images(row):
     assert spaced(500, 1) == [0]
     assert len(spaced(101, 4)) == 4
     assert spaced(0, 4) == []
-
-
-def test_each_image_is_evaluated_by_one_process(row):
-    total = np.zeros_like(EXPECTED)
-    images = 0
-    for rank in range(3):
-
-        class Alone(Process):
-            """Sums nothing, so that the shards can be added up here."""
-
-            def sum(self, value):
-                return value
-
-            def gather(self, value):
-                return [value]
-
-        result = evaluate_model(Reader(), row, Shades(), "cpu", process=Alone(rank=rank, world=3), keep=[rank])
-        total += result.confusion.matrix
-        images += result.images
-    np.testing.assert_array_equal(total, EXPECTED)
-    assert images == 7
 
 
 def test_data_that_cannot_be_compared(row, monkeypatch):
@@ -234,6 +123,55 @@ def test_diverged_model_names_row_and_image(row):
 
     with pytest.raises(CheckpointError, match=r"camvid-r50-d8.*image_00.*not finite"):
         evaluate_model(Diverged(), row, Shades(), "cpu")
+
+
+WAIT = 20.0
+"""Seconds after which what should happen at the same time is taken not to."""
+
+
+class Told(Shades):
+    """Says which images have been loaded."""
+
+    def __init__(self):
+        super().__init__()
+        self.loaded = [threading.Event() for _ in self.ids]
+
+    def image(self, index):
+        image = super().image(index)
+        self.loaded[index].set()
+        return image
+
+
+class Waiting(nn.Module):
+    """Computes an image only when the one after it has been loaded."""
+
+    def __init__(self, dataset):
+        super().__init__()
+        self.reader, self.dataset, self.seen = Reader(), dataset, 0
+
+    def forward(self, x):
+        following = min(self.seen + 1, len(self.dataset) - 1)
+        assert self.dataset.loaded[following].wait(WAIT), (
+            f"image {following} is not loaded while {self.seen} is computed"
+        )
+        self.seen += 1
+        return self.reader(x)
+
+
+def test_the_next_image_is_loaded_while_the_network_computes(one):
+    dataset = Told()
+    result = evaluate_model(Waiting(dataset), one, dataset, "cpu")
+    np.testing.assert_array_equal(result.confusion.matrix, EXPECTED)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("workers", [0, 3])
+@pytest.mark.parametrize("mode", ["ss", "ms"])
+def test_on_a_gpu_the_same_counts(row, mode, workers):
+    row = row.model_copy(update={"runtime": Runtime(workers=workers, benchmark_images=2)})
+    result = evaluate_model(Reader().cuda(), row, Shades(), torch.device("cuda"), mode=mode, keep=[2])
+    np.testing.assert_array_equal(result.confusion.matrix, EXPECTED)
+    assert list(result.predictions) == [2]
 
 
 # a row
@@ -349,64 +287,21 @@ def test_given_weights_do_not_touch_the_row_s_results(one, workspace, monkeypatc
         evaluate_row(one, workspace, device="cpu", weights=workspace.root / "none.safetensors")
 
 
-def test_split_without_labels_is_refused(row, workspace, monkeypatch):
-    monkeypatch.setattr(evaluate, "PreparedDataset", Unlabelled)
-    with pytest.raises(DataError, match="no labels"):
-        evaluate_row(row, workspace, device="cpu")
-    monkeypatch.setattr(evaluate, "PreparedDataset", lambda folder, split: Shades(folder, split, count=0))
-    with pytest.raises(DataError, match="empty"):
-        evaluate_row(row, workspace, device="cpu")
-
-
-def test_row_without_multi_scale_and_overlays(row, workspace):
-    row = row.model_copy(update={"test": Test(), "runtime": Runtime(overlays=0), "seeds": (3,)})
-    result = evaluate_row(row, workspace, device="cpu")
-    assert result.metrics.miou_ms_flip is None
-    assert result.evaluation.runs[0].modes.ms is None
-    names = {path.name for path in workspace.evaluation(row).iterdir()}
-    assert names == {"seed3-ss-confusion.png", "seed3.json"}
-
-
-def test_progress_is_shown_with_the_time_left(row, workspace, capfd):
-    row = row.model_copy(update={"runtime": Runtime(workers=1, overlays=0), "seeds": (3,)})
-    evaluate_row(row, workspace, device="cpu")
-    shown = capfd.readouterr()
-    assert "camvid-r50-d8 seed3 ss: 7 images in" in shown.err
-    assert "mIoU 50.00 %" in shown.err
-    assert shown.out == ""
-    evaluate_row(row, workspace, device="cpu", progress=False)
-    assert capfd.readouterr().err == ""
-
-
 # several processes
 
 
-def work(rank, root, row_bytes, port):
-    torch.set_num_threads(1)
-    os.environ |= {
-        "WORLD_SIZE": "2",
-        "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": port,
-    }
-    row = pickle.loads(row_bytes)
+def evaluated(root, row):
     evaluate.PreparedDataset = Shades
     subject.build_model = lambda config, classes, attention: Reader(classes)
     subject.load_model = lambda path, model: {}
-    evaluate_row(row, Workspace(Path(root)), device="cpu")
+    evaluate_row(row, Workspace(root), device="cpu")
 
 
 def test_two_processes_give_what_one_gives(row, workspace, tmp_path):
-    import socket
-
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
     row = row.model_copy(update={"seeds": (3,)})
     alone = evaluate_row(row, workspace, device="cpu")
     pictures = _undated(tree(workspace.evaluation(row)))
-    mp.start_processes(work, args=(str(tmp_path), pickle.dumps(row), port), nprocs=2, start_method="spawn")
+    launch(2, evaluated, tmp_path, row)
     (both,) = load(workspace.metrics(row) / "evaluation.json", EvaluationFile, "").runs
     for (_, here), (_, there) in zip(both.modes.items(), alone.evaluation.runs[0].modes.items(), strict=True):
         assert here.model_copy(update={"seconds": 0}) == there.model_copy(update={"seconds": 0})

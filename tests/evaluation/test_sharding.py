@@ -79,9 +79,9 @@ def sharded(kind):
         return evaluated(process, kind)
 
 
-@pytest.mark.parametrize(("world", "kind"), [(2, Photographs), (3, Photographs), (4, Photographs), (3, Few)])
+@pytest.mark.parametrize(("world", "kind"), [(2, Photographs), (3, Few)])
 def test_any_number_of_processes_gives_the_same_pixels(world, kind):
-    """7 images divide over none of 2, 3, 4; of 2 images the third process has none."""
+    """7 images do not divide over 2; of 2 images the third process has none."""
     torch.set_num_threads(1)
     alone = evaluated(Process(), kind)
     labelled = sum(int((kind().mask(i) != 255).sum()) for i in range(len(kind())))

@@ -87,12 +87,6 @@ def test_panels_are_written_for_every_shape_and_the_same_each_time(tmp_path, siz
         assert len(np.unique(np.asarray(picture.convert("RGB")).reshape(-1, 3), axis=0)) > 10
 
 
-def test_panels_of_an_image_without_labels(tmp_path):
-    blank = np.full(TRUTH.shape, 255, np.uint8)
-    visualise.save_panels(tmp_path / "a.png", "t", IMAGE, blank, PREDICTION, CLASSES, PALETTE)
-    assert (tmp_path / "a.png").stat().st_size > 0
-
-
 def test_legend_names_what_is_present_and_stays_short():
     names = tuple(f"class {i}" for i in range(150))
     few = [p.get_label() for p in visualise.legend(TRUTH, [PREDICTION], CLASSES, PALETTE)]

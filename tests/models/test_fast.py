@@ -59,20 +59,6 @@ def test_folding_changes_logits_by_rounding_only(kind):
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())  # it is a copy
 
 
-def test_folding_is_the_closed_form():
-    block = nn.Sequential(nn.Conv2d(1, 1, 1, bias=False), nn.BatchNorm2d(1, eps=0.0))
-    conv, norm = block[0], block[1]
-    with torch.no_grad():
-        conv.weight.fill_(3.0)
-        norm.running_mean.fill_(2.0)
-        norm.running_var.fill_(4.0)
-        norm.weight.fill_(5.0)
-        norm.bias.fill_(7.0)
-    fold = folded(block)
-    assert fold[0].weight.item() == pytest.approx(3 * 5 / 2)
-    assert fold[0].bias.item() == pytest.approx(7 - 2 * 5 / 2)
-
-
 class Compiler:
     """Counts compilations as torch.compile would make them: one for each size it is called with."""
 

@@ -1,16 +1,13 @@
 """Whole networks: sizes of all published models, outputs, initialisation, and what training needs of them."""
 
 import math
-import os
 from collections import Counter
-from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
 from danet.config.row import Model
-from danet.core.errors import ConfigError
 from danet.models import build_model
 from danet.models.heads import DANetHead
 
@@ -21,18 +18,18 @@ DRANET = {**OFFICIAL, "method": "dranet", "stem": "deep-64-64-128", "aux_channel
 CLUSTER = {"method": "clusterdanet", "output_stride": 8, "stem": "deep-64-64-128", "align_corners": True}
 
 PUBLISHED = [
-    (MMSEG, "resnet50", 19, 49_846_574, "mmseg_r50d8_cityscapes_512x1024"),
-    (MMSEG, "resnet101", 19, 68_838_702, "mmseg_r101d8_cityscapes_512x1024"),
-    (MMSEG, "resnet50", 150, 50_081_850, "mmseg_r50d8_ade20k_512x512"),
-    (MMSEG, "resnet50", 21, 49_850_166, "mmseg_r50d8_voc12aug_512x512"),
-    (SSSEG, "resnet50", 19, 52_210_606, "ssseg_resnet50os8_cityscapes"),
-    ({**SSSEG, "output_stride": 16}, "resnet101", 19, 71_202_734, "ssseg_resnet101os16_cityscapes"),
-    (SSSEG, "resnet50", 21, 52_214_710, "ssseg_resnet50os8_voc"),
-    (SSSEG, "resnet50", 150, 52_479_418, "ssseg_resnet50os8_ade20k"),
-    ({**OFFICIAL, "stem": "7x7"}, "resnet101", 19, 66_454_779, "official_danet_r101_citys"),
-    ({**OFFICIAL, "stem": "deep-64-64-128"}, "resnet50", 19, 47_586_427, "official_danet_r50_deepstem"),
-    (DRANET, "resnet101", 19, 73_741_962, "official_dran_r101_citys"),
-    (CLUSTER, "resnet101", 21, 66_581_633, "fork_clusterdanet_r101_voc"),
+    (MMSEG, "resnet50", 19, 49_846_574),
+    (MMSEG, "resnet101", 19, 68_838_702),
+    (MMSEG, "resnet50", 150, 50_081_850),
+    (MMSEG, "resnet50", 21, 49_850_166),
+    (SSSEG, "resnet50", 19, 52_210_606),
+    ({**SSSEG, "output_stride": 16}, "resnet101", 19, 71_202_734),
+    (SSSEG, "resnet50", 21, 52_214_710),
+    (SSSEG, "resnet50", 150, 52_479_418),
+    ({**OFFICIAL, "stem": "7x7"}, "resnet101", 19, 66_454_779),
+    ({**OFFICIAL, "stem": "deep-64-64-128"}, "resnet50", 19, 47_586_427),
+    (DRANET, "resnet101", 19, 73_741_962),
+    (CLUSTER, "resnet101", 21, 66_581_633),
 ]
 SMALL = [("danet", MMSEG), ("danet-16", {**SSSEG, "output_stride": 16}), ("dranet", DRANET), ("clusterdanet", CLUSTER)]
 
@@ -42,29 +39,13 @@ def on_meta(settings, backbone, num_classes, attention="fused"):
         return build_model(Model(backbone=backbone, **settings), num_classes, attention)
 
 
-@pytest.mark.parametrize(("settings", "backbone", "num_classes", "count", "keys"), PUBLISHED, ids=lambda v: str(v)[:40])
-def test_parameter_counts(settings, backbone, num_classes, count, keys):
+@pytest.mark.parametrize(("settings", "backbone", "num_classes", "count"), PUBLISHED, ids=lambda v: str(v)[:40])
+def test_parameter_counts(settings, backbone, num_classes, count):
     model = on_meta(settings, backbone, num_classes)
     assert sum(parameter.numel() for parameter in model.parameters()) == count
     grouped = [*model.backbone_parameters(), *model.head_parameters()]
     assert Counter(map(id, grouped)) == Counter(map(id, model.parameters()))
     assert {key.split(".")[0] for key in model.state_dict()} <= {"backbone", "head", "aux_head"}
-
-
-@pytest.mark.parametrize(("settings", "backbone", "num_classes", "count", "keys"), PUBLISHED, ids=lambda v: str(v)[:40])
-def test_same_tensors_as_the_source(settings, backbone, num_classes, count, keys):
-    folder = os.environ.get("DANET_TEST_KEYS")
-    if not folder:
-        pytest.skip("DANET_TEST_KEYS (folder with the sources' key lists) is not set")
-    lines = [line.split("\t") for line in (Path(folder) / f"{keys}.txt").read_text().splitlines() if line[0] != "#"]
-    # The official code keeps its scales as (1,), the others and we as ().
-    theirs = Counter(("()" if shape == "(1,)" else shape, dtype) for _, shape, dtype in lines)
-    state = on_meta(settings, backbone, num_classes).state_dict()
-    ours = Counter(
-        ("()" if tuple(v.shape) == (1,) else str(tuple(v.shape)), str(v.dtype).removeprefix("torch."))
-        for v in state.values()
-    )
-    assert ours == theirs
 
 
 def names(settings):
@@ -241,12 +222,3 @@ def test_heads_compile_to_one_graph(settings):
     assert expected.keys() == compiled.keys()
     for name, value in expected.items():
         torch.testing.assert_close(compiled[name], value)
-
-
-def test_refuses_impossible_requests():
-    config = Model(backbone="resnet50", **MMSEG)
-    with pytest.raises(ConfigError, match=r"'flash' is unknown; allowed: fused, reference"):
-        build_model(config, 19, "flash")
-    for count in (1, 256):
-        with pytest.raises(ConfigError, match=f"num_classes {count}: must be 2 to 255"):
-            build_model(config, count)

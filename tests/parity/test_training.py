@@ -2,15 +2,13 @@
 
 import pickle
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from benchmarks.parity import __main__ as command
-from benchmarks.parity import common, compare, reference, training
+from benchmarks.parity import compare, reference, training
 from benchmarks.parity.results import ASPECTS
-from danet.training import loop
 
 RUN = {"iterations": 6, "batch": 2, "height": 17, "width": 25}
 
@@ -93,42 +91,6 @@ def test_a_deviation_from_the_recipe_is_noticed(changes):
     results = tiny_results(**changes)
     for aspect in ("training, loss curve", "training, weights"):
         assert results[aspect].measured > 1e2 * ASPECTS[aspect][1]
-
-
-def test_a_batch_smaller_than_the_replicas_is_refused():
-    with pytest.raises(ValueError, match="2 images do not divide over the 4 replicas"):
-        tiny_results(loss={"replicas": 4})
-
-
-def test_a_norm_without_decay_is_noticed(monkeypatch):
-    original = loop.build_optimizer
-
-    def undecayed(model, config):
-        optimizer = original(model, config)
-        backbone = optimizer.param_groups[0]
-        norm = {id(parameter) for parameter in model.norm.parameters()}
-        rest = {**backbone, "params": [p for p in backbone["params"] if id(p) in norm], "weight_decay": 0.0}
-        backbone["params"] = [p for p in backbone["params"] if id(p) not in norm]
-        optimizer.add_param_group(rest)
-        return optimizer
-
-    monkeypatch.setattr(loop, "build_optimizer", undecayed)
-    assert tiny_results()["training, weights"].measured > 1e3 * ASPECTS["training, weights"][1]
-
-
-def test_distance_of_known_tensors():
-    theirs = {key: common.projections(key, np.array(value)) for key, value in {"a": [3.0, 4.0], "b": [1.0]}.items()}
-    names = {"a": "ours.a", "b": "ours.b"}
-    ours = {"ours.a": torch.tensor([3.0, 4.5]).double(), "ours.b": torch.tensor([1.2]).double()}
-    worst, where = compare.projection_difference(ours, theirs, names)
-    assert (worst, where) == (pytest.approx(0.2), "b")
-
-
-@pytest.mark.parametrize(("value", "expected"), [(0.0, 0.0), (1e-30, np.inf)])
-def test_what_stays_at_zero_must_stay_there_in_both(value, expected):
-    theirs = {"unused.bias": common.projections("unused.bias", np.zeros(2))}
-    ours = {"b": torch.tensor([value, 0.0], dtype=torch.float64)}
-    assert compare.projection_difference(ours, theirs, {"unused.bias": "b"})[0] == expected
 
 
 @pytest.mark.parametrize("function", [*command.CHECKS, command.measure])

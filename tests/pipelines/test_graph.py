@@ -6,7 +6,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import yaml
 from dvc.repo import Repo
 
 from danet.config.params import load_params
@@ -55,15 +54,6 @@ def test_every_row_dataset_and_table_has_its_stages(stages):
     assert set(stages) == expected
 
 
-def test_one_definition_per_stage():
-    definitions = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
-    assert set(definitions) == {
-        *("download", "convert", "weights", "train", "evaluate", "released", "verify", "submit", "report", "index")
-    }
-    for name in definitions:
-        assert (ROOT / "pipelines" / f"{'report' if name == 'index' else name}.py").is_file()
-
-
 def test_a_row_needs_its_own_dataset_and_weights_only(workspace):
     row = "ssseg-r50-d16-voc2012"
     assert upstream(workspace, f"train@{row}") == {"download@voc2012", "convert@voc2012", "weights@resnet50_v1c"}
@@ -85,28 +75,6 @@ def test_a_table_needs_its_own_rows_only(workspace):
     assert needed == {"evaluate@clusterdanet-r101-d8-voc2012"}
     tables = {name for name in upstream(workspace, "index") if name.startswith("report@")}
     assert tables == {f"report@{name}" for name in load_params(ROOT / "params.yaml").tables}
-
-
-def test_changing_one_row_changes_that_row_alone(stages, workspace):
-    changed = "ssseg-r50-d16-voc2012"
-    affected = {
-        name
-        for name, stage in stages.items()
-        for dependency in stage.params
-        if any(f"rows.{changed}" == key for key in dependency.params)
-    }
-    assert affected == {f"train@{changed}", f"evaluate@{changed}", f"verify@{changed}"}
-
-
-def test_a_setting_of_the_test_retrains_nothing(stages):
-    for name, stage in stages.items():
-        keys = [key for dependency in stage.params for key in dependency.params]
-        if name.startswith("train@"):
-            assert not [key for key in keys if "test" in key.split(".") or key in {"val_split", "revisions.evaluate"}]
-            assert "train" in keys
-        if name.startswith(("evaluate@", "verify@", "submit@")):
-            assert {"test", "numerics", "revisions.evaluate"} <= set(keys)
-            assert any(key.startswith("settings.") and key.count(".") == 1 for key in keys)
 
 
 def test_another_python_is_told_to_activate_the_environment(tmp_path):

@@ -5,7 +5,6 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import cv2
@@ -18,7 +17,6 @@ from danet.results.identity import TrainingIdentity
 from tests.parameters import ROOT, raw_params
 
 ROW = "camvid-r50-d16-short"
-Run = Callable[..., str]
 
 
 def camvid(folder):

@@ -5,7 +5,6 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -14,13 +13,11 @@ import yaml
 from PIL import Image
 
 from danet.config.yaml import write_raw
-from danet.core.errors import DataError
 from danet.data.prepared import PreparedDataset
 from tests.data.samples import camvid_tree, zip_of
 from tests.parameters import raw_params
 
 ROOT = Path(__file__).parents[2]
-Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture
@@ -127,33 +124,6 @@ def test_a_cut_archive_is_named_and_the_right_one_taken(run, tmp_path):
     assert commands == ["dvc repro -f -s download@camvid", "dvc repro convert@camvid"]
     for command in commands:
         assert run(command).returncode == 0
-    assert masks(tmp_path) == before
-
-
-@pytest.mark.slow
-def test_a_forced_download_that_fails_keeps_what_was_there(run, tmp_path):
-    tree = camvid_tree(tmp_path / "tree")
-    assert run("dvc repro convert@camvid", DANET_CAMVID=tree).returncode == 0
-    before = masks(tmp_path)
-    assert run("dvc repro -f -s download@camvid").returncode != 0, "neither folder nor network"
-    assert (tmp_path / "w/data/raw/camvid/tree.zip").is_file()
-    assert run("dvc repro convert@camvid").returncode == 0
-    assert masks(tmp_path) == before
-
-
-@pytest.mark.slow
-def test_a_damaged_prepared_form_is_made_again(run, tmp_path):
-    tree = camvid_tree(tmp_path / "tree")
-    assert run("dvc repro convert@camvid", DANET_CAMVID=tree).returncode == 0
-    before = masks(tmp_path)
-    manifest = tmp_path / "w/data/prepared/camvid/manifest.csv"
-    text = manifest.read_text()
-    manifest.unlink()
-    manifest.write_text(text.replace("train_0", "train_9"))
-    with pytest.raises(DataError) as error:
-        masks(tmp_path)
-    (command,) = re.findall(r"`([^`]+)`", str(error.value))
-    assert run(command).returncode == 0, "without the folder, too"
     assert masks(tmp_path) == before
 
 

@@ -230,86 +230,46 @@ def spoil(change, name="evaluation.json"):
     return edit
 
 
+STALE = {
+    "stale: of row hash 000000000000": lambda d: d.update(row_hash="0" * 12),
+    f"of other weights than train.json's: run `dvc repro evaluate@{DRANET}`": (
+        lambda d: d["runs"][0].update(weights_sha256="0")
+    ),
+    f"of the training 000000000000, train.json is of {TRAINING}: run `dvc repro evaluate@{DRANET}`": (
+        lambda d: d["runs"][0].update(training="0" * 12)
+    ),
+    f"tested on different data (a1b2c3d4e5f6, bbbbbbbbbbbb): run `dvc repro evaluate@{DRANET}`": (
+        lambda d: d["runs"].append(d["runs"][0] | {"seed": 1, "data": "b" * 64})
+    ),
+}
+OTHER = {
+    "trained on different data (a1b2c3d4e5f6, bbbbbbbbbbbb): run `dvc repro": (
+        lambda d: d["runs"].append(d["runs"][0] | {"seed": 1, "data": "b" * 64})
+    ),
+    "trained from different initial weights (bbbbbbbbbbbb, none): run `dvc repro": (
+        lambda d: d["runs"].append(d["runs"][0] | {"seed": 1, "initial_weights": "b" * 64})
+    ),
+    "stale: of training hash 000000000000": lambda d: d.update(train_hash="0" * 12),
+}
+BROKEN = {
+    "confusion: field required": lambda d: d["runs"][0]["modes"]["ss"].pop("confusion"),
+    "runs.0.fps": lambda d: d["runs"][0].update(fps=float("nan")),
+    "belongs to row 'another'": lambda d: d.update(row="another"),
+    f"is of format 1, this version reads format 2; run `dvc repro --single-item --force evaluate@{DRANET}`": (
+        lambda d: d.update(format=1)
+    ),
+    "runs": lambda d: d["runs"].clear(),
+    "seed 7 is not among": lambda d: d["runs"][0].update(seed=7),
+}
+
+
 @pytest.mark.parametrize(
     ("edit", "file", "reason", "cell"),
     [
-        (
-            spoil(lambda d: d.update(row_hash="0" * 12)),
-            "evaluation.json",
-            "stale: of row hash 000000000000",
-            "stale: run again",
-        ),
-        (
-            spoil(lambda d: d["runs"][0]["modes"]["ss"].pop("confusion")),
-            "evaluation.json",
-            "confusion: field required",
-            "left out (below)",
-        ),
-        (
-            spoil(lambda d: d["runs"][0].update(fps=float("nan"))),
-            "evaluation.json",
-            "runs.0.fps",
-            "left out (below)",
-        ),
-        (
-            spoil(lambda d: d["runs"][0]["modes"].pop("ss")),
-            "evaluation.json",
-            "modes.ss: field required",
-            "left out (below)",
-        ),
-        (spoil(lambda d: d.pop("classes")), "evaluation.json", "classes: field required", "left out (below)"),
-        (spoil(lambda d: d.update(row="another")), "evaluation.json", "belongs to row 'another'", "left out (below)"),
-        (
-            spoil(lambda d: d.update(format=1)),
-            "evaluation.json",
-            f"is of format 1, this version reads format 2; run `dvc repro --single-item --force evaluate@{DRANET}`",
-            "left out (below)",
-        ),
-        (spoil(lambda d: d["runs"].clear()), "evaluation.json", "runs", "left out (below)"),
-        (spoil(lambda d: d["runs"][0].update(seed=7)), "evaluation.json", "seed 7 is not among", "left out (below)"),
-        (
-            spoil(lambda d: d["runs"][0].update(weights_sha256="0")),
-            "evaluation.json",
-            f"of other weights than train.json's: run `dvc repro evaluate@{DRANET}`",
-            "stale: run again",
-        ),
-        (
-            spoil(lambda d: d["runs"][0].update(training="0" * 12)),
-            "evaluation.json",
-            f"of the training 000000000000, train.json is of {TRAINING}: run `dvc repro evaluate@{DRANET}`",
-            "stale: run again",
-        ),
-        (
-            spoil(lambda d: d["runs"].append(d["runs"][0] | {"seed": 1, "data": "b" * 64})),
-            "evaluation.json",
-            f"tested on different data (a1b2c3d4e5f6, bbbbbbbbbbbb): run `dvc repro evaluate@{DRANET}`",
-            "stale: run again",
-        ),
-        (
-            spoil(lambda d: d["runs"].append(d["runs"][0] | {"seed": 1, "data": "b" * 64}), "train.json"),
-            "train.json",
-            "trained on different data (a1b2c3d4e5f6, bbbbbbbbbbbb): run `dvc repro",
-            "stale: run again",
-        ),
-        (
-            spoil(lambda d: d["runs"].append(d["runs"][0] | {"seed": 1, "initial_weights": "b" * 64}), "train.json"),
-            "train.json",
-            "trained from different initial weights (bbbbbbbbbbbb, none): run `dvc repro",
-            "stale: run again",
-        ),
-        (
-            spoil(lambda d: d.update(train_hash="0" * 12), "train.json"),
-            "train.json",
-            "stale: of training hash 000000000000",
-            "stale: run again",
-        ),
-        (
-            lambda folder: (folder / "evaluation.json").write_text("{"),
-            "evaluation.json",
-            "invalid JSON",
-            "left out (below)",
-        ),
-        (lambda folder: (folder / "evaluation.json").write_text("[]"), "evaluation.json", "", "left out (below)"),
+        *((spoil(edit), "evaluation.json", reason, "stale: run again") for reason, edit in STALE.items()),
+        *((spoil(edit, "train.json"), "train.json", reason, "stale: run again") for reason, edit in OTHER.items()),
+        *((spoil(edit), "evaluation.json", reason, "left out (below)") for reason, edit in BROKEN.items()),
+        (lambda f: (f / "evaluation.json").write_text("{"), "evaluation.json", "invalid JSON", "left out (below)"),
     ],
 )
 def test_bad_files_are_named_and_never_shown(workspace, params, *, edit, file, reason, cell):
@@ -428,21 +388,6 @@ def test_pictures_of_datasets_only_when_asked_for(workspace, params):
     assert copied.name in (workspace.reports() / "official" / f"{DRANET}.md").read_text()
     write_table("official", params, workspace)
     assert not copied.exists()
-
-
-def test_csv_and_json_say_the_same(workspace, params):
-    samples.write(params.row(OFFICIAL), workspace, {0: 79.6, 1: 79.9, 2: 79.75}, ms=1.5, points=0)
-    write_table("official", params, workspace)
-    with (workspace.reports() / "tables" / "official.csv").open() as stream:
-        lines = list(csv.DictReader(stream))
-    rows = table_json(workspace, "official")["rows"]
-    assert [line["row"] for line in lines] == [row["row"] for row in rows] == [OFFICIAL, DRANET]
-    assert float(lines[0]["measured_miou"]) == rows[0]["measured"]["miou"] == pytest.approx(79.75)
-    assert float(lines[0]["sd_miou"]) == rows[0]["spread"]["miou"]["sd"] == pytest.approx(0.15)
-    assert lines[0]["verdict_miou_ms_flip"] == rows[0]["verdict"]["miou_ms_flip"]
-    assert lines[0]["published_miou"] == "79.93"
-    assert lines[1]["measured_miou"] == ""
-    assert lines[1]["status"] == rows[1]["status"] == "not run"
 
 
 def test_index(workspace, params):

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from pydantic import ValidationError
 
 from danet.config.params import load_params
 from danet.core.errors import DataError
@@ -74,11 +73,6 @@ def test_an_older_format_says_what_to_run(tmp_path, kind):
     path.write_text('{"format": 1, "row": "x"}')
     with pytest.raises(DataError, match=r"file\.json: is of format 1, this version reads format 2; run this"):
         load(path, kind, "run this")
-
-
-def test_a_document_cannot_be_changed():
-    with pytest.raises(ValidationError):
-        samples.training(ROW, [0]).row = "another"
 
 
 def test_readers_need_no_pytorch():

@@ -3,8 +3,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from danet.core.errors import CheckpointError
 from danet.results.identity import TrainingIdentity
@@ -29,16 +27,14 @@ def test_round_trip_and_the_last_two_are_kept(store):
     assert iterations(store.folder) == [40, 30]
     assert sorted(path.name for path in store.folder.iterdir()) == [
         "iteration_00000030.pt",
-        "iteration_00000030.pt.sha256",
         "iteration_00000040.pt",
-        "iteration_00000040.pt.sha256",
     ]
     loaded, notes = store.load()
     assert notes == []
     assert loaded.iteration == 40
     assert torch.equal(loaded.model["w"], torch.arange(100.0) * 40)
     assert loaded.progress == checkpoint(40).progress
-    assert store.last_good() == store.path(40)
+    assert store.newest() == store.path(40)
     store.clear()
     assert list(store.folder.iterdir()) == []
 
@@ -46,16 +42,7 @@ def test_round_trip_and_the_last_two_are_kept(store):
 DAMAGES = {
     "truncated": lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]),
     "empty": lambda path: path.write_bytes(b""),
-    "one bit": lambda path: path.write_bytes(flipped(path.read_bytes())),
-    "no checksum": lambda path: Path(f"{path}.sha256").unlink(),
-    "empty checksum": lambda path: Path(f"{path}.sha256").write_text(""),
-    "binary checksum": lambda path: Path(f"{path}.sha256").write_bytes(b"\xff\xfe\x00"),
 }
-
-
-def flipped(data):
-    middle = len(data) // 2
-    return data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :]
 
 
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
@@ -67,22 +54,10 @@ def test_a_damaged_one_is_named_and_the_one_before_used(store, damage):
     assert loaded.iteration == 10
     assert len(notes) == 1
     assert "iteration_00000020.pt: damaged" in notes[0]
-    assert store.last_good() == store.path(10)
     damage(store.path(10))
     loaded, notes = store.load()
     assert loaded is None
     assert "starting from the beginning" in notes[-1]
-
-
-@settings(max_examples=30)
-@given(st.data())
-def test_any_changed_byte_is_noticed(tmp_path_factory, data):
-    store = CheckpointStore(tmp_path_factory.mktemp("store"), identity(tiny_row()))
-    path = store.save(checkpoint(1))
-    raw = bytearray(path.read_bytes())
-    raw[data.draw(st.integers(0, len(raw) - 1))] ^= data.draw(st.integers(1, 255))
-    path.write_bytes(raw)
-    assert store.load()[0] is None
 
 
 def test_code_in_a_checkpoint_is_not_run(store, tmp_path):
@@ -90,12 +65,10 @@ def test_code_in_a_checkpoint_is_not_run(store, tmp_path):
         def __reduce__(self):
             return (open, (str(tmp_path / "ran"), "w"))
 
-    path = store.save(checkpoint(1))
+    store.save(checkpoint(1))
+    path = store.path(1)
     with path.open("wb") as stream:
         pickle.dump({"format": 1, "model": Hostile()}, stream)
-    from danet.core.files import sha256
-
-    Path(f"{path}.sha256").write_text(sha256(path))
     loaded, notes = store.load()
     assert loaded is None
     assert "damaged" in notes[0]
@@ -126,9 +99,7 @@ def test_a_failed_write_leaves_the_older_ones(store, monkeypatch):
         raise RuntimeError("PytorchStreamWriter failed writing file data/0: file write failed")
 
     monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(
-        CheckpointError, match=r"iteration_00000020.pt: cannot be written .* 400 bytes needed, [0-9,]+ free"
-    ):
+    with pytest.raises(CheckpointError, match=r"iteration_00000020\.pt: cannot be written"):
         store.save(checkpoint(20))
     assert iterations(store.folder) == [10]
     assert store.load()[0].iteration == 10

@@ -29,7 +29,3 @@ def test_parts_add_up(tmp_path, first, second, total):
     resumed = trainer(row, tmp_path)
     resumed._meter = Meter(second)
     assert resumed.run().energy_kj == total
-
-
-def test_a_cpu_has_no_counter(tmp_path):
-    assert trainer(tiny_row(iterations=2), tmp_path).run().energy_kj is None

@@ -8,7 +8,7 @@ from datetime import datetime
 import pytest
 from rich.console import Console
 
-from danet.training.progress import STATUS, Reporter, progress_line, write_status
+from danet.training.progress import STATUS, Reporter, progress_line
 from tests.training.fakes import tiny_row, trainer
 
 
@@ -23,11 +23,6 @@ def test_a_training_notes_how_far_it_is(tmp_path):
     assert status["loss"] == pytest.approx(history.curve[-1]["loss"])
     assert status["eta_seconds"] == 0
     assert datetime.fromisoformat(status["updated"]).tzinfo is not None
-
-
-def test_a_folder_that_cannot_be_written_stops_no_training(tmp_path):
-    (tmp_path / "file").touch()
-    write_status(tmp_path / "file", row="a", seed=0, iteration=1, total=2, loss=None, eta_seconds=1.0)
 
 
 @pytest.mark.parametrize("width", [80, 120, 200])

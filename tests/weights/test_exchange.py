@@ -12,7 +12,7 @@ from danet.config.params import Params, load_params
 from danet.core.errors import CheckpointError, ConfigError
 from danet.core.files import sha256
 from danet.models import build_model
-from danet.weights.exchange import classes_of, export_weights, guess_row, import_weights, load_any
+from danet.weights.exchange import classes_of, export_weights, import_weights, load_any
 from danet.weights.ours import metadata_of, save_model
 from danet.weights.released import import_released
 from tests.parameters import raw_params
@@ -144,39 +144,14 @@ def test_projections_without_biases_get_zeros_in_mmsegmentation(tmp_path, params
         export_weights(tmp_path / "w.safetensors", tmp_path / "w.pth", target="official-dranet")
 
 
-def test_the_row_is_found(tmp_path, params, unpublished, exported):
-    named = tmp_path / params.released["mmseg-r50-d8-cityscapes-769x769-40k"].file
+def test_the_row_is_found_by_the_name_of_the_file(tmp_path: Path, params: Params, exported: Path) -> None:
+    named = tmp_path / params.released[SMALL].file
     named.symlink_to(exported)
-    assert guess_row(named, params).name == "mmseg-r50-d8-cityscapes-769x769-40k"
-    with pytest.raises(ConfigError) as caught:
-        guess_row(exported, unpublished)
-    wanted = {row.name for row in params.rows.values() if row.name.startswith("mmseg-r50-d8-cityscapes")}
-    assert set(str(caught.value).partition("--row: ")[2].split(", ")) == wanted
-    rows = {SMALL: unpublished._raw["rows"][SMALL]}
-    only = Params({**unpublished._raw, "rows": rows, "submissions": []}, unpublished.path)
-    assert guess_row(exported, only).name == SMALL
     result = import_weights(named, tmp_path / "x.safetensors", params)
-    assert result.checksum == "differs"
+    assert (result.row, result.checksum) == (SMALL, "differs")
     assert "not the released file, whose checksum is another" in str(result)
-
-
-def test_incomplete_files_only_when_told(tmp_path, exported, unpublished, capsys):
-    content = torch.load(exported, weights_only=True)["state_dict"]
-    del content["decode_head.conv_seg.bias"]
-    content["extra.weight"] = torch.ones(1)
-    content["backbone.layer1.0.bn1.bias"] = torch.ones(7)
-    file = written(tmp_path / "w.pth", content)
-    out = tmp_path / "w.safetensors"
-    with pytest.raises(
-        CheckpointError, match=r"missing \(decode_head\.conv_seg\.bias\).*unexpected \(extra\.weight\).*\(7,\)"
-    ):
-        import_weights(file, out, unpublished, row=SMALL)
-    assert not out.exists()
-    import_weights(file, out, unpublished, row=SMALL, incomplete=True)
-    assert "extra.weight" in " ".join(capsys.readouterr().err.split())
-    metadata = metadata_of(out)
-    assert metadata is not None
-    assert "decode_head.conv_seg.bias" in metadata["incomplete"]
+    with pytest.raises(ConfigError, match="say whose weights it holds with --row"):
+        import_weights(exported, tmp_path / "y.safetensors", params)
 
 
 def test_any_kind_of_file_is_loaded(tmp_path, trained, exported, params, capsys):
@@ -200,16 +175,10 @@ def test_any_kind_of_file_is_loaded(tmp_path, trained, exported, params, capsys)
 def test_weights_of_another_stride_are_taken_with_a_warning(tmp_path, exported, params, capsys):
     row = params.row(SMALL)
     coarse = row.model_copy(update={"model": row.model.model_copy(update={"output_stride": 16})})
-    raw = tmp_path / "danet_r50-d8_512x1024_40k_cityscapes.pth"
-    raw.symlink_to(exported)
     imported = tmp_path / "imported.safetensors"
     import_weights(exported, imported, Params(params._raw | {"released": {}}, params.path), row=SMALL)
-    for file, text in (
-        (raw, "of output stride 8, row"),
-        (imported, "has output_stride 8, the row has output_stride 16"),
-    ):
-        load_any(file, build_model(coarse.model, 19), coarse)
-        assert text in " ".join(capsys.readouterr().err.split())
+    load_any(imported, build_model(coarse.model, 19), coarse)
+    assert "has output_stride 8, the row has output_stride 16" in " ".join(capsys.readouterr().err.split())
     own = tmp_path / "own.safetensors"
     save_model(own, build_model(row.model, 19), {"row": row.name})
     with pytest.raises(CheckpointError, match="has output_stride 8, the row has output_stride 16"):
@@ -220,7 +189,7 @@ def test_a_refused_file_leaves_nothing(tmp_path, exported, unpublished):
     (tmp_path / "cut.pth").write_bytes(exported.read_bytes()[:1000])
     out = tmp_path / "x.safetensors"
     for file, row, message in (
-        (tmp_path / "cut.pth", None, r"cut\.pth: is not a PyTorch file, is cut off"),
+        (tmp_path / "cut.pth", SMALL, r"cut\.pth: is not a PyTorch file, is cut off"),
         (exported, "mmseg-r50-d8-voc2012-20k", "has 19 classes, the row has 21 classes"),
         (exported, "mmseg-r101-d8-cityscapes-512x1024-40k", "has backbone resnet50, the row has backbone resnet101"),
     ):

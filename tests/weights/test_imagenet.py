@@ -20,7 +20,7 @@ from danet.core.files import sha256
 from danet.models import build_model
 from danet.models.resnet import ResNet
 from danet.weights.fetch import fetch_weights
-from danet.weights.imagenet import convert, load_backbone, prepare_weights
+from danet.weights.imagenet import backbone_sha256, convert, load_backbone, prepare_weights
 from danet.weights.reading import read_tensors
 from tests.parameters import raw_params
 
@@ -144,23 +144,12 @@ def test_every_tensor_is_accounted_for(tmp_path):
     refused(decode, r"9 tensors unexpected \(decode_head\.0, .* and 4 more\)")
 
 
-def test_unknown_backbone_or_stem(tmp_path):
-    file = written(tmp_path / "w.pth", {"a": torch.ones(1)})
-    with pytest.raises(CheckpointError, match="backbone 'resnet34' is unknown; allowed: resnet50, resnet101"):
-        load(file, "resnet34", "7x7")
-    with pytest.raises(CheckpointError, match="stem '3x3' is unknown; allowed: 7x7"):
-        load(file, "resnet50", "3x3")
-
-
 # ----------------------------------------------------------------------------------------------- prepare and load
 
 
 def spec(stem="7x7", **settings):
     entry = {"title": "Test", "url": "https://example.org/w.pth", "file": "w.pth", "backbone": "resnet50", "stem": stem}
     return Weights.model_validate({**entry, **settings})
-
-
-RANDOM = Weights(title="random initialisation", url=None, file=None, backbone=None, stem=None)
 
 
 def network(stem="7x7", backbone="resnet50"):
@@ -178,74 +167,60 @@ def folder(tmp_path_factory):
     """Prepared 7x7 ResNet-50 weights; the source lies beside them."""
     base = tmp_path_factory.mktemp("weights")
     file = written(base / "w.pth", as_torchvision(ours("resnet50", "7x7")))
-    digest = hashlib.sha256(file.read_bytes()).hexdigest()
-    prepare_weights("test", spec(checksum=f"sha256:{digest[:8]}"), file, base / "out")
+    prepare_weights("test", spec(), file, base / "out")
     return base
 
 
 def test_prepared_weights_load_exactly(folder):
     model = network()
-    digest = load_backbone(model, folder / "out")
-    assert digest == hashlib.sha256((folder / "out/weights.safetensors").read_bytes()).hexdigest()
+    load_backbone(model, folder / "out")
     assert_same(dict(model.backbone.state_dict()), ours("resnet50", "7x7"))
     assert not any(bool(value.any()) for value in model.head.state_dict().values())
     source = json.loads((folder / "out/source.json").read_text())
     assert source["sha256"] == hashlib.sha256((folder / "w.pth").read_bytes()).hexdigest()
-    assert source["tensors"] == len(ours("resnet50", "7x7"))
     assert source["url"] == "https://example.org/w.pth"
-    assert source["weights_sha256"] == digest
+    assert source["weights_sha256"] == backbone_sha256(folder / "out")
 
 
 def test_preparing_again_gives_the_same_bytes(folder):
-    prepare_weights("test", spec(checksum=None), folder / "w.pth", folder / "again")
+    prepare_weights("test", spec(), folder / "w.pth", folder / "again")
     assert sha256(folder / "out/weights.safetensors") == sha256(folder / "again/weights.safetensors")
 
 
+@pytest.mark.usefixtures("no_environment")
 def test_the_checksum_of_a_zip_is_that_of_its_member(folder, tmp_path):
     """As PyTorch-Encoding's model store verifies it: after unpacking."""
-    with zipfile.ZipFile(tmp_path / "w.zip", "w") as archive:
-        archive.write(folder / "w.pth", "w.pth")
     digest = hashlib.sha1((folder / "w.pth").read_bytes()).hexdigest()
-    prepare_weights("zipped", spec(file="w.zip", checksum=f"sha1:{digest}"), tmp_path / "w.zip", tmp_path / "out")
-    assert sha256(tmp_path / "out/weights.safetensors") == sha256(folder / "out/weights.safetensors")
-
-
-def test_a_wrong_checksum_leaves_nothing(folder, tmp_path):
-    with pytest.raises(CheckpointError, match=r"w\.pth: its sha256 is [0-9a-f]{64}, expected 00000000"):
-        prepare_weights("test", spec(checksum="sha256:00000000"), folder / "w.pth", tmp_path / "out")
-    assert not (tmp_path / "out").exists()
-
-
-def test_random_initialisation(tmp_path):
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out/weights.safetensors").write_bytes(b"of an earlier preparation")
-    prepare_weights("none", RANDOM, None, tmp_path / "out")
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["source.json"]
-    model = network()
-    assert load_backbone(model, tmp_path / "out") is None
-    assert not any(bool(value.any()) for value in model.state_dict().values())
-    with pytest.raises(CheckpointError, match="file, backbone and stem are needed"):
-        prepare_weights("test", spec(), None, tmp_path / "out")
+    raw = raw_params(released=False)
+    entry = {"title": "Test", "file": "w.zip", "backbone": "resnet50", "stem": "7x7", "url": None}
+    for name, checksum in (("right", f"sha1:{digest}"), ("wrong", f"sha1:{digest[::-1]}")):
+        raw["weights"][name] = entry | {"checksum": checksum}
+    write_raw(raw, tmp_path)
+    space = Workspace(tmp_path)
+    space.archives().mkdir(parents=True)
+    with zipfile.ZipFile(space.archives() / "w.zip", "w") as archive:
+        archive.write(folder / "w.pth", "folder/w.pth")
+        archive.writestr("__MACOSX/folder/._w.pth", b"resource fork")
+    fetch_weights(space, "right")
+    assert backbone_sha256(space.weights("right")) == backbone_sha256(folder / "out")
+    with pytest.raises(CheckpointError, match=r"w\.zip: holds no \.pth file of checksum sha1"):
+        fetch_weights(space, "wrong")
+    assert not space.weights("wrong").exists()
+    fetch_weights(space, "none")
+    assert [path.name for path in space.weights("none").iterdir()] == ["source.json"]
+    assert backbone_sha256(space.weights("none")) is None
 
 
 def test_folders_that_must_not_be_loaded(folder, tmp_path):
-    with pytest.raises(CheckpointError, match=r"source\.json: does not exist; run `dvc repro weights@"):
-        load_backbone(network(), tmp_path)
-    with pytest.raises(CheckpointError, match="is for stem 7x7, the row has deep-32-32-64"):
-        load_backbone(network("deep-32-32-64"), folder / "out")
-    with pytest.raises(CheckpointError, match="is for backbone resnet50, the row has resnet101"):
-        load_backbone(network(backbone="resnet101"), folder / "out")
-    source = (folder / "out/source.json").read_text()
-    (tmp_path / "source.json").write_text(source)
     with pytest.raises(CheckpointError, match=r"weights\.safetensors: does not exist"):
         load_backbone(network(), tmp_path)
-    content = bytearray((folder / "out/weights.safetensors").read_bytes())
-    content[-1] ^= 1
-    (tmp_path / "weights.safetensors").write_bytes(content)
-    with pytest.raises(CheckpointError, match="was changed since it was made"):
-        load_backbone(network(), tmp_path)
-    (tmp_path / "source.json").write_text(source[:50])
-    with pytest.raises(CheckpointError, match=r"source\.json: is damaged"):
+    with pytest.raises(CheckpointError, match="is not our resnet50 with the deep-32-32-64 stem"):
+        load_backbone(network("deep-32-32-64"), folder / "out")
+    with pytest.raises(CheckpointError, match="is not our resnet101 with the 7x7 stem"):
+        load_backbone(network(backbone="resnet101"), folder / "out")
+    content = (folder / "out/weights.safetensors").read_bytes()
+    (tmp_path / "weights.safetensors").write_bytes(content[:-9])
+    with pytest.raises(CheckpointError, match=r"cut off.*dvc repro -f -s weights@"):
         load_backbone(network(), tmp_path)
 
 

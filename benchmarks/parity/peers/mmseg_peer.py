@@ -205,7 +205,6 @@ def augmentation(folder: Path) -> None:
                 result["inputs"].numpy(),  # BGR, 3 x h x w, before padding (VOC: padded)
                 batch["data_samples"][0].gt_sem_seg.data[0].numpy(),
                 batch["inputs"][0].numpy(),
-                whole=name == "small",
             )
             drawn = shared.drawn(log, "choice", lambda direction: direction == "horizontal")
             cases.append({"seed": seed, "size": [height, width], "draws": drawn})

@@ -60,15 +60,14 @@ def drawn(log: Log, flip: str, mirrors: Callable[[Any], bool]) -> dict[str, Any]
     return found
 
 
-def sample_arrays(seed: int, image: np.ndarray, label: np.ndarray, final: np.ndarray, whole: bool) -> dict[str, Any]:
-    """A sample as it is stored: pixels and labels, and of the normalised image projections and a corner, or all."""
-    arrays = {
+def sample_arrays(seed: int, image: np.ndarray, label: np.ndarray, final: np.ndarray) -> dict[str, Any]:
+    """A sample as it is stored: pixels and labels, and of the normalised image projections and a corner."""
+    return {
         f"{seed}/image": image,
         f"{seed}/label": label.astype(np.uint8),
         f"{seed}/projection": common.projections("final", final),
         f"{seed}/corner": final[:, -2:, -2:],
     }
-    return arrays | ({f"{seed}/final": final} if whole else {})
 
 
 def main(package: str, steps: Sequence[Callable[[Path], None]]) -> None:

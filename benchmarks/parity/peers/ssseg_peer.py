@@ -198,7 +198,6 @@ def augmentation(folder: Path) -> None:
                 np.ascontiguousarray(distorted.transpose(2, 0, 1)),
                 np.where(target == -100, 255, target),
                 sample["image"].numpy(),
-                whole=name == "small",
             )
             drawn = shared.drawn(log, "rand", lambda value: value <= 0.5)
             cases.append({"seed": seed, "size": [height, width], "draws": drawn})

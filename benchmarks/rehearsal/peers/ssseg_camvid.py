@@ -46,7 +46,7 @@ SEGMENTOR_CFG = {
     },
     "scheduler": {
         "type": "PolyScheduler",
-        "max_epochs": 2,
+        "max_epochs": 3,
         "power": 0.9,
         "optimizer": {
             "type": "SGD",
