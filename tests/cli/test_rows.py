@@ -41,7 +41,7 @@ def test_names_and_numbers_are_whole_at_every_width(columns):
 
 def test_measured_numbers_are_those_of_the_metrics_files():
     records = json.loads(rows("--measured", "--sort", "measured", "--format", "json"))
-    files = {path.parent.name: json.loads(path.read_text()) for path in ROOT.glob("reports/metrics/*/*/metrics.json")}
+    files = {path.stem: json.loads(path.read_text()) for path in ROOT.glob("reports/scores/*.json")}
     found = [(record["row"], record["measured"]["miou"]) for record in records]
     assert {name: pytest.approx(value, abs=1e-4) for name, value in found} == {
         name: metrics["miou"] for name, metrics in files.items()
@@ -52,7 +52,7 @@ def test_measured_numbers_are_those_of_the_metrics_files():
 def test_a_row_tells_where_it_stands_and_is_yaml(tmp_path):
     text = rows("camvid-r50-d8-short")
     head, settings = text.split("\n\n", 1)
-    metrics = ROOT / "reports" / "metrics" / "camvid" / "camvid-r50-d8-short" / "metrics.json"
+    metrics = ROOT / "reports" / "scores" / "camvid-r50-d8-short.json"
     assert f"{json.loads(metrics.read_text())['miou']:.2f}" in head
     assert "danet show camvid-r50-d8-short" in head
     assert yaml.safe_load(text) == yaml.safe_load(settings)
