@@ -585,7 +585,7 @@ def goals(documents: dict[str, dict[str, Any]], folder: Path) -> Lines:
             line |= {"measured": f"{sum(good)} of {len(good)}", "reached": "yes" if all(good) else "no"}
         found.append(line)
     params = load_params(ROOT / "params.yaml")
-    published = cost.published_rows(params)
+    published = params.published_rows()
     for each in cost.rates(folder):
         hours = [cost.row_cost(row, params, each).hours for row in published]
         total = None if None in hours else f"{sum(filter(None, hours)):,.0f} h"

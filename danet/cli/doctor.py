@@ -178,7 +178,7 @@ def _rows(params: Params, datasets: dict[str, Any], workspace: Workspace) -> lis
 
 def state_of(row: Row, workspace: Workspace) -> str:
     """``measured``, ``trained`` or ``not run``, from the files at hand."""
-    if (workspace.metrics(row) / "metrics.json").is_file():
+    if workspace.scores(row).is_file():
         return "measured"
     trained = all((workspace.model(row) / f"seed{seed}.safetensors").is_file() for seed in row.seeds)
     return "trained" if trained else "not run"

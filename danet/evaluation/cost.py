@@ -152,12 +152,6 @@ def hours_here(workspace: Workspace, params: Params, chosen: Iterable[Row]) -> d
     return found
 
 
-def published_rows(params: Params) -> list[Row]:
-    """The rows of the sources' tables."""
-    tables = [name for name, table in params.tables.items() if table.published and not table.command]
-    return [row for row in params.rows.values() if row.table in tables]
-
-
 def report(params: Params, devices: Sequence[Rates]) -> str:
     """``reports/cost.md``."""
     lines = [
@@ -184,7 +178,7 @@ def report(params: Params, devices: Sequence[Rates]) -> str:
     if not any("cores" not in title for title in titles):
         shown.append(None)
         titles.append("GPU")
-    published = published_rows(params)
+    published = params.published_rows()
     others = [row for row in params.rows.values() if row not in published]
     for title, chosen in (("Published tables", published), ("Others", others)):
         lines += [f"## {title}", "", "| row | training PFLOP | testing PFLOP | " + " | ".join(titles) + " |"]
