@@ -32,8 +32,8 @@ def test_the_first_screen_counts_what_is_there():
     params = load_params(ROOT / "params.yaml")
     rows, retrained, verified = (
         sum(len(params.table_rows(table)) for table in TABLES),
-        sum(measured(table, "metrics.json") for table in TABLES),
-        sum(measured(table, "verify.json") for table in TABLES),
+        sum(measured(table, "evaluation.json") for table in TABLES),
+        sum(measured(table, "verification.json") for table in TABLES),
     )
     expected = f"{rows} published rows; retrained here: {retrained}; verified by released weights: {verified}."
     assert expected in README, f"the README must say: {expected}"
@@ -53,7 +53,7 @@ def test_published_and_measured(table):
         here = [row.name for row in rows if row.dataset == dataset]
         numbers = sorted(value for name in here if (value := PUBLISHED[name]["miou"]) is not None)
         cells.append(f"{numbers[0]:.2f} to {numbers[-1]:.2f}" if numbers else "none" if here else "-")
-    cells += [str(measured(table, "metrics.json")), str(measured(table, "verify.json"))]
+    cells += [str(measured(table, "evaluation.json")), str(measured(table, "verification.json"))]
     line = f"| [{table}](reports/{table}.md) | {' | '.join(cells)} |"
     assert line in README, f"the README must say: {line}"
 

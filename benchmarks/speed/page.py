@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 from benchmarks.speed.cases import PEER, shapes
-from danet.core.files import atomic_write, write_text
+from danet.core.files import write_text
 from danet.evaluation import flops
+from danet.report.figures import STYLE, WIDTH, save
 from danet.results.speed import read
 
 TITLES: Final = {
@@ -27,7 +28,7 @@ def report(folder: Path) -> str:
         "# Speed",
         "",
         "Written by `python -m benchmarks.speed time`; do not edit. How it is measured: "
-        "[benchmarks/speed/](../../benchmarks/speed/run.py); what made the difference: "
+        "[benchmarks/speed/](../../benchmarks/speed); what made the difference: "
         "[benchmarks/NOTES.md](../../benchmarks/NOTES.md).",
         "",
         "*published* and *fast* are the profiles of numerics.yaml; *reference* is *published* with the explicit",
@@ -35,10 +36,10 @@ def report(folder: Path) -> str:
         "convolutions in TF32 where the GPU has it (*published* has none, like the GPUs of 2020), or with its AMP: on",
         "a GPU float16 (AmpOptimWrapper in training), on a CPU bfloat16. Of a row, a training step has the images of a",
         "GPU in the published training (2 on Cityscapes, else 4), and prediction is of a whole image by the row's",
-        "protocol. *x mmseg* and *x AMP*: median over rounds of mmsegmentation's time over ours;",
-        "roofline is the least time for the counted operations and bytes at the device's measured peaks, as a share of",
-        "the time taken. Operations count as the plain network does them, so what fuses more may pass",
-        "100%.",
+        "protocol. *x mmseg* and *x AMP*: median over rounds of mmsegmentation's time over ours. *images/s*: from the",
+        "median time, ± half the interquartile range (all times, TFLOP/s and precisions are in the CSV files).",
+        "*Roofline*: the least time for the counted operations and bytes at the device's measured peaks, as a share of",
+        "the time taken. Operations count as the plain network does them, so what fuses more may pass 100 %.",
         "",
     ]
     for kind, name in (("cpu", "CPU"), ("cuda", "GPU")):
@@ -91,71 +92,72 @@ def _section(document: Mapping[str, Any], lines: Sequence[Mapping[str, str]]) ->
         f"{'; '.join(said)}. Measured peaks: {rates}, memory {document['peak_bytes_per_s'] / 1e9:.1f} GB/s. "
         f"Command: `{facts['command']}`. Data: [{document['file']}]({document['file']}).",
         "",
-        "| network | size | batch | implementation | precision | images/s | median s | IQR s | runs | x mmseg | x AMP "
-        "| peak GiB | TFLOP/s | roofline |",
-        "|-|-|-:|-|-|-:|-:|-:|-:|-:|-:|-:|-:|-:|",
+        "| case | implementation | x mmseg | x AMP | images/s | peak GiB | roofline |",
+        "|-|-|-:|-:|-:|-:|-:|",
     ]
     for line in lines:
-        share = f"{100 * float(line['roofline_share']):.0f}%" if line["roofline_share"] else "-"
-        what = line["network"] + (" fwd+bwd" if "backward" in line["what"] else "")
-        cells = [what, f"{line['height']}x{line['width']}", line["batch"], line["implementation"], line["precision"]]
+        head = [_label(line), _implementation(line)]
         if line["error"]:
-            out.append("| " + " | ".join([*cells, "failed: " + line["error"].replace("|", "/"), *["-"] * 8]) + " |")
+            out.append("| " + " | ".join([*head, "failed: " + line["error"].replace("|", "/"), *["-"] * 4]) + " |")
             continue
         names = "against_mmsegmentation", "against_amp"
         ratios = [f"{float(line[name]):.2f}" if line[name] else "-" for name in names]
-        numbers = [
-            line["images_per_second"], line["median_s"], line["iqr_s"], line["repeat"], *ratios, line["peak_gb"] or "-",
-            line["tflop_per_s"] or "-", share,
-        ]  # fmt: skip
-        out.append("| " + " | ".join([*cells, *numbers]) + " |")
+        spread = f"{line['images_per_second']} ± {50 * float(line['iqr_s']) / float(line['median_s']):.0f} %"
+        share = f"{100 * float(line['roofline_share']):.0f} %" if line["roofline_share"] else "-"
+        out.append("| " + " | ".join([*head, *ratios, spread, line["peak_gb"] or "-", share]) + " |")
     figure = document["file"].removesuffix(".csv") + ".png"
-    return [*out, "", f"![images per second]({figure})", ""]
+    return [*out, "", f'<img src="{figure}" alt="Speed as a multiple of mmsegmentation\'s" width="600">', ""]
 
 
 def draw(path: Path, lines: Sequence[Mapping[str, str]], title: str) -> None:
-    """Bars of images/s by case and implementation, from the lines of a CSV file; logarithmic, with values."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    """Bars by case and implementation, from the lines of a CSV file: times mmsegmentation, or images/s."""
+    from matplotlib import rc_context
     from matplotlib.figure import Figure
 
     good = [line for line in lines if line["images_per_second"]]
-    groups = list(dict.fromkeys(_label(line) for line in good))
-    figure = Figure(figsize=(7.2, 0.9 + 0.24 * len(good) + 0.2 * len(groups)), dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots()
-    places: list[tuple[float, str]] = []
-    at = 0.0
-    for group in groups:
-        members = [line for line in good if _label(line) == group]
-        places.append((at + (len(members) - 1) / 2, group))
-        for line in members:
-            name, value = line["implementation"], float(line["images_per_second"])
-            colour, hatch = STYLES.get(name, ("#2f7d4f", "--"))
-            known = name in axes.get_legend_handles_labels()[1]
-            axes.barh(
-                at, value, 0.85, color=colour, hatch=hatch, edgecolor="white", label=None if known else name
-            )  # fmt: skip
-            axes.text(value, at, f" {value:.3g}", va="center", fontsize=7)
+    beside = any(line["against_mmsegmentation"] for line in good)
+    if beside:
+        good = [line for line in good if line["against_mmsegmentation"] and line["implementation"] != PEER]
+    with rc_context({**STYLE, "axes.grid.axis": "x"}):
+        groups = list(dict.fromkeys(_label(line) for line in good))
+        figure = Figure(figsize=(WIDTH, 1.3 + 0.23 * len(good) + 0.32 * len(groups)), layout="constrained")
+        axes = figure.subplots()
+        at, ticks = 0.0, []
+        for group in groups:
+            axes.text(0, at, f" {group}", va="center", fontsize=9.5, fontweight="bold")
             at += 1
-        at += 0.8
-    axes.set_yticks([place for place, _ in places], labels=[name for _, name in places], fontsize=8)
-    axes.invert_yaxis()
-    axes.set_xscale("log")
-    values = [float(line["images_per_second"]) for line in good] or [1.0]
-    # Bars on a logarithmic axis have no zero: begin a power of ten below the slowest, not just beside it.
-    axes.set_xlim(10 ** math.floor(math.log10(min(values) / 2)), 2.5 * max(values))
-    axes.xaxis.set_major_formatter("{x:g}")
-    axes.xaxis.set_minor_formatter("")
-    axes.set_xlabel("images per second")
-    axes.set_title(title, fontsize=9, parse_math=False)
-    axes.legend(fontsize=7, frameon=False)
-    with atomic_write(path) as temporary:
-        figure.savefig(temporary, format="png", metadata={"Software": None})
+            for line in (line for line in good if _label(line) == group):
+                name, rate = _implementation(line), float(line["images_per_second"])
+                value = float(line["against_mmsegmentation"]) if beside else rate
+                colour, hatch = STYLES.get(line["implementation"], ("#2f7d4f", "--"))
+                axes.barh(at, value, 0.85, color=colour, hatch=hatch, edgecolor="white")
+                axes.text(
+                    value, at, f" {value:.2f} x ({rate:.3g}/s)" if beside else f" {rate:.3g}", va="center", fontsize=9
+                )
+                ticks.append((at, name))
+                at += 1
+            at += 0.4
+        axes.set_yticks([place for place, _ in ticks], labels=[name for _, name in ticks], fontsize=9.5)
+        axes.set_ylim(at - 0.6, -0.8)
+        axes.margins(x=0.32)
+        axes.set_xlim(left=0)
+        axes.set_xlabel(f"x {PEER} (images per second)" if beside else "images per second")
+        if beside:
+            axes.axvline(1, color="black", linewidth=1, zorder=0.5)
+        figure.suptitle("\n".join(textwrap.fill(part, 58) for part in title.split("\n")), fontsize=10)
+        save(figure, path)
 
 
 def _label(line: Mapping[str, str]) -> str:
     both = " fwd+bwd" if "backward" in line["what"] else ""
-    return f"{line['network']}{both}\n{line['height']}x{line['width']}, batch {line['batch']}"
+    batch = f", batch {line['batch']}" if line["batch"] != "1" else ""
+    return f"{line['network']}{both} {line['height']}x{line['width']}{batch}"
+
+
+def _implementation(line: Mapping[str, str]) -> str:
+    """With its precision, if the name does not say it."""
+    name, precision = line["implementation"], line["precision"]
+    return name if precision in name or "AMP" in name else f"{name} {precision}"
 
 
 def finish(folder: Path) -> None:

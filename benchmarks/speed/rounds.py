@@ -111,7 +111,7 @@ def run(
     images: int = FPS_IMAGES,
     say: Say = lambda text: None,
 ) -> Iterator[tuple[list[Measured], Peaks, dict[str, Any]]]:
-    """Measures the cases one after another; gives all that was measured so far after each.
+    """Measures the cases one after another; gives all that was measured so far after each turn.
 
     Args:
         cases: what to time.
@@ -179,22 +179,23 @@ def run(
             if huge and device == "cpu":
                 rounds = min(rounds, HUGE_ROUNDS)
             turns = [[each] for each in chosen] if huge or device != "cpu" else [chosen]
-            lines = [line for each in turns for line in _rounds(case, each, worker, device, rounds, warm_up)]
-            measured += lines
-            for line in lines:
-                said = line.error or f"{line.median:.3f} s, {_speedup(line, lines)}"
-                say(f"{case.what} {case.network} {flops.size_text(case.size)} {line.implementation.name}: {said}")
-            yield (
-                measured,
-                peaks,
-                provenance.collect()
-                | {
-                    "device": device,
-                    "threads": cpu_cores(),
-                    "repeat": repeat,
-                    "peer": workers[PEER].facts if PEER in workers else None,
-                },
-            )
+            for turn in turns:
+                lines = _rounds(case, turn, worker, device, rounds, warm_up)
+                measured += lines
+                for line in lines:
+                    said = line.error or f"{line.median:.3f} s, {_speedup(line, measured)}"
+                    say(f"{case.what} {case.network} {flops.size_text(case.size)} {line.implementation.name}: {said}")
+                yield (
+                    measured,
+                    peaks,
+                    provenance.collect()
+                    | {
+                        "device": device,
+                        "threads": cpu_cores(),
+                        "repeat": repeat,
+                        "peer": workers[PEER].facts if PEER in workers else None,
+                    },
+                )
 
 
 def _speedup(line: Measured, lines: Sequence[Measured]) -> str:

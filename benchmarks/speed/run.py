@@ -69,7 +69,7 @@ def benchmark(
     peer = peer_command(say) if with_peer else None
     load = round(os.getloadavg()[0], 2)
     written: list[Path] = []
-    # after every case, so that what ends a long run loses no more than one
+    # after every turn, so that what ends a long run loses no more than one
     for measured, peaks, facts in run(cases, device, repeat=repeat, peer=peer, own=own, say=say, **options):
         written = write(out, measured, peaks, facts | {"load": load}, prefix)
     finish(out)

@@ -28,6 +28,7 @@ from danet.config.workspace import Workspace
 from danet.core.console import output, result_table
 from danet.core.errors import ConfigError
 from danet.core.provenance import cpu_cores
+from danet.core.text import duration
 from danet.data.raw import changed_source, wanted_of
 from danet.data.registry import ADAPTERS
 from danet.weights.fetch import imagenet_wanted
@@ -178,7 +179,7 @@ def _rows(params: Params, datasets: dict[str, Any], workspace: Workspace) -> lis
 
 def state_of(row: Row, workspace: Workspace) -> str:
     """``measured``, ``trained`` or ``not run``, from the files at hand."""
-    if (workspace.metrics(row) / "metrics.json").is_file():
+    if workspace.scores(row).is_file():
         return "measured"
     trained = all((workspace.model(row) / f"seed{seed}.safetensors").is_file() for seed in row.seeds)
     return "trained" if trained else "not run"
@@ -267,7 +268,11 @@ def _print_rows(out: Console, rows: list[dict[str, Any]], found: dict[str, Any])
         mine = [row for row in rows if row["table"] == table]
         counts = [sum(row["state"] == state for row in mine) for state in states]
         hours = [sum(row["hours"].get(name, 0) for row in mine) for name in profiles]
-        shown.add_row(table, *(str(n or "-") for n in (len(mine), *counts)), *(f"{each:,.0f} h" for each in hours))
+        shown.add_row(
+            table,
+            *(str(n or "-") for n in (len(mine), *counts)),
+            *(duration(3600 * each) if each else "-" for each in hours),
+        )
     out.print(shown)
     if profiles:
         out.print("[dim]Hours of training and testing here under each profile (reports/cost.md).[/]")

@@ -272,6 +272,11 @@ class Params:
         self._known("table", table, self.tables)
         return [row for row in self.rows.values() if row.table == table]
 
+    def published_rows(self) -> list[Row]:
+        """The rows that a source published; not the rehearsal's, whose numbers are made here."""
+        tables = {name for name, table in self.tables.items() if table.published and not table.command}
+        return [row for row in self.rows.values() if row.table in tables]
+
     def _known(self, kind: str, name: str, known: Mapping[str, Any]) -> str:
         if name in known:
             return name

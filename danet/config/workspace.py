@@ -82,6 +82,10 @@ class Workspace:
         """Metrics files of a row, kept in Git (folder)."""
         return self.root / "reports" / "metrics" / row.table / row.name
 
+    def scores(self, row: Row, *, released: bool = False) -> Path:
+        """What ``dvc metrics show`` and ``diff`` compare of a row, or of its released weights; kept in Git."""
+        return self.root / "reports" / "scores" / f"{row.name}{'-released' if released else ''}.json"
+
     def evaluation(self, row: Row) -> Path:
         """Pictures and arrays of an evaluation, cached by DVC (folder)."""
         return self.root / "evaluations" / row.name

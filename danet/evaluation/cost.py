@@ -178,8 +178,7 @@ def report(params: Params, devices: Sequence[Rates]) -> str:
     if not any("cores" not in title for title in titles):
         shown.append(None)
         titles.append("GPU")
-    tables = [name for name, table in params.tables.items() if table.published and not table.command]
-    published = [row for row in params.rows.values() if row.table in tables]
+    published = params.published_rows()
     others = [row for row in params.rows.values() if row not in published]
     for title, chosen in (("Published tables", published), ("Others", others)):
         lines += [f"## {title}", "", "| row | training PFLOP | testing PFLOP | " + " | ".join(titles) + " |"]

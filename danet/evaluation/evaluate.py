@@ -28,12 +28,12 @@ from danet.weights.imagenet import backbone_sha256
 class RowEvaluation:
     """What was written, and where.
 
-    Of released weights (:func:`evaluate_released`) the files are called ``verify.json`` and ``verification.json``.
+    Of released weights (:func:`evaluate_released`) the document is called ``verification.json``.
     """
 
     evaluation: EvaluationFile
     folder: Path
-    """Of ``metrics.json``."""
+    """Of ``evaluation.json``."""
     kept: bool
     """Whether nothing had to be evaluated: all of it was done before."""
 
@@ -54,9 +54,9 @@ def evaluate_row(
 ) -> RowEvaluation:
     """Evaluates every seed of a row in every mode it defines, and writes metrics and pictures.
 
-    ``metrics.json``, ``evaluation.json`` and ``per_class.csv`` go to ``workspace.metrics(row)``; pictures of the
-    confusion matrices, overlays and prediction masks of ``row.runtime.overlays`` images, evenly spaced over the split,
-    to ``workspace.evaluation(row)``. Files of an earlier evaluation are replaced at the end, all at once.
+    ``evaluation.json`` and ``per_class.csv`` go to ``workspace.metrics(row)``, the means to ``workspace.scores(row)``;
+    pictures of the confusion matrices, overlays and prediction masks of ``row.runtime.overlays`` images, evenly spaced
+    over the split, to ``workspace.evaluation(row)``. Files of an earlier evaluation are replaced at the end.
 
     Under torchrun the images are divided over the processes, and the first writes.
 
@@ -87,7 +87,7 @@ def evaluate_row(
         if process.is_main:
             _write_per_class(metrics / "per_class.csv", result.evaluation)
             save(metrics / "evaluation.json", result.evaluation, exclude={"weights"})
-            save(metrics / "metrics.json", result.metrics)
+            save(metrics / "scores.json" if weights else workspace.scores(row), result.metrics)
         process.barrier()
         return result
 
@@ -104,8 +104,8 @@ def evaluate_released(
 ) -> RowEvaluation:
     """Evaluates released weights exactly as :func:`evaluate_row` does trained ones; raises as that.
 
-    Writes ``verify.json`` and ``verification.json`` (with ``facts``, what is known of the weights) beside the row's own
-    metrics files, and pictures and a table of the classes to ``workspace.verification(row)``.
+    Writes ``verification.json`` (with ``facts``, what is known of the weights) beside the row's own metrics files, the
+    means to ``workspace.scores``, and pictures and a table of the classes to ``workspace.verification(row)``.
     """
     with processes(device) as process:
         pictures, metrics = workspace.verification(row), workspace.metrics(row)
@@ -114,7 +114,7 @@ def evaluate_released(
         if process.is_main:
             _write_per_class(pictures / "per_class.csv", result.evaluation)
             save(metrics / "verification.json", result.evaluation)
-            save(metrics / "verify.json", result.metrics, exclude={"seeds"})
+            save(workspace.scores(row, released=True), result.metrics, exclude={"seeds"})
         process.barrier()
         return result
 

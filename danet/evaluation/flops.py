@@ -137,7 +137,7 @@ def _kept() -> Mapping[str, Mapping[str, int]]:
 
 def _name(model: Model, num_classes: int) -> str:
     """What the counts of a network depend on."""
-    settings = model.model_dump(mode="json", exclude={"align_corners", "init"})
+    settings = model.model_dump(mode="json", exclude={"align_corners", "init", "backbone_init"})
     return json.dumps({**settings, "classes": num_classes}, sort_keys=True)
 
 

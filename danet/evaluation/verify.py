@@ -44,7 +44,7 @@ def verify_row(
 ) -> RowEvaluation:
     """Evaluates released weights by the row's own protocol, single scale and, where it has one, multi-scale + flip.
 
-    Writes ``verify.json`` and ``verification.json`` to ``workspace.metrics(row)``, for the table's *released weights*.
+    Writes ``verification.json`` to ``workspace.metrics(row)``, for the table's *released weights*.
     Without ``weights`` (an imported or raw released file) ``data/released/ROW`` is taken, fetched first if need be.
     ``reuse`` is that of :func:`danet.evaluation.evaluate.evaluate_row`.
 

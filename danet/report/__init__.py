@@ -26,7 +26,7 @@ from danet.results.schema import TableFile, save
 
 __all__ = ["ALL_COSTS", "Problem", "TableReport", "measured_tables", "write_index", "write_table"]
 
-RESERVED = ("metrics", "readme", "tables")
+RESERVED = ("metrics", "plots", "readme", "scores", "tables")
 """Names in ``reports/`` that a table cannot have."""
 ALL_COSTS = "all-costs.png"
 """In ``reports/``: mIoU against cost for the rows of all tables; without any row it says so."""
@@ -58,6 +58,8 @@ def write_table(
     published_path: Path | None = None,
 ) -> TableReport:
     """Writes ``reports/<table>.md``, ``reports/<table>/`` (row pages, figures), ``reports/tables/<table>.csv, .json``.
+
+    And for ``dvc plots show``, ``reports/plots/<table>-loss.csv, -classes.csv``.
 
     Args:
         table: its name in ``params.yaml``.
@@ -105,6 +107,10 @@ def write_table(
     head, lines = csv_rows(record)
     text = pd.DataFrame(lines, columns=head, dtype=object).to_csv(index=False)
     write_text(reports / "tables" / f"{table}.csv", text)
+    for name, lines in (("loss", figures.loss_points(measurements)), ("classes", figures.class_points(measurements))):
+        write_text(
+            reports / "plots" / f"{table}-{name}.csv", pd.DataFrame(lines[1:], columns=lines[0]).to_csv(index=False)
+        )
     problems = tuple(problem for item in measurements for problem in item.problems)
     measured = sum(item.status == "measured" for item in measurements)
     drawn = [path for path in sorted(kept) if path.suffix in PICTURE_SUFFIXES] + [path for _, path in shown]

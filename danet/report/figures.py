@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import math
+import statistics
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -196,6 +197,33 @@ def _thin(x: list[float], y: list[float]) -> tuple[list[float], list[float]]:
     step = math.ceil(len(x) / MAX_POINTS)
     keep = sorted({*range(0, len(x), step), len(x) - 1})
     return [x[i] for i in keep], [y[i] for i in keep]
+
+
+def loss_points(measurements: Sequence[Measurement]) -> list[list[Any]]:
+    """For ``dvc plots``: head and lines of the loss of each row and seed against the percentage of its schedule."""
+    lines: list[list[Any]] = [["row", "seed", "percent", "loss"]]
+    for item in measurements:
+        for seed, curve in item.curves.items():
+            x, y = _points(curve, "loss")
+            points = zip(*_thin(x, _smooth(y, max(1, len(y) // 40))), strict=True)
+            lines += [[item.row.name, seed, round(100 * at / x[-1], 2), round(loss, 4)] for at, loss in points]
+    return lines
+
+
+def class_points(measurements: Sequence[Measurement], count: int = 20) -> list[list[Any]]:
+    """For ``dvc plots``: head and lines of IoU by class, of the classes that are hardest on average over the rows."""
+    lines: list[list[Any]] = [["row", "class", "iou"]]
+    rows = {item.row.name: dict(zip(item.classes, item.class_iou(), strict=True)) for item in measurements if item.runs}
+    found: dict[str, list[float]] = {}
+    for ious in rows.values():
+        for name, iou in ious.items():
+            found.setdefault(name, []).extend([] if iou is None else [iou])
+    hardest = sorted(
+        (name for name, values in found.items() if values), key=lambda name: statistics.fmean(found[name])
+    )[:count]
+    for row, ious in rows.items():
+        lines += [[row, name, round(iou, 2)] for name in hardest if (iou := ious.get(name)) is not None]
+    return lines
 
 
 def draw_results(groups: Mapping[str, Sequence[Measurement]], records: Mapping[str, TableRow], path: Path) -> bool:

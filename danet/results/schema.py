@@ -8,7 +8,7 @@ file                                      written by                   document
 ``evaluations/ROW/seedK.json``            evaluation                   :class:`EvaluationRecord`
 ``METRICS/evaluation.json``               evaluation                   :class:`EvaluationFile`
 ``METRICS/verification.json``             evaluation of released       :class:`EvaluationFile`
-``METRICS/metrics.json, verify.json``     evaluation, for DVC alone    :class:`MetricsFile`
+``reports/scores/ROW.json``               evaluation, for DVC alone    :class:`MetricsFile`
 ``reports/tables/TABLE.json``             report                       :class:`TableFile`
 ========================================  ===========================  ===================================
 
@@ -406,7 +406,7 @@ class EvaluationFile(Document):
 
 
 class MetricsFile(Document):
-    """``metrics.json`` and ``verify.json``: means over the seeds, for ``dvc metrics show``; nothing reads them back."""
+    """``reports/scores/ROW.json``, ``ROW-released.json``: means over the seeds, for ``dvc metrics``; not read back."""
 
     miou: Percent
     aacc: Percent

@@ -28,8 +28,6 @@ class Site:
     ranges: bool = True
     hang: bool = False
     chunked: bool = False
-    forced: dict[str, str | None] = dataclasses.field(default_factory=dict)
-    """Headers that are sent whatever is right; null leaves one out."""
     asked: list[tuple[str, dict[str, str]]] = dataclasses.field(default_factory=list)
     posted: list[str] = dataclasses.field(default_factory=list)
     login: bool = True
@@ -46,47 +44,36 @@ class Handler(BaseHTTPRequestHandler):
     def log_message(self, *args):
         pass
 
+    def answer(self, status, body=b"", **headers):
+        self.send_response(status)
+        for key, value in {"Content-Length": len(body), **headers}.items():
+            self.send_header(key.replace("_", "-"), str(value))
+        self.end_headers()
+        self.wfile.write(body)
+
     def do_POST(self):
         self.site.posted.append(self.rfile.read(int(self.headers["Content-Length"])).decode())
-        self.send_response(200)
-        if self.site.login:
-            self.send_header("Set-Cookie", "session=good; Path=/")
-        self.send_header("Content-Length", "0")
-        self.end_headers()
+        self.answer(200, **({"Set-Cookie": "session=good; Path=/"} if self.site.login else {}))
 
     def do_GET(self):
-        site = self.site
-        site.asked.append((self.path, dict(self.headers)))
-        path = self.path
+        site, path = self.site, self.path
+        site.asked.append((path, dict(self.headers)))
         if path in site.redirects or path in site.status:
-            self.send_response(site.status.get(path, 302))
-            if path in site.redirects:
-                self.send_header("Location", site.redirects[path])
-            self.send_header("Content-Length", "0")
-            self.end_headers()
-            return
-        if path.startswith("/file-handling") and "session=good" not in self.headers.get("Cookie", ""):
-            page = b"<!DOCTYPE html><html>log in</html>"
-            self.send_response(200)
-            self.send_header("Content-Type", "text/html; charset=utf-8")
-            self.send_header("Content-Length", str(len(page)))
-            self.end_headers()
-            self.wfile.write(page)
-            return
-        if path not in site.files:
+            to = {"Location": site.redirects[path]} if path in site.redirects else {}
+            self.answer(site.status.get(path, 302), **to)
+        elif path.startswith("/file-handling") and "session=good" not in self.headers.get("Cookie", ""):
+            self.answer(200, b"<!DOCTYPE html><html>log in</html>", Content_Type="text/html; charset=utf-8")
+        elif path in site.files:
+            self.serve(site.files[path])
+        else:
             self.send_error(404)
-            return
-        self.serve(site.files[path])
 
-    def serve(self, data: bytes) -> None:
+    def serve(self, data):
         site = self.site
         wanted = re.match(r"bytes=(\d+)-", self.headers.get("Range", ""))
         start = int(wanted[1]) if wanted and site.ranges else 0
         if start and start >= len(data):
-            self.send_response(416)
-            self.send_header("Content-Range", f"bytes */{len(data)}")
-            self.send_header("Content-Length", "0")
-            self.end_headers()
+            self.answer(416, Content_Range=f"bytes */{len(data)}")
             return
         self.send_response(206 if start else 200)
         headers = dict(site.headers)
@@ -96,12 +83,8 @@ class Handler(BaseHTTPRequestHandler):
             headers["Transfer-Encoding"] = "chunked"
         else:
             headers["Content-Length"] = str(len(data) - start)
-        headers |= site.forced
         for key, value in headers.items():
-            if value is not None:
-                self.send_header(key, value)
-        if headers.get("Content-Length") is None:
-            self.close_connection = True
+            self.send_header(key, value)
         self.end_headers()
         body = data[start:]
         if site.hang:

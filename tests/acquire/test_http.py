@@ -51,13 +51,6 @@ def test_wrong_checksum(site: Site, tmp_path: Path, present: bool) -> None:
     assert not present or (tmp_path / "a.zip").read_bytes() == b"what was there"
 
 
-def test_wrong_file_is_replaced(site, tmp_path):
-    site.files["/a.zip"] = DATA
-    (tmp_path / "a.zip").write_bytes(b"half")
-    fetch(site, tmp_path / "a.zip", SHA256)
-    assert (tmp_path / "a.zip").read_bytes() == DATA
-
-
 @pytest.mark.parametrize("ranges", [True, False])
 def test_broken_connections_are_resumed(site: Site, tmp_path: Path, ranges: bool) -> None:
     site.files["/a.zip"], site.ranges = DATA, ranges
@@ -139,12 +132,6 @@ def test_server_that_recovers(site, tmp_path, monkeypatch):
 def test_no_server(tmp_path):
     with pytest.raises(DownloadError, match=r"no connection to the server \(3 attempts"):
         fetch_file("http://127.0.0.1:9/a.zip", None, tmp_path / "a.zip", progress=False)
-
-
-@pytest.mark.parametrize("url", ["nonsense", "http://", "ftp://host/file"])
-def test_url_that_is_none(tmp_path, url):
-    with pytest.raises(DownloadError, match="correct the URL"):
-        fetch_file(url, None, tmp_path / "a.zip", progress=False)
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,6 @@
 """One order of sources for every file, and one way to obtain it."""
 
 import hashlib
-import re
 from pathlib import Path
 
 import pytest
@@ -146,11 +145,3 @@ def test_cityscapes_login(site, tmp_path, monkeypatch):
     site.files["/file-handling/?packageID=1"] = b"labels"
     assert get(wanted, places, tmp_path / "t") == (b"labels", "login")
     assert site.posted[-1] == "username=someone&password=s3cret%26word&submit=Login"
-
-
-def test_this_room_knows_nothing_of_data_sets() -> None:
-    """danet.data builds on danet.acquire, and not the other way round."""
-    folder = Path(sources.__code__.co_filename).parent
-    texts = [path.read_text() for path in folder.glob("*.py")]
-    imported = {name for text in texts for name in re.findall(r"(?:from|import) (danet\.\w+)", text)}
-    assert imported <= {"danet.acquire", "danet.core"}

@@ -74,5 +74,5 @@ def test_sections_come_as_they_are_known_and_hours_per_table(capsys):
     doctor.print_findings(iter([("rows", rows)]))
     lines = capsys.readouterr().out.splitlines()
     (camvid,) = [line for line in lines if line.startswith("camvid ")]
-    assert re.split(" {2,}", camvid)[-2:] == ["276 h", "28 h"]  # 31 + ... + 38 = 276 h
+    assert re.split(" {2,}", camvid)[-2:] == ["12 days", "28 h"]  # 31 + ... + 38 = 276 h
     assert max(map(len, lines)) <= 80

@@ -6,12 +6,9 @@ import re
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from torch.utils.data import DataLoader, DistributedSampler
 
 from danet.config.params import Params, load_params, merge
-from danet.config.row import NAME
 from danet.config.yaml import choose_profile, write_raw
 from danet.core.errors import ConfigError
 from tests.parameters import raw_params
@@ -130,27 +127,22 @@ def test_the_1x_variant_differs_from_0x_in_three_ways(raw):
 
 REFUSED = [
     ({"model": {"output_stride": 16, "multi_grid": [4, 8, 16]}}, "multi_grid"),
-    ({"schedule": {"iterations": 0}}, "schedule.iterations"),
     ({"schedule": {"iterations": None}}, "exactly one of iterations and epochs"),
     ({"schedule": {"epochs": 3}}, "exactly one of iterations and epochs"),
     ({"backbone": "resnet50"}, "backbone: is not a setting"),
     ({"recipe": "mmdetection"}, "allowed: .*mmsegmentation"),
     ({"settings": "ade"}, "settings: 'ade' is unknown; recipes/mmsegmentation.yaml has: .*ade20k"),
-    ({"settings": None}, "settings: None is unknown"),
     ({"dataset": "coco"}, "allowed: .*cityscapes"),
     ({"weights": "resnet101_v1c"}, "backbone resnet101"),
     ({"train_split": "trainaug"}, "allowed: test, train, val"),
     ({"seeds": [1, 1]}, "share a seed"),
-    ({"seeds": []}, "seeds"),
     ({"optimizer": {"lr": math.nan}}, "optimizer.lr"),
-    ({"optimizer": {"lr": -1}}, "optimizer.lr"),
     ({"optimizer": {"learning_rate": 1}}, "optimizer.learning_rate"),
     ({"augment": {"crop_size": [770, 769]}}, "crop_size"),
     ({"test": {"stride": [900, 900]}}, "gaps"),
     ({"test": {"window": None}}, "window"),
     ({"model": {"aux_channels": None}}, "aux_channels"),
     ({"augment": {"resize": {"base": 512}}}, "rule 'ratio'"),
-    ({"schedule": {"batch_size": 0}}, "batch_size"),
     ({"numerics": {"precision": "int8"}}, "fp32"),
     ({"numerics": "slow"}, "allowed: fast, published"),
 ]
@@ -223,57 +215,27 @@ def test_submissions_are_rows_on_cityscapes(raw):
             Params({**raw, "submissions": {name: entry}}, Path("params.yaml"))
 
 
-BAD_NAMES = [
-    "a b",
-    "../x",
-    "x;rm",
-    "$(x)",
-    "`x`",
-    "X",
-    "",
-    "a/b",
-    "a\\b",
-    "-x",
-    "_x",
-    ".",
-    "a\n",
-    "${x}",
-    "a" * 81,
-    3,
-    None,
-]
-
-
-@pytest.mark.parametrize("name", BAD_NAMES)
 @pytest.mark.parametrize("section", ["rows", "datasets", "weights", "tables", "recipes", "released", "submissions"])
-def test_names_that_could_reach_a_shell_are_refused(raw, section, name):
-    data = {**raw, section: {**raw[section], name: next(iter(raw[section].values()))}}
-    what = "names reach file paths" if isinstance(name, str) else "valid string"
-    with pytest.raises(ConfigError, match=rf"(?s){section}.*{what}") as error:
-        Params(data, Path("params.yaml"))
-    assert len(str(error.value)) < 500
+def test_names_that_could_reach_a_shell_are_refused(raw, section):
+    for name in ("../x", "$(x)", "X", "", "a/b", "-x", "a\n", "a" * 81):
+        data = {**raw, section: {**raw[section], name: next(iter(raw[section].values()))}}
+        with pytest.raises(ConfigError, match=rf"(?s){section}.*names reach file paths") as error:
+            Params(data, Path("params.yaml"))
+        assert len(str(error.value)) < 500
 
 
 @pytest.mark.parametrize(
     ("place", "value"),
     [
         (("weights", "resnet50_v1c", "file"), "../../.ssh/id.pth"),
-        (("weights", "resnet50_v1c", "file"), "/etc/passwd"),
-        (("weights", "resnet50_v1c", "file"), "-rf.pth"),
         (("weights", "resnet50_v1c", "url"), "file:///etc/passwd"),
         (("weights", "resnet50_v1c", "checksum"), "crc32:12345678"),
         (("datasets", "camvid", "archives", 0, "file"), "a/../../b.zip"),
-        (("datasets", "camvid", "archives", 0, "file"), "a" * 300),
-        (("datasets", "camvid", "archives", 0, "url"), "ftp://host/file"),
         (("datasets", "camvid", "counts"), {"../train": 1}),
         (("rows", "camvid-r50-d8", "train_split"), "../train"),
         (("rows", "camvid-r50-d8", "table"), "../../x"),
-        (("rows", "camvid-r50-d8", "optimizer"), {"lr": math.inf}),
-        (("rows", "camvid-r50-d8", "augment"), {"flip": math.nan}),
         (("rows", "camvid-r50-d8", "settings"), "../full"),
         (("bands", "trained"), math.nan),
-        (("numerics",), "fp32"),
-        (("revisions",), [1]),
         (("rows",), "camvid"),
     ],
 )
@@ -285,13 +247,6 @@ def test_values_that_could_do_harm_are_refused(raw, place, value):
     inner[place[-1]] = value
     with pytest.raises(ConfigError, match=str(place[-2]) if len(place) > 1 else str(place[0])):
         Params(data, Path("params.yaml"))
-
-
-@given(st.text(max_size=12))
-def test_accepted_names_are_safe_in_a_path_and_a_shell(name):
-    if NAME.fullmatch(name):
-        assert set(name) <= set("abcdefghijklmnopqrstuvwxyz0123456789_-")
-        assert name[0] not in "-_"
 
 
 def test_unknown_names_suggest_the_closest(params):
@@ -330,23 +285,6 @@ def test_released_weights_belong_to_rows(raw, params):
         Params(data, Path("params.yaml"))
 
 
-def test_unreadable_files_are_one_clear_error(tmp_path):
-    with pytest.raises(ConfigError, match="repository root"):
-        load_params(tmp_path / "params.yaml")
-    file = tmp_path / "params.yaml"
-    for text, message in [
-        ("a: [", "not valid YAML"),
-        ("- 1", "mapping"),
-        ("!!python/object/apply:os.system [x]", "python/object"),
-    ]:
-        file.write_text(text)
-        with pytest.raises(ConfigError, match=message):
-            load_params(file)
-    file.write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(ConfigError, match="UTF-8"):
-        load_params(file)
-
-
 def test_a_profile_is_chosen_for_all_rows_or_for_one(raw, tmp_path):
     row = "mmseg-r50-d8-cityscapes-769x769-40k"
     published, whole = changed(raw, row).row(row), changed(raw | {"numerics": "fast"}, row).row(row)
@@ -366,35 +304,12 @@ def test_a_profile_is_chosen_for_all_rows_or_for_one(raw, tmp_path):
     assert file.read_text() == before
 
 
-def test_hash_follows_what_moves_results_and_nothing_else(raw):
+def test_a_stage_s_revision_moves_the_hash_of_what_it_computes(raw):
     row = "mmseg-r50-d8-cityscapes-769x769-40k"
     base = changed(raw, row).row(row)
-
-    def hashes(**over):
-        other = changed(raw, row, **over).row(row)
-        return other.train_hash != base.train_hash, other.hash != base.hash
-
-    assert hashes(optimizer={"lr": 0.02}) == (True, True)
-    assert hashes(numerics={"precision": "bf16"}) == (True, True)
-    assert hashes(test={"stride": [500, 500]}) == (False, True)
-    assert hashes(runtime={"workers": 7}) == (False, False)
-    assert hashes(seeds=[0, 1]) == (False, False)
+    assert changed(raw, row, runtime={"workers": 7}).row(row).hash == base.hash
     for stage, expected in (("train", (True, True)), ("evaluate", (False, True)), ("convert", (False, False))):
         other = copy.deepcopy(raw)
         other["revisions"][stage] += 1
         bumped = changed(other, row).row(row)
         assert (bumped.train_hash != base.train_hash, bumped.hash != base.hash) == expected
-
-
-def test_hashes_are_unique_over_all_rows(params):
-    hashes = [row.hash for row in params.rows.values()]
-    assert len(set(hashes)) == len(hashes)
-
-
-@given(
-    st.dictionaries(
-        st.sampled_from("abc"), st.one_of(st.integers(), st.dictionaries(st.sampled_from("xy"), st.integers()))
-    )
-)
-def test_merge_with_itself_or_nothing_changes_nothing(data):
-    assert merge(data, {}) == data == merge({}, data) == merge(data, data)

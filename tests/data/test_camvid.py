@@ -2,7 +2,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from danet.core.errors import DataError
 from danet.data.registry import ADAPTERS
 from tests.data.samples import camvid_tree, dataset, genuine, open_split, pairs_of, prepare
 
@@ -33,18 +32,6 @@ def test_lists_tell_what_is_missing(tmp_path):
     )
     entries = pairs_of(SPEC, tmp_path)["val"]
     assert [(key, image.exists()) for key, image, _ in entries] == [("val_0", True), ("val_7", False)]
-
-
-def test_one_id_in_two_formats(tmp_path):
-    root = camvid_tree(tmp_path, 1)
-    Image.new("RGB", (16, 12)).save(root / "train" / "train_0.jpg")
-    with pytest.raises(DataError, match="id 'train_0' also names"):
-        pairs_of(SPEC, tmp_path)
-
-
-def test_other_folder(tmp_path):
-    with pytest.raises(DataError, match="no folder with train/ and trainannot/"):
-        pairs_of(SPEC, tmp_path)
 
 
 def test_wanted_members():

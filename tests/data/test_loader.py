@@ -12,7 +12,7 @@ import pytest
 
 from danet.config.params import load_params
 from danet.core.errors import ConfigError, DataError, TrainingError
-from danet.data.loader import BatchStream, EpochOrder, Positions, Sample, TrainingSet, collate
+from danet.data.loader import BatchStream, EpochOrder, Positions, TrainingSet, collate
 from tests.data.test_transforms import labels, picture, small
 
 AUGMENT = small(load_params().row("mmseg-r50-d8-cityscapes-512x1024-40k").augment, crop=(24, 32), scale=(32, 48))
@@ -63,13 +63,6 @@ def test_batches(reference):
     assert reference[0].images.shape == (4, 3, 24, 32)
     assert reference[0].masks.shape == (4, 24, 32)
     assert [p for batch in reference for p in batch.positions] == list(range(24))
-
-
-def test_every_image_once_an_epoch(reference):
-    ids = [name for batch in reference for name in batch.ids]
-    for epoch in range(3):
-        assert sorted(ids[7 * epoch : 7 * epoch + 7]) == [f"image{i}" for i in range(7)]
-    assert ids[:7] != ids[7:14]
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -163,15 +156,6 @@ def test_wrong_sizes_name_the_image():
         stream(source=Wrong())
     with pytest.raises(DataError, match="no images"):
         stream(source=Images(0))
-
-
-def test_samples_of_two_sizes_are_named():
-    samples = [
-        Sample(np.zeros((3, *shape), np.float32), np.zeros(shape, np.uint8), name, 0)
-        for name, shape in (("a", (4, 6)), ("b", (6, 4)))
-    ]
-    with pytest.raises(DataError, match=r"a 4x6, b 6x4"):
-        collate(samples)
 
 
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="reads /proc")

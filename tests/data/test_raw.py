@@ -14,10 +14,8 @@ from danet.config.params import Dataset
 from danet.config.workspace import Workspace
 from danet.config.yaml import write_raw
 from danet.core.errors import DataError, DownloadError
-from danet.data.convert import convert_dataset
-from danet.data.prepared import PreparedDataset
 from danet.data.raw import changed_source, download_dataset, refuse_changed_source
-from tests.data.samples import camvid_spec, camvid_tree, generated, zip_of
+from tests.data.samples import camvid_spec, camvid_tree, zip_of
 from tests.parameters import raw_params
 
 pytestmark = pytest.mark.usefixtures("no_environment")
@@ -138,20 +136,6 @@ def test_tree_of_something_else(tmp_path, monkeypatch):
     monkeypatch.setenv("DANET_CAMVID", str(tmp_path / "nowhere"))
     with pytest.raises(DownloadError, match=r"nowhere: no such folder; correct or unset DANET_CAMVID"):
         get(camvid_spec(), tmp_path)
-
-
-def test_from_mirror_to_prepared(site, tmp_path):
-    """The whole way of the demo, for the three datasets."""
-    specs = generated(tmp_path / "made")
-    site.files = {f"/m/{path.name}": path.read_bytes() for path in (tmp_path / "made").iterdir()}
-    for name, spec in specs.items():
-        raw, out = tmp_path / "data/raw" / name, tmp_path / "data/prepared" / name
-        places = Places(tmp_path / "none", mirror=f"{site.url}/m")
-        download_dataset(name, spec, raw, places=places, progress=False)
-        assert convert_dataset(name, spec, raw, out, progress=False) == spec.counts
-        for split, count in spec.counts.items():
-            samples = PreparedDataset(out, split)
-            assert len(samples) == count
 
 
 @pytest.fixture

@@ -78,21 +78,6 @@ def test_sbd_image_stands_in_where_voc_has_none(tmp_path):
     assert folders == {"a": "JPEGImages", "x": "img", "y": "JPEGImages"}
 
 
-@pytest.mark.parametrize(
-    ("train", "val", "problem"),
-    [
-        (["a"], ["a"], "'a' is in train.txt too"),
-        (["a", "a"], ["b"], "names 'a' twice"),
-        (["../a"], ["b"], "not an image id"),
-        ([".."], ["b"], "not an image id"),
-    ],
-)
-def test_bad_lists(tmp_path, train, val, problem):
-    root = tree(tmp_path, train, val, None)
-    with pytest.raises(DataError, match=problem):
-        pairs_of(SPEC, root)
-
-
 def test_real_lists_give_10582(tmp_path):
     lists = genuine("lists")
 

@@ -180,10 +180,10 @@ def test_on_a_gpu_the_same_counts(row, mode, workers):
 def test_row_writes_everything_with_the_agreed_names(row, workspace):
     result = evaluate_row(row, workspace, device="cpu")
     metrics = workspace.metrics(row)
-    assert sorted(p.name for p in metrics.iterdir()) == ["evaluation.json", "metrics.json", "per_class.csv"]
+    assert sorted(p.name for p in metrics.iterdir()) == ["evaluation.json", "per_class.csv"]
     truth = scores(EXPECTED)
     baseline, best = constant_baseline(truth.pixels)
-    summary = json.loads((metrics / "metrics.json").read_text())
+    summary = json.loads(workspace.scores(row).read_text())
     assert summary == result.metrics.model_dump()
     assert list(summary) == ["miou", "aacc", "macc", "miou_ms_flip", "baseline_miou", "fps", "seeds"]
     assert summary["miou"] == round(100 * truth.miou, 4) == summary["miou_ms_flip"]
@@ -279,7 +279,7 @@ def test_given_weights_do_not_touch_the_row_s_results(one, workspace, monkeypatc
     weights.write_bytes(b"other")
     result = evaluate_row(one, workspace, device="cpu", weights=weights)
     assert result.folder == workspace.evaluation_of(one, weights)
-    assert (result.folder / "metrics.json").is_file()
+    assert (result.folder / "scores.json").is_file()
     assert result.metrics.seeds == 1
     after = tree(workspace.root)
     assert {key: after[key] for key in before} == before

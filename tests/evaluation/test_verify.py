@@ -124,7 +124,7 @@ def test_exported_imported_and_verified_is_what_was_evaluated(workspace, tmp_pat
     raw, imported = tmp_path / "released.pth", tmp_path / "imported.safetensors"
     export_weights(trained, raw, target=TARGETS[name])
     import_weights(raw, imported, workspace.params(), row=name)
-    before = (workspace.metrics(row) / "metrics.json").read_bytes()
+    before = workspace.scores(row).read_bytes()
     for file in (imported, raw) if name == "official-r50" else (imported,):
         verified = verify_row(row, workspace, weights=file, device="cpu")
         (wanted,), (found,) = evaluated.evaluation.runs, verified.evaluation.runs
@@ -136,10 +136,10 @@ def test_exported_imported_and_verified_is_what_was_evaluated(workspace, tmp_pat
         assert verified.metrics == evaluated.metrics.model_copy(update={"fps": verified.metrics.fps, "seeds": None})
         assert verified.evaluation.weights
         assert verified.evaluation.weights.sha256 == sha256(raw)
-    summary = json.loads((workspace.metrics(row) / "verify.json").read_text())
+    summary = json.loads(workspace.scores(row, released=True).read_text())
     assert summary == verified.metrics.model_dump(exclude={"seeds"})
     assert load(workspace.metrics(row) / "verification.json", EvaluationFile, "") == verified.evaluation
-    assert (workspace.metrics(row) / "metrics.json").read_bytes() == before
+    assert workspace.scores(row).read_bytes() == before
     assert (workspace.verification(row) / "released-ss-confusion.png").is_file()
 
 

@@ -8,7 +8,7 @@ from torch import nn
 
 from danet.config.row import Model
 from danet.models import build_model
-from danet.models.fast import SteadyCompiled, folded
+from danet.models.fast import SteadyCompiled, folded, narrowed
 
 MODELS = {
     "danet": {"method": "danet", "stem": "deep-32-32-64", "aux_channels": 256},
@@ -74,6 +74,16 @@ class Compiler:
             return model(x)
 
         return compiled
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_weights_cast_once_give_the_bits_of_autocast(kind):
+    model, x = trained(kind), picture(33, 33)
+    narrow = narrowed(model, torch.bfloat16)
+    assert {m.weight.dtype for m in narrow.modules() if isinstance(m, nn.Conv2d)} == {torch.bfloat16}
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(narrow(x)["main"], model(x)["main"])
 
 
 def test_many_sizes_start_no_storm_of_compilations():

@@ -80,7 +80,7 @@ def test_the_profile_is_the_grid_of_the_results_tables(tmp_path):
 
 def test_every_stage_leaves_its_outputs(done):
     for name in ROWS:
-        metrics = json.loads((done / "reports" / "metrics" / "demo" / name / "metrics.json").read_text())
+        metrics = json.loads((done / "reports" / "scores" / f"{name}.json").read_text())
         assert 0 <= metrics["miou"] <= 100
         assert 0 < metrics["baseline_miou"] < 100
         assert (done / "models" / name / "seed0.safetensors").is_file()

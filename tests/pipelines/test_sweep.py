@@ -333,11 +333,6 @@ def trainers(folder):
     return found
 
 
-def test_help_is_that_of_the_sweep():
-    shown = subprocess.run(sweep_command("--help"), cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    assert {"--rows", "--gpus-per-row", "--slurm", "--status", "--workspace"} <= set(re.findall(r"--[a-z-]+", shown))
-
-
 @pytest.mark.slow
 def test_stopped_killed_and_continued(tmp_path):
     """Three rows, of which the last cannot be trained: Ctrl-C, then ``kill -9``, then to the end."""

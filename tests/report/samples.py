@@ -10,7 +10,6 @@ from danet.results.identity import TrainingIdentity
 from danet.results.schema import (
     EvaluatedSeed,
     EvaluationFile,
-    MetricsFile,
     ModeResult,
     Modes,
     Provenance,
@@ -165,7 +164,6 @@ def write(row, workspace, mious, *, ms=None, gpu="NVIDIA H200", points=200):
     seeds = list(mious)
     for name, document in (
         ("evaluation.json", evaluated),
-        ("metrics.json", MetricsFile.of(evaluated.runs)),
         ("train.json", training(row, seeds, gpu)),
     ):
         save(folder / name, document)

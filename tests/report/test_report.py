@@ -317,7 +317,6 @@ def test_bad_training_files_cost_only_their_own_numbers(workspace, params, edit,
 def test_trained_but_not_evaluated_is_not_run(workspace, params):
     folder = samples.write(params.row(DRANET), workspace, {0: 81.23}, points=0)
     (folder / "evaluation.json").unlink()
-    (folder / "metrics.json").unlink()
     page = whole("official", params, workspace).page.read_text()
     assert cells(page, DRANET)[0][2] == "not run"
 

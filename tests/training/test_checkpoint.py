@@ -25,10 +25,7 @@ def test_round_trip_and_the_last_two_are_kept(store):
     for iteration in (10, 20, 30, 40):
         store.save(checkpoint(iteration))
     assert iterations(store.folder) == [40, 30]
-    assert sorted(path.name for path in store.folder.iterdir()) == [
-        "iteration_00000030.pt",
-        "iteration_00000040.pt",
-    ]
+    assert sorted(path.name for path in store.folder.iterdir()) == ["iteration_00000030.pt", "iteration_00000040.pt"]
     loaded, notes = store.load()
     assert notes == []
     assert loaded.iteration == 40

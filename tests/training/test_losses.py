@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 from danet.config.row import Loss
 from danet.core.errors import ConfigError
-from danet.training.losses import loss_divisors, segmentation_losses
+from danet.training import losses
+from danet.training.losses import ResizedCrossEntropy, loss_divisors, reference_cross_entropy, segmentation_losses
 
 ALL_PARTS = Loss(main=1.0, pam=0.5, cam=2.0, aux=0.4)
 
@@ -66,6 +67,24 @@ def test_logits_are_resized_to_the_labels(align_corners):
     expected = torch.log1p(torch.exp(-ramp)).mean()
     loss = segmentation_losses({"main": logits}, labels, Loss(pam=0, cam=0), align_corners=align_corners)["loss"]
     torch.testing.assert_close(loss, expected)
+
+
+@pytest.mark.parametrize("block", [1, 300, 2**23])
+@pytest.mark.parametrize("align_corners", [False, True])
+@pytest.mark.parametrize("size", [(17, 23), (5, 4), (40, 64), (5, 8)])
+def test_the_fast_loss_is_the_reference_in_float64(monkeypatch, size, align_corners, block):
+    """Values and gradients, enlarged and reduced, whatever share of the rows is held at once."""
+    monkeypatch.setattr(losses, "BLOCK", block)
+    logits, labels = sample(1, size)
+    logits = torch.randn(2, 5, 5, 8, dtype=torch.float64, requires_grad=True)
+    labels[0] = 255  # nothing labelled in the first image
+    upstream = torch.tensor([0.3, 0.7], dtype=torch.float64)
+    both = []
+    for compute in (reference_cross_entropy, ResizedCrossEntropy.of):
+        loss_N = compute(logits, labels, align_corners)
+        both.append((loss_N, *torch.autograd.grad(loss_N, logits, upstream)))
+    for ours, theirs in zip(both[1], both[0], strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.usefixtures("mode")

@@ -182,11 +182,6 @@ def test_prepared_weights_load_exactly(folder):
     assert source["weights_sha256"] == backbone_sha256(folder / "out")
 
 
-def test_preparing_again_gives_the_same_bytes(folder):
-    prepare_weights("test", spec(), folder / "w.pth", folder / "again")
-    assert sha256(folder / "out/weights.safetensors") == sha256(folder / "again/weights.safetensors")
-
-
 @pytest.mark.usefixtures("no_environment")
 def test_the_checksum_of_a_zip_is_that_of_its_member(folder, tmp_path):
     """As PyTorch-Encoding's model store verifies it: after unpacking."""

@@ -1,8 +1,6 @@
 """Released checkpoints of every source: exact both ways, and every change to a file named."""
 
-import os
 from functools import cache
-from pathlib import Path
 
 import pytest
 import torch
@@ -82,14 +80,6 @@ CASES = {
         ("head.ca.V_buffer", "head.cc.V_count_buffer", "head.conv7.1.weight"),
     ),
 }
-KEY_LISTS = {
-    "mmsegmentation": "mmseg_r50d8_cityscapes_512x1024",
-    "sssegmentation": "ssseg_resnet101os8_cityscapes",
-    "official": "official_danet_r101_citys",
-    "official-deep": "official_danet_r50_deepstem",
-    "official-dranet": "official_dran_r101_citys",
-    "clusterdanet": "fork_clusterdanet_r101_voc",
-}
 
 
 @cache
@@ -125,18 +115,6 @@ def test_round_trip_is_exact(tmp_path, case):
         assert result[key].dtype == value.dtype
         assert result[key].shape == value.shape
         assert torch.equal(result[key], value), key
-
-
-@pytest.mark.parametrize("case", CASES)
-def test_names_shapes_and_types_are_the_sources(case):
-    folder = os.environ.get("DANET_TEST_KEYS")
-    if not folder:
-        pytest.skip("DANET_TEST_KEYS (folder with the sources' key lists) is not set")
-    state, config = synthetic(case)
-    theirs = export_released(state, config, CASES[case][0])
-    ours = {(key, str(tuple(value.shape)), str(value.dtype)[6:]) for key, value in theirs.items()}
-    lines = (Path(folder) / f"{KEY_LISTS[case]}.txt").read_text().splitlines()
-    assert ours == {tuple(line.split("\t")) for line in lines if line[0] != "#"}
 
 
 def test_tensors_go_where_they_belong(tmp_path):
