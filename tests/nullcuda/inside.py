@@ -60,7 +60,7 @@ class TestTraining:
         with configured(row.numerics):
             whole = gpu.trainer_of(row, classes, tmp_path / "whole", (96, 128), workers=1)
             whole.run()
-            assert whole.store.last_good() is not None
+            assert whole.store.newest() is not None
             again = gpu.trainer_of(row, classes, tmp_path / "whole", (96, 128))
             assert again.iteration == 2
             again.run()
