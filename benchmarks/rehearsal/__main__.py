@@ -29,9 +29,7 @@ from danet.weights.exchange import export_weights
 from pipelines import dvc_environment
 
 PUBLISHED = ROOT / "benchmarks" / "published.yaml"
-MARK = (
-    "# Made here by the sources' own programs: `make rehearsal` writes what follows (reports/rehearsal-sources.md).\n"
-)
+MARK = "# Made by the sources' own programs: `make rehearsal` writes what follows (reports/rehearsal-sources.md).\n"
 ADDRESS = {
     "mmsegmentation": "https://github.com/open-mmlab/mmsegmentation/tree/v1.2.2",
     "sssegmentation": "https://github.com/SegmentationBLWX/sssegmentation/tree/v1.7.0",

@@ -143,7 +143,8 @@ def call(run: Run, python: Path, root: Path, log: Path, *weights: Path) -> dict[
             f"{run.source}, seed {run.seed}: its program stopped ({last.strip()[:200]}); the whole log is "
             f"{log.relative_to(ROOT)}; `make rehearsal` goes on with the runs that are missing"
         )
-    result: dict[str, Any] = json.loads((folder / "result.json").read_text())
+    text = (folder / "result.json").read_text().replace(str(folder), "WORK").replace(str(root), "CAMVID")
+    result: dict[str, Any] = json.loads(text)
     return result
 
 
