@@ -98,7 +98,7 @@ def test_nothing_runs_when_nothing_changed(done):
 
 def test_metrics_params_and_plots_are_readable_through_dvc(done):
     metrics = json.loads(dvc(done, "metrics", "show", "--json"))
-    shown = {Path(file).parent.name for entry in metrics.values() for file in entry["data"]}
+    shown = {Path(file).stem for entry in metrics.values() for file in entry["data"]}
     assert shown == set(ROWS)
     dvc(done, "plots", "show", "--out", "plots")
     assert "Training loss" in (done / "plots" / "index.html").read_text()
