@@ -37,7 +37,7 @@ def git(tmp_path, monkeypatch):
 
 
 def test_all_fields_and_plain_json(monkeypatch):
-    row = load_params(ROOT / "params.yaml").row("camvid-r50-d16")
+    row = load_params(ROOT / "params.yaml").row("camvid-r50-d8")
     facts = provenance.collect(**row.facts, energy_kj=1.5)
     assert json.loads(json.dumps(facts, allow_nan=False)) == facts
     assert set(facts) == {

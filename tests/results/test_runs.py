@@ -125,8 +125,8 @@ def test_bad_input(workspace):
         load_run("nowhere.json", workspace)
     with pytest.raises(ConfigError, match=f"dvc repro verify@{NAME}"):
         load_run(f"{NAME}:released", workspace)
-    with pytest.raises(DataError, match=r"metrics\.json: .*field required"):
-        load_run(str(folder / "train.json").replace("train", "metrics"), workspace)
+    with pytest.raises(DataError, match=r"train\.json: .*field required"):
+        load_run(str(folder / "train.json"), workspace)
     change(folder / "evaluation.json", lambda data: data["runs"][1]["modes"]["ss"].update(images="many"))
     with pytest.raises(DataError, match=r"runs\.1\.modes\.ss\.images"):
         load_run(NAME, workspace)
