@@ -41,7 +41,8 @@ def test_names_and_numbers_are_whole_at_every_width(columns):
 
 def test_measured_numbers_are_those_of_the_metrics_files():
     records = json.loads(rows("--measured", "--sort", "measured", "--format", "json"))
-    files = {path.stem: json.loads(path.read_text()) for path in ROOT.glob("reports/scores/*.json")}
+    scores = [path for path in ROOT.glob("reports/scores/*.json") if not path.stem.endswith("-released")]
+    files = {path.stem: json.loads(path.read_text()) for path in scores}
     found = [(record["row"], record["measured"]["miou"]) for record in records]
     assert {name: pytest.approx(value, abs=1e-4) for name, value in found} == {
         name: metrics["miou"] for name, metrics in files.items()
