@@ -200,7 +200,7 @@ def _thin(x: list[float], y: list[float]) -> tuple[list[float], list[float]]:
 
 
 def loss_points(measurements: Sequence[Measurement]) -> list[list[Any]]:
-    """For ``dvc plots show``: head and lines of the loss of each row and seed against the percentage of its schedule."""
+    """For ``dvc plots show``: the loss of each row and seed against the percentage of its schedule."""
     lines: list[list[Any]] = [["row", "seed", "percent", "loss"]]
     for item in measurements:
         for seed, curve in item.curves.items():
@@ -211,7 +211,7 @@ def loss_points(measurements: Sequence[Measurement]) -> list[list[Any]]:
 
 
 def class_points(measurements: Sequence[Measurement], count: int = 20) -> list[list[Any]]:
-    """For ``dvc plots show``: head and lines of IoU by class, of the classes that are hardest on average over the rows."""
+    """For ``dvc plots show``: IoU by class, of the classes that are hardest on average over the rows."""
     lines: list[list[Any]] = [["row", "class", "iou"]]
     rows = {item.row.name: dict(zip(item.classes, item.class_iou(), strict=True)) for item in measurements if item.runs}
     found: dict[str, list[float]] = {}

@@ -240,7 +240,7 @@ def test_submission_is_what_the_official_script_finds_and_reads(workspace, tmp_p
     with pytest.raises(DataError, match="is 48x64, the test server takes 1024x2048"):
         write_submission(row, workspace, weights=weights, out=tmp_path / "no.zip", device="cpu")
     with pytest.raises(ConfigError, match="defines no multi-scale test"):
-        write_submission(row, workspace, weights=weights, out=tmp_path / "no.zip", mode="ms", device="cpu", size=(48, 64))
+        write_submission(row, workspace, weights=weights, out=tmp_path / "no.zip", mode="ms", size=(48, 64))
     assert not (tmp_path / "no.zip").exists()
 
 
