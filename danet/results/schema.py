@@ -406,7 +406,7 @@ class EvaluationFile(Document):
 
 
 class MetricsFile(Document):
-    """``reports/scores/ROW.json``, ``ROW-released.json``: means of the seeds for ``dvc metrics show``; not read back."""
+    """``reports/scores/ROW.json``, ``ROW-released.json``: means over seeds for ``dvc metrics show``; not read back."""
 
     miou: Percent
     aacc: Percent
