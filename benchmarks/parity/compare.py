@@ -448,9 +448,7 @@ def check_row_schedules(every: int = 1) -> Iterator[Result]:
     """Every published row, each ``every``-th iteration, both groups: as the optimizer is told, by closed form."""
     worst: dict[str, tuple[float, int]] = {}
     known = set()
-    for recipe in params().rows.values():
-        if recipe.source not in ("mmsegmentation", "sssegmentation", "official", "clusterdanet"):
-            continue
+    for recipe in params().published_rows():
         total = recipe.schedule.total_iterations(params().dataset(recipe.dataset).counts[recipe.train_split])
         key = (recipe.source, total, recipe.optimizer, recipe.schedule.batch_size)
         if key in known:
