@@ -30,6 +30,9 @@ IMPLEMENTATIONS = {
 }
 """The profile of ``numerics.yaml`` that an implementation of the benchmark stands for; the first that was measured."""
 
+ASIDE = {"fold_bn", "sync_batch_norm", "accumulate"}
+"""The numerics that change a row's speed on one GPU by a few percent at most."""
+
 
 @dataclass(frozen=True)
 class Rates:
@@ -101,11 +104,10 @@ def rates(folder: Path) -> list[Rates]:
     ]
 
 
-def nearest_profile(row: Row, params: Params) -> str:
-    """The profile whose rates a row has: its own, or for fields of its own the first of the same precision."""
-    profiles = params.profiles.items()
-    same = [name for name, numerics in profiles if numerics == row.numerics]
-    return next(iter(same or [name for name, each in profiles if each.precision == row.numerics.precision]), "")
+def own_profile(row: Row, params: Params) -> str:
+    """The profile whose rates a row has, the one equal but for :data:`ASIDE`; empty if there is none."""
+    wanted = row.numerics.model_dump(exclude=ASIDE)
+    return next((name for name, each in params.profiles.items() if each.model_dump(exclude=ASIDE) == wanted), "")
 
 
 def row_cost(row: Row, params: Params, measured: Rates | None) -> Cost:
@@ -143,7 +145,7 @@ def hours_here(workspace: Workspace, params: Params, chosen: Iterable[Row]) -> d
         return {}
     found: dict[str, dict[str, float]] = {}
     for row in chosen:
-        own = nearest_profile(row, params)
+        own = own_profile(row, params)
         for each in measured:
             if (hours := row_cost(row, params, each).hours) is not None:
                 found.setdefault(row.name, {})[each.profile] = hours
@@ -165,7 +167,8 @@ def report(params: Params, devices: Sequence[Rates]) -> str:
         "    testing  = FLOP of a validation image (windows, mirror images) x images / measured FLOP/s of prediction",
         "",
         "The rate is taken at the row's FLOP per image, linearly between the benchmarked shapes, that of the nearest",
-        "shape beyond them. Loading is not in it: it runs beside. Multi-scale tests are not in it.",
+        "shape beyond them. Loading is not in it: it runs beside. Multi-scale tests are not in it. *Numerics* is what",
+        "a row runs with, as `params.yaml` and `numerics.yaml` are now.",
         "",
     ]
     if not any("cores" not in each.device for each in devices):
@@ -181,8 +184,8 @@ def report(params: Params, devices: Sequence[Rates]) -> str:
     published = params.published_rows()
     others = [row for row in params.rows.values() if row not in published]
     for title, chosen in (("Published tables", published), ("Others", others)):
-        lines += [f"## {title}", "", "| row | training PFLOP | testing PFLOP | " + " | ".join(titles) + " |"]
-        lines.append("|-|-:|-:|" + "-:|" * len(titles))
+        lines += [f"## {title}", "", "| row | numerics | training PFLOP | testing PFLOP | " + " | ".join(titles) + " |"]
+        lines.append("|-|-|-:|-:|" + "-:|" * len(titles))
         totals = [0.0] * len(titles)
         work = [0.0, 0.0]
         for row in chosen:
@@ -192,14 +195,11 @@ def report(params: Params, devices: Sequence[Rates]) -> str:
             for index, cost in enumerate(costs):
                 cells.append("not run" if cost.hours is None else f"{cost.hours:,.1f} h")
                 totals[index] += cost.hours or 0.0
-            lines.append(
-                f"| {row.name} | {costs[0].train_flop / 1e15:,.0f} | {costs[0].test_flop / 1e15:,.1f} | "
-                + " | ".join(cells)
-                + " |"
-            )
+            counted = [f"{costs[0].train_flop / 1e15:,.0f}", f"{costs[0].test_flop / 1e15:,.1f}"]
+            lines.append("| " + " | ".join([row.name, row.profile, *counted, *cells]) + " |")
         sums = ["not run" if each is None else f"**{total:,.0f} h**" for each, total in zip(shown, totals, strict=True)]
         total_work = f"{work[0] / 1e15:,.0f} | {work[1] / 1e15:,.1f}"
-        lines += [f"| **all {len(chosen)}** | {total_work} | " + " | ".join(sums) + " |", ""]
+        lines += [f"| **all {len(chosen)}** | | {total_work} | " + " | ".join(sums) + " |", ""]
     for each in devices:
         lines.append(
             f"{each.device}, {each.profile}: {each.threads} threads, measured {each.date}: "

@@ -35,7 +35,7 @@ def row_page(
         f"`{row.train_split}` for {row.schedule.text} at {record.crop_size}, tested on `{row.val_split}`. "
         f"A row of [{table.title}](../{row.table}.md)."
     )
-    page.text(f"Protocol: {row.protocol}.")
+    page.text(f"Protocol: {row.protocol}. Numerics (`numerics.yaml`): {row.profile}.")
     page.bullets(row.notes)
     page.heading(2, "Result")
     if measured:

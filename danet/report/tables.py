@@ -83,6 +83,7 @@ class _Table:
 
     def __init__(self, record: TableFile, params: Params) -> None:
         self.rows = [params.row(row.row) for row in record.rows]
+        self.numerics = {row.name: row.profile for row in self.rows}
         self.record = record
         self.by_dataset: dict[str, list[TableRow]] = {}
         self.labels: dict[str, str] = {}
@@ -172,15 +173,15 @@ class _Table:
             line = [self.link(row.row)]
             line += [_memory(against), number(against.fps), against.device or "-"] if beside else []
             if made is None:
-                line += [SHORT_STATUS[row.status], *["-"] * 4]
+                line += [SHORT_STATUS[row.status], *["-"] * 5]
             else:
                 line += [_memory(made), number(made.fps), number(made.fps_batched)]
-                line += [duration(3600 * made.hours) if made.hours is not None else "-"]
+                line += [duration(3600 * made.hours) if made.hours is not None else "-", self.numerics[row.row]]
                 line += ["; ".join(dict.fromkeys(name for name in (made.device, made.fps_device) if name)) or "-"]
             lines.append(line)
         published = ["Published: GB", "fps", "on"] if beside else []
-        head = [self.head(rows), *published, "Here: GiB", "fps", "fps, batched", "trained in", "on"]
-        return head, lines, "l" + "rrl" * beside + "rrrrl"
+        head = [self.head(rows), *published, "Here: GiB", "fps", "fps, batched", "trained in", "numerics", "on"]
+        return head, lines, "l" + "rrl" * beside + "rrrrll"
 
     def provenance(self, rows: Sequence[TableRow], environments: dict[str, str]) -> Grid:
         """A line per row and seed; fills the environments that the lines name by number."""

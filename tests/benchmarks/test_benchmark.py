@@ -157,6 +157,22 @@ def test_tables_pages_and_cost_are_made_from_the_files(tmp_path, params):
     assert cost.row_cost(row, params, None).hours is None
 
 
+def test_a_row_has_the_hours_of_a_profile_that_computes_as_it_does(params):
+    """Of half the precision alone no profile is: neither compiled nor channels_last, it is far slower than `fast`."""
+    row = params.row("mmseg-r50-d8-voc2012-20k")
+    found = {}
+    for name, changes in {
+        "as it is": {},
+        "fast": params.profiles["fast"].model_dump(),
+        "half": {"precision": "bf16"},
+        "uncompiled": params.profiles["fast"].model_dump() | {"compile": False},
+        "accumulated": {"accumulate": 2},
+    }.items():
+        numerics = row.numerics.model_copy(update=changes)
+        found[name] = cost.own_profile(row.model_copy(update={"numerics": numerics}), params)
+    assert found == {"as it is": "published", "fast": "fast", "half": "", "uncompiled": "", "accumulated": "published"}
+
+
 def test_worker_answers_and_reports_what_fails():
     case = cases.Case("infer", "R-50 D16", (32, 32), 1, cases.published_model("resnet50", 16), threads=1)
     implementation = cases.implementations("infer", "cpu")[0]
