@@ -1,8 +1,7 @@
 """``make camvid``: the CamVid rows through DVC, with the full schedule on a GPU and the short one on a CPU.
 
-``CAMVID`` names a local folder with the images (it becomes ``DANET_CAMVID`` for the download stage) and is taken again
-if it has changed; without it they are downloaded. The table then shows the rows that were run, and "not run" for the
-others.
+``CAMVID`` names a local folder with the images (it becomes ``DANET_CAMVID`` for the download stage); without it they
+are downloaded. The table then shows the rows that were run, and "not run" for the others.
 """
 
 from __future__ import annotations
@@ -19,7 +18,6 @@ from dvc.scm import SCMError
 from danet.config.workspace import Workspace
 from danet.core.console import console, report_errors
 from danet.core.errors import ConfigError, DataError
-from danet.data.raw import changed_source
 from pipelines import NO_GIT, dvc_environment
 
 
@@ -39,7 +37,7 @@ def main() -> None:
         short = not torch.cuda.is_available()
         names = [row.name for row in Workspace().params().table_rows("camvid") if row.name.endswith("-short") == short]
         console.print(f"[bold]CamVid:[/] {'no GPU, short schedule' if short else 'full schedule'}: {', '.join(names)}")
-        again = [["-f", "-s", "download@camvid"]] if changed_source(Workspace(), "camvid") else []
+        again = [["-f", "-s", "download@camvid"]] if folder else []
         for arguments in (*again, [f"evaluate@{name}" for name in names], ["-s", "report@camvid"], ["-s", "index"]):
             code = subprocess.run(
                 [sys.executable, "-m", "dvc", "repro", *arguments], env=environment, check=False

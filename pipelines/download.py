@@ -9,7 +9,7 @@ from pipelines import stage
 
 def main(workspace: Workspace, dataset: str) -> None:
     """Downloads, or takes from the folder or mirror that the environment names."""
-    download_dataset(dataset, workspace.params().dataset(dataset), workspace.raw(dataset))
+    download_dataset(dataset, workspace.params().dataset(dataset), workspace.raw(dataset), workspace.archives())
 
 
 if __name__ == "__main__":

@@ -111,7 +111,7 @@ def prepare(folder: Path, count: int) -> dict[str, Path]:
             {"adapter": "cityscapes", "title": "generated", "archives": (), "counts": counts, "storage": storage}
         )
         raw = folder / storage / "download"
-        download_dataset("cityscapes", spec, raw, tree=tree, progress=False)
+        download_dataset("cityscapes", spec, raw, raw.parent, tree=tree, progress=False)
         convert_dataset("cityscapes", spec, raw, out, progress=False)
     shutil.rmtree(tree)
     write_json(done, facts)

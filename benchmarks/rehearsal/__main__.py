@@ -23,7 +23,6 @@ from danet.config.workspace import Workspace
 from danet.core.console import console, report_errors
 from danet.core.files import atomic_write, sha256, write_json, write_text
 from danet.data.camvid import SPEC
-from danet.data.raw import changed_source
 from danet.results.measured import read
 from danet.weights.exchange import export_weights
 from pipelines import dvc_environment
@@ -119,8 +118,7 @@ def main() -> None:
     lengths = {source: row.schedule.total_iterations(samples) for source, row in rows.items()}
     train(turns, python, root, files, lengths, jobs=max(1, min(2, os.cpu_count() or 1)))
     done = {source: [run.finished(identity(source, files)) or {} for run in runs[source]] for source in SOURCES}
-    if changed_source(workspace, "camvid"):
-        dvc("-f", "-s", "download@camvid")
+    dvc("-f", "-s", "download@camvid")
     dvc(*(f"evaluate@{row.name}" for row in rows.values()))
     for source, row in rows.items():
         found = read(row, workspace)

@@ -46,14 +46,12 @@ def _digest(path: Path, algorithm: str) -> str:
 def fetch_file(
     url: str, checksum: str | None, path: Path, *, progress: bool = True, session: requests.Session | None = None
 ) -> None:
-    """Downloads ``url`` to ``path``; does nothing if ``path`` is there and right.
-
-    Without a checksum (see :func:`checksum_matches`) a file that is there counts as right.
+    """Downloads ``url`` to ``path``; does nothing if ``path`` is there and has the checksum.
 
     Raises:
         DownloadError: naming the URL, what is wrong and the remedy. ``path`` is then as it was.
     """
-    if path.exists() and (checksum is None or checksum_matches(path, checksum)):
+    if path.exists() and checksum is not None and checksum_matches(path, checksum):
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.part")

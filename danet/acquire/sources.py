@@ -16,7 +16,7 @@ source that does not serve is noted, and the next one tried. Before all of them 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -24,6 +24,7 @@ from urllib.parse import urlsplit
 
 from danet.acquire import cityscapes_login
 from danet.acquire.http import checksum_matches, fetch_file, is_web_page, public
+from danet.acquire.unpack import damage
 from danet.core.errors import DownloadError
 
 PAGES = ("drive.google.com",)
@@ -46,27 +47,6 @@ class Wanted:
     """Other names under which a folder of archives may hold it."""
     command: str | None = None
     """What makes it on this machine."""
-
-
-@dataclass(frozen=True)
-class Places:
-    """Folders and mirror to look in."""
-
-    archives: Path
-    """``data/archives`` of the workspace."""
-    named: Path | None = None
-    mirror: str | None = None
-
-    @classmethod
-    def here(cls, archives: Path) -> Places:
-        """With what the environment names."""
-        named = os.environ.get("DANET_ARCHIVES")
-        return cls(archives, Path(named).expanduser() if named else None, os.environ.get("DANET_MIRROR") or None)
-
-    @property
-    def folders(self) -> list[Path]:
-        """The folders in order."""
-        return [folder for folder in (self.named, self.archives) if folder is not None]
 
 
 @dataclass(frozen=True)
@@ -93,24 +73,32 @@ def folder_variable(dataset: str) -> str:
     return "DANET_" + dataset.upper().replace("-", "_")
 
 
-def sources(wanted: Wanted, places: Places) -> Iterator[Source]:
-    """Where the file may come from, in order; local ones only where a file of that name lies."""
-    for folder in places.folders:
+def _named_folder() -> Path | None:
+    named = os.environ.get("DANET_ARCHIVES")
+    return Path(named).expanduser() if named else None
+
+
+def sources(wanted: Wanted, archives: Path) -> Iterator[Source]:
+    """Where the file may come from, in order; local ones only where a file of that name lies.
+
+    ``archives`` is ``data/archives`` of the workspace.
+    """
+    for folder in filter(None, (_named_folder(), archives)):
         for name in (wanted.file, *wanted.also):
             for path in (folder / name, folder / wanted.group / name):
                 if path.is_file():
                     yield Source("local folder", path=path)
-    if places.mirror is not None:
-        yield Source("mirror", url=f"{places.mirror.rstrip('/')}/{wanted.file}")
+    if mirror := os.environ.get("DANET_MIRROR"):
+        yield Source("mirror", url=f"{mirror.rstrip('/')}/{wanted.file}")
     if wanted.url is not None and urlsplit(wanted.url).hostname not in PAGES:
         yield Source("url", url=wanted.url)
     if wanted.package is not None and cityscapes_login.has_credentials():
         yield Source("login", url=cityscapes_login.package_url(wanted.package))
 
 
-def by_hand(wanted: Wanted, places: Places) -> str:
+def by_hand(wanted: Wanted, archives: Path) -> str:
     """What a person can do to place the file."""
-    place = places.archives / wanted.file
+    place = archives / wanted.file
     if wanted.package is not None:
         site = cityscapes_login.SITE
         return (
@@ -124,29 +112,21 @@ def by_hand(wanted: Wanted, places: Places) -> str:
     return f"it has no URL: save it as {place}"
 
 
-def obtain(
-    wanted: Wanted,
-    target: Path,
-    places: Places,
-    *,
-    check: Callable[[Path], str | None] = lambda path: None,
-    progress: bool = True,
-) -> tuple[Path, Source]:
+def obtain(wanted: Wanted, target: Path, archives: Path, *, progress: bool = True) -> tuple[Path, Source]:
     """The file and its source: a local file where it lies, else downloaded to ``target`` (resumed in a later call).
-
-    ``check`` says what is wrong with a file that has no checksum, if anything is.
 
     Raises:
         DownloadError: saying for each source why it does not serve, and where to place the file by hand.
     """
-    tried = [f"{places.named}: no such folder"] if places.named and not places.named.is_dir() else []
-    for source in sources(wanted, places):
+    named = _named_folder()
+    tried = [f"{named}: no such folder"] if named and not named.is_dir() else []
+    for source in sources(wanted, archives):
         try:
             path = source.path or target
             if source.url is not None:
                 session = cityscapes_login.log_in() if source.kind == "login" else None
                 fetch_file(source.url, wanted.checksum, target, progress=progress, session=session)
-            problem = _wrong(path, wanted, check)
+            problem = wrong(path, wanted)
             if problem is None:
                 return path, source
             tried.append(f"{source}: {problem}; {'try another source' if source.url else 'replace or delete it'}")
@@ -155,11 +135,11 @@ def obtain(
         except DownloadError as error:
             permission = " (this account may lack the permission to download)" if source.kind == "login" else ""
             tried.append(f"{error}{permission}")
-    tried.append(by_hand(wanted, places))
+    tried.append(by_hand(wanted, archives))
     raise DownloadError(f"{wanted.file} could not be obtained: " + "; ".join(tried))
 
 
-def _wrong(path: Path, wanted: Wanted, check: Callable[[Path], str | None]) -> str | None:
+def wrong(path: Path, wanted: Wanted) -> str | None:
     """What is wrong with a file, if anything is."""
     if wanted.checksum is not None:
         return None if checksum_matches(path, wanted.checksum) else f"is not the expected file ({wanted.checksum})"
@@ -167,4 +147,4 @@ def _wrong(path: Path, wanted: Wanted, check: Callable[[Path], str | None]) -> s
         head = stream.read(512)
     if not head:
         return "has zero bytes"
-    return "is a web page, not the file" if is_web_page(head) else check(path)
+    return "is a web page, not the file" if is_web_page(head) else damage(path)

@@ -14,14 +14,7 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 
-from danet.acquire.sources import (
-    Places,
-    Wanted,
-    by_hand,
-    folder_variable,
-    sources,
-    unpacked_folder,
-)
+from danet.acquire.sources import Wanted, by_hand, folder_variable, sources, unpacked_folder
 from danet.config.params import Dataset, Params, Weights
 from danet.config.row import Row
 from danet.config.workspace import Workspace
@@ -29,7 +22,7 @@ from danet.core.console import output, result_table
 from danet.core.errors import ConfigError
 from danet.core.provenance import cpu_cores
 from danet.core.text import duration
-from danet.data.raw import changed_source, wanted_of
+from danet.data.raw import taken, wanted_of
 from danet.data.registry import ADAPTERS
 from danet.weights.fetch import imagenet_wanted
 
@@ -123,13 +116,10 @@ def _device() -> dict[str, Any]:
 def dataset_state(name: str, spec: Dataset, workspace: Workspace) -> dict[str, Any]:
     """What is here of a dataset (``state``), or where it would come from and what to do (``how``)."""
     finding: dict[str, Any] = {"title": spec.title, "counts": spec.counts, "gb": disk_gb(spec)}
-    changed = changed_source(workspace, name, contents=False)
-    if changed is not None:
-        return {**finding, "state": "changed", "how": f"{changed}; run `dvc repro -f -s download@{name}` to use it"}
     if (workspace.prepared(name) / "dataset.json").is_file():
         return {**finding, "state": "prepared", "how": str(workspace.prepared(name))}
-    raw, tree = workspace.raw(name), unpacked_folder(name)
-    if raw.is_dir() and any(raw.iterdir()):
+    tree = unpacked_folder(name)
+    if taken(spec, workspace.raw(name)):
         return {**finding, "state": "downloaded", "how": f"converted by `dvc repro convert@{name}`"}
     if tree is not None:
         variable = folder_variable(name)
@@ -145,10 +135,9 @@ def dataset_state(name: str, spec: Dataset, workspace: Workspace) -> dict[str, A
 
 def _first(wanted: Wanted, workspace: Workspace) -> dict[str, str]:
     """Where a file would come from."""
-    places = Places.here(workspace.archives())
-    source = next(sources(wanted, places), None)
+    source = next(sources(wanted, workspace.archives()), None)
     if source is None:
-        return {"state": "missing", "how": by_hand(wanted, places)}
+        return {"state": "missing", "how": by_hand(wanted, workspace.archives())}
     return {"state": "downloadable" if source.path is None else "local", "how": f"{source.kind}: {source}"}
 
 
@@ -285,7 +274,7 @@ def _print_rows(out: Console, rows: list[dict[str, Any]], found: dict[str, Any])
 
 
 def _coloured(state: str) -> str:
-    colour = {"missing": "red", "changed": "red", "prepared": "green", "ready": "green", "local": "green"}
+    colour = {"missing": "red", "prepared": "green", "ready": "green", "local": "green"}
     return f"[{colour.get(state, 'yellow')}]{state}[/]"
 
 

@@ -32,7 +32,7 @@ from danet.data.prepared import (
     npy_bytes,
     png_bytes,
 )
-from danet.data.raw import TREE
+from danet.data.raw import taken
 from danet.data.registry import ADAPTERS
 
 SHOWN = 20
@@ -72,7 +72,10 @@ def convert_dataset(
         ArchiveError: if an archive is damaged or hostile. In all cases ``out`` is as it was.
     """
     adapter = ADAPTERS[spec.adapter]
-    archives = _archives(name, spec, raw)
+    archives = taken(spec, raw)
+    if not archives:
+        wanted = ", ".join(archive.file for archive in spec.archives) or "tree.zip"
+        raise DataError(f"{raw}: lacks {wanted}; run `dvc repro download@{name}`")
     scratch, new = out.with_name(f".{out.name}.scratch.tmp"), out.with_name(f".{out.name}.new.tmp")
     try:
         for folder in (scratch, new):
@@ -108,15 +111,6 @@ def remedy_for(name: str) -> str:
         f"fix the folder or archive that {name} was taken from, take it again by `dvc repro -f -s download@{name}`, "
         f"then `dvc repro convert@{name}`; if datasets.{name} in datasets.yaml is wrong, correct it and run the last"
     )
-
-
-def _archives(name: str, spec: Dataset, raw: Path) -> list[Path]:
-    if (raw / TREE).is_file():
-        return [raw / TREE]
-    missing = [archive.file for archive in spec.archives if not (raw / archive.file).is_file()]
-    if missing or not spec.archives:
-        raise DataError(f"{raw}: {', '.join(missing) or TREE} missing; run `dvc repro download@{name}`")
-    return [raw / archive.file for archive in spec.archives]
 
 
 class _Conversion:

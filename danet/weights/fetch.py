@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from danet.acquire.http import checksum_matches, public
-from danet.acquire.sources import Places, Source, Wanted, obtain
+from danet.acquire.sources import Source, Wanted, obtain
 from danet.acquire.unpack import unpack
 from danet.config.params import Params, Released, Weights
 from danet.config.row import Row
@@ -84,7 +84,7 @@ def fetch_released(workspace: Workspace, name: str, *, progress: bool = True) ->
 def _obtained(wanted: Wanted, out: Path, workspace: Workspace, progress: bool = True) -> Iterator[tuple[Path, Source]]:
     """The file, while it is used. A download that broke off stays in a folder beside ``out``, to be resumed."""
     folder = out.with_name(f".{out.name}.download")
-    found = obtain(wanted, folder / wanted.file, Places.here(workspace.archives()), progress=progress)
+    found = obtain(wanted, folder / wanted.file, workspace.archives(), progress=progress)
     try:
         yield found
     finally:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from danet.acquire import cityscapes_login
-from danet.acquire.sources import Places, Wanted, obtain, sources, unpacked_folder
+from danet.acquire.sources import Wanted, obtain, sources, unpacked_folder
 from danet.core.errors import DownloadError
 
 pytestmark = pytest.mark.usefixtures("no_environment")
@@ -21,8 +21,8 @@ def put(path, data=DATA):
     return path
 
 
-def get(wanted: Wanted, places: Places, target: Path) -> tuple[bytes, str]:
-    path, source = obtain(wanted, target, places, progress=False)
+def get(wanted: Wanted, archives: Path, target: Path) -> tuple[bytes, str]:
+    path, source = obtain(wanted, target, archives, progress=False)
     return path.read_bytes(), source.kind
 
 
@@ -35,7 +35,7 @@ def test_the_order(tmp_path, monkeypatch):
     archives = tmp_path / "data" / "archives"
     local = [put(tmp_path / "named/a.bin"), put(tmp_path / "named/group/a.bin"), put(archives / "a.bin")]
     wanted = Wanted("a.bin", "group", "https://official/a.bin", package=3)
-    found = list(sources(wanted, Places.here(archives)))
+    found = list(sources(wanted, archives))
     assert [source.kind for source in found] == [*["local folder"] * 3, "mirror", "url", "login"]
     assert [source.path for source in found[:3]] == local
     assert [source.url for source in found[3:]] == [
@@ -52,19 +52,19 @@ def test_home_is_expanded_everywhere(tmp_path, monkeypatch):
     assert unpacked_folder("voc2012") is None
     put(tmp_path / "mirror/a.bin")
     monkeypatch.setenv("DANET_ARCHIVES", "~/mirror")
-    assert get(WANTED, Places.here(tmp_path / "none"), tmp_path / "t") == (DATA, "local folder")
+    assert get(WANTED, tmp_path / "none", tmp_path / "t") == (DATA, "local folder")
 
 
 @pytest.mark.parametrize("checksum", [WANTED.checksum, None])
-def test_each_source_that_fails_is_followed_by_the_next(site, tmp_path, checksum):
+def test_each_source_that_fails_is_followed_by_the_next(site, tmp_path, monkeypatch, checksum):
     """A wrong local file, a mirror without it, then the URL; what broke off is resumed by a later call."""
     site.files = {"/official/a.bin": DATA}
     wanted = Wanted("a.bin", "group", f"{site.url}/official/a.bin", checksum)
-    places = Places(tmp_path / "archives", mirror=f"{site.url}/mirror")
+    monkeypatch.setenv("DANET_MIRROR", f"{site.url}/mirror")
     put(tmp_path / "archives/a.bin", b"")
     site.cut = [400_000, 0, 0, 0]
     with pytest.raises(DownloadError) as error:
-        get(wanted, places, tmp_path / "a.bin")
+        get(wanted, tmp_path / "archives", tmp_path / "a.bin")
     for fact in (
         str(tmp_path / "archives/a.bin"),
         "replace or delete it",
@@ -75,7 +75,7 @@ def test_each_source_that_fails_is_followed_by_the_next(site, tmp_path, checksum
         assert fact in str(error.value)
     site.asked.clear()
     site.cut = []
-    assert get(wanted, places, tmp_path / "a.bin") == (DATA, "url")
+    assert get(wanted, tmp_path / "archives", tmp_path / "a.bin") == (DATA, "url")
     assert site.ranges_asked()[-1] == ("bytes=400000-" if checksum else None)
     assert (tmp_path / "archives/a.bin").read_bytes() == b"", "a person's file is never touched"
 
@@ -87,48 +87,49 @@ def test_each_source_that_fails_is_followed_by_the_next(site, tmp_path, checksum
 def test_rubbish_placed_by_hand_is_not_taken(tmp_path, content, problem):
     file = put(tmp_path / "a.bin", content)
     with pytest.raises(DownloadError, match=rf"{file}: {problem}.*; replace or delete it"):
-        get(Wanted("a.bin", "group"), Places(tmp_path), tmp_path / "t")
+        get(Wanted("a.bin", "group"), tmp_path, tmp_path / "t")
     file.write_bytes(DATA)  # as the message says
-    assert get(Wanted("a.bin", "group"), Places(tmp_path), tmp_path / "t") == (DATA, "local folder")
+    assert get(Wanted("a.bin", "group"), tmp_path, tmp_path / "t") == (DATA, "local folder")
 
 
 def test_what_makes_it_here_is_named(tmp_path):
     wanted = Wanted("rehearsal-a.pth", "released", command="make rehearsal")
     with pytest.raises(DownloadError, match=r"rehearsal-a\.pth could not be obtained: `make rehearsal` makes it"):
-        get(wanted, Places(tmp_path), tmp_path / "t")
+        get(wanted, tmp_path, tmp_path / "t")
 
 
 def test_where_to_place_it_by_hand(tmp_path):
     """Following the message is enough; a link to Google Drive is for a browser and not asked for by us."""
     link = "https://drive.google.com/open?id=1XmpFEF-tbPH0Rmv4eKRxYJngr3pTbj6p"
     for url in (link, None):
-        wanted, places = Wanted("net.pth.tar", "released", url), Places(tmp_path / str(url is None))
+        wanted, archives = Wanted("net.pth.tar", "released", url), tmp_path / str(url is None)
         with pytest.raises(DownloadError) as error:
-            get(wanted, places, tmp_path / "t")
+            get(wanted, archives, tmp_path / "t")
         assert (link in str(error.value)) == (url is not None)
         place = Path(str(error.value).rpartition(" as ")[2])
         put(place)
-        assert get(wanted, places, tmp_path / "t") == (DATA, "local folder")
+        assert get(wanted, archives, tmp_path / "t") == (DATA, "local folder")
 
 
-def test_a_folder_that_is_not_there(tmp_path):
+def test_a_folder_that_is_not_there(tmp_path, monkeypatch):
+    monkeypatch.setenv("DANET_ARCHIVES", str(tmp_path / "typo"))
     with pytest.raises(DownloadError, match=f"{tmp_path / 'typo'}: no such folder"):
-        get(Wanted("a.bin", "group"), Places(tmp_path, named=tmp_path / "typo"), tmp_path / "t")
+        get(Wanted("a.bin", "group"), tmp_path, tmp_path / "t")
 
 
-def test_credentials_are_not_shown(site, tmp_path):
-    places = Places(tmp_path, mirror=site.url.replace("http://", "http://me:secret@"))
+def test_credentials_are_not_shown(site, tmp_path, monkeypatch):
+    monkeypatch.setenv("DANET_MIRROR", site.url.replace("http://", "http://me:secret@"))
     with pytest.raises(DownloadError) as error:
-        get(WANTED, places, tmp_path / "t")
+        get(WANTED, tmp_path, tmp_path / "t")
     assert "secret" not in str(error.value)
     assert f"{site.url}/a.bin" in str(error.value)
 
 
 def test_cityscapes_login(site, tmp_path, monkeypatch):
     monkeypatch.setattr(cityscapes_login, "SITE", site.url)
-    wanted, places = Wanted("gtFine.zip", "cityscapes", package=1), Places(tmp_path / "archives")
+    wanted, archives = Wanted("gtFine.zip", "cityscapes", package=1), tmp_path / "archives"
     with pytest.raises(DownloadError) as error:
-        get(wanted, places, tmp_path / "t")
+        get(wanted, archives, tmp_path / "t")
     for fact in ("/register/", "CITYSCAPES_USERNAME", "CITYSCAPES_PASSWORD", str(tmp_path / "archives/gtFine.zip")):
         assert fact in str(error.value)
     assert site.posted == []
@@ -136,12 +137,12 @@ def test_cityscapes_login(site, tmp_path, monkeypatch):
     monkeypatch.setenv("CITYSCAPES_PASSWORD", "s3cret&word")
     site.login = False
     with pytest.raises(DownloadError, match="'someone' was refused") as error:
-        get(wanted, places, tmp_path / "t")
+        get(wanted, archives, tmp_path / "t")
     assert "s3cret" not in str(error.value)
     site.login = True
     site.files["/file-handling/?packageID=1"] = b"<html>no permission</html>"
     with pytest.raises(DownloadError, match=r"web page.*lack the permission"):
-        get(wanted, places, tmp_path / "t")
+        get(wanted, archives, tmp_path / "t")
     site.files["/file-handling/?packageID=1"] = b"labels"
-    assert get(wanted, places, tmp_path / "t") == (b"labels", "login")
+    assert get(wanted, archives, tmp_path / "t") == (b"labels", "login")
     assert site.posted[-1] == "username=someone&password=s3cret%26word&submit=Login"

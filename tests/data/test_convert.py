@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from danet.acquire.sources import Places
 from danet.core.errors import ArchiveError, DataError
 from danet.data import convert
 from danet.data.convert import convert_dataset
@@ -66,7 +65,7 @@ def test_generated_sets_in_both_storages(tmp_path):
     specs = generated(tmp_path / "made")
     for name, spec in specs.items():
         raw = tmp_path / "raw" / name
-        download_dataset(name, spec, raw, places=Places(tmp_path / "made"), progress=False)
+        download_dataset(name, spec, raw, tmp_path / "made", progress=False)
         folders = {}
         for storage in ("source", "raw"):
             chosen = spec.model_copy(update={"storage": storage})
@@ -86,7 +85,7 @@ def test_voc_masks_come_from_the_right_source(tmp_path):
     """VOC's own masks have a 255 border and SBD's none, for every image of trainaug."""
     specs = generated(tmp_path / "made")
     raw, out = tmp_path / "raw", tmp_path / "out"
-    download_dataset("voc2012", specs["voc2012"], raw, places=Places(tmp_path / "made"), progress=False)
+    download_dataset("voc2012", specs["voc2012"], raw, tmp_path / "made", progress=False)
     convert_dataset("voc2012", specs["voc2012"], raw, out, progress=False)
     samples = PreparedDataset(out, "trainaug")
     train = PreparedDataset(out, "train").ids
@@ -226,7 +225,7 @@ def test_grey_images_of_ade20k_are_kept_and_told(tmp_path, capsys):
             archive.writestr(entry, data)
     spec = dataset("ade20k", specs["ade20k"].counts, (path.name,))
     raw = tmp_path / "raw"
-    download_dataset("ade20k", spec, raw, places=Places(tmp_path / "made"), progress=False)
+    download_dataset("ade20k", spec, raw, tmp_path / "made", progress=False)
     convert_dataset("ade20k", spec, raw, tmp_path / "out", progress=False)
     assert "1 greyscale images" in capsys.readouterr().err
     image = PreparedDataset(tmp_path / "out", "train").image(1)
@@ -237,11 +236,11 @@ def test_grey_images_of_ade20k_are_kept_and_told(tmp_path, capsys):
 def test_missing_archives_and_sbd(tmp_path):
     specs = generated(tmp_path / "made")
     spec = specs["voc2012"]
-    with pytest.raises(DataError, match=r"benchmark\.tgz missing; run `dvc repro download@voc2012`"):
+    with pytest.raises(DataError, match=r"benchmark\.tgz; run `dvc repro download@voc2012`"):
         convert_dataset("voc2012", spec, tmp_path / "raw", tmp_path / "out", progress=False)
     raw = tmp_path / "raw"
     alone = spec.model_copy(update={"archives": spec.archives[:1]})
-    download_dataset("voc2012", alone, raw, places=Places(tmp_path / "made"), progress=False)
+    download_dataset("voc2012", alone, raw, tmp_path / "made", progress=False)
     with pytest.raises(DataError, match="split trainaug: 0 usable images, expected 8"):
         convert_dataset("voc2012", alone, raw, tmp_path / "out", progress=False)
     assert not (tmp_path / "out").exists()

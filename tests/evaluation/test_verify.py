@@ -11,7 +11,6 @@ import pytest
 import torch
 import yaml
 
-from danet.acquire.sources import Places
 from danet.config.params import PROTOCOL, Dataset, load_params, merge
 from danet.config.workspace import Workspace
 from danet.config.yaml import read_raw, write_raw
@@ -72,7 +71,7 @@ def workspace(tmp_path_factory):
     write_raw(raw, folder)
     space = Workspace(folder)
     spec = Dataset.model_validate(cityscapes)
-    download_dataset("cityscapes", spec, space.raw("cityscapes"), places=Places(folder / "archives"), progress=False)
+    download_dataset("cityscapes", spec, space.raw("cityscapes"), folder / "archives", progress=False)
     convert_dataset("cityscapes", spec, space.raw("cityscapes"), space.prepared("cityscapes"), progress=False)
     yield space
     shutil.rmtree(folder)  # pytest keeps what tests leave, and these are gigabytes

@@ -7,10 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import yaml
-from PIL import Image
 
 from danet.config.yaml import write_raw
 from danet.data.prepared import PreparedDataset
@@ -79,20 +77,6 @@ def test_a_folder_that_was_corrected_is_taken_again(run, tmp_path):
     assert len(masks(tmp_path)) == 3
     pack = tmp_path / "w/data/prepared/camvid/train.zip"
     assert pack.stat().st_nlink == 2, "a link to DVC's cache, and no copy"
-
-
-@pytest.mark.slow
-def test_a_folder_that_changes_later_is_noticed_and_taken(run, tmp_path):
-    tree = camvid_tree(tmp_path / "tree")
-    assert run("dvc repro convert@camvid", DANET_CAMVID=tree).returncode == 0
-    before = masks(tmp_path)
-    mask = tree / "trainannot" / "train_0.png"
-    Image.fromarray(np.full((12, 16), 3, np.uint8)).save(mask)
-    commands = told(run("dvc repro -f -s convert@camvid", DANET_CAMVID=tree))
-    assert commands == ["dvc repro -f -s download@camvid"]
-    for command in (*commands, "dvc repro convert@camvid"):
-        assert run(command, DANET_CAMVID=tree).returncode == 0
-    assert masks(tmp_path) == [3 * 12 * 16, *before[1:]]
 
 
 @pytest.mark.slow

@@ -1,7 +1,6 @@
 import numpy as np
 import pytest
 
-from danet.acquire.sources import Places
 from danet.config.params import Dataset
 from danet.data.convert import convert_dataset
 from danet.data.prepared import PreparedDataset
@@ -23,7 +22,7 @@ def prepared(made):
     for name, entry in entries.items():
         spec = Dataset.model_validate({"adapter": name, "title": name, **entry})
         raw, folders[name] = folder / "raw" / name, folder / "prepared" / name
-        download_dataset(name, spec, raw, places=Places(folder), progress=False)
+        download_dataset(name, spec, raw, folder, progress=False)
         convert_dataset(name, spec, raw, folders[name], progress=False)
     return folders
 
