@@ -45,7 +45,7 @@ from danet.config.params import load_params
 from danet.config.row import Numerics, Row
 from danet.config.workspace import Workspace
 from danet.core import provenance
-from danet.core.console import console, report_errors
+from danet.core.console import report_errors
 from danet.core.errors import ConfigError, DanetError, Interrupted
 from danet.core.files import atomic_write, write_text
 from danet.core.process import Process
@@ -57,7 +57,6 @@ from danet.results.identity import TrainingIdentity
 from danet.results.speed import read
 from danet.training.checkpoint import CheckpointStore
 from danet.training.loop import Trainer
-from danet.training.progress import Reporter
 from danet.training.stop import StopRequest
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -291,11 +290,11 @@ class Timed(Trainer):
     WARM = 15
     began = waited = 0.0
 
-    def _train_on(self, stream: Any) -> list[str]:
+    def _train_on(self, stream: Any) -> None:
         if self.iteration == self.WARM:
             torch.cuda.synchronize()
             self.began, self.waited = time.perf_counter(), stream.waited
-        return super()._train_on(stream)
+        super()._train_on(stream)
 
 
 def trainer_of(row: Row, classes: int, folder: Path, size: tuple[int, int], **more: Any) -> Timed:
@@ -305,8 +304,7 @@ def trainer_of(row: Row, classes: int, folder: Path, size: tuple[int, int], **mo
     identity = TrainingIdentity.of(row, 0, data=Noise.manifest_hash, initial_weights=None)
     process = Process(device=torch.device("cuda", 0))
     return Timed(
-        row, 0, model, Noise(classes, size), CheckpointStore(folder, identity), process=process,
-        reporter=Reporter(console, quiet=False), **more
+        row, 0, model, Noise(classes, size), CheckpointStore(folder, identity), process=process, show=True, **more
     )  # fmt: skip
 
 
@@ -390,7 +388,7 @@ def memory() -> Lines:
     """Out of memory: the message, and the remedy that it names."""
     found: Lines = []
     total = torch.cuda.get_device_properties(0).total_memory
-    for accumulate in (1, "auto"):
+    for accumulate in (1, 4):
         torch.cuda.empty_cache()
         torch.cuda.set_per_process_memory_fraction(12 * 2**30 / total)
         line: dict[str, Any] = {"limit_gib": 12, "accumulate": accumulate}
@@ -398,8 +396,8 @@ def memory() -> Lines:
             row, classes = short_row(ROW, 2, 8, (512, 1024), accumulate=accumulate)
             try:
                 with configured(row.numerics):
-                    history = trainer_of(row, classes, Path(folder), (1024, 2048), workers=2).run()
-                line |= {"result": f"trained, accumulate {history.accumulate}", "ok": accumulate == "auto"}
+                    trainer_of(row, classes, Path(folder), (1024, 2048), workers=2).run()
+                line |= {"result": "trained", "ok": accumulate > 1}
             except DanetError as error:
                 line |= {"result": str(error), "ok": accumulate == 1}
         found.append(line)

@@ -454,7 +454,7 @@ def check_row_schedules(every: int = 1) -> Iterator[Result]:
         if key in known:
             continue
         known.add(key)
-        model = _Groups()
+        model = nn.ModuleDict({"backbone": nn.Linear(1, 1), "head": nn.Linear(1, 1)})
         optimizer = build_optimizer(model, recipe.optimizer)
         head_base, floor = (0.01, 1e-4) if recipe.source in ("mmsegmentation", "sssegmentation") else (0.03, 0.0)
         base = 0.01 if recipe.source in ("mmsegmentation", "sssegmentation") else 0.003
@@ -470,20 +470,6 @@ def check_row_schedules(every: int = 1) -> Iterator[Result]:
     for source, (largest, iterations) in worst.items():
         note = f"{iterations:,} iterations of all different lengths, backbone and head"
         yield Result(source, "learning rate", "all rows", largest, "closed form, 0.x: (1 - it/T)^0.9", note)
-
-
-class _Groups(nn.Module):
-    """Two parameters, one in each group."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.second = nn.Parameter(torch.zeros(1)), nn.Parameter(torch.zeros(1))
-
-    def backbone_parameters(self) -> list[nn.Parameter]:
-        return [self.first]
-
-    def head_parameters(self) -> list[nn.Parameter]:
-        return [self.second]
 
 
 # --------------------------------------------------------------------------------------------------------- augmentation

@@ -266,9 +266,9 @@ class Numerics(Strict):
     sync_batch_norm: bool = True
     fold_bn: bool = False
     """Prediction: convolutions take over the batch normalisation behind them. Differs by rounding (logits: 1e-5)."""
-    accumulate: Annotated[int, Field(gt=0)] | Literal["auto"] = 1
+    accumulate: Annotated[int, Field(gt=0)] = 1
     """Micro-batches per optimizer step; the batch size stays what the recipe says, but batch normalisation sees fewer
-    images at a time. ``auto``: 1, and more whenever memory runs out (one process only); ``train.json`` has them."""
+    images at a time."""
 
 
 PREDICTION_ONLY = ("fold_bn",)
@@ -354,7 +354,7 @@ class Runtime(Strict):
     log_interval: int = Field(default=50, gt=0)
     checkpoint_interval: int = Field(default=1000, gt=0)
     overlays: int = Field(default=4, ge=0, le=64)
-    progress: Literal["auto", "always", "never"] = "auto"
+    progress: Literal["auto", "never"] = "auto"
     benchmark_images: int = Field(default=200, gt=0)
     """Images timed for fps (mmsegmentation: 200 after 5 skipped)."""
 

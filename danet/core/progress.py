@@ -6,7 +6,6 @@ import sys
 import time
 from types import TracebackType
 
-from rich.console import Console
 from rich.progress import (
     BarColumn,
     DownloadColumn,
@@ -16,27 +15,42 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 from rich.progress import Progress as RichProgress
+from rich.table import Column
+
+from danet.core.console import console
 
 LOG_INTERVAL_S = 10.0
 
 
 class Progress:
-    """Counts up to ``total`` (None where unknown); ``unit`` "bytes" shows sizes and speed. ``show`` False is silent."""
+    """Counts up to ``total`` (None where unknown); ``unit`` "bytes" shows sizes and speed. ``show`` False is silent.
+
+    What ``note`` is set to stands at the end. In a log a line comes every ``every`` seconds.
+    """
 
     def __init__(
-        self, title: str, total: int | None, unit: str = "images", *, show: bool = True, done: int = 0
+        self,
+        title: str,
+        total: int | None,
+        unit: str = "images",
+        *,
+        show: bool = True,
+        done: int = 0,
+        every: float = LOG_INTERVAL_S,
     ) -> None:
         self.title, self.total, self.unit, self.done, self.show = title, total, unit, done, show
-        self._start_done = done
+        self.note = ""
+        self._start_done, self._every = done, every
         self._bar: RichProgress | None = None
 
     def __enter__(self) -> Progress:
         self._start = self._last = time.monotonic()
-        if self.show and sys.stderr.isatty():
+        if self.show and console.is_terminal:
             amounts = [DownloadColumn(), TransferSpeedColumn()] if self.unit == "bytes" else [MofNCompleteColumn()]
-            columns = [TextColumn("{task.description}"), BarColumn(), *amounts, TimeRemainingColumn()]
-            self._bar = RichProgress(*columns, console=Console(stderr=True))
-            self._task = self._bar.add_task(self.title, total=self.total, completed=self.done)
+            note = TextColumn("{task.fields[note]}", table_column=Column(no_wrap=True, overflow="ellipsis"))
+            columns = [TextColumn("{task.description}"), BarColumn(), *amounts, TimeRemainingColumn(), note]
+            self._bar = RichProgress(*columns, console=console)
+            self._task = self._bar.add_task(self.title, total=self.total, completed=self.done, note="")
             self._bar.start()
         return self
 
@@ -53,8 +67,8 @@ class Progress:
         """Adds ``count`` to what is done."""
         self.done += count
         if self._bar is not None:
-            self._bar.update(self._task, completed=self.done)
-        elif self.show and time.monotonic() - self._last >= LOG_INTERVAL_S:
+            self._bar.update(self._task, completed=self.done, note=self.note)
+        elif self.show and time.monotonic() - self._last >= self._every:
             self._line()
 
     def _line(self) -> None:
@@ -71,7 +85,7 @@ class Progress:
         if self.total and self.done < self.total and rate > 0:
             seconds = (self.total - self.done) / rate
             text += f", {int(seconds // 60)} min {int(seconds % 60)} s left"
-        print(text, file=sys.stderr, flush=True)
+        print(f"{text}, {self.note}" if self.note else text, file=sys.stderr, flush=True)
 
 
 def size_text(count: int) -> str:

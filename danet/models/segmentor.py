@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from torch import Tensor, nn
 
 from danet.config.row import Model
@@ -70,16 +68,6 @@ class Segmentor(nn.Module):
         if all_heads and self.aux_head is not None:
             logits["aux"] = self.aux_head(features)
         return logits
-
-    def backbone_parameters(self) -> Iterator[nn.Parameter]:
-        """Parameters that learn at the row's base rate."""
-        return self.backbone.parameters()
-
-    def head_parameters(self) -> Iterator[nn.Parameter]:
-        """Parameters of all heads, which learn at ``head_lr_multiplier`` times the base rate."""
-        yield from self.head.parameters()
-        if self.aux_head is not None:
-            yield from self.aux_head.parameters()
 
 
 def build_model(config: Model, num_classes: int, attention: str = "fused") -> Segmentor:

@@ -155,8 +155,6 @@ class Training(Document):
     data_wait_share: Amount = 0.0
     resumed: int = 0
     """How often it was stopped and gone on with."""
-    accumulate: tuple[tuple[int, int], ...] = ()
-    """Micro-batches to a step, each from an iteration on."""
     provenance: Provenance
 
     @property

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -36,30 +35,29 @@ class SyncBatchNorm(nn.BatchNorm2d):
     names as :class:`torch.nn.BatchNorm2d`; in evaluation it is that.
     """
 
+    running_mean: Tensor
+    running_var: Tensor
+    num_batches_tracked: Tensor
+    momentum: float
+
     def forward(self, input: Tensor) -> Tensor:
         """Normalises ``(N, C, H, W)`` by the mean and biased variance over all processes' N, H and W."""
-        if not (self.training and dist.is_initialized() and dist.get_world_size() > 1):
+        if not self.training:
             return super().forward(input)
         values = input.to(torch.promote_types(input.dtype, torch.float32))
         count = values.new_tensor([float(values.numel() // values.shape[1])])
-        total = torch.cat([count, values.sum((0, 2, 3))])
-        total = _summed(total)
+        total = _Sum.apply(torch.cat([count, values.sum((0, 2, 3))]))
         count, mean = total[:1], total[1:] / total[:1]
         centred = values - mean[None, :, None, None]
         # a second pass: the variance as a mean of squared differences loses no digits
-        variance = _summed(centred.square().sum((0, 2, 3))) / count
-        if self.track_running_stats and self.running_mean is not None and self.running_var is not None:
-            with torch.no_grad():
-                momentum = 0.1 if self.momentum is None else self.momentum
-                self.running_mean.lerp_(mean.to(self.running_mean.dtype), momentum)
-                unbiased = variance * (count / (count - 1).clamp(min=1))
-                self.running_var.lerp_(unbiased.to(self.running_var.dtype), momentum)
-                if self.num_batches_tracked is not None:
-                    self.num_batches_tracked.add_(1)
-        result = centred * torch.rsqrt(variance + self.eps)[None, :, None, None]
-        if self.affine:
-            result = result * self.weight[None, :, None, None] + self.bias[None, :, None, None]
-        return result.to(input.dtype)
+        variance = _Sum.apply(centred.square().sum((0, 2, 3))) / count
+        with torch.no_grad():
+            self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
+            self.running_var.lerp_((variance * count / (count - 1)).to(self.running_var.dtype), self.momentum)
+            self.num_batches_tracked.add_(1)
+        scale = self.weight * torch.rsqrt(variance + self.eps)
+        result: Tensor = (centred * scale[None, :, None, None] + self.bias[None, :, None, None]).to(input.dtype)
+        return result
 
 
 class _Sum(torch.autograd.Function):
@@ -79,9 +77,3 @@ def sum_over_processes(value: Tensor) -> Tensor:
     total = value.contiguous().clone()
     dist.all_reduce(total)
     return total
-
-
-def _summed(value: Tensor) -> Tensor:
-    """Sum over processes, through which gradients flow."""
-    apply: Callable[[Tensor], Tensor] = _Sum.apply
-    return apply(value)

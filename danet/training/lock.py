@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -17,10 +17,10 @@ was killed live on for a few."""
 
 
 @contextmanager
-def row_lock(folder: Path, process: Process, say: Callable[[str], None] = lambda _: None) -> Iterator[None]:
+def row_lock(folder: Path, process: Process) -> Iterator[None]:
     """Holds a row's checkpoint folder (its name has the row's hash) against other trainers, while this process lives.
 
-    Of several processes the first holds it for all. ``say`` is told if another trainer has to be waited for.
+    Of several processes the first holds it for all.
 
     Raises:
         TrainingError: in every process, if another trainer holds it for longer than :data:`LOCK_WAIT`.
@@ -30,16 +30,12 @@ def row_lock(folder: Path, process: Process, say: Callable[[str], None] = lambda
     if process.is_main:
         folder.mkdir(parents=True, exist_ok=True)
         try:
-            lock.acquire(timeout=0)
+            lock.acquire(timeout=LOCK_WAIT)
         except Timeout:
-            say(f"{folder}: another process is training this row; waiting up to {LOCK_WAIT:.0f} s for it")
-            try:
-                lock.acquire(timeout=LOCK_WAIT)
-            except Timeout:
-                held = False
+            held = False
     if not process.gather(held)[0]:
         raise TrainingError(
-            f"{folder}: another process is training this row; wait for it or stop it (`fuser {folder / 'train.lock'}` "
+            f"{folder}: another process is training this row; wait for it or stop it (`fuser {lock.lock_file}` "
             "says which), then run again"
         )
     try:

@@ -2,62 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Protocol
-
 import torch
 from torch import nn
 
 from danet.config.row import Optimizer, Schedule
-from danet.core.errors import TrainingError
 from danet.training.schedule import learning_rate
 
 
-class Grouped(Protocol):
-    """A model that tells its backbone from its heads (:class:`danet.models.segmentor.Segmentor`)."""
-
-    def backbone_parameters(self) -> Iterable[nn.Parameter]:
-        """Parameters at the base rate."""
-        ...
-
-    def head_parameters(self) -> Iterable[nn.Parameter]:
-        """Parameters at the base rate times ``head_lr_multiplier``."""
-        ...
-
-    def named_parameters(self) -> Iterable[tuple[str, nn.Parameter]]:
-        """All of them, with names."""
-        ...
-
-
-def build_optimizer(model: Grouped, config: Optimizer) -> torch.optim.SGD:
+def build_optimizer(model: nn.Module, config: Optimizer) -> torch.optim.SGD:
     """SGD over all parameters, weight decay on every one (batch norm and biases too), as all sources have it.
 
-    Groups carry ``name`` and ``base_lr``. The fused kernel is used on CUDA.
-
-    Raises:
-        TrainingError: if a parameter is in no group or in both: in the official code DRANet's classifiers were in
-            none and never learned, without a word.
+    Groups carry ``name`` and ``base_lr``: ``backbone`` has the parameters of ``model.backbone``, ``head`` all others
+    (in the official code DRANet's classifiers were in no group and never learned). The fused kernel is used on CUDA.
     """
-    backbone, head = list(model.backbone_parameters()), list(model.head_parameters())
-    names = {id(parameter): name for name, parameter in model.named_parameters() if parameter.requires_grad}
-    grouped = [id(parameter) for parameter in (*backbone, *head) if parameter.requires_grad]
-    if lost := [name for key, name in names.items() if grouped.count(key) != 1]:
-        raise TrainingError(f"parameter {lost[0]} is in no learning-rate group or in two; put each in exactly one")
-    groups = [
-        {"name": name, "params": parameters, "lr": base, "base_lr": base}
-        for name, parameters, base in (
-            ("backbone", backbone, config.lr),
-            ("head", head, config.lr * config.head_lr_multiplier),
-        )
-        if parameters
-    ]
-    on_cuda = all(parameter.is_cuda for parameter in (*backbone, *head))
+    groups: dict[str, list[nn.Parameter]] = {"backbone": [], "head": []}
+    for name, parameter in model.named_parameters():
+        groups["backbone" if name.startswith("backbone.") else "head"].append(parameter)
+    rates = {"backbone": config.lr, "head": config.lr * config.head_lr_multiplier}
     return torch.optim.SGD(
-        groups,
+        [
+            {"name": name, "params": parameters, "lr": rates[name], "base_lr": rates[name]}
+            for name, parameters in groups.items()
+            if parameters
+        ],
         lr=config.lr,
         momentum=config.momentum,
         weight_decay=config.weight_decay,
-        fused=True if on_cuda else None,
+        fused=True if all(parameter.is_cuda for parameter in model.parameters()) else None,
     )
 
 

@@ -6,12 +6,13 @@ import contextlib
 import csv
 import io
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import torch
+from rich.markup import escape
 from torch import nn
 
 from danet.config.row import Row
@@ -31,17 +32,15 @@ from danet.results.identity import TrainingIdentity, trained_on
 from danet.results.schema import BestEpoch, Provenance, SeedRecord, TrainedSeed, Training, TrainingFile, save
 from danet.training.checkpoint import CheckpointStore
 from danet.training.lock import row_lock
-from danet.training.loop import StepMetrics, Trainer, local_batch_size
-from danet.training.progress import CURVE_COLUMNS, LOSSES, Reporter
+from danet.training.loop import Trainer
+from danet.training.progress import CURVE_COLUMNS
 from danet.training.selection import selection_score
 from danet.training.stop import StopRequest
 from danet.weights.imagenet import backbone_sha256, load_backbone
 from danet.weights.ours import save_model
 
-_SAME_FILES = "every node must see the same files: put the workspace on a shared file system, or copy it to all"
-
-TrackerFactory = Callable[..., AbstractContextManager[StepMetrics]]
-"""``factory(row, seed, workspace, identity)``, as :func:`.tracking.run`."""
+TrackerFactory = Callable[..., AbstractContextManager[Any]]
+"""``factory(row, seed, workspace, identity)``, as :func:`danet.results.tracking.run`."""
 
 
 def train_row(
@@ -66,7 +65,7 @@ def train_row(
         workspace: where the prepared data and weights are and where outputs go.
         tracker_factory: as :func:`danet.results.tracking.run`; called in rank 0 only.
         device: ``cpu``, ``cuda``, ``cuda:N``; by default the GPU (of this torchrun process) if there is one.
-        progress: whether to print anything.
+        progress: whether to print anything (``row.runtime.progress: never`` leaves the first and the last lines).
 
     Raises:
         Interrupted: after SIGTERM or SIGINT, with the state saved.
@@ -75,42 +74,48 @@ def train_row(
             would go on began on other data.
     """
     with processes(device) as process, numerics.configured(row.numerics), StopRequest() as stop:
-        local_batch_size(row, process)
-        dataset = _open_split(row, workspace, row.train_split)
-        initial = _initial_weights(row, workspace)
-        data = trained_on(row, lambda split: _open_split(row, workspace, split).manifest_hash)
+        show = progress and process.is_main
+        initial = None if row.weights == "none" else backbone_sha256(workspace.weights(row.weights))
+        data = trained_on(row, lambda split: _split(row, workspace, split).manifest_hash)
         identities = {seed: TrainingIdentity.of(row, seed, data=data, initial_weights=initial) for seed in row.seeds}
-        process.agree({f"identity of seed {seed}": wanted.digest for seed, wanted in identities.items()}, _SAME_FILES)
-        reporter = Reporter(console, row.runtime.progress, quiet=not progress or not process.is_main)
-        with row_lock(workspace.checkpoints(row, row.seeds[0]).parent, process, reporter.say):
+        process.agree(
+            {f"identity of seed {seed}": wanted.digest for seed, wanted in identities.items()},
+            "every node must see the same files: put the workspace on a shared file system, or copy it to all",
+        )
+        with row_lock(workspace.checkpoints(row, row.seeds[0]).parent, process):
             for seed, identity in identities.items():
-                if process.gather(_is_finished(row, identity, workspace, reporter))[0]:
+                if process.gather(_is_finished(row, identity, workspace, show))[0]:
                     continue
-                factory = tracker_factory if process.is_main else None
-                tracking = factory(row, seed, workspace, identity.digest) if factory else contextlib.nullcontext()
+                tracking: AbstractContextManager[Any] = contextlib.nullcontext()
+                if tracker_factory and process.is_main:
+                    tracking = tracker_factory(row, seed, workspace, identity.digest)
                 with tracking as tracker:
-                    _train_seed(
-                        row,
-                        identity,
-                        dataset,
-                        workspace,
-                        process=process,
-                        reporter=reporter,
-                        tracker=tracker,
-                        stop=stop,
-                    )
+                    options = {"track": tracker.metrics} if tracker else {}
+                    _train_seed(row, identity, workspace, process, show, stop=stop, **options)
                 if process.any(stop.requested) and seed != row.seeds[-1]:
                     raise Interrupted(
                         f"{row.name}: stopped after seed {seed}, which is finished; "
                         "run the same command again for the others"
                     )
             if process.is_main:
-                _write_metrics(row, workspace)
-                _say_done(row, workspace, reporter)
+                records = [store.load_record(workspace, row, seed) for seed in row.seeds]
+                _write_metrics(row, workspace, records)
+                took = duration(sum(3600 * record.run.hours for record in records))
+                files = ", ".join(str(store.weights_path(workspace, row, seed)) for seed in row.seeds)
+                _say(show, f"{row.name}: trained in {took}: {files}; next: `dvc repro evaluate@{row.name}`")
             process.barrier()
 
 
-def _is_finished(row: Row, wanted: TrainingIdentity, workspace: Workspace, reporter: Reporter) -> bool:
+def _say(show: bool, message: str) -> None:
+    if show:
+        console.print(escape(message))
+
+
+def _split(row: Row, workspace: Workspace, split: str) -> PreparedDataset:
+    return PreparedDataset(workspace.prepared(row.dataset), split)
+
+
+def _is_finished(row: Row, wanted: TrainingIdentity, workspace: Workspace, show: bool) -> bool:
     """Whether this very training was done before; says what it finds."""
     if not store.record_path(workspace, row, wanted.seed).exists():
         return False
@@ -118,71 +123,61 @@ def _is_finished(row: Row, wanted: TrainingIdentity, workspace: Workspace, repor
     try:
         changes = store.load_record(workspace, row, wanted.seed).identity.changes(wanted)
     except CheckpointError as error:
-        reporter.say(f"{title}: {str(error).rpartition(';')[0]}; training it again")
+        _say(show, f"{title}: {str(error).rpartition(';')[0]}; training it again")
         return False
     if changes:
-        reporter.say(f"{title}: was trained differently ({'; '.join(changes[:4])}); training it again")
+        _say(show, f"{title}: was trained differently ({'; '.join(changes[:4])}); training it again")
         return False
-    reporter.say(f"{title}: already trained ({store.weights_path(workspace, row, wanted.seed)})")
+    _say(show, f"{title}: already trained ({store.weights_path(workspace, row, wanted.seed)})")
     return True
-
-
-def capped_workers(wanted: int, local_world: int = 1) -> tuple[int, str | None]:
-    """Loader processes of this trainer: at most its share of the CPU cores, and a line that says so if fewer."""
-    allowed = max(1, cpu_cores() // local_world)
-    if wanted <= allowed:
-        return wanted, None
-    return allowed, f"runtime.workers {wanted} is more than the {allowed} CPU cores of this trainer: using {allowed}"
 
 
 def _train_seed(
     row: Row,
     identity: TrainingIdentity,
-    dataset: Any,
     workspace: Workspace,
-    *,
     process: Process,
-    reporter: Reporter,
-    tracker: StepMetrics | None,
-    stop: StopRequest,
+    show: bool,
+    **options: Any,
 ) -> None:
-    seed = identity.seed
+    """Trains one seed and stores it; ``options`` are the :class:`.Trainer`'s."""
+    seed, dataset = identity.seed, _split(row, workspace, row.train_split)
     numerics.seed_initialisation(seed)
-    model = _build_model(row, workspace, dataset.num_classes)
-    workers, note = capped_workers(row.runtime.workers, process.local_world)
-    if note:
-        reporter.say(f"{row.name}: {note}")
+    model = build_model(row.model, dataset.num_classes, row.numerics.attention)
+    if row.weights != "none":
+        load_backbone(model, workspace.weights(row.weights))
     checkpoints = CheckpointStore(workspace.checkpoints(row, seed), identity)
     best = checkpoints.folder / "best.safetensors"
-    select = None
     if row.checkpoint == "best-on-val":
-        select = selection_score(row, _open_split(row, workspace, row.val_split), process)
-    trainer = Trainer(
-        row,
-        seed,
-        model,
-        dataset,
-        checkpoints,
-        process=process,
-        reporter=reporter,
-        tracker=tracker,
-        validate=_validator(row, workspace, process) if row.val_interval else None,
-        select=select,
-        keep_best=lambda network, iteration, score: _save_model(best, network, row, identity),
-        stop=stop,
-        workers=workers,
-    )
+        options["select"] = selection_score(row, _split(row, workspace, row.val_split), process)
+        options["keep_best"] = lambda network, iteration, score: _save_model(best, network, row, identity)
+    if row.val_interval:
+        options["validate"] = _validator(row, workspace, process)
+    # more than this trainer's share of the cores would only get in each other's way
+    workers = min(row.runtime.workers, max(1, cpu_cores() // process.local_world))
+    options |= {"process": process, "show": show and row.runtime.progress != "never", "workers": workers}
+    trainer = Trainer(row, seed, model, dataset, checkpoints, **options)
     epochs = trainer.total * row.schedule.batch_size / len(dataset)
     where = f"{process.device} x {process.world}" if process.world > 1 else str(process.device)
-    reporter.say(
+    _say(
+        show,
         f"{row.name} seed {seed}: {trainer.total} iterations of {row.schedule.batch_size} images ({epochs:.1f} epochs "
-        f"of {len(dataset)}) on {where}, {row.numerics.precision}, {workers} workers"
+        f"of {len(dataset)}) on {where}, {row.numerics.precision}, {workers} workers",
     )
     trainer.run()
     if process.is_main:
         _keep(trainer, identity, workspace, best)
         checkpoints.clear()
     process.barrier()
+
+
+def _validator(row: Row, workspace: Workspace, process: Process) -> Callable[[nn.Module], float]:
+    dataset = _split(row, workspace, row.val_split)
+
+    def validate(model: nn.Module) -> float:
+        return 100 * evaluate_model(model, row, dataset, process.device, process=process).scores.miou
+
+    return validate
 
 
 def _keep(trainer: Trainer, identity: TrainingIdentity, workspace: Workspace, best: Path) -> None:
@@ -204,7 +199,6 @@ def _keep(trainer: Trainer, identity: TrainingIdentity, workspace: Workspace, be
         peak_memory_gib=round(history.peak_memory_gib, 3),
         data_wait_share=round(history.data_wait_share, 4),
         resumed=history.resumed,
-        accumulate=history.accumulate,
         provenance=Provenance.collect(
             precision=row.numerics.precision,
             device=trainer.process.device.type,
@@ -219,19 +213,17 @@ def _keep(trainer: Trainer, identity: TrainingIdentity, workspace: Workspace, be
     save(path, record)
 
 
-def _write_metrics(row: Row, workspace: Workspace) -> None:
-    """``train.json`` and ``curve.csv`` of all the row's seeds, from their records."""
-    records = [store.load_record(workspace, row, seed) for seed in row.seeds]
+def _write_metrics(row: Row, workspace: Workspace, records: Sequence[SeedRecord]) -> None:
+    """``train.json`` and ``curve.csv`` of all the row's seeds."""
     runs = tuple(map(TrainedSeed.of, records))
-    metrics = workspace.metrics(row)
     text = io.StringIO()
-    writer = csv.DictWriter(text, CURVE_COLUMNS, lineterminator="\n")
+    writer = csv.DictWriter(text, CURVE_COLUMNS, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
     for record in records:
         for entry in record.curve:
-            values = {"seed": record.identity.seed, **entry}
-            writer.writerow({name: _cell(name, values.get(name)) for name in CURVE_COLUMNS})
-    write_text(metrics / "curve.csv", text.getvalue())
+            shown = {name: f"{value:.8g}" if isinstance(value, float) else value for name, value in entry.items()}
+            writer.writerow({"seed": record.identity.seed, **shown})
+    write_text(workspace.metrics(row) / "curve.csv", text.getvalue())
     document = TrainingFile(
         row=row.name,
         train_hash=row.train_hash,
@@ -240,54 +232,9 @@ def _write_metrics(row: Row, workspace: Workspace) -> None:
         hours=round(sum(run.hours for run in runs), 6),
         runs=runs,
     )
-    save(metrics / "train.json", document)
-
-
-def _say_done(row: Row, workspace: Workspace, reporter: Reporter) -> None:
-    """The last line of a training: how long it took, where the weights are, and what comes next."""
-    seconds = sum(3600 * store.load_record(workspace, row, seed).run.hours for seed in row.seeds)
-    files = ", ".join(str(store.weights_path(workspace, row, seed)) for seed in row.seeds)
-    reporter.say(f"{row.name}: trained in {duration(seconds)}: {files}; next: `dvc repro evaluate@{row.name}`")
-
-
-def _cell(name: str, value: Any) -> str:
-    if value is None:
-        return ""
-    if name in LOSSES:
-        return f"{value:.6g}"
-    return f"{value:.8g}" if name == "lr" else str(value)
-
-
-# The other parts of the library: each of these functions is the whole dependency on one of them.
-
-
-def _open_split(row: Row, workspace: Workspace, split: str) -> Any:
-    return PreparedDataset(workspace.prepared(row.dataset), split)
-
-
-def _initial_weights(row: Row, workspace: Workspace) -> str | None:
-    """SHA-256 of the row's ImageNet weights; ``None`` for a random start."""
-    return None if row.weights == "none" else backbone_sha256(workspace.weights(row.weights))
-
-
-def _build_model(row: Row, workspace: Workspace, num_classes: int) -> nn.Module:
-    """The row's model with its ImageNet weights."""
-    model = build_model(row.model, num_classes, row.numerics.attention)
-    if row.weights != "none":
-        load_backbone(model, workspace.weights(row.weights))
-    return model
+    save(workspace.metrics(row) / "train.json", document)
 
 
 def _save_model(path: Path, model: nn.Module, row: Row, identity: TrainingIdentity) -> None:
     metadata = {"row": row.name, "source": row.source, "dataset": row.dataset, "seed": str(identity.seed)}
     save_model(path, model, metadata | {"train_hash": row.train_hash, "identity": identity.digest})
-
-
-def _validator(row: Row, workspace: Workspace, process: Process) -> Callable[[nn.Module], float]:
-    dataset = _open_split(row, workspace, row.val_split)
-
-    def validate(model: nn.Module) -> float:
-        result = evaluate_model(model, row, dataset, process.device, process=process)
-        return 100 * float(result.scores.miou)
-
-    return validate

@@ -60,7 +60,7 @@ class TestTraining:
         with configured(row.numerics):
             whole = gpu.trainer_of(row, classes, tmp_path / "whole", (96, 128), workers=1)
             whole.run()
-            assert whole.store.newest() is not None
+            assert whole.store.path.exists()
             again = gpu.trainer_of(row, classes, tmp_path / "whole", (96, 128))
             assert again.iteration == 2
             again.run()
@@ -74,7 +74,6 @@ class TestTraining:
         refused, divided = gpu.memory()
         assert "set numerics.accumulate to 2" in refused["result"]
         assert divided["ok"], divided["result"]
-        assert "[1, 1]" not in divided["result"]
 
     def test_memory_of_the_published_step(self) -> None:
         """mmsegmentation publishes 7.4 GB for it; the explicit map alone is 2 GiB with its gradient."""

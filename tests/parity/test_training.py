@@ -19,19 +19,14 @@ class Tiny(nn.Module):
     def __init__(self):
         super().__init__()
         torch.manual_seed(0)
-        self.first, self.norm, self.second = nn.Conv2d(3, 6, 3, 4, 1), nn.BatchNorm2d(6), nn.Conv2d(6, 19, 1)
+        self.backbone = nn.Sequential(nn.Conv2d(3, 6, 3, 4, 1), nn.BatchNorm2d(6))
+        self.head = nn.Conv2d(6, 19, 1)
 
     def forward(self, image):
-        return {"main": self.second(self.norm(self.first(image)).relu())}
-
-    def backbone_parameters(self):
-        return [*self.first.parameters(), *self.norm.parameters()]
-
-    def head_parameters(self):
-        return list(self.second.parameters())
+        return {"main": self.head(self.backbone(image).relu())}
 
 
-NAMES = {"pretrained.conv": "first", "pretrained.bn": "norm", "head.out": "second"}
+NAMES = {"pretrained.conv": "backbone.0", "pretrained.bn": "backbone.1", "head.out": "head"}
 
 
 class TinyReference(reference.Network):

@@ -46,7 +46,6 @@ def test_a_record_of_november_2026_is_read():
     assert (trained.seed, trained.identity) == (3, identity.digest)
     assert (trained.data, trained.initial_weights, trained.weights_sha256) == ("d" * 64, "e" * 64, "f" * 64)
     assert (trained.hours, trained.resumed, trained.provenance.wall_seconds) == (2.5, 2, 9000.0)
-    assert trained.accumulate == ((1, 1), (20, 2))
 
 
 def test_numbers_follow_from_the_matrix():

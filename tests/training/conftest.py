@@ -16,7 +16,7 @@ def harness(tmp_path, monkeypatch):
     """train_row with the tiny network, images in memory and plain files: the workspace, and what was built."""
     built = []
 
-    def build(row, workspace, num_classes):
+    def build(config, num_classes, attention):
         built.append(num_classes)
         return TinyNet()
 
@@ -27,9 +27,10 @@ def harness(tmp_path, monkeypatch):
             except safetensors.SafetensorError as error:
                 raise CheckpointError(f"{path}: cannot be written ({error}); free space, then run again") from error
 
-    monkeypatch.setattr(training, "_open_split", lambda *_: Images())
-    monkeypatch.setattr(training, "_initial_weights", lambda *_: None)
-    monkeypatch.setattr(training, "_build_model", build)
-    monkeypatch.setattr(training, "_save_model", save)
+    monkeypatch.setattr(training, "PreparedDataset", lambda *_: Images())
+    monkeypatch.setattr(training, "backbone_sha256", lambda *_: None)
+    monkeypatch.setattr(training, "load_backbone", lambda *_: None)
+    monkeypatch.setattr(training, "build_model", build)
+    monkeypatch.setattr(training, "save_model", save)
     monkeypatch.setattr(lock, "LOCK_WAIT", 0.1)
     return Workspace(tmp_path), built

@@ -36,13 +36,6 @@ class TinyNet(nn.Module):
             "aux": self.aux(features),
         }
 
-    def backbone_parameters(self):
-        return self.backbone.parameters()
-
-    def head_parameters(self):
-        for head in (self.main, self.pam, self.cam, self.aux):
-            yield from head.parameters()
-
 
 class Images:
     """A dataset in memory."""

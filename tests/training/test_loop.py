@@ -2,7 +2,6 @@
 
 import contextlib
 import csv
-import io
 import json
 import math
 import os
@@ -15,19 +14,15 @@ import torch
 import torch.nn.functional as F
 from filelock import FileLock
 from safetensors.torch import load_file
-from torch import nn
 
 from danet.core.errors import CheckpointError, ConfigError, Interrupted, TrainingError
 from danet.core.files import sha256
 from danet.data.transforms import augmented
 from danet.models import numerics
 from danet.results import store
-from danet.training import loop
 from danet.training import train as training
-from danet.training.checkpoint import iterations
-from danet.training.loop import EMPTY_BATCHES
 from danet.training.train import train_row
-from tests.training.fakes import Images, TinyNet, identical, in_float64, labels, state, tiny_row, trainer
+from tests.training.fakes import Images, TinyNet, identical, in_float64, state, tiny_row, trainer
 
 TIMED = {"images_per_second", "data_wait_share", "peak_memory_gib", "seed"}
 
@@ -126,28 +121,6 @@ def test_deterministic_mode_repeats_and_agrees(tmp_path):
         torch.testing.assert_close(state(runs[2])[name], tensor, rtol=1e-9, atol=1e-9)
 
 
-def test_failed_compilation_falls_back(tmp_path, monkeypatch, uninterrupted):
-    class Broken(nn.Module):
-        def __init__(self, inner):
-            super().__init__()
-            self._orig_mod = inner
-
-        def forward(self, images):
-            self._orig_mod(images)  # has its effect on the batch norm statistics
-            raise RuntimeError("Failed to find C compiler. Please specify via CC environment variable.")
-
-    monkeypatch.setattr(loop, "_compiled", Broken)
-    from rich.console import Console
-
-    from danet.training.progress import Reporter
-
-    lines = Console(record=True, width=300, file=io.StringIO())
-    run = trainer(tiny_row(numerics={"compile": True}), tmp_path, reporter=Reporter(lines, "never"))
-    run.run()
-    assert "torch.compile failed (RuntimeError: Failed to find C compiler" in lines.export_text()
-    assert identical(state(run), uninterrupted[0])
-
-
 # faults
 
 
@@ -157,7 +130,7 @@ def test_poisoned_weights_are_not_saved_though_the_loss_was_finite(tmp_path):
     run = trainer(tiny_row(runtime={"checkpoint_interval": 1}), tmp_path, model=model)
     with pytest.raises(TrainingError, match=r"cam\.bias is not finite at iteration 1"):
         run.run()
-    assert iterations(run.store.folder) == []
+    assert run.store.load() is None
 
 
 def test_out_of_memory_says_what_would_fit(tmp_path):
@@ -169,59 +142,12 @@ def test_out_of_memory_says_what_would_fit(tmp_path):
 
     with pytest.raises(
         TrainingError,
-        match=r"4 images at a time .*batch_size 4,.* set numerics.accumulate to 2 \(2 at a time\) or 4 \(1 at",
+        match=r"out of memory on cpu with 4 images at a time; set numerics.accumulate to 2 or 4 ",
     ):
         trainer(tiny_row(), tmp_path, model=Huge()).run()
     trainer(tiny_row(iterations=1, numerics={"accumulate": 4}), tmp_path, model=Huge()).run()
-    with pytest.raises(ConfigError, match=r"accumulate 3 does not divide the 4 images .* 1, 2, 4"):
+    with pytest.raises(ConfigError, match="accumulate 3 does not divide the 4 images"):
         trainer(tiny_row(numerics={"accumulate": 3}), tmp_path)
-
-
-@pytest.mark.parametrize("average", ["all", "valid"])
-def test_labels_that_are_all_ignored_stop_the_training(tmp_path, average):
-    class Void(Images):
-        def mask(self, i):
-            return np.full((40, 60), 255, np.uint8)
-
-    for count in (3, 100):
-        row = tiny_row(count, loss={"average": average})
-        run = trainer(row, tmp_path / str(count), dataset=Void())
-        with pytest.raises(TrainingError, match=r"tiny seed 0: no pixel .*image\d.*danet browse tiny --out") as caught:
-            run.run()
-        assert f"the last {min(count, EMPTY_BATCHES)} batches" in str(caught.value)
-        assert run.iteration == min(count, EMPTY_BATCHES)
-
-
-def test_single_batches_without_labels_are_no_fault(tmp_path):
-    class Sparse(Images):
-        def mask(self, i):
-            return labels(40, 60, i) if i == 0 else np.full((40, 60), 255, np.uint8)
-
-    run = trainer(tiny_row(20, schedule={"iterations": 20, "batch_size": 1}), tmp_path, dataset=Sparse(3))
-    history = run.run()
-    assert run.iteration == 20
-    assert max(entry["loss"] for entry in history.curve) > 0
-
-
-def test_one_image_in_a_1x1_batch_norm_is_explained(tmp_path):
-    class Pooled(TinyNet):
-        def __init__(self):
-            super().__init__()
-            self.backbone.append(nn.AdaptiveAvgPool2d(1))
-            self.backbone.append(nn.BatchNorm2d(8))
-
-    with pytest.raises(TrainingError, match=r"at least 2 images at a time, here it has 1; lower numerics\.accumulate"):
-        trainer(tiny_row(numerics={"accumulate": 4}), tmp_path, model=Pooled()).run()
-    trainer(tiny_row(iterations=1, numerics={"accumulate": 2}), tmp_path, model=Pooled()).run()
-
-
-def test_a_label_outside_the_classes_names_the_images(tmp_path):
-    class Wrong(Images):
-        def mask(self, i):
-            return super().mask(i) // 2 + 3
-
-    with pytest.raises(TrainingError, match=r"a label of image\d.* is outside the dataset's classes"):
-        trainer(tiny_row(), tmp_path, dataset=Wrong()).run()
 
 
 def test_validation_leaves_no_trace(tmp_path, uninterrupted):
@@ -271,7 +197,7 @@ def test_outputs(harness):
     for run, seed in zip(metrics["runs"], (0, 7), strict=True):
         assert set(run) == {
             "seed", "identity", "data", "initial_weights", "weights_sha256", "iterations", "final_loss",
-            "images_per_second", "hours", "peak_memory_gib", "data_wait_share", "resumed", "accumulate", "provenance",
+            "images_per_second", "hours", "peak_memory_gib", "data_wait_share", "resumed", "provenance",
         }  # fmt: skip
         assert run["seed"] == seed
         assert run["iterations"] == 8
@@ -319,7 +245,7 @@ def test_damaged_finished_weights_are_trained_again(harness):
     assert weights.read_bytes() == good
 
 
-@pytest.mark.parametrize(("what", "value"), [("_open_split", "data"), ("_initial_weights", "weights")])
+@pytest.mark.parametrize(("what", "value"), [("PreparedDataset", "data"), ("backbone_sha256", "weights")])
 def test_other_data_or_weights_are_another_training(harness, monkeypatch, capsys, what, value):
     """The seen fault: labels were swapped, and the weights trained on the old ones were shown as new."""
     workspace, built = harness
@@ -372,13 +298,13 @@ def test_the_epoch_best_on_val_is_kept_beside_the_last(harness, monkeypatch):
 def test_a_stopped_training_does_not_go_on_with_other_data(harness, monkeypatch):
     workspace, _ = harness
     row = tiny_row()
-    monkeypatch.setattr(training, "_build_model", lambda *_: stopping(TinyNet(), 4))
+    monkeypatch.setattr(training, "build_model", lambda *_: stopping(TinyNet(), 4))
     with pytest.raises(Interrupted):
         train_row(row, workspace, device="cpu", progress=False)
     other = Images()
     other.manifest_hash = "f" * 64
-    monkeypatch.setattr(training, "_open_split", lambda *_: other)
-    monkeypatch.setattr(training, "_build_model", lambda *_: TinyNet())
+    monkeypatch.setattr(training, "PreparedDataset", lambda *_: other)
+    monkeypatch.setattr(training, "build_model", lambda *_: TinyNet())
     with pytest.raises(CheckpointError, match="training data 000000000000, now ffffffffffff") as refusal:
         train_row(row, workspace, device="cpu", progress=False)
     subprocess.run(str(refusal.value).partition("beginning: ")[2], shell=True, check=True)  # the remedy, as printed
@@ -390,12 +316,12 @@ def test_a_stopped_training_does_not_go_on_with_other_data(harness, monkeypatch)
 def test_a_stopped_row_goes_on(harness, monkeypatch):
     workspace, _ = harness
     row = tiny_row(seeds=(0, 1))
-    monkeypatch.setattr(training, "_build_model", lambda *_: stopping(TinyNet(), 4))
+    monkeypatch.setattr(training, "build_model", lambda *_: stopping(TinyNet(), 4))
     with pytest.raises(Interrupted, match="after iteration 4 of 8"):
         train_row(row, workspace, device="cpu", progress=False)
     assert not workspace.model(row).exists()
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
-    monkeypatch.setattr(training, "_build_model", lambda *_: TinyNet())
+    monkeypatch.setattr(training, "build_model", lambda *_: TinyNet())
     train_row(row, workspace, device="cpu", progress=False)
     metrics = json.loads((workspace.metrics(row) / "train.json").read_text())
     assert [run["resumed"] for run in metrics["runs"]] == [1, 0]

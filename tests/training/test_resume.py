@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from danet.core.errors import Interrupted
-from danet.training.checkpoint import iterations
 from danet.training.stop import StopRequest
 from tests.training.fakes import Images, TinyNet, identical, state, tiny_row, trainer
 
@@ -64,7 +63,7 @@ def undisturbed(tmp_path_factory, one_thread):
     found = {}
     for kind in ROWS:
         store = Store()
-        whole = trainer(row_of(kind), tmp_path_factory.mktemp("whole"), tracker=store, validate=validate)
+        whole = trainer(row_of(kind), tmp_path_factory.mktemp("whole"), track=store.metrics, validate=validate)
         whole.run()
         found[kind] = state(whole), curve(whole), store.computed()
     return found
@@ -85,7 +84,7 @@ def test_any_stops_with_any_workers(tmp_path, undisturbed, case):
     for session in itertools.count():
         workers = WORKERS[(case + session) % 3]
         stop = StopRequest()
-        run = trainer(row, tmp_path, workers=workers, tracker=sent, validate=validate, stop=stop)
+        run = trainer(row, tmp_path, workers=workers, track=sent.metrics, validate=validate, stop=stop)
         began, reached = run.iteration, iter(range(1, 10**6))
         at, kill = (chance.randint(1, 8), chance.random() < 0.5) if session < 4 else (0, False)
 
@@ -101,7 +100,8 @@ def test_any_stops_with_any_workers(tmp_path, undisturbed, case):
             break
         with pytest.raises(KilledError if kill else Interrupted) as ended:
             run.run()
-        newest = max(iterations(run.store.folder), default=0)
+        saved = run.store.load()
+        newest = saved.iteration if saved else 0
         if kill:
             assert newest >= began + at - 1 - row.runtime.checkpoint_interval
         else:

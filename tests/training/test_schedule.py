@@ -4,7 +4,6 @@ import pytest
 
 from danet.config.row import Optimizer as OptimizerConfig
 from danet.config.row import Schedule
-from danet.core.errors import TrainingError
 from danet.training.optim import build_optimizer, set_learning_rates
 from danet.training.schedule import learning_rate
 from tests.training.fakes import TinyNet
@@ -37,19 +36,12 @@ def test_groups_and_their_rates():
     model = TinyNet()
     optimizer = build_optimizer(model, OptimizerConfig(lr=0.003, head_lr_multiplier=10, weight_decay=1e-4))
     assert [group["name"] for group in optimizer.param_groups] == ["backbone", "head"]
-    assert sum(len(group["params"]) for group in optimizer.param_groups) == len(list(model.parameters()))
+    grouped = [id(parameter) for group in optimizer.param_groups for parameter in group["params"]]
+    assert sorted(grouped) == sorted(map(id, model.parameters()))
+    assert set(grouped[:4]) == set(map(id, model.backbone.parameters()))
     assert {group["weight_decay"] for group in optimizer.param_groups} == {1e-4}
     first = set_learning_rates(optimizer, poly(), 30, 100)
     assert first == pytest.approx(0.003 * 0.7**0.9, abs=1e-12)
     assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([first, 10 * first])
     set_learning_rates(optimizer, poly(), 0, 100)
     assert [group["lr"] for group in optimizer.param_groups] == [0.003, 0.03]
-
-
-def test_a_forgotten_parameter_is_refused():
-    class Forgetful(TinyNet):
-        def head_parameters(self):
-            return self.main.parameters()
-
-    with pytest.raises(TrainingError, match=r"pam\.weight is in no learning-rate group"):
-        build_optimizer(Forgetful(), OptimizerConfig(lr=0.1, weight_decay=0))
