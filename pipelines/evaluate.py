@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from danet.config.workspace import Workspace
+from danet.data.raw import refuse_changed_source
 from danet.evaluation.evaluate import evaluate_row
 from danet.results.tracking import log
 from pipelines import stage
@@ -12,6 +13,7 @@ from pipelines.sweep.launch import launched
 def main(workspace: Workspace, name: str) -> None:
     """Evaluates every seed in every mode the row defines; seeds that are evaluated already keep their results."""
     row = workspace.params().row(name)
+    refuse_changed_source(workspace, row.dataset)
     evaluate_row(row, workspace, reuse=True)
     log([row], workspace)
 

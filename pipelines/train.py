@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from danet.config.workspace import Workspace
+from danet.data.raw import refuse_changed_source
 from danet.results.tracking import log, run
 from danet.training.train import train_row
 from pipelines import stage
@@ -12,6 +13,7 @@ from pipelines.sweep.launch import launched
 def main(workspace: Workspace, name: str) -> None:
     """Trains the row by its recipe."""
     row = workspace.params().row(name)
+    refuse_changed_source(workspace, row.dataset)
     train_row(row, workspace, tracker_factory=run)
     log([row], workspace)
 

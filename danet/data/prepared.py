@@ -167,6 +167,12 @@ class PreparedDataset:
         """Whether every image of the split has a mask."""
         return all(entry.mask for entry in self._entries)
 
+    @property
+    def labels(self) -> set[int]:
+        """The train ids that the split's masks have, without the ignored one."""
+        pairs = (pair for entry in self._entries for pair in entry.class_pixels.split())
+        return {int(pair.partition(":")[0]) for pair in pairs} - {IGNORE}
+
     @functools.cached_property
     def manifest_hash(self) -> str:
         """SHA-256 over ids, images and labels of the split in their order: other data have another one."""

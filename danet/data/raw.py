@@ -1,4 +1,4 @@
-"""The archives of a dataset in ``data/raw/DATASET``.
+"""The archives of a dataset in ``data/raw/DATASET``: taken, and compared with where they were taken from.
 
 Either the official archives (:mod:`danet.acquire.sources` says where they come from), or ``tree.zip``, packed from the
 unpacked official folder that ``DANET_<DATASET>`` (as ``DANET_CAMVID``) names.
@@ -6,13 +6,16 @@ unpacked official folder that ``DANET_<DATASET>`` (as ``DANET_CAMVID``) names.
 
 from __future__ import annotations
 
+import filecmp
 import os
 import shutil
 import zipfile
+import zlib
 from pathlib import Path
 
 from danet.acquire.sources import Wanted, folder_variable, obtain, sources, unpacked_folder, wrong
 from danet.config.params import Archive, Dataset
+from danet.config.workspace import Workspace
 from danet.core import files
 from danet.core.errors import DataError, DownloadError
 from danet.core.progress import Progress
@@ -96,13 +99,7 @@ def pack_tree(adapter: DatasetSpec, tree: Path, path: Path, *, progress: bool = 
     Raises:
         DataError: if the tree has not the dataset's layout or none of its files.
     """
-    located = adapter.locate(tree)
-    found = adapter.layout(located)
-    needed = [*found.lists, *(item.image for item in found.items), *(item.mask for item in found.items if item.mask)]
-    members: dict[str, Path] = {}
-    for file in filter(Path.is_file, needed):
-        prefix, folder = next((prefix, folder) for prefix, folder in located.items() if file.is_relative_to(folder))
-        members[f"{prefix}/{file.relative_to(folder).as_posix()}"] = file
+    members = _members(adapter, tree)
     if not members:
         raise DataError(f"{tree}: has none of the files of {adapter.name}")
     with (
@@ -113,3 +110,60 @@ def pack_tree(adapter: DatasetSpec, tree: Path, path: Path, *, progress: bool = 
         for name in sorted(members):
             archive.writestr(files.zip_entry(name), members[name].read_bytes())
             bar.advance()
+
+
+def _members(adapter: DatasetSpec, tree: Path) -> dict[str, Path]:
+    """Official name -> file, of what is needed and there."""
+    located = adapter.locate(tree)
+    found = adapter.layout(located)
+    needed = [*found.lists, *(item.image for item in found.items), *(item.mask for item in found.items if item.mask)]
+    members: dict[str, Path] = {}
+    for file in filter(Path.is_file, needed):
+        prefix, folder = next((prefix, folder) for prefix, folder in located.items() if file.is_relative_to(folder))
+        members[f"{prefix}/{file.relative_to(folder).as_posix()}"] = file
+    return members
+
+
+def refuse_changed_source(workspace: Workspace, name: str) -> None:
+    """Stops where a folder or archive that is named is not what ``data/raw/NAME`` was made from.
+
+    DVC does not see the environment and ``data/archives``, so a change would be taken for "up to date".
+
+    Raises:
+        DataError: naming the difference and the commands.
+    """
+    spec, raw, tree = workspace.params().dataset(name), workspace.raw(name), unpacked_folder(name)
+    difference = None
+    if tree is not None and tree.is_dir() and taken(spec, raw):
+        difference = _changed_tree(name, ADAPTERS[spec.adapter], tree, raw / TREE)
+    elif tree is None and not (raw / TREE).is_file():
+        difference = _changed_archive(name, spec, raw, workspace.archives())
+    if difference:
+        raise DataError(
+            f"{name}: {difference}; to use it run `dvc repro -f -s download@{name}` and then this again, to go on with "
+            f"what {raw} holds, unset {folder_variable(name)} or remove that file"
+        )
+
+
+def _changed_tree(name: str, adapter: DatasetSpec, tree: Path, packed: Path) -> str | None:
+    if not packed.is_file():
+        return f"{folder_variable(name)} names {tree}, but {packed.parent} was not taken from a folder"
+    members = _members(adapter, tree)
+    with zipfile.ZipFile(packed) as archive:
+        known = {info.filename: (info.file_size, info.CRC) for info in archive.infolist()}
+    different = sorted(members.keys() ^ known.keys())
+    for member in members.keys() & known.keys():
+        data = members[member].read_bytes()
+        if (len(data), zlib.crc32(data)) != known[member]:
+            different.append(member)
+    count = len(different)
+    return f"{tree} differs from what was taken of it in {count} files, as {different[0]}" if count else None
+
+
+def _changed_archive(name: str, spec: Dataset, raw: Path, archives: Path) -> str | None:
+    for archive in spec.archives:
+        local = next((source.path for source in sources(wanted_of(name, archive), archives) if source.path), None)
+        present = raw / archive.file
+        if archive.checksum is None and local and present.is_file() and not filecmp.cmp(local, present, shallow=False):
+            return f"{local} is not the archive that was taken"
+    return None

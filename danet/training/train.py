@@ -18,7 +18,7 @@ from torch import nn
 from danet.config.row import Row
 from danet.config.workspace import Workspace
 from danet.core.console import console
-from danet.core.errors import CheckpointError, Interrupted
+from danet.core.errors import CheckpointError, DataError, Interrupted
 from danet.core.files import sha256, write_text
 from danet.core.process import Process, processes
 from danet.core.provenance import cpu_cores
@@ -142,6 +142,11 @@ def _train_seed(
 ) -> None:
     """Trains one seed and stores it; ``options`` are the :class:`.Trainer`'s."""
     seed, dataset = identity.seed, _split(row, workspace, row.train_split)
+    if not dataset.labels:
+        raise DataError(
+            f"{dataset.folder}: no pixel of split {dataset.split} has a label, so nothing can be learned; look at it "
+            f"(danet browse {row.dataset} --split {dataset.split} --out sheet.png) and correct the masks"
+        )
     numerics.seed_initialisation(seed)
     model = build_model(row.model, dataset.num_classes, row.numerics.attention)
     if row.weights != "none":

@@ -49,6 +49,9 @@ def test_pixels_against_pillow(folder):
         samples = PreparedDataset(folder, split)
         assert samples.ids == [f"{split}_{index}" for index in range(4)]
         assert samples.labelled
+        assert samples.labels == {
+            int(value) for index in range(len(samples)) for value in np.unique(truth(folder, split, index)[1])
+        } - {255}
         assert samples.num_classes == len(samples.classes) == len(samples.palette) == 11
         for index in range(len(samples)):
             image, mask = truth(folder, split, index)

@@ -3,14 +3,16 @@
 import hashlib
 import os
 import zipfile
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from danet.config.params import Dataset
+from danet.config.workspace import Workspace
 from danet.core.errors import DataError, DownloadError
-from danet.data.raw import download_dataset, taken
+from danet.data.raw import download_dataset, refuse_changed_source, taken
 from tests.data.samples import camvid_spec, camvid_tree, zip_of
 
 pytestmark = pytest.mark.usefixtures("no_environment")
@@ -141,3 +143,54 @@ def test_tree_of_something_else(tmp_path, monkeypatch):
     monkeypatch.setenv("DANET_CAMVID", str(tmp_path / "nowhere"))
     with pytest.raises(DownloadError, match=r"nowhere: no such folder; correct or unset DANET_CAMVID"):
         get(camvid_spec(), tmp_path)
+
+
+@pytest.fixture
+def workspace(tmp_path, monkeypatch):
+    """A workspace of one data set, CamVid, without checksums."""
+    params = SimpleNamespace(dataset=lambda name: camvid_spec())
+    monkeypatch.setattr(Workspace, "params", lambda self: params)
+    return Workspace(tmp_path / "w")
+
+
+def test_a_folder_that_changed_is_noticed(workspace, tmp_path, monkeypatch):
+    """By content: another file of the same size counts, a copy elsewhere does not."""
+    monkeypatch.setenv("DANET_CAMVID", str(camvid_tree(tmp_path / "tree")))
+    get(camvid_spec(), workspace.root)
+    refuse_changed_source(workspace, "camvid")
+    again = camvid_tree(tmp_path / "copy")
+    monkeypatch.setenv("DANET_CAMVID", str(again))
+    refuse_changed_source(workspace, "camvid")
+    mask = again / "trainannot" / "train_1.png"
+    data = bytearray(mask.read_bytes())
+    data[-20] ^= 1
+    mask.write_bytes(data)
+    with pytest.raises(DataError, match=r"1 files, as CamVid/trainannot/train_1\.png.*dvc repro -f -s download@camvid"):
+        refuse_changed_source(workspace, "camvid")
+    get(camvid_spec(), workspace.root)  # what the message says, as the stage does it
+    refuse_changed_source(workspace, "camvid")
+    Image.fromarray(np.zeros((12, 16, 3), np.uint8)).save(again / "train" / "more.png")
+    with pytest.raises(DataError, match=r"CamVid/train/more\.png"):
+        refuse_changed_source(workspace, "camvid")
+    monkeypatch.setenv("DANET_CAMVID", str(tmp_path / "unmounted"))
+    refuse_changed_source(workspace, "camvid")  # what is here can be used
+    monkeypatch.delenv("DANET_CAMVID")
+    refuse_changed_source(workspace, "camvid")
+
+
+def test_an_archive_that_changed_is_noticed(workspace, tmp_path, monkeypatch):
+    placed = workspace.archives() / "archive.zip"
+    placed.parent.mkdir(parents=True)
+    zip_of(placed, {"a": b"1"})
+    get(camvid_spec(), workspace.root)
+    refuse_changed_source(workspace, "camvid")
+    placed.unlink()
+    refuse_changed_source(workspace, "camvid")
+    zip_of(placed, {"a": b"2"})
+    with pytest.raises(DataError, match=rf"{placed} is not the archive that was taken.*download@camvid"):
+        refuse_changed_source(workspace, "camvid")
+    get(camvid_spec(), workspace.root)
+    refuse_changed_source(workspace, "camvid")
+    monkeypatch.setenv("DANET_CAMVID", str(camvid_tree(tmp_path / "tree")))
+    with pytest.raises(DataError, match=r"DANET_CAMVID names .* was not taken from a folder"):
+        refuse_changed_source(workspace, "camvid")

@@ -42,6 +42,8 @@ class Images:
 
     num_classes = CLASSES
     manifest_hash = "0" * 64
+    folder, split = "images", "train"
+    labels = frozenset(range(CLASSES))
 
     def __init__(self, count=6):
         self.ids = [f"image{i}" for i in range(count)]

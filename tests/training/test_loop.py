@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from filelock import FileLock
 from safetensors.torch import load_file
 
-from danet.core.errors import CheckpointError, ConfigError, Interrupted, TrainingError
+from danet.core.errors import CheckpointError, ConfigError, DataError, Interrupted, TrainingError
 from danet.core.files import sha256
 from danet.data.transforms import augmented
 from danet.models import numerics
@@ -336,3 +336,12 @@ def test_a_second_trainer_is_refused(harness):
         train_row(row, workspace, device="cpu", progress=False)
     assert built == []
     train_row(row, workspace, device="cpu", progress=False)
+
+
+def test_masks_without_a_label_train_nothing(harness, monkeypatch):
+    class Void(Images):
+        labels = frozenset()
+
+    monkeypatch.setattr(training, "PreparedDataset", lambda *_: Void())
+    with pytest.raises(DataError, match=r"no pixel of split train has a label.*danet browse \w+ --split train --out"):
+        train_row(tiny_row(), harness[0], device="cpu", progress=False)
