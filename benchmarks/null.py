@@ -51,4 +51,4 @@ def blind() -> None:
 
     Trainer._settle = settled  # type: ignore[method-assign]
     Trainer._check_finite = lambda self: None  # type: ignore[method-assign]
-    Predictor.check = lambda self, finite: None  # type: ignore[method-assign]
+    Predictor.check = lambda self, what: None  # type: ignore[method-assign]

@@ -26,14 +26,10 @@ from danet.weights.imagenet import backbone_sha256
 
 @dataclass(frozen=True)
 class RowEvaluation:
-    """What was written, and where.
-
-    Of released weights (:func:`evaluate_released`) the document is called ``verification.json``.
-    """
+    """What was written."""
 
     evaluation: EvaluationFile
-    folder: Path
-    """Of ``evaluation.json``."""
+    """``evaluation.json``, of released weights ``verification.json``."""
     kept: bool
     """Whether nothing had to be evaluated: all of it was done before."""
 
@@ -83,7 +79,7 @@ def evaluate_row(
                 raise CheckpointError(f"{weights}: does not exist")
             subjects = [Subject(f"seed{row.seeds[0]}", row.seeds[0], weights)]
             pictures = metrics = workspace.evaluation_of(row, weights)
-        result = _evaluate(row, workspace, process, subjects, pictures, metrics, progress=progress, reuse=reuse)
+        result = _evaluate(row, workspace, process, subjects, pictures, progress=progress, reuse=reuse)
         if process.is_main:
             _write_per_class(metrics / "per_class.csv", result.evaluation)
             save(metrics / "evaluation.json", result.evaluation, exclude={"weights"})
@@ -110,23 +106,13 @@ def evaluate_released(
     with processes(device) as process:
         pictures, metrics = workspace.verification(row), workspace.metrics(row)
         subjects = [Subject("released", None, weights)]
-        result = _evaluate(row, workspace, process, subjects, pictures, metrics, facts, progress=progress, reuse=reuse)
+        result = _evaluate(row, workspace, process, subjects, pictures, facts, progress=progress, reuse=reuse)
         if process.is_main:
             _write_per_class(pictures / "per_class.csv", result.evaluation)
             save(metrics / "verification.json", result.evaluation)
             save(workspace.scores(row, released=True), result.metrics, exclude={"seeds"})
         process.barrier()
         return result
-
-
-def _labelled_split(row: Row, workspace: Workspace) -> PreparedDataset:
-    dataset = PreparedDataset(workspace.prepared(row.dataset), row.val_split)
-    if len(dataset) == 0 or not dataset.labelled:
-        raise DataError(
-            f"{workspace.prepared(row.dataset)}: split {row.val_split} "
-            f"{'is empty' if len(dataset) == 0 else 'has no labels'}; set val_split of row {row.name} to another"
-        )
-    return dataset
 
 
 def _trained(row: Row, workspace: Workspace, seed: int) -> list[Subject]:
@@ -163,23 +149,25 @@ def _evaluate(
     process: Process,
     subjects: Sequence[Subject],
     pictures: Path,
-    metrics: Path,
     facts: ReleasedFile | None = None,
     *,
     progress: bool,
     reuse: bool,
 ) -> RowEvaluation:
     """A result for each subject. Puts the pictures in their place at the end."""
-    dataset = _labelled_split(row, workspace)
+    folder = workspace.prepared(row.dataset)
+    dataset = PreparedDataset(folder, row.val_split)
+    if not dataset.labelled:
+        raise DataError(f"{folder}: split {row.val_split} has no labels; set val_split of row {row.name} to another")
+    process.agree(
+        {"settings of the row": row.hash, "prepared data": dataset.manifest_hash}
+        | {f"weights {item.path.name}": item.weights_sha256 for item in subjects if process.world > 1},
+        "every node must see the same files: put the workspace on a shared file system, or copy it to all",
+    )
     pictures.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(dir=pictures.parent, prefix=f".{pictures.name}.", suffix=".tmp"))
     bench = Bench(row, dataset, process, staging, progress and process.is_main and row.runtime.progress != "never")
     try:
-        process.agree(
-            {"settings of the row": row.hash, "prepared data": dataset.manifest_hash}
-            | {f"weights {item.path.name}": item.weights_sha256 for item in subjects if process.world > 1},
-            "every node must see the same files: put the workspace on a shared file system, or copy it to all",
-        )
         earlier = [bench.kept(subject, pictures) if reuse else None for subject in subjects]
         runs = [run or bench.evaluate(subject) for run, subject in zip(earlier, subjects, strict=True)]
         if process.is_main:
@@ -188,12 +176,10 @@ def _evaluate(
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     # one result a seed: that of its last iteration, which has that of the epoch that was best on val in it
+    found = list(zip(subjects, runs, strict=True))
     best = {
-        subject.seed: BestOnVal(**subject.best.model_dump(), modes=run.modes)
-        for subject, run in zip(subjects, runs, strict=True)
-        if subject.best
+        subject.seed: BestOnVal(**subject.best.model_dump(), modes=run.modes) for subject, run in found if subject.best
     }
-    last = [run for subject, run in zip(subjects, runs, strict=True) if not subject.best]
     document = EvaluationFile(
         row=row.name,
         table=row.table,
@@ -203,10 +189,12 @@ def _evaluate(
         split=row.val_split,
         classes=tuple(dataset.classes),
         settings=row.settings,
-        runs=tuple(run.model_copy(update={"best_on_val": best.get(run.seed)}) for run in last),
+        runs=tuple(
+            run.model_copy(update={"best_on_val": best.get(run.seed)}) for subject, run in found if not subject.best
+        ),
         weights=facts,
     )
-    return RowEvaluation(document, metrics, all(earlier))
+    return RowEvaluation(document, all(earlier))
 
 
 def _write_per_class(path: Path, document: EvaluationFile) -> None:
@@ -218,8 +206,5 @@ def _write_per_class(path: Path, document: EvaluationFile) -> None:
             for mode, result in run.modes.items():
                 columns = zip(document.classes, result.iou, result.acc, result.scores.pixels, strict=True)
                 for name, iou, acc, pixels in columns:
-                    writer.writerow([name, seed, mode, _cell(iou), _cell(acc), pixels])
-
-
-def _cell(percent: float | None) -> str:
-    return "" if percent is None else f"{percent:.4f}"
+                    percents = ("" if percent is None else f"{percent:.4f}" for percent in (iou, acc))
+                    writer.writerow([name, seed, mode, *percents, pixels])

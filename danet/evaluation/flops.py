@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from danet.config.params import Params, load_params
 from danet.config.row import Model, Row, Test
@@ -87,19 +88,9 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.flop += int(formula(*args, **kwargs, out_val=out))
         views = any(r.alias_info is not None and not r.alias_info.is_write for r in func._schema.returns)
         if not views:
-            self.bytes += sum(t.numel() * t.element_size() for t in _tensors((args, kwargs, out)))
+            tensors = (t for t in tree_leaves((args, kwargs, out)) if isinstance(t, Tensor))
+            self.bytes += sum(t.numel() * t.element_size() for t in tensors)
         return out
-
-
-def _tensors(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, dict):
-        for each in value.values():
-            yield from _tensors(each)
-    elif isinstance(value, list | tuple):
-        for each in value:
-            yield from _tensors(each)
 
 
 @contextmanager

@@ -34,7 +34,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from danet.config.row import Numerics, Test
+from danet.config.row import MultiScale, Numerics, Test
 from danet.core.errors import CheckpointError, ConfigError
 from danet.data.transforms import MEAN_RGB, STD_RGB, fit_size
 from danet.models.fast import for_prediction
@@ -57,34 +57,6 @@ class Inputs:
     """One ``h x w x 3`` BGR array per scale; not yet resized where the protocol resizes the normalised tensor."""
     sizes: tuple[Size, ...]
     """The network's input at each scale, before padding to a window."""
-
-
-@dataclass(frozen=True)
-class _Plan:
-    """One testing mode of a row with nothing left open."""
-
-    scales: tuple[float, ...]
-    relative_to: Literal["test-scale", "image"]
-    flip: bool
-    window: Size | None
-    stride: Size
-
-
-def _plan(test: Test, mode: Mode) -> _Plan:
-    window, stride = (test.window, test.stride) if test.mode == "slide" else (None, None)
-    scales: tuple[float, ...] = (1.0,)
-    relative_to: Literal["test-scale", "image"] = "test-scale"
-    flip = test.flip
-    if mode == "ms":
-        if test.multi_scale is None:
-            raise ConfigError("the row defines no multi-scale test: test.multi_scale is null")
-        scales, relative_to, flip = test.multi_scale.scales, test.multi_scale.relative_to, test.multi_scale.flip
-        window, stride = test.multi_scale.window or window, test.multi_scale.stride or stride
-    if window is not None and (stride is None or stride[0] > window[0] or stride[1] > window[1]):
-        raise ConfigError(
-            f"test: stride {stride} leaves gaps between windows of {window}; set it to at most the window"
-        )
-    return _Plan(scales, relative_to, flip, window, stride or (1, 1))
 
 
 def _rounded(size: Size, factor: float) -> Size:
@@ -143,7 +115,7 @@ class Predictor:
     """A model under one testing protocol.
 
     :meth:`prepare` is host work that needs no model, and safe to call from other threads, so that it can run ahead of
-    :meth:`labels`. On a GPU, :meth:`predict` returns before the GPU has computed.
+    :meth:`labels`. On a GPU, :meth:`labels` returns before the GPU has computed; :meth:`check` waits for it.
 
     Args:
         model: gives ``{"main": logits}`` for normalised RGB; it must be in evaluation mode and on ``device``.
@@ -173,25 +145,30 @@ class Predictor:
         self.numerics = numerics or Numerics()
         self.model = for_prediction(model, self.numerics)
         self.max_batch = max_batch or (8 if self.device.type == "cuda" else 1)
-        self._plan = _plan(test, mode)
+        views = test.multi_scale if mode == "ms" else MultiScale(scales=(1.0,), flip=test.flip)
+        if views is None:
+            raise ConfigError("the row defines no multi-scale test: test.multi_scale is null; use mode ss")
+        self._scales, self._relative_to, self._flip = views.scales, views.relative_to, views.flip
+        self._window = views.window or (test.window if test.mode == "slide" else None)
+        self._stride = views.stride or test.stride or (1, 1)
         mean, std = (torch.tensor(x, device=self.device).view(1, 3, 1, 1) for x in (MEAN_RGB, STD_RGB))
         self._mean, self._std, self._black = mean, std, -mean / std
-        self._finite = self._yes = torch.ones((), dtype=torch.bool, device=self.device)
+        self._finite = torch.ones((), dtype=torch.bool, device=self.device)
 
     @property
     def plain(self) -> bool:
         """Whether the prediction is the argmax of one logit map: one scale, no mirror image, no exp."""
-        return len(self._plan.scales) == 1 and not self._plan.flip and self.test.score != "exp"
+        return len(self._scales) == 1 and not self._flip and self.test.score != "exp"
 
     @property
     def batches(self) -> bool:
         """Whether an image can take more than one forward pass, which ``max_batch`` puts together."""
-        return self._plan.window is not None or self._plan.flip
+        return self._window is not None or self._flip
 
     def prepare(self, image_bgr: NDArray[np.uint8]) -> Inputs:
         """Resizes a ``H x W x 3`` BGR image to the network's input sizes (cv2, bilinear)."""
         size = image_bgr.shape[0], image_bgr.shape[1]
-        sizes = tuple(input_size(size, self.test, s, self._plan.relative_to) for s in self._plan.scales)
+        sizes = tuple(input_size(size, self.test, s, self._relative_to) for s in self._scales)
         if self.test.resize == "long":
             return Inputs(size, (image_bgr,) * len(sizes), sizes)
         pixels = tuple(
@@ -209,49 +186,28 @@ class Predictor:
         - ``logits`` otherwise: mean of the resized logits.
         - ``exp``: the natural logarithm of the official score, that is of the sum over scales of the resized mean over
           windows of exp(logit + mirrored logit). The score itself does not fit into float32.
-
-        Raises:
-            CheckpointError: if the network's output is not finite.
         """
         with torch.inference_mode():
-            self._finite = self._yes
             if self.test.score == "exp":
                 scores = self._exp_scores(inputs)
-                result = scores.log_().clamp_(min=-torch.finfo(torch.float32).max).float()
-            else:
-                result = self._mean_scores(inputs)
-        self.check(self._finite)
-        return result
+                return scores.log_().clamp_(min=-torch.finfo(torch.float32).max).float()
+            return self._mean_scores(inputs)
 
     def labels(self, inputs: Inputs) -> Tensor:
-        """``H x W`` uint8 class ids, on the device. Raises like :meth:`scores`."""
-        labels, finite = self.predict(inputs)
-        self.check(finite)
-        return labels
-
-    def predict(self, inputs: Inputs) -> tuple[Tensor, Tensor]:
-        """As :meth:`labels`, without a wait for the device: the second part is for :meth:`check`."""
+        """``H x W`` uint8 class ids, on the device."""
         with torch.inference_mode():
-            self._finite = self._yes
             if self.test.score == "exp":
-                labels = self._exp_scores(inputs).max(dim=0).indices.to(torch.uint8)
-            elif self.plain:
-                labels = self._argmax(self._input_logits(next(self._tensors(inputs)))[0], inputs.size)
-            else:
-                labels = self._mean_scores(inputs).max(dim=0).indices.to(torch.uint8)
-            return labels, self._finite
+                return self._exp_scores(inputs).max(dim=0).indices.to(torch.uint8)
+            if self.plain:
+                return self._argmax(self._input_logits(next(self._tensors(inputs)))[0], inputs.size)
+            return self._mean_scores(inputs).max(dim=0).indices.to(torch.uint8)
 
-    def check(self, finite: Tensor) -> None:
-        """Raises ``CheckpointError`` if the network's output was not finite; waits for the device."""
-        if not bool(finite):
-            half = self.numerics.precision == "fp16"
+    def check(self, what: str) -> None:
+        """Raises ``CheckpointError``, about ``what``, if any output of the network so far was not finite."""
+        if not bool(self._finite):
             raise CheckpointError(
-                "the network's output is not finite: "
-                + (
-                    "float16 overflowed, set numerics.precision to bf16 or fp32"
-                    if half
-                    else "these weights have diverged"
-                )
+                f"{what}: the network's output is not finite: float16 overflowed, or the weights have diverged; set "
+                "numerics.precision to fp32 or bf16, or take other weights"
             )
 
     def _tensors(self, inputs: Inputs) -> Iterator[Tensor]:
@@ -286,7 +242,7 @@ class Predictor:
 
         Windows are put together at the input's size in any case.
         """
-        if self._plan.window is not None:
+        if self._window is not None:
             return torch.cat([self._slide(x.unsqueeze(0)) for x in x_N3hw])
         logits = self._network(x_N3hw)
         return logits if self.test.logit_resize == "once" else self._resize(logits, _size(x_N3hw))
@@ -296,13 +252,13 @@ class Predictor:
         size = _size(x_13hw)
         exp = self.test.score == "exp"
         placement = self.test.placement
-        corners, window, reach = window_grid(size, self._plan.window or size, self._plan.stride, placement)
+        corners, window, reach = window_grid(size, self._window or size, self._stride, placement)
         if reach != size:
             edge = self._black if placement == "pad" else torch.zeros_like(self._black)
             padded = edge.repeat(1, 1, *reach)
             padded[..., : size[0], : size[1]] = x_13hw
             x_13hw = padded
-        mirror = exp and self._plan.flip
+        mirror = exp and self._flip
         step = max(1, self.max_batch // (2 if mirror else 1))
         total = torch.empty(0)
         count = torch.zeros(reach, device=self.device)
@@ -323,14 +279,14 @@ class Predictor:
     def _mean_scores(self, inputs: Inputs) -> Tensor:
         total: Tensor | None = None
         for x in self._tensors(inputs):
-            logits = self._input_logits(torch.cat([x, x.flip(-1)]) if self._plan.flip else x)
+            logits = self._input_logits(torch.cat([x, x.flip(-1)]) if self._flip else x)
             for mirrored, one in enumerate(torch.split(logits, 1)):
                 scores = self._resize(one.flip(-1) if mirrored else one, inputs.size)[0]
                 if self.test.score == "softmax" and not self.plain:
                     scores = scores.softmax(dim=0)
                 total = scores if total is None else total.add_(scores)
         assert total is not None
-        return total if self.plain else total.div_(len(inputs.sizes) * (2 if self._plan.flip else 1))
+        return total if self.plain else total.div_(len(inputs.sizes) * (2 if self._flip else 1))
 
     def _exp_scores(self, inputs: Inputs) -> Tensor:
         """``C x H x W`` float64; without windows, the whole input is the one window."""

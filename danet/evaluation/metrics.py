@@ -9,29 +9,21 @@ from torch import Tensor
 
 from danet.core.errors import DataError
 from danet.core.process import Process
+from danet.data.layout import IGNORE
 from danet.results.scores import AbsentClass, Scores, scores
-
-IGNORE = 255
 
 
 class Confusion:
-    """A confusion matrix that is filled image by image, and can be added to another's.
+    """A confusion matrix that is filled image by image.
 
     The sums are int64 and lie on ``device``; :meth:`update` neither copies images to the host nor waits for the device.
     An id that is not a class (and, in the target, not 255) is counted apart and reported by :attr:`matrix`.
     """
 
     def __init__(self, num_classes: int, device: torch.device | str = "cpu") -> None:
-        if not 1 <= num_classes <= IGNORE:
-            raise ValueError(f"num_classes {num_classes}: uint8 label maps hold 1 to {IGNORE} classes")
         self.num_classes = num_classes
         # prediction x target: classes and invalid ids; classes, ignored and invalid ids
         self._counts = torch.zeros((num_classes + 1, num_classes + 2), dtype=torch.int64, device=device)
-
-    @property
-    def device(self) -> torch.device:
-        """Where the sums lie."""
-        return self._counts.device
 
     def update(self, prediction: Tensor | NDArray[np.uint8], target: Tensor | NDArray[np.uint8]) -> None:
         """Adds one image or batch.
@@ -43,15 +35,11 @@ class Confusion:
         Raises:
             DataError: if the shapes differ.
         """
-        p, t = (torch.as_tensor(x, device=self.device) for x in (prediction, target))
+        p, t = (torch.as_tensor(x, device=self._counts.device) for x in (prediction, target))
         if p.shape != t.shape:
             raise DataError(
                 f"prediction has size {tuple(p.shape)}, ground truth {tuple(t.shape)}: convert the dataset again"
             )
-        if p.dtype != torch.uint8 or t.dtype != torch.uint8:
-            raise TypeError(f"label maps must be uint8, got {p.dtype} and {t.dtype}")
-        if p.numel() == 0:
-            return
         classes = self.num_classes
         row = p.to(torch.int32).clamp_(max=classes)
         column = t.to(torch.int32)
@@ -64,14 +52,6 @@ class Confusion:
         else:
             counts = torch.histc(index, bins=bins, min=0, max=bins)
         self._counts += counts.view_as(self._counts)
-
-    def __iadd__(self, other: Confusion) -> Confusion:
-        if other.num_classes != self.num_classes:
-            raise ValueError(
-                f"confusion matrices of {self.num_classes} and {other.num_classes} classes cannot be added"
-            )
-        self._counts += other._counts.to(self.device)
-        return self
 
     def reduce(self, process: Process) -> None:
         """Sums over all processes (collective)."""

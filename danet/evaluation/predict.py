@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,9 +11,10 @@ import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from danet.config.row import Row
-from danet.core.errors import CheckpointError, ConfigError, DanetError, DataError, out_of_memory
+from danet.core.errors import DanetError, DataError, out_of_memory
 from danet.core.files import atomic_write, refuse_existing
 from danet.core.process import select_device
 from danet.core.progress import Progress
@@ -62,10 +64,8 @@ def predict_files(
     """
     dataset = ADAPTERS[adapter]
     images = _files(images)
-    names = _output_names(images, out, logits)
-    if out.exists() and not out.is_dir():
-        raise DataError(f"{out}: is a file; give a folder for the results")
-    refuse_existing([path for paths in names for path in paths if path is not None], force=force)
+    names = _outputs(images, out, (".png", "-overlay.png", ".npy") if logits else (".png", "-overlay.png"))
+    refuse_existing([path for paths in names for path in paths], force=force)
     for path in images:
         read_image(path)
 
@@ -73,15 +73,12 @@ def predict_files(
     written: list[Path] = []
     show = row.runtime.progress != "never" and len(images) > 1
     with configured(row.numerics, training=False), Progress("predict", len(images), show=show) as progress:
-        for path, (mask_path, overlay_path, scores_path) in zip(images, names, strict=True):
+        for path, (mask_path, overlay_path, *scores_path) in zip(images, names, strict=True):
             image = read_image(path)
             inputs = predictor.prepare(image)
             try:
-                if scores_path is not None:
-                    _save_array(scores_path, predictor.scores(inputs).cpu().numpy())
                 mask = predictor.labels(inputs).cpu().numpy()
-            except CheckpointError as error:
-                raise CheckpointError(f"{weights}, on {path}: {error}") from error
+                scores = [predictor.scores(inputs).cpu().numpy() for _ in scores_path]
             except (RuntimeError, MemoryError) as error:
                 if not out_of_memory(error):
                     raise
@@ -89,9 +86,13 @@ def predict_files(
                     f"{path}: the memory of {predictor.device} is too small for {image.shape[1]}x{image.shape[0]} "
                     "pixels; make the image smaller, or try --device cpu"
                 ) from error
+            predictor.check(f"{weights}, on {path}")
             save_palette_png(mask_path, mask, dataset.palette)
             save_overlay(overlay_path, image, mask, dataset.classes, dataset.palette)
-            written += [p for p in (mask_path, overlay_path, scores_path) if p is not None]
+            for name, array in zip(scores_path, scores, strict=True):
+                with atomic_write(name) as temporary, temporary.open("wb") as stream:
+                    np.save(stream, array)
+            written += [mask_path, overlay_path, *scores_path]
             progress.advance()
     return written
 
@@ -105,15 +106,23 @@ def load_predictor(
         CheckpointError: if the weights are of another model.
         ConfigError: if the row has no such mode.
     """
-    if mode == "ms" and row.test.multi_scale is None:
-        raise ConfigError(f"row {row.name} defines no multi-scale test; use mode ss")
     chosen = select_device(device)
+    model = load_network(row, weights, num_classes, chosen)
+    return Predictor(model, row.test, row.model.align_corners, mode=mode, device=chosen, numerics=row.numerics)
+
+
+def load_network(row: Row, weights: Path, num_classes: int, device: torch.device) -> nn.Module:
+    """A row's network with weights (trained, imported or raw as released) on a device, in evaluation mode.
+
+    Raises:
+        CheckpointError: if the weights are of another model.
+    """
     model = build_model(row.model, num_classes, attention=row.numerics.attention)
     load_any(weights, model, row)
-    model.to(chosen).eval()
+    model.to(device).eval()
     if row.numerics.channels_last:
         model.to(memory_format=torch.channels_last)
-    return Predictor(model, row.test, row.model.align_corners, mode=mode, device=chosen, numerics=row.numerics)
+    return model
 
 
 def read_image(path: Path) -> NDArray[np.uint8]:
@@ -154,23 +163,14 @@ def _files(given: Sequence[Path]) -> list[Path]:
     return found
 
 
-def _output_names(images: Sequence[Path], out: Path, logits: bool) -> list[tuple[Path, Path, Path | None]]:
-    """The files each image gives; refuses names that two images share and names of the images themselves."""
+def _outputs(images: Sequence[Path], out: Path, endings: Sequence[str]) -> list[list[Path]]:
+    """The files that each image gives. Raises DataError if one would overwrite an image, or another result."""
     if not images:
         raise DataError("no image was given")
     stems = Counter(path.stem for path in images)
-    owners = {path.resolve(): path for path in images}
-    names: list[tuple[Path, Path, Path | None]] = []
-    for path in images:
-        stem = path.stem if stems[path.stem] == 1 else path.name
-        mine = out / f"{stem}.png", out / f"{stem}-overlay.png", out / f"{stem}.npy" if logits else None
-        for name in filter(None, mine):
-            if (owner := owners.setdefault(name.resolve(), name)) is not name:
-                raise DataError(f"{name}: the result of {path} would overwrite {owner}; rename one of them")
-        names.append(mine)
-    return names
-
-
-def _save_array(path: Path, array: NDArray[np.float32]) -> None:
-    with atomic_write(path) as temporary, temporary.open("wb") as stream:
-        np.save(stream, array)
+    names = [path.stem if stems[path.stem] == 1 else path.name for path in images]
+    outputs = [[out / f"{name}{ending}" for ending in endings] for name in names]
+    files = Counter(path.resolve() for path in (*images, *itertools.chain.from_iterable(outputs)))
+    if twice := next((path for path, times in files.items() if times > 1), None):
+        raise DataError(f"{twice}: a result would overwrite this image or result; rename it, or give another --out")
+    return outputs

@@ -5,10 +5,10 @@ from __future__ import annotations
 import functools
 import shutil
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from rich.markup import escape
 from torch import nn
@@ -23,8 +23,8 @@ from danet.core.progress import Progress
 from danet.data.prepared import PreparedDataset
 from danet.evaluation import visualise
 from danet.evaluation.inference import Mode
-from danet.evaluation.one_pass import PassResult, evaluate_model, spaced
-from danet.models.segmentor import build_model
+from danet.evaluation.one_pass import PassResult, evaluate_model
+from danet.evaluation.predict import load_network
 from danet.results.identity import EvaluationIdentity, TrainingIdentity
 from danet.results.schema import (
     BestEpoch,
@@ -36,8 +36,6 @@ from danet.results.schema import (
     load,
     save,
 )
-from danet.weights.exchange import load_any
-from danet.weights.ours import load_model
 
 
 @dataclass(frozen=True)
@@ -82,20 +80,18 @@ class Bench:
     def evaluate(self, subject: Subject) -> EvaluatedSeed:
         """Evaluates every mode of the row; pictures and a record go to the staging folder."""
         started, energy, device = time.perf_counter(), provenance.EnergyMeter(), self.process.device
-        model = self._model(subject)
+        model = load_network(self.row, subject.path, self.dataset.num_classes, device)
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
-        first = self._pass(model, subject, "ss")
+        first, single = self._pass(model, subject, "ss")
         memory = peak_memory_gib(device)
-        results = {"ss": self._result(first, subject, "ss")}
-        if "ms" in self.row.modes:
-            results["ms"] = self._result(self._pass(model, subject, "ms"), subject, "ms")
+        multi = self._pass(model, subject, "ms")[1] if "ms" in self.row.modes else None
         run = EvaluatedSeed(
             seed=subject.seed,
             training=subject.identity.digest if subject.identity else None,
             weights_sha256=subject.weights_sha256,
             data=self.dataset.manifest_hash,
-            modes=Modes(**results),
+            modes=Modes(ss=single, ms=multi),
             fps=None if first.fps is None else round(first.fps, 3),
             fps_batched=None if first.fps_batched is None else round(first.fps_batched, 3),
             peak_memory_gib=round(memory, 3),
@@ -119,9 +115,16 @@ class Bench:
         return self.process.gather(found)[0]  # type: ignore[no-any-return]
 
     def _kept(self, subject: Subject, path: Path) -> EvaluatedSeed | None:
+        wanted = EvaluationIdentity(
+            row_hash=self.row.hash,
+            weights=subject.weights_sha256,
+            data=self.dataset.manifest_hash,
+            processes=self.process.world,
+            setup=self._provenance().setup,
+        )
         try:
             record = load(path, EvaluationRecord, "evaluate again")
-            if record.run.identity(record.row_hash) != self._identity(subject):
+            if record.run.identity(record.row_hash) != wanted:
                 return None
             if any(sha256(path.with_name(name)) != digest for name, digest in record.files.items()):
                 return None
@@ -129,20 +132,8 @@ class Bench:
                 shutil.copyfile(path.with_name(name), self.staging / name)
         except (OSError, DataError):
             return None
-        if self.show:
-            when = str(record.run.provenance.date)[:10]
-            console.print(escape(f"{self.row.name} {subject.text}: already evaluated on {when} ({path})"))
+        self._say(f"{subject.text}: already evaluated on {str(record.run.provenance.date)[:10]} ({path})")
         return record.run
-
-    def _identity(self, subject: Subject) -> EvaluationIdentity:
-        """Of an evaluation here and now."""
-        return EvaluationIdentity(
-            row_hash=self.row.hash,
-            weights=subject.weights_sha256,
-            data=self.dataset.manifest_hash,
-            processes=self.process.world,
-            setup=self._provenance().setup,
-        )
 
     def _provenance(self, **extra: float | None) -> Provenance:
         return Provenance.collect(
@@ -152,60 +143,52 @@ class Bench:
             **extra,
         )
 
-    def _model(self, subject: Subject) -> nn.Module:
-        row = self.row
-        model = build_model(row.model, self.dataset.num_classes, attention=row.numerics.attention)
-        if subject.identity is not None:
-            load_model(subject.path, model)
-        else:
-            load_any(subject.path, model, row)
-        model.to(self.process.device)
-        if row.numerics.channels_last:
-            model.to(memory_format=torch.channels_last)
-        return model
+    def _say(self, message: str) -> None:
+        if self.show:
+            console.print(escape(f"{self.row.name} {message}"))
 
-    def _pass(self, model: nn.Module, subject: Subject, mode: Mode) -> PassResult:
-        images = len(self.dataset)
-        keep = spaced(images, self.row.runtime.overlays) if mode == "ss" and self.row.runtime.overlays else []
+    def _pass(self, model: nn.Module, subject: Subject, mode: Mode) -> tuple[PassResult, ModeResult]:
+        """Evaluates a mode and draws its pictures."""
+        images, data = len(self.dataset), self.dataset
         with Progress(f"{self.row.name} {subject.name} {mode}", images, show=self.show) as bar:
-            return evaluate_model(
+            found = evaluate_model(
                 model,
                 self.row,
-                self.dataset,
+                data,
                 self.process.device,
                 mode=mode,
                 # as if the other processes were as far
                 progress=lambda done, mine: bar.advance(done * images // mine - bar.done),
                 process=self.process,
-                keep=keep,
+                keep=spaced(images, self.row.runtime.overlays) if mode == "ss" else (),
             )
-
-    def _result(self, found: PassResult, subject: Subject, mode: Mode) -> ModeResult:
-        """The numbers of a pass; draws its pictures, and says what it gave."""
         matrix = found.confusion.matrix
         result = ModeResult.of(matrix, self.row.test.absent_class, found.images, found.seconds)
         if self.process.is_main:
-            title = f"{self.row.name}, {subject.text}, {mode}, mIoU\u00a0{result.miou:.2f}"
+            title = f"{self.row.name}, {subject.text}"
             path = self.staging / f"{subject.name}-{mode}-confusion.png"
-            visualise.save_confusion(path, title, matrix, self.dataset.classes)
-            self._draw(found.predictions, subject)
-        if self.show:
-            speed = f", {found.fps:.2f} fps" if found.fps and mode == "ss" else ""
-            console.print(
-                escape(
-                    f"{self.row.name} {subject.text} {mode}: mIoU {result.miou:.2f} %, aAcc {result.aacc:.2f} %, "
-                    f"mAcc {result.macc:.2f} % (best constant: mIoU {result.baseline[0]:.2f} %), "
-                    f"{found.images} images in {found.seconds:.0f} s{speed}"
+            visualise.save_confusion(path, f"{title}, {mode}, mIoU\u00a0{result.miou:.2f}", matrix, data.classes)
+            for index, prediction in sorted(found.predictions.items()):
+                stem, truth = self.staging / f"{subject.name}-{data.ids[index]}", data.mask(index)
+                assert truth is not None
+                visualise.save_palette_png(Path(f"{stem}-prediction.png"), prediction, data.palette)
+                visualise.save_panels(
+                    Path(f"{stem}-panels.png"),
+                    data.image(index),
+                    truth,
+                    [("prediction", prediction)],
+                    data.classes,
+                    data.palette,
+                    title=f"{title}: {data.ids[index]}",
                 )
-            )
-        return result
+        speed = f", {found.fps:.2f} fps" if found.fps else ""
+        self._say(
+            f"{subject.text} {mode}: mIoU {result.miou:.2f} %, aAcc {result.aacc:.2f} %, mAcc {result.macc:.2f} % "
+            f"(best constant: mIoU {result.baseline[0]:.2f} %), {found.images} images in {found.seconds:.0f} s{speed}"
+        )
+        return found, result
 
-    def _draw(self, predictions: Mapping[int, visualise.Image8], subject: Subject) -> None:
-        data = self.dataset
-        for index, prediction in sorted(predictions.items()):
-            name, truth = data.ids[index], data.mask(index)
-            assert truth is not None
-            title, stem = f"{self.row.name}, {subject.text}: {name}", f"{subject.name}-{name}"
-            panels = self.staging / f"{stem}-panels.png"
-            visualise.save_panels(panels, title, data.image(index), truth, prediction, data.classes, data.palette)
-            visualise.save_palette_png(self.staging / f"{stem}-prediction.png", prediction, data.palette)
+
+def spaced(count: int, wanted: int) -> list[int]:
+    """``wanted`` of ``count`` indices, evenly spaced from the first to the last; all if more are wanted."""
+    return sorted({round(i) for i in np.linspace(0, count - 1, min(count, wanted)).tolist()})

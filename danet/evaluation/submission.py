@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from danet.config.row import Row
 from danet.config.workspace import Workspace
-from danet.core.errors import CheckpointError, ConfigError, DataError
+from danet.core.errors import ConfigError, DataError
 from danet.core.files import atomic_write, zip_entry
 from danet.core.progress import Progress
 from danet.data.cityscapes import TRAIN_TO_LABEL
@@ -74,10 +74,8 @@ def write_submission(
         Progress(f"predict {SPLIT} ({mode})", len(dataset), show=show) as progress,
     ):
         for index in sorted(range(len(dataset)), key=lambda i: dataset.ids[i]):
-            try:
-                train_ids = predictor.labels(predictor.prepare(np.array(dataset.image(index)))).cpu().numpy()
-            except CheckpointError as error:
-                raise CheckpointError(f"{weights}, on {dataset.ids[index]}: {error}") from error
+            train_ids = predictor.labels(predictor.prepare(np.array(dataset.image(index)))).cpu().numpy()
+            predictor.check(f"{weights}, on {dataset.ids[index]}")
             archive.writestr(zip_entry(f"{dataset.ids[index]}_pred.png"), png_bytes(label_ids(train_ids)))
             progress.advance()
     return len(dataset)

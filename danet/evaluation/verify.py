@@ -9,10 +9,10 @@ from typing import Literal
 
 import torch
 
-from danet.config.params import Params, Released
+from danet.config.params import Released
 from danet.config.row import Row
 from danet.config.workspace import Workspace
-from danet.core.errors import CheckpointError, DanetError
+from danet.core.errors import CheckpointError, DanetError, DataError
 from danet.core.files import sha256
 from danet.data.prepared import PreparedDataset
 from danet.evaluation.evaluate import RowEvaluation, evaluate_released
@@ -57,9 +57,7 @@ def verify_row(
     PreparedDataset(workspace.prepared(row.dataset), row.val_split)  # before a long download
     if weights is None:
         spec = released_of(workspace.params(), row.name)
-        weights = stored(workspace, row, spec)
-        if weights is None:
-            weights = fetch_released(workspace, row.name, progress=progress)
+        weights = stored(workspace, row, spec) or fetch_released(workspace, row.name, progress=progress)
     facts = facts_of(weights, row, workspace.params().released.get(row.name))
     return evaluate_released(row, workspace, weights, facts, device=device, progress=progress, reuse=reuse)
 
@@ -76,10 +74,8 @@ def facts_of(weights: Path, row: Row, spec: Released | None) -> ReleasedFile:
         )
     metadata = metadata_of(weights)
     if metadata is None:
-        digest = sha256(weights)
-        checksum = refuse_other_file(weights, digest, spec)
-        return ReleasedFile(file=weights.name, sha256=digest, source=None, checksum=checksum)
-    if not is_imported(metadata):
+        metadata = {"source_file": weights.name, "source_sha256": sha256(weights)}
+    elif not is_imported(metadata):
         raise CheckpointError(
             f"{weights}: was trained here (row {metadata.get('row')}), not released; "
             f"use `danet evaluate {row.name} --weights {weights}`"
@@ -112,25 +108,20 @@ def verify_all(
     chosen = [row for row in params.rows.values() if params.tables[row.table].published or row.name in params.released]
     results: list[VerifiedRow] = []
     for row in chosen:
-        results.append(_verify_one(row, workspace, params, device, again))
+        if row.name in params.released:
+            results.append(_verified(row, workspace, device, again))
+        else:
+            results.append(VerifiedRow(row.name, "skipped", "its source released no weights"))
         if report is not None:
             report(results[-1], len(results), len(chosen))
     return results
 
 
-def _verify_one(
-    row: Row, workspace: Workspace, params: Params, device: str | torch.device | None, again: bool
-) -> VerifiedRow:
-    spec = params.released.get(row.name)
-    if spec is None:
-        return VerifiedRow(row.name, "skipped", "its source released no weights")
+def _verified(row: Row, workspace: Workspace, device: str | torch.device | None, again: bool) -> VerifiedRow:
     try:
-        PreparedDataset(workspace.prepared(row.dataset), row.val_split)  # before a long download
-        weights = stored(workspace, row, spec) or fetch_released(workspace, row.name)
-    except DanetError as error:
+        result = verify_row(row, workspace, device=device, reuse=not again)
+    except DataError as error:  # also what cannot be downloaded
         return VerifiedRow(row.name, "skipped", str(error))
-    try:
-        result = verify_row(row, workspace, weights=weights, device=device, reuse=not again)
     except DanetError as error:
         return VerifiedRow(row.name, "failed", str(error))
     return VerifiedRow(row.name, "kept" if result.kept else "measured", metrics=result.metrics)

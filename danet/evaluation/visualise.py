@@ -1,7 +1,6 @@
 """Pictures of predictions. Images are BGR as everywhere in this project, palettes and results RGB.
 
-Nothing depends on colour alone: errors differ from the rest in lightness and ignored pixels are striped, the largest
-regions carry their class's name, and the legend lists the classes that are present.
+Errors differ from the rest in lightness and ignored pixels are striped, so that both can be seen without colours.
 
 Figures are drawn by matplotlib's Agg canvas directly, without pyplot: no display, no global state, the same bytes.
 """
@@ -14,18 +13,18 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from matplotlib import colormaps, patheffects
-from matplotlib.axes import Axes
+from matplotlib import colormaps
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patches import Patch
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from danet.core.files import atomic_write
+from danet.data.layout import IGNORE
 
-IGNORE = 255
 IGNORE_RGB = (255, 255, 255)
 CORRECT_RGB, WRONG_RGB = (232, 238, 244), (150, 10, 40)
 IGNORED_RGB, STRIPE_RGB = (178, 178, 178), (128, 128, 128)
@@ -36,9 +35,9 @@ Image8 = NDArray[np.uint8]
 MAX_LEGEND = 24
 MAX_CONFUSED = 20
 """Classes of a confusion matrix that can be read."""
-_PANEL_INCHES = 2.8  # two make phone width
-_MAX_PANEL_PIXELS = 900
-_NAME_POINTS = 6.5
+PANEL = 2.5
+"""Inches: the width of a picture on a sheet."""
+COLUMNS = 5
 _OVERLAY_PIXELS = 640
 """Smaller pictures are enlarged by whole factors up to this, so that a legend below them can be read."""
 
@@ -98,29 +97,32 @@ def save_overlay(path: Path, image_bgr: Image8, mask: Image8, classes: Sequence[
     image: Image8 = cv2.resize(image_bgr, size, interpolation=cv2.INTER_CUBIC)
     ids: Image8 = cv2.resize(mask, size, interpolation=cv2.INTER_NEAREST)
     picture = Image.fromarray(overlay(image, ids, palette))
-    points = max(14, size[0] // 60)
-    font = ImageFont.load_default(points)
     counts = np.bincount(mask.ravel(), minlength=len(classes))[: len(classes)]
     present = [int(c) for c in np.argsort(-counts, kind="stable") if counts[c]]
-    gap = points // 2
-    places: list[tuple[int, int, int]] = []
+    entries = [(f"{classes[c]} {100 * counts[c] / mask.size:.0f} %", palette[c]) for c in present]
+    with atomic_write(path) as temporary:
+        with_legend(picture, entries, max(14, size[0] // 60)).save(temporary, format="PNG")
+
+
+def with_legend(picture: Image.Image, entries: Sequence[tuple[str, tuple[int, int, int]]], points: int) -> Image.Image:
+    """The picture with a legend below it: each text behind a box of its RGB colour."""
+    font, gap = ImageFont.load_default(points), points // 2
+    places: list[tuple[int, int]] = []
     x = y = gap
-    for label in present:
-        wide = 2 * points + int(font.getlength(f"{classes[label]} {100 * counts[label] / mask.size:.0f} %")) + gap
-        if x > gap and x + wide > size[0]:
+    for text, _ in entries:
+        wide = 2 * points + int(font.getlength(text)) + gap
+        if x > gap and x + wide > picture.width:
             x, y = gap, y + points + gap
-        places.append((label, x, y))
+        places.append((x, y))
         x += wide + gap
-    sheet = Image.new("RGB", (size[0], size[1] + y + points + 2 * gap), "white")
+    sheet = Image.new("RGB", (picture.width, picture.height + y + points + 2 * gap), "white")
     sheet.paste(picture)
     draw = ImageDraw.Draw(sheet)
-    for label, x, y in places:
-        top = size[1] + y
-        draw.rectangle((x, top, x + round(1.5 * points), top + points), fill=palette[label], outline="black")
-        text = f"{classes[label]} {100 * counts[label] / mask.size:.0f} %"
+    for (text, colour), (x, y) in zip(entries, places, strict=True):
+        top = picture.height + y
+        draw.rectangle((x, top, x + round(1.5 * points), top + points), fill=colour, outline="black")
         draw.text((x + 2 * points, top + points / 2), text, fill="black", font=font, anchor="lm")
-    with atomic_write(path) as temporary:
-        sheet.save(temporary, format="PNG")
+    return sheet
 
 
 def truth_picture(truth: Image8, palette: Palette) -> Image8:
@@ -139,71 +141,57 @@ def error_map(prediction: Image8, truth: Image8) -> Image8:
 
 def save_panels(
     path: Path,
-    title: str,
     image_bgr: Image8,
     truth: Image8,
-    prediction: Image8,
+    predictions: Sequence[tuple[str, Image8]],
     classes: Sequence[str],
     palette: Palette,
+    *,
+    title: str = "",
 ) -> None:
-    """Writes one PNG of four panels (image, ground truth, prediction, errors) with a legend of the classes present.
+    """Writes one PNG: image over truth, then prediction over errors for each prediction, and the classes present.
+
+    From :data:`COLUMNS` columns on the sheet has a second band.
 
     Args:
         path: of the PNG.
-        title: above the panels.
         image_bgr: ``H x W x 3``.
         truth: ``H x W`` train ids, 255 = ignored.
-        prediction: ``H x W`` class ids.
+        predictions: a label and ``H x W`` class ids each.
         classes: names by id.
         palette: RGB colours by id.
+        title: above the panels.
     """
     height, width = truth.shape
-    small = min(1.0, _MAX_PANEL_PIXELS / max(height, width))
-    size = max(1, round(width * small)), max(1, round(height * small))
-    shown_truth: Image8 = cv2.resize(truth, size, interpolation=cv2.INTER_NEAREST)
-    shown_prediction: Image8 = cv2.resize(prediction, size, interpolation=cv2.INTER_NEAREST)
-    shown_image = cv2.cvtColor(cv2.resize(image_bgr, size, interpolation=cv2.INTER_AREA), cv2.COLOR_BGR2RGB)
     valid = truth != IGNORE
-    right = float((prediction == truth)[valid].mean()) if valid.any() else None
-    caption = "errors" if right is None else f"errors ({100 * right:.1f} % right)"
-
-    handles = legend(truth, [prediction], classes, palette)
-    layout = (1, 4) if height > 1.2 * width else (2, 2)
-    legend_columns = 4
-    legend_inches = 0.2 * (-(-len(handles) // legend_columns)) + 0.25
-    panel_inches = _PANEL_INCHES * (0.6 if layout[0] == 1 else 1)
-    # at the width of a telephone nine points must be readable, so the figure is narrow and its title wrapped
-    title = "\n".join(textwrap.wrap(title, round(layout[1] * panel_inches * 10)))
-    title_inches = 0.16 * title.count("\n") + 0.35
-    inches = layout[1] * panel_inches, layout[0] * (panel_inches * height / width + 0.28) + legend_inches + title_inches
-    figure = Figure(figsize=inches, dpi=float(np.clip(size[0] / panel_inches, 160, 340)))
+    image: Image8 = np.ascontiguousarray(image_bgr[..., ::-1])
+    columns = [((image, "image"), (truth_picture(truth, palette), "truth"))]
+    for label, prediction in predictions:
+        right = f"{100 * float((prediction == truth)[valid].mean()):.1f} % right" if valid.any() else "no labels"
+        columns.append(((colourise(prediction, palette), label), (error_map(prediction, truth), right)))
+    across = min(len(columns), COLUMNS)
+    bands = -(-len(columns) // across)
+    handles = legend(truth, [prediction for _, prediction in predictions], classes, palette)
+    legend_columns = max(3, across + 2)
+    title = "\n".join(textwrap.wrap(title, round(across * PANEL * 10)))
+    inches = 2 * bands * (PANEL * height / width + 0.3) + 0.22 * -(-len(handles) // legend_columns) + 0.15
+    inches += 0.2 * (title.count("\n") + 1) if title else 0.0
+    layout = ConstrainedLayoutEngine(h_pad=0.02, w_pad=0.02, hspace=0.0, wspace=0.0)
+    figure = Figure(figsize=(across * PANEL, inches), dpi=160, layout=layout)
     FigureCanvasAgg(figure)
-    grid = figure.subplots(*layout, squeeze=False).flat
-    figure.subplots_adjust(
-        left=0.005,
-        right=0.995,
-        top=1 - (title_inches + 0.23) / inches[1],
-        bottom=legend_inches / inches[1],
-        wspace=0.02,
-        hspace=0.12,
-    )
-    figure.suptitle(title, fontsize=10, y=1 - 0.08 / inches[1], va="top", parse_math=False)
-    pictures = [
-        (shown_image, "image", None),
-        (truth_picture(shown_truth, palette), "ground truth", shown_truth),
-        (colourise(shown_prediction, palette), "prediction", shown_prediction),
-        (error_map(shown_prediction, shown_truth), caption, None),
-    ]
-    for axes, (picture, name, mask) in zip(grid, pictures, strict=True):
-        axes.imshow(picture, interpolation="nearest", aspect="auto")
-        axes.set_title(name, fontsize=9, pad=3)
-        axes.set_xticks([])
-        axes.set_yticks([])
-        if mask is not None:
-            name_regions(axes, mask, classes, size[0] / (panel_inches * 72))
+    figure.suptitle(title, fontsize=10, parse_math=False)
+    grid = figure.subplots(2 * bands, across, squeeze=False)
+    for axes in grid.flat:
+        axes.set_axis_off()
+    for place, column in enumerate(columns):
+        for line, (picture, name) in enumerate(column):
+            axes = grid[2 * (place // across) + line, place % across]
+            axes.imshow(picture, interpolation="auto" if name == "image" else "nearest")
+            axes.set_title(name, fontsize=10, pad=3)
     figure.legend(
-        handles=handles, loc="lower center", ncols=legend_columns, fontsize=8, frameon=False, handlelength=1.4
-    )
+        handles=handles, loc="outside lower center", ncols=legend_columns, fontsize=9, handlelength=1.2,
+        columnspacing=1.0, frameon=False,
+    )  # fmt: skip
     with atomic_write(path) as temporary:
         figure.savefig(temporary, format="png", metadata={"Software": None})
 
@@ -286,26 +274,3 @@ def legend(truth: Image8, predictions: Sequence[Image8], classes: Sequence[str],
     handles.append(Patch(facecolor=wrong, edgecolor="black", linewidth=0.5, label="wrong"))
     handles.append(Patch(facecolor=ignored, edgecolor=stripe, hatch="////", linewidth=0.5, label="ignored"))
     return handles
-
-
-def name_regions(axes: Axes, mask: Image8, classes: Sequence[str], pixels_per_point: float) -> None:
-    """Writes class names into connected regions that have room for them, where they are widest."""
-    height = _NAME_POINTS * pixels_per_point
-    for label in np.unique(mask):
-        if label >= len(classes):
-            continue
-        width = 0.6 * len(classes[label]) * height
-        count, regions, stats, _ = cv2.connectedComponentsWithStats((mask == label).astype(np.uint8), connectivity=4)
-        for region in range(1, count):
-            if stats[region, cv2.CC_STAT_WIDTH] < width or stats[region, cv2.CC_STAT_AREA] < width * height:
-                continue
-            inside = np.pad((regions == region).astype(np.uint8), 1)
-            distance = cv2.distanceTransform(inside, cv2.DIST_L2, 3)[1:-1, 1:-1]
-            y, x = (int(i) for i in np.unravel_index(int(distance.argmax()), distance.shape))
-            gaps = np.flatnonzero(regions[y] != region)
-            left, right = gaps[gaps < x].max(initial=-1) + 1, gaps[gaps > x].min(initial=mask.shape[1])
-            if right - left < width or distance[y, x] < height / 2:
-                continue
-            middle = (left + right - 1) / 2
-            text = axes.text(middle, y, classes[label], ha="center", va="center", fontsize=_NAME_POINTS, clip_on=True)
-            text.set_path_effects([patheffects.withStroke(linewidth=1.8, foreground="white")])

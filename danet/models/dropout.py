@@ -46,8 +46,6 @@ class Dropout2d(nn.Dropout2d):
         """Zeroes whole channels of ``(N, C, H, W)`` and scales the others by ``1 / (1 - p)``."""
         if not self.training or self._keys_N is None or self.p in (0.0, 1.0):
             return super().forward(input)
-        if len(self._keys_N) != len(input):
-            raise ValueError(f"dropout has the keys of {len(self._keys_N)} samples, but got {len(input)}")
         stream = self._layer * _MOST_CALLS + self._call
         self._call += 1  # the head drops three times with one layer
         keep_NC = _kept(self._keys_N, stream, self.steps[: input.shape[1]], self.p)

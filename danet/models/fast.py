@@ -7,10 +7,7 @@ the same bits; the others compute in another order of rounding, which tests and 
 from __future__ import annotations
 
 import copy
-import logging
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
@@ -22,7 +19,6 @@ from danet.models.numerics import DTYPES
 from danet.models.resnet import Bottleneck
 
 Module = TypeVar("Module", bound=nn.Module)
-log = logging.getLogger(__name__)
 
 
 def for_prediction(model: nn.Module, numerics: Numerics) -> nn.Module:
@@ -77,57 +73,34 @@ class SteadyCompiled(nn.Module):
 
     Compiling takes minutes, so a data set of hundreds of sizes (ADE20K, VOC) must not start it for each. A size is
     compiled when it has come more than ``after`` times, and no more than ``limit`` sizes ever are. For these sizes
-    cuDNN searches for its fastest kernels too, except in deterministic mode. If the compiler fails, the network goes on
-    without it, and says so once.
+    cuDNN searches for its fastest kernels too, except in deterministic mode.
 
     Args:
         model: in evaluation mode.
         after: calls of one size before it is compiled.
         limit: sizes that are compiled at most.
-        compiler: for tests; by default ``torch.compile`` with static shapes.
     """
 
-    def __init__(
-        self, model: nn.Module, after: int = 8, limit: int = 2, compiler: Callable[[nn.Module], Any] | None = None
-    ) -> None:
+    def __init__(self, model: nn.Module, after: int = 8, limit: int = 2) -> None:
         super().__init__()
         self.model = model
         self.after, self.limit = after, limit
         self.sizes: set[tuple[int, ...]] = set()
         """Of the inputs that are compiled for."""
-        self.failure: str | None = None
-        self._compiler = compiler or (lambda module: torch.compile(module, dynamic=False))
-        self._compiled: Any = None
+        self._compiled: Any = torch.compile(model, dynamic=False)
         self._seen: Counter[tuple[int, ...]] = Counter()
 
     def forward(self, x_N3HW: Tensor) -> Any:
         """What the model gives."""
         size = tuple(x_N3HW.shape)
         self._seen[size] += 1
-        if size not in self.sizes and self._seen[size] > self.after and len(self.sizes) < self.limit:
+        if self._seen[size] > self.after and len(self.sizes) < self.limit:
             self.sizes.add(size)
-        if size not in self.sizes or self.failure is not None:
+        if size not in self.sizes:
             return self.model(x_N3HW)
+        cudnn: Any = torch.backends.cudnn
+        before, cudnn.benchmark = cudnn.benchmark, not cudnn.deterministic
         try:
-            if self._compiled is None:
-                self._compiled = self._compiler(self.model)
-            with _searching():
-                return self._compiled(x_N3HW)
-        except torch.OutOfMemoryError:
-            raise
-        except Exception as error:  # a compiler may raise anything; if the model is at fault, it raises it again
-            self.failure = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-            log.warning("torch.compile failed (%s); predicting without it", self.failure)
-            return self.model(x_N3HW)
-
-
-@contextmanager
-def _searching() -> Iterator[None]:
-    """With cuDNN's search, which chooses a kernel by timing all of them at the first call of a size."""
-    cudnn: Any = torch.backends.cudnn
-    before = cudnn.benchmark
-    cudnn.benchmark = not cudnn.deterministic
-    try:
-        yield
-    finally:
-        cudnn.benchmark = before
+            return self._compiled(x_N3HW)
+        finally:
+            cudnn.benchmark = before

@@ -48,21 +48,15 @@ class DANetHead(nn.Module):
         self.pam_classifier = nn.Conv2d(WIDTH, num_classes, 1)
         self.cam_classifier = nn.Conv2d(WIDTH, num_classes, 1)
 
-    def position_branch(self, x: Tensor) -> Tensor:
-        """``(N, 512, h, w)`` to the attended features of the same shape."""
-        result: Tensor = self.pam(x)
-        return result
-
-    def channel_branch(self, x: Tensor) -> Tensor:
-        """``(N, 512, h, w)`` to the attended features of the same shape."""
-        result: Tensor = self.cam(x)
-        return result
+    def attended(self, position: Tensor, channel: Tensor) -> tuple[Tensor, Tensor]:
+        """The input of each branch, ``(N, 512, h, w)``, after its attention."""
+        return self.pam(position), self.cam(channel)
 
     def forward(self, features: Features, all_heads: bool) -> dict[str, Tensor]:
         """Logits ``(N, num_classes, h, w)`` of layer4's size: ``main``, and with ``all_heads`` ``pam`` and ``cam``."""
         x = features[3]
-        position = self.pam_out(self.position_branch(self.pam_in(x)))
-        channel = self.cam_out(self.channel_branch(self.cam_in(x)))
+        position, channel = self.attended(self.pam_in(x), self.cam_in(x))
+        position, channel = self.pam_out(position), self.cam_out(channel)
         logits = {"main": self.classifier(self.dropout(position + channel))}
         if all_heads:
             logits["pam"] = self.pam_classifier(self.dropout(position))
@@ -78,13 +72,9 @@ class ClusterDANetHead(DANetHead):
         self.pam_clusters = Clustering(WIDTH, WIDTH)
         self.cam_clusters = Clustering(WIDTH, WIDTH)
 
-    def position_branch(self, x: Tensor) -> Tensor:
-        """Clusters, then attends; ``(N, 512, h, w)`` to the same shape."""
-        return super().position_branch(self.pam_clusters(x))
-
-    def channel_branch(self, x: Tensor) -> Tensor:
-        """Clusters, then attends; ``(N, 512, h, w)`` to the same shape."""
-        return super().channel_branch(self.cam_clusters(x))
+    def attended(self, position: Tensor, channel: Tensor) -> tuple[Tensor, Tensor]:
+        """Clusters, then attends."""
+        return super().attended(self.pam_clusters(position), self.cam_clusters(channel))
 
 
 class DRANetHead(nn.Module):

@@ -5,7 +5,6 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from danet.config.row import Model
-from danet.core.errors import ConfigError
 from danet.models.attention import Attention
 from danet.models.heads import ClusterDANetHead, DANetHead, DRANetHead, FCNHead
 from danet.models.resnet import ResNet
@@ -70,14 +69,6 @@ class Segmentor(nn.Module):
         return logits
 
 
-def build_model(config: Model, num_classes: int, attention: str = "fused") -> Segmentor:
-    """The network of a row, randomly initialised from PyTorch's global generator.
-
-    Raises:
-        ConfigError: if ``attention`` or ``num_classes`` is impossible.
-    """
-    if attention not in ("fused", "reference"):
-        raise ConfigError(f"attention {attention!r} is unknown; allowed: fused, reference")
-    if not 1 < num_classes <= 255:
-        raise ConfigError(f"num_classes {num_classes}: must be 2 to 255, as masks are 8-bit and 255 means ignore")
-    return Segmentor(config, num_classes, "fused" if attention == "fused" else "reference")
+def build_model(config: Model, num_classes: int, attention: Attention = "fused") -> Segmentor:
+    """The network of a row, randomly initialised from PyTorch's global generator."""
+    return Segmentor(config, num_classes, attention)

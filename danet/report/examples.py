@@ -15,20 +15,13 @@ from numpy.typing import NDArray
 from danet.config.workspace import Workspace
 from danet.core.errors import DanetError
 from danet.data.prepared import PreparedDataset
-from danet.report.figures import STYLE, save
 from danet.report.labels import short_labels
 from danet.results.measured import Measurement
 
 MAX_EXAMPLES = 4
 SUFFIX = "-prediction.png"
 
-PANEL = 2.5
-"""Inches: the width of a picture on a sheet."""
-COLUMNS = 5
-
 _Image = NDArray[np.uint8]
-_Panel = tuple[_Image, str, _Image | None]
-"""Pixels, title, and the label map whose regions are named in it."""
 
 
 def draw_examples(measurements: Sequence[Measurement], workspace: Workspace, folder: Path) -> list[tuple[str, Path]]:
@@ -42,6 +35,8 @@ def draw_examples(measurements: Sequence[Measurement], workspace: Workspace, fol
     Returns:
         A caption and the path of each picture.
     """
+    from danet.evaluation.visualise import save_panels
+
     rows = [item for item in measurements if item.status == "measured"]
     kept = {item.row.name: found for item in rows if (found := _predictions(item, workspace))}
     rows = [item for item in rows if item.row.name in kept and item.row.val_split == rows[0].row.val_split]
@@ -65,7 +60,7 @@ def draw_examples(measurements: Sequence[Measurement], workspace: Workspace, fol
             continue
         path = folder / f"examples-{rows[0].row.dataset}-{len(drawn)}.png"
         labels = short_labels([item.row for item in shown])
-        _draw(
+        save_panels(
             path,
             dataset.image(index),
             truth,
@@ -89,53 +84,3 @@ def _read(path: Path) -> _Image:
 
     with Image.open(path) as picture:  # an indexed PNG: the values are the classes
         return np.asarray(picture, dtype=np.uint8)
-
-
-def _draw(
-    path: Path,
-    image_bgr: _Image,
-    truth: _Image,
-    predictions: Sequence[tuple[str, _Image]],
-    classes: Sequence[str],
-    palette: Sequence[tuple[int, int, int]],
-) -> None:
-    """Lies across: image over truth, then prediction over errors of each row; from ``COLUMNS`` on, a second band."""
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure
-    from matplotlib.layout_engine import ConstrainedLayoutEngine
-
-    from danet.evaluation import visualise
-
-    height, width = truth.shape
-    valid = truth != visualise.IGNORE
-    image = np.ascontiguousarray(image_bgr[..., ::-1])
-    columns: list[tuple[_Panel, _Panel]] = [
-        ((image, "image", None), (visualise.truth_picture(truth, palette), "truth", truth))
-    ]
-    for label, prediction in predictions:
-        right = f"{100 * float((prediction == truth)[valid].mean()):.1f} % right" if valid.any() else "no labels"
-        errors = visualise.error_map(prediction, truth)
-        columns.append(((visualise.colourise(prediction, palette), label, prediction), (errors, right, None)))
-    across = min(len(columns), COLUMNS)
-    bands = -(-len(columns) // across)
-    handles = visualise.legend(truth, [prediction for _, prediction in predictions], classes, palette)
-    legend_columns = max(3, across + 2)
-    inches = 2 * bands * (PANEL * height / width + 0.3) + 0.22 * -(-len(handles) // legend_columns) + 0.15
-    with rc_context({**STYLE, "axes.grid": False}):
-        layout = ConstrainedLayoutEngine(h_pad=0.02, w_pad=0.02, hspace=0.0, wspace=0.0)
-        figure = Figure(figsize=(across * PANEL, inches), layout=layout)
-        grid = figure.subplots(2 * bands, across, squeeze=False)
-        for axes in grid.flat:
-            axes.set_axis_off()
-        for place, column in enumerate(columns):
-            for line, (picture, title, mask) in enumerate(column):
-                axes = grid[2 * (place // across) + line, place % across]
-                axes.imshow(picture, interpolation="auto" if title == "image" else "nearest")
-                axes.set_title(title, fontsize=10, pad=3)
-                if mask is not None:
-                    visualise.name_regions(axes, mask, classes, width / (72 * PANEL))
-        figure.legend(
-            handles=handles, loc="outside lower center", ncols=legend_columns, fontsize=9, handlelength=1.2,
-            columnspacing=1.0,
-        )  # fmt: skip
-        save(figure, path, photographs=True)

@@ -11,7 +11,7 @@ from danet.cli.app import app
 from danet.config.workspace import Workspace
 from danet.config.yaml import write_raw
 from danet.core.errors import CheckpointError, ConfigError, DataError
-from danet.evaluation import evaluate, subject
+from danet.evaluation import evaluate, predict
 from danet.evaluation.evaluate import evaluate_row
 from danet.report import write_table
 from danet.training import train as training
@@ -34,9 +34,8 @@ def workspace(tmp_path, monkeypatch):
     row = space.params().row(NAME)
     monkeypatch.setattr(evaluate, "PreparedDataset", Shades)
     monkeypatch.setattr(reproduce, "PreparedDataset", Shades)
-    monkeypatch.setattr(subject, "build_model", lambda config, classes, attention: Reader(classes))
-    monkeypatch.setattr(subject, "load_model", lambda path, model: {"train_hash": row.train_hash})
-    monkeypatch.setattr(subject, "load_any", lambda path, model, row: {"train_hash": row.train_hash})
+    monkeypatch.setattr(predict, "build_model", lambda config, classes, attention: Reader(classes))
+    monkeypatch.setattr(predict, "load_any", lambda path, model, row: {"train_hash": row.train_hash})
     save(row, space)
     evaluate_row(row, space, device="cpu")
     write_table("camvid", space.params(), space)

@@ -3,7 +3,7 @@
 import pytest
 
 from danet.config.workspace import Workspace
-from danet.evaluation import evaluate, subject
+from danet.evaluation import evaluate, predict
 from tests.evaluation.fakes import Reader, Shades
 from tests.seeds import keep_seed
 
@@ -11,8 +11,8 @@ from tests.seeds import keep_seed
 @pytest.fixture
 def workspace(tmp_path, row, monkeypatch):
     monkeypatch.setattr(evaluate, "PreparedDataset", Shades)
-    monkeypatch.setattr(subject, "build_model", lambda config, classes, attention: Reader(classes))
-    monkeypatch.setattr(subject, "load_model", lambda path, model: {"train_hash": row.train_hash})
+    monkeypatch.setattr(predict, "build_model", lambda config, classes, attention: Reader(classes))
+    monkeypatch.setattr(predict, "load_any", lambda path, model, row: {"train_hash": row.train_hash})
     space = Workspace(tmp_path)
     for seed in (3, 5):
         keep_seed(space, row, seed, lambda path: path.write_bytes(b"weights"), data=Shades.manifest_hash)

@@ -7,7 +7,7 @@ from danet.config.params import load_params
 from danet.config.row import MultiScale, Runtime, Test
 from danet.config.workspace import Workspace
 from danet.core.files import sha256
-from danet.evaluation import evaluate, subject
+from danet.evaluation import evaluate, predict
 from danet.evaluation.evaluate import evaluate_row
 from danet.results import schema, store
 from danet.results.identity import TrainingIdentity
@@ -23,13 +23,13 @@ def test_both_are_evaluated_and_stand_in_one_run(tmp_path, monkeypatch):
     changes = {"test": Test(multi_scale=multi), "runtime": runtime, "checkpoint": "best-on-val", "seeds": (3, 5)}
     row, space = row.model_copy(update=changes), Workspace(tmp_path)
 
-    def load(path, model):
+    def load(path, model, row):
         if "best" in path.name:  # takes sky for sky
             model.levels = model.levels[torch.tensor([0, 1, 3, 2, *range(4, CLASSES)])]
 
     monkeypatch.setattr(evaluate, "PreparedDataset", Shades)
-    monkeypatch.setattr(subject, "build_model", lambda config, classes, attention: Reader(classes))
-    monkeypatch.setattr(subject, "load_model", load)
+    monkeypatch.setattr(predict, "build_model", lambda config, classes, attention: Reader(classes))
+    monkeypatch.setattr(predict, "load_any", load)
     monkeypatch.setattr(evaluate, "backbone_sha256", lambda folder: None)
     data = Shades().manifest_hash
     for seed in row.seeds:

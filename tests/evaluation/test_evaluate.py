@@ -2,21 +2,20 @@
 
 import csv
 import json
-import threading
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch import nn
 
 from danet.config.params import load_params
 from danet.config.row import MultiScale, Runtime, Test
 from danet.config.workspace import Workspace
 from danet.core.errors import CheckpointError, DataError
-from danet.evaluation import evaluate, subject
+from danet.evaluation import evaluate, predict
 from danet.evaluation.evaluate import evaluate_row
-from danet.evaluation.one_pass import evaluate_model, spaced
+from danet.evaluation.one_pass import evaluate_model
+from danet.evaluation.subject import spaced
 from danet.results.schema import EvaluationFile, load
 from danet.results.scores import constant_baseline, scores
 from tests.evaluation.fakes import CLASSES, EXPECTED, Reader, Shades, Unlabelled, tree
@@ -96,14 +95,11 @@ def test_scores_follow_the_row_s_convention(row):
     assert skip.macc == pytest.approx(2 / 3)
 
 
-def test_limit_takes_evenly_spaced_images(row):
-    dataset = Shades()
-    assert evaluate_model(Reader(), row, dataset, "cpu", limit=3).images == 3
+def test_pictures_are_of_evenly_spaced_images():
     assert spaced(7, 3) == [0, 3, 6]
-    assert spaced(7, None) == spaced(7, 100) == list(range(7))
+    assert spaced(7, 100) == list(range(7))
     assert spaced(500, 1) == [0]
-    assert len(spaced(101, 4)) == 4
-    assert spaced(0, 4) == []
+    assert spaced(500, 0) == []
 
 
 def test_data_that_cannot_be_compared(row, monkeypatch):
@@ -116,52 +112,13 @@ def test_data_that_cannot_be_compared(row, monkeypatch):
         evaluate_model(Reader(), row, Shades(), "cpu")
 
 
-def test_diverged_model_names_row_and_image(row):
+def test_diverged_model_gives_no_result(row):
     class Diverged(Reader):
         def forward(self, x):
             return {"main": super().forward(x)["main"] * float("nan")}
 
-    with pytest.raises(CheckpointError, match=r"camvid-r50-d8.*image_00.*not finite"):
+    with pytest.raises(CheckpointError, match=r"camvid-r50-d8.*not finite"):
         evaluate_model(Diverged(), row, Shades(), "cpu")
-
-
-WAIT = 20.0
-"""Seconds after which what should happen at the same time is taken not to."""
-
-
-class Told(Shades):
-    """Says which images have been loaded."""
-
-    def __init__(self):
-        super().__init__()
-        self.loaded = [threading.Event() for _ in self.ids]
-
-    def image(self, index):
-        image = super().image(index)
-        self.loaded[index].set()
-        return image
-
-
-class Waiting(nn.Module):
-    """Computes an image only when the one after it has been loaded."""
-
-    def __init__(self, dataset):
-        super().__init__()
-        self.reader, self.dataset, self.seen = Reader(), dataset, 0
-
-    def forward(self, x):
-        following = min(self.seen + 1, len(self.dataset) - 1)
-        assert self.dataset.loaded[following].wait(WAIT), (
-            f"image {following} is not loaded while {self.seen} is computed"
-        )
-        self.seen += 1
-        return self.reader(x)
-
-
-def test_the_next_image_is_loaded_while_the_network_computes(one):
-    dataset = Told()
-    result = evaluate_model(Waiting(dataset), one, dataset, "cpu")
-    np.testing.assert_array_equal(result.confusion.matrix, EXPECTED)
 
 
 @pytest.mark.gpu
@@ -244,10 +201,10 @@ def test_failure_leaves_earlier_results_alone(one, workspace, monkeypatch):
     evaluate_row(one, workspace, device="cpu")
     before = tree(workspace.root)
 
-    def fail(path, model):
+    def fail(path, model, row):
         raise CheckpointError(f"{path}: of another model")
 
-    monkeypatch.setattr(subject, "load_model", fail)
+    monkeypatch.setattr(predict, "load_any", fail)
     with pytest.raises(CheckpointError):
         evaluate_row(one, workspace, device="cpu")
     assert tree(workspace.root) == before
@@ -271,15 +228,13 @@ def test_weights_that_do_not_belong_to_the_row(row, workspace):
     assert not workspace.metrics(row).exists()
 
 
-def test_given_weights_do_not_touch_the_row_s_results(one, workspace, monkeypatch):
+def test_given_weights_do_not_touch_the_row_s_results(one, workspace):
     evaluate_row(one, workspace, device="cpu")
     before = tree(workspace.root)
-    monkeypatch.setattr(subject, "load_any", lambda path, model, row: {"train_hash": "0123456789ab"})
     weights = workspace.root / "mine.safetensors"
     weights.write_bytes(b"other")
     result = evaluate_row(one, workspace, device="cpu", weights=weights)
-    assert result.folder == workspace.evaluation_of(one, weights)
-    assert (result.folder / "scores.json").is_file()
+    assert (workspace.evaluation_of(one, weights) / "scores.json").is_file()
     assert result.metrics.seeds == 1
     after = tree(workspace.root)
     assert {key: after[key] for key in before} == before
@@ -292,8 +247,8 @@ def test_given_weights_do_not_touch_the_row_s_results(one, workspace, monkeypatc
 
 def evaluated(root, row):
     evaluate.PreparedDataset = Shades
-    subject.build_model = lambda config, classes, attention: Reader(classes)
-    subject.load_model = lambda path, model: {}
+    predict.build_model = lambda config, classes, attention: Reader(classes)
+    predict.load_any = lambda path, model, row: {}
     evaluate_row(row, Workspace(root), device="cpu")
 
 

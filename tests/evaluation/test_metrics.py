@@ -56,19 +56,6 @@ def test_scores_equal_brute_force_over_sets(pair, absent):
     assert sum(result.pixels) == int((target != 255).sum())
 
 
-@given(maps)
-@settings(max_examples=20)
-def test_shards_add_up(pair):
-    prediction, target = pair
-    whole, first, second = (Confusion(CLASSES) for _ in range(3))
-    whole.update(prediction, target)
-    first.update(prediction[:1], target[:1])
-    second.update(prediction[1:], target[1:])
-    first += second
-    np.testing.assert_array_equal(whole.matrix, first.matrix)
-    assert whole.matrix.dtype == np.int64
-
-
 @pytest.mark.parametrize("classes", [2, 19, 127, 128, 150, 255])
 def test_counting_for_every_number_of_classes(classes):
     rng = np.random.default_rng(classes)

@@ -10,7 +10,6 @@ from torch import nn
 from danet.config.params import load_params
 from danet.config.row import MultiScale, Test
 from danet.core.errors import ConfigError, DanetError, DataError
-from danet.data.layout import check_image
 from danet.data.registry import ADAPTERS
 from danet.evaluation import predict
 
@@ -112,24 +111,10 @@ def test_grey_images(row, tmp_path, small_model):
         np.testing.assert_array_equal(np.asarray(mask), (half_light()[..., 0] > 100).astype(np.uint8))
 
 
-@pytest.mark.parametrize("mode", ["RGBA", "P", "I;16", "CMYK", "RGB;16"])
-def test_what_convert_refuses_is_not_predicted(row, tmp_path, small_model, mode):
-    path = tmp_path / ("a.jpg" if mode == "CMYK" else "a.png")
-    if mode == "RGB;16":  # Pillow cannot write it
-        cv2.imwrite(str(path), half_light().astype(np.uint16) * 257)
-    elif mode == "I;16":
-        Image.fromarray(half_light()[..., 0].astype(np.uint16) * 257).save(path)
-    else:
-        Image.fromarray(half_light()).convert(mode).save(path)
-    problems = []
-    check_image(path.read_bytes(), str(path), problems, grey=True)
-    with pytest.raises(DataError) as error:
-        run(row, tmp_path, [path])
-    assert str(error.value).startswith(problems[0])
-    assert "8-bit RGB" in problems[0]
+SIXTEEN_BIT = cv2.imencode(".png", half_light().astype(np.uint16) * 257)[1].tobytes()
 
 
-@pytest.mark.parametrize("content", [None, b"", cv2.imencode(".jpg", half_light())[1].tobytes()[:300]])
+@pytest.mark.parametrize("content", [None, b"", cv2.imencode(".jpg", half_light())[1].tobytes()[:300], SIXTEEN_BIT])
 def test_bad_images_are_named_and_nothing_is_written(row, tmp_path, small_model, content):
     cv2.imwrite(str(tmp_path / "good.png"), half_light())
     if content is not None:
@@ -148,8 +133,6 @@ def test_results_that_would_overwrite_are_refused(row, tmp_path, small_model):
             run(row, tmp_path, [tmp_path / name for name in images])
     with pytest.raises(DataError, match="would overwrite"):
         run(row, tmp_path, [tmp_path / "b.png"], out=tmp_path)
-    with pytest.raises(DataError, match="is a file"):
-        run(row, tmp_path, [tmp_path / "b.png"], out=tmp_path / "a.jpg")
     with pytest.raises(DataError, match="no image"):
         run(row, tmp_path, [])
     np.testing.assert_array_equal(cv2.imread(str(tmp_path / "b.png")), half_light())

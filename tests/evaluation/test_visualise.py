@@ -57,6 +57,17 @@ def test_overlay_is_the_mean_of_image_and_colour_off_the_borders():
     assert (picture[:, 5] == 255).all()
 
 
+def test_overlay_has_the_names_of_what_is_present_below(tmp_path):
+    visualise.save_overlay(tmp_path / "o.png", IMAGE, np.full(TRUTH.shape, 1, np.uint8), CLASSES, PALETTE)
+    with Image.open(tmp_path / "o.png") as picture:
+        pixels = np.asarray(picture)
+    scale = pixels.shape[1] // TRUTH.shape[1]
+    assert scale * TRUTH.shape[1] == pixels.shape[1] >= 576  # enlarged by a whole factor
+    legend = pixels[scale * TRUTH.shape[0] :].reshape(-1, 3)
+    assert (legend == PALETTE[1]).all(axis=1).any()
+    assert not (legend == PALETTE[0]).all(axis=1).any()
+
+
 def test_errors_differ_in_lightness_and_ignored_pixels_are_striped():
     picture = visualise.error_map(PREDICTION, TRUTH)
     right, wrong = (PREDICTION == TRUTH) & (TRUTH != 255), (PREDICTION != TRUTH) & (TRUTH != 255)
@@ -79,7 +90,8 @@ def test_panels_are_written_for_every_shape_and_the_same_each_time(tmp_path, siz
     )
     paths = [tmp_path / "a.png", tmp_path / "b.png"]
     for path in paths:
-        visualise.save_panels(path, "row $x, seed 0: id_1", image, truth, prediction, CLASSES, PALETTE)
+        given = [("prediction", prediction)]
+        visualise.save_panels(path, image, truth, given, CLASSES, PALETTE, title="row $x, seed 0: id_1")
     assert paths[0].read_bytes() == paths[1].read_bytes()
     with Image.open(paths[0]) as picture:
         assert max(picture.size) < 2200

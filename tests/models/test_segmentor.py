@@ -107,7 +107,7 @@ def test_evaluation_is_a_function_of_the_image(small, images):
     assert (first - layout).abs().max() < 1e-4 * scale
 
 
-def test_autocast_and_synchronised_batch_norm(small, images):
+def test_autocast_stays_near(small, images):
     small.eval()
     with torch.no_grad():
         exact = small(images)["main"]
@@ -115,13 +115,6 @@ def test_autocast_and_synchronised_batch_norm(small, images):
             mixed = small(images)["main"]
     assert mixed.dtype == torch.bfloat16
     assert (mixed.float() - exact).abs().max() < 0.1 * exact.abs().max()
-    plain = sum(isinstance(module, nn.BatchNorm2d) for module in small.modules())
-    converted = nn.SyncBatchNorm.convert_sync_batchnorm(build_model(small.config, 5))
-    converted.load_state_dict(small.state_dict())
-    converted.eval()
-    assert sum(isinstance(module, nn.SyncBatchNorm) for module in converted.modules()) == plain > 50
-    with torch.no_grad():
-        torch.testing.assert_close(converted(images)["main"], exact)
 
 
 def test_fused_and_reference_networks_agree(images):

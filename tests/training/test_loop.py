@@ -193,12 +193,7 @@ def test_outputs(harness):
 
     train_row(row, workspace, tracker_factory=factory, device="cpu", progress=False)
     metrics = json.loads((workspace.metrics(row) / "train.json").read_text())
-    assert {"format", "row", "train_hash", "final_loss", "images_per_second", "hours", "runs"} == set(metrics)
     for run, seed in zip(metrics["runs"], (0, 7), strict=True):
-        assert set(run) == {
-            "seed", "identity", "data", "initial_weights", "weights_sha256", "iterations", "final_loss",
-            "images_per_second", "hours", "peak_memory_gib", "data_wait_share", "resumed", "provenance",
-        }  # fmt: skip
         assert run["seed"] == seed
         assert run["iterations"] == 8
         assert 0 <= run["data_wait_share"] <= 1

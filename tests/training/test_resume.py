@@ -1,10 +1,7 @@
 """A run that is stopped anywhere and continued anyhow ends with the same bits as one that was left alone."""
 
 import itertools
-import os
 import random
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -112,31 +109,6 @@ def test_any_stops_with_any_workers(tmp_path, undisturbed, case):
     assert identical(state(run), weights)
     assert curve(run) == rows
     assert sent.computed() == values
-
-
-SCRIPT = """
-import sys, pathlib, torch
-torch.set_num_threads(1)
-from danet.models import numerics
-from tests.training.fakes import tiny_row, trainer
-row = tiny_row(numerics={"deterministic": True})
-with numerics.configured(row.numerics):
-    run = trainer(row, pathlib.Path(sys.argv[1]), workers=int(sys.argv[2]))
-    run.run()
-torch.save({name: tensor for name, tensor in run.model.state_dict().items()}, sys.argv[1] + "/out.pt")
-"""
-
-
-@pytest.mark.slow
-def test_deterministic_mode_gives_the_same_weights_in_another_process(tmp_path):
-    weights = []
-    for seed, workers in (("1", "0"), ("2", "2")):
-        folder = tmp_path / seed
-        folder.mkdir()
-        environment = {**os.environ, "PYTHONHASHSEED": seed}
-        subprocess.run([sys.executable, "-c", SCRIPT, str(folder), workers], check=True, env=environment)
-        weights.append(torch.load(folder / "out.pt"))
-    assert identical(*weights)
 
 
 def test_dropout_and_augmentation_are_part_of_what_is_compared(tmp_path):
