@@ -16,9 +16,8 @@ from pydantic import Field, ValidationError, model_validator
 from danet.config.row import Name, Numerics, Positive, Row, RowRevisions, Runtime, Strict
 from danet.config.yaml import BESIDE, RECIPES, read_raw
 from danet.core.errors import ConfigError
+from danet.core.text import explain
 
-SHOWN = 20
-"""Problems of one entry in a message."""
 PROTOCOL = ("table", "recipe", "settings", "dataset")
 """Fields of a row that ``dvc.yaml`` makes paths and parameters of, also for released weights and submissions."""
 
@@ -312,17 +311,8 @@ def _validate(kind: type[T], data: Any, path: Path, where: str = "") -> T:
     try:
         return kind.model_validate(data)
     except ValidationError as error:
-        problems: dict[Path, list[str]] = {}
-        for item in error.errors():
-            field = ".".join(str(part) for part in (where, *item["loc"]) if part != "").removesuffix(".[key]")
-            given = item.get("input")
-            shown = f" (given: {repr(given)[:120]})" if isinstance(given, str | int | float | bool) else ""
-            what = item["msg"].removeprefix("Value error, ")
-            what = "is not a setting" if item["type"] == "extra_forbidden" else what
-            problems.setdefault(_file(path, field), []).append(f"{field}: {what}{shown}")
-        file, found = next(iter(problems.items()))
-        more = [f"and {len(found) - SHOWN} more"] if len(found) > SHOWN else []
-        raise ConfigError(f"{file}: {'; '.join(found[:SHOWN] + more)}") from None
+        text = explain(error, where)
+        raise ConfigError(f"{_file(path, text.partition(': ')[0])}: {text}") from None
 
 
 def _file(path: Path, where: str) -> Path:

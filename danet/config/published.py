@@ -13,6 +13,7 @@ from danet.config.params import Params
 from danet.config.row import Row, Strict
 from danet.config.yaml import load_mapping
 from danet.core.errors import ConfigError
+from danet.core.text import explain
 
 DEFAULT_PATH = Path(__file__).resolve().parents[2] / "benchmarks" / "published.yaml"
 
@@ -87,15 +88,12 @@ def load_published(path: Path = DEFAULT_PATH) -> Mapping[str, Published]:
     Raises:
         ConfigError: if the file cannot be read, naming the row and field that are wrong.
     """
-    raw = load_mapping(path)
     result = {}
-    for name, value in raw.items():
+    for name, value in load_mapping(path).items():
         try:
             result[str(name)] = Published.model_validate(value)
         except ValidationError as error:
-            first = error.errors()[0]
-            field = ".".join(str(part) for part in (name, *first["loc"]))
-            raise ConfigError(f"{path}: {field}: {first['msg']} (given: {first.get('input')!r})") from None
+            raise ConfigError(f"{path}: {explain(error, str(name))}") from None
     return result
 
 

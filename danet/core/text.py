@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import re
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
 
 _LONG_HASH = re.compile(r"[0-9a-f]{40,}")
 
@@ -41,3 +45,14 @@ def fact(value: object) -> str:
     if isinstance(value, float):
         return f"{value:g}"
     return "-" if value is None else str(value)
+
+
+def explain(error: ValidationError, where: str = "") -> str:
+    """The first fault of a document in one line: its place (below ``where``), what is wrong, the value."""
+    first = error.errors()[0]
+    place, given = ".".join(str(part) for part in (where, *first["loc"]) if part not in {"", "[key]"}), first["input"]
+    if first["type"] == "literal_error" and first["loc"] == ("format",):
+        return f"is of format {given}, this version reads format {first['ctx']['expected']}"
+    text = "is not a setting" if first["type"] == "extra_forbidden" else first["msg"].removeprefix("Value error, ")
+    shown = f" (given: {repr(given)[:80]})" if isinstance(given, str | int | float) else ""
+    return (f"{place}: " if place else "") + text[:1].lower() + text[1:] + shown

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from danet.core.errors import DataError
-from danet.data.layout import IGNORE, DatasetSpec, LabelMap, Layout, find, pair_folders
+from danet.data.layout import IGNORE, DatasetSpec, Layout, find, pair_folders
 
 FOLDER = "ADEChallengeData2016"
 SPLITS = {"train": "training", "val": "validation"}
@@ -66,22 +66,16 @@ def layout(found: Mapping[str, Path]) -> Layout:
     )
 
 
-def expected_ids(split: str, count: int) -> list[str]:
-    """The benchmark numbers its files from 1 without gaps."""
-    return [f"ADE_{split}_{number:08d}" for number in range(1, count + 1)]
-
-
 SPEC = DatasetSpec(
     name="ade20k",
     classes=tuple(NAMES.split(", ")),
     palette=tuple((int(text[:2], 16), int(text[2:4], 16), int(text[4:], 16)) for text in COLOURS.split()),
-    labels=LabelMap({0: IGNORE, **{index: index - 1 for index in range(1, 151)}}),
+    labels={0: IGNORE, **{index: index - 1 for index in range(1, 151)}},
     wanted=re.compile(r"(^|/)(images|annotations)/(training|validation)/[^/]+\.(jpg|png)$"),
     locate=locate,
     layout=layout,
     image_size=(512, 683),
     archives_gb=0.97,
     used_gb=0.97,
-    expected_ids=expected_ids,
     grey_images=True,  # the training set holds a few; every source decodes them to three equal channels
 )

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from danet.core.errors import DataError
-from danet.data.layout import IGNORE, DatasetSpec, Item, LabelMap, Layout, find, pair_folders, read_list
+from danet.data.layout import IGNORE, DatasetSpec, Item, Layout, find, pair_folders, read_list
 
 FOLDER = "CamVid"
 
@@ -47,7 +47,7 @@ def layout(found: Mapping[str, Path]) -> Layout:
         part = {item.id: item for item in pair_folders(images, masks, split)}
         if listed.is_file():
             lists.append(listed)
-            for name in read_list(listed, paths=True):
+            for name in read_list(listed):
                 key = Path(name).stem
                 part.setdefault(key, Item(key, images / Path(name).name, masks / f"{key}.png", (split,)))
         items += [part[key] for key in sorted(part)]
@@ -58,7 +58,7 @@ SPEC = DatasetSpec(
     name="camvid",
     classes=tuple(name for name, _ in CLASSES),
     palette=tuple(colour for _, colour in CLASSES),
-    labels=LabelMap({**{index: index for index in range(11)}, 11: IGNORE}),
+    labels={**{index: index for index in range(11)}, 11: IGNORE},
     wanted=re.compile(r"(^|/)CamVid/((train|val|test)(annot)?/[^/]+\.(png|jpe?g)|(train|val|test)\.txt)$"),
     locate=locate,
     layout=layout,

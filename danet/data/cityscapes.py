@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from danet.core.errors import DataError
-from danet.data.layout import IGNORE, DatasetSpec, Item, LabelMap, Layout, find, pair_folders
+from danet.data.layout import IGNORE, DatasetSpec, Item, Layout, find, pair_folders
 
 IMAGES = "leftImg8bit"
 LABELS = "gtFine"
@@ -76,7 +76,7 @@ SPEC = DatasetSpec(
     name="cityscapes",
     classes=tuple(name for name, _, _ in CLASSES),
     palette=tuple(colour for _, _, colour in CLASSES),
-    labels=LabelMap({label: LABEL_TO_TRAIN.get(label, IGNORE) for label in range(34)}),
+    labels={label: LABEL_TO_TRAIN.get(label, IGNORE) for label in range(34)},
     wanted=re.compile(
         r"(^|/)(leftImg8bit/(train|val|test)/[^/]+/[^/]+_leftImg8bit|gtFine/(train|val)/[^/]+/[^/]+_gtFine_labelIds)\.png$"
     ),

@@ -25,8 +25,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from danet.config.row import Augment
 from danet.core.errors import ConfigError, DanetError, DataError, TrainingError
-from danet.data.layout import LabelledImages
 from danet.data.prefetch import DevicePrefetcher, HostWait
+from danet.data.prepared import PreparedDataset
 from danet.data.transforms import Box, augmented_crop, finished, padded_levels
 
 _ORDER = 0x6F72646572  # keeps the order's random stream apart from the augmentation's
@@ -103,7 +103,7 @@ class TrainingSet(Dataset[Sample]):
     """
 
     def __init__(
-        self, source: LabelledImages, augment: Augment, seed: int, *, lazy: bool = True, levels: bool = False
+        self, source: PreparedDataset, augment: Augment, seed: int, *, lazy: bool = True, levels: bool = False
     ) -> None:
         self.source = source
         self.augment = augment
@@ -265,7 +265,7 @@ class BatchStream:
 
     def __init__(
         self,
-        source: LabelledImages,
+        source: PreparedDataset,
         augment: Augment,
         *,
         seed: int,

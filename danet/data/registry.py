@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from danet.core.errors import ConfigError
 from danet.data import ade20k, camvid, cityscapes, voc2012
-from danet.data.layout import IGNORE, DatasetSpec, LabelMap
+from danet.data.layout import DatasetSpec
 
 
 class _Adapters(dict[str, DatasetSpec]):
@@ -13,5 +13,3 @@ class _Adapters(dict[str, DatasetSpec]):
 
 
 ADAPTERS = _Adapters({spec.name: spec for spec in (voc2012.SPEC, ade20k.SPEC, cityscapes.SPEC, camvid.SPEC)})
-
-__all__ = ["ADAPTERS", "IGNORE", "DatasetSpec", "LabelMap"]

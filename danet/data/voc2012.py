@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from danet.core.errors import DataError
-from danet.data.layout import IGNORE, Colour, DatasetSpec, Item, LabelMap, Layout, find, read_list
+from danet.data.layout import IGNORE, Colour, DatasetSpec, Item, Layout, find, read_list
 
 VOC = "VOCdevkit/VOC2012"
 SBD = "benchmark_RELEASE/dataset"
@@ -89,7 +89,7 @@ SPEC = DatasetSpec(
     classes=tuple(NAMES.split()),
     palette=colour_map(21),
     palette_ids={colour: index for index, colour in enumerate(colour_map(256)) if index <= 20 or index == IGNORE},
-    labels=LabelMap({**{index: index for index in range(21)}, IGNORE: IGNORE}),
+    labels={**{index: index for index in range(21)}, IGNORE: IGNORE},
     wanted=re.compile(
         r"(^|/)(JPEGImages/[^/]+\.jpg|SegmentationClass(Aug)?/[^/]+\.png|ImageSets/Segmentation/[^/]+\.txt"
         r"|dataset/(cls/[^/]+\.mat|img/[^/]+\.jpg|(train|val)\.txt))$"

@@ -16,7 +16,7 @@ from danet.config.row import Row
 from danet.core.errors import DanetError, DataError, out_of_memory
 from danet.core.parallel import ahead
 from danet.core.process import Process
-from danet.data.layout import LabelledImages
+from danet.data.prepared import PreparedDataset
 from danet.evaluation.inference import Inputs, Mode, Predictor
 from danet.evaluation.metrics import Confusion
 from danet.models.numerics import configured
@@ -55,7 +55,7 @@ class PassResult:
 def evaluate_model(
     model: nn.Module,
     row: Row,
-    dataset: LabelledImages,
+    dataset: PreparedDataset,
     device: torch.device | str,
     *,
     mode: Mode = "ss",
@@ -130,7 +130,7 @@ def evaluate_model(
     )
 
 
-def _loader(dataset: LabelledImages, predictor: Predictor) -> Callable[[int], tuple[int, Inputs, Tensor]]:
+def _loader(dataset: PreparedDataset, predictor: Predictor) -> Callable[[int], tuple[int, Inputs, Tensor]]:
     """What the threads do: an image, prepared, and its mask; page-locked for a GPU."""
 
     def load(index: int) -> tuple[int, Inputs, Tensor]:

@@ -135,10 +135,10 @@ def read_image(path: Path) -> NDArray[np.uint8]:
         data = path.read_bytes()
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}); give image files") from error
-    problems: list[str] = []
-    check_image(data, str(path), problems, grey=True, turned=True)
-    if problems:
-        raise DataError(f"{problems[0]}; convert it to an 8-bit RGB JPEG or PNG")
+    try:
+        check_image(data, str(path), grey=True, turned=True)
+    except DataError as error:
+        raise DataError(f"{error}; convert it to an 8-bit RGB JPEG or PNG") from error
     pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
     if pixels is None:
         raise DataError(f"{path}: cannot be decoded by OpenCV; convert it to JPEG or PNG")

@@ -31,6 +31,7 @@ from danet.config.published import Published
 from danet.core import provenance
 from danet.core.errors import DataError
 from danet.core.files import write_json
+from danet.core.text import explain
 from danet.results.identity import SETUP, EvaluationIdentity, TrainingIdentity
 from danet.results.scores import AbsentClass, Scores, constant_baseline, scores
 
@@ -68,17 +69,6 @@ def load(path: Path, kind: type[D], remedy: str) -> D:
 def save(path: Path, document: Document, **options: Any) -> None:
     """Writes a document; ``options`` are pydantic's."""
     write_json(path, document.model_dump(mode="json", **options))
-
-
-def explain(error: ValidationError) -> str:
-    """The first fault in one line: field, what is wrong, the value."""
-    first = error.errors()[0]
-    where, given = ".".join(str(part) for part in first["loc"]), first.get("input")
-    if where == "format" and first["type"] == "literal_error":
-        return f"is of format {given}, this version reads format {first['ctx']['expected']}"
-    text = first["msg"].removeprefix("Value error, ")
-    shown = f" (given: {given!r})" if isinstance(given, str | int | float) and len(str(given)) < 80 else ""
-    return (f"{where}: " if where else "") + text[:1].lower() + text[1:] + shown
 
 
 class Provenance(Document):

@@ -29,8 +29,8 @@ from danet.core.errors import ConfigError, Interrupted, TrainingError, out_of_me
 from danet.core.process import Process, peak_memory_gib
 from danet.core.progress import Progress
 from danet.core.provenance import EnergyMeter
-from danet.data.layout import LabelledImages
 from danet.data.loader import Batch, BatchStream, images_per_process
+from danet.data.prepared import PreparedDataset
 from danet.models import numerics
 from danet.training.batch_norm import synchronise_batch_norm
 from danet.training.checkpoint import Checkpoint, CheckpointStore
@@ -69,7 +69,7 @@ class Trainer:
         row: Row,
         seed: int,
         model: nn.Module,
-        dataset: LabelledImages,
+        dataset: PreparedDataset,
         store: CheckpointStore,
         *,
         process: Process | None = None,

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from danet.config.row import Row
 from danet.core.parallel import ahead
 from danet.core.process import Process
-from danet.data.layout import LabelledImages
+from danet.data.prepared import PreparedDataset
 from danet.data.transforms import normalise
 from danet.evaluation.metrics import Confusion
 from danet.models.numerics import autocast
@@ -37,7 +37,7 @@ def centre_crop(image: Array8, mask: Array8, side: int) -> tuple[Array8, Array8]
     return np.asarray(resized), np.asarray(labels)
 
 
-def selection_score(row: Row, dataset: LabelledImages, process: Process) -> Callable[[nn.Module], float]:
+def selection_score(row: Row, dataset: PreparedDataset, process: Process) -> Callable[[nn.Module], float]:
     """What is to be as high as can be: (pixAcc + mIoU) / 2 in percent over the centre crops, absent classes 0.
 
     Each process takes its share of the images, prepared by ``row.runtime.workers`` threads; all get the same score. The

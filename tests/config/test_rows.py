@@ -161,10 +161,10 @@ def test_contradictions_are_refused_by_name(raw, over, message):
     [
         (
             lambda recipe: recipe.pop("settings"),
-            r"mmsegmentation\.yaml: recipes\.mmsegmentation\.settings: Field required",
+            r"mmsegmentation\.yaml: recipes\.mmsegmentation\.settings: field required",
         ),
-        (lambda recipe: recipe.pop("train"), r"mmsegmentation\.yaml: recipes\.mmsegmentation\.train: Field required"),
-        (lambda recipe: recipe["settings"]["ade20k"].pop("test"), r"settings\.ade20k\.test: Field required"),
+        (lambda recipe: recipe.pop("train"), r"mmsegmentation\.yaml: recipes\.mmsegmentation\.train: field required"),
+        (lambda recipe: recipe["settings"]["ade20k"].pop("test"), r"settings\.ade20k\.test: field required"),
         (lambda recipe: recipe["settings"].update(ade20k=3), r"settings\.ade20k: .*given: 3"),
         (lambda recipe: recipe.update(loss={}), r"mmsegmentation\.loss: is not a setting"),
         (lambda recipe: recipe["train"].update(test={}), r"train\.test: belongs beside train"),
@@ -190,9 +190,9 @@ def test_parameters_survive_being_written(raw, params, tmp_path):
 @pytest.mark.parametrize(
     ("section", "value", "file"),
     [
-        ("profiles", {"fast": {"precision": "fp8"}}, "numerics.yaml: profiles.fast.precision: Input should be"),
+        ("profiles", {"fast": {"precision": "fp8"}}, "numerics.yaml: profiles.fast.precision: input should be"),
         ("numerics", "slow", "numerics.yaml: numerics: 'slow' is unknown; allowed: fast, published"),
-        ("numerics", ["fp32"], "numerics.yaml: numerics: Input should be a valid string"),
+        ("numerics", ["fp32"], "numerics.yaml: numerics: input should be a valid string"),
         ("runtime", {"workers": -1}, "params.yaml: runtime.workers"),
         ("datasets", {"A B": {}}, "datasets.yaml: datasets.A B"),
     ],
@@ -209,7 +209,7 @@ def test_submissions_are_rows_on_cityscapes(raw):
         ("nobody", official, "submissions.nobody: no such row"),
         ("ssseg-r50-d8-voc2012", voc, "voc2012 has no test server; allowed: cityscapes"),
         ("official-danet-r101-d8-cityscapes", {}, "its row's group .* recipe: official-2018, settings: cityscapes"),
-        ("official-danet-r101-d8-cityscapes", None, "submissions.official-danet-r101-d8-cityscapes: Input should be"),
+        ("official-danet-r101-d8-cityscapes", None, "submissions.official-danet-r101-d8-cityscapes: input should be"),
     ):
         with pytest.raises(ConfigError, match=message):
             Params({**raw, "submissions": {name: entry}}, Path("params.yaml"))

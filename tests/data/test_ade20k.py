@@ -20,9 +20,9 @@ def tree(root, train=2, val=2):
 
 
 def test_labels():
-    assert SPEC.labels.mapping[0] == 255
-    assert all(SPEC.labels.mapping[index] == index - 1 for index in range(1, 151))
-    assert 151 not in SPEC.labels.mapping
+    assert SPEC.labels[0] == 255
+    assert all(SPEC.labels[index] == index - 1 for index in range(1, 151))
+    assert 151 not in SPEC.labels
     assert SPEC.classes[0] == "wall"
     assert SPEC.classes[-1] == "flag"
     assert SPEC.palette[0] == (120, 120, 120)

@@ -28,8 +28,8 @@ def tree(images, labels):
 def test_label_map_is_the_recipes():
     expected = {int(pair.split(":")[0]): int(pair.split(":")[1]) for pair in RECIPE.split()}
     assert expected == LABEL_TO_TRAIN
-    assert {raw: train for raw, train in SPEC.labels.mapping.items() if train != 255} == expected
-    assert set(SPEC.labels.mapping) == set(range(34))
+    assert {raw: train for raw, train in SPEC.labels.items() if train != 255} == expected
+    assert set(SPEC.labels) == set(range(34))
     assert {TRAIN_TO_LABEL[train]: train for train in range(19)} == expected
 
 

@@ -2,6 +2,7 @@ import errno
 import hashlib
 import io
 import shutil
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -95,16 +96,6 @@ def test_voc_masks_come_from_the_right_source(tmp_path):
     assert not set(samples.ids) & set(PreparedDataset(out, "val").ids)
 
 
-def image_file(**save):
-    def damage(path):
-        exif = Image.Exif()
-        if "orientation" in save:
-            exif[0x0112] = save["orientation"]
-        Image.new(save.get("mode", "RGB"), (16, 12)).save(path, "PNG", exif=exif)
-
-    return damage
-
-
 def cut(path):
     path.write_bytes(path.read_bytes()[:300])
 
@@ -113,55 +104,39 @@ def empty(path):
     path.write_bytes(b"")
 
 
-IMAGE_DAMAGE = [
-    ("empty", empty, "has zero bytes"),
-    ("truncated", cut, "cannot be decoded, truncated"),
-    ("grey", image_file(mode="L"), "is L; images must be 8-bit RGB"),
-    ("turned", image_file(orientation=6), "EXIF orientation 6"),
-    ("gone", Path.unlink, "missing"),
-]
+def turned(path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (16, 12)).save(path, "PNG", exif=exif)
+
+
+def save(pixels):
+    return lambda path: Image.fromarray(pixels).save(path, "PNG")
 
 
 @pytest.mark.parametrize(
-    ("damage", "problem"), [case[1:] for case in IMAGE_DAMAGE], ids=[case[0] for case in IMAGE_DAMAGE]
+    ("folder", "damage", "problem"),
+    [
+        ("val", empty, "cannot be decoded"),
+        ("val", cut, "cannot be decoded"),
+        ("val", save(np.zeros((12, 16), np.uint8)), "is L; images must be 8-bit RGB"),
+        ("val", turned, "EXIF orientation 6"),
+        ("val", Path.unlink, "missing"),
+        ("valannot", save(np.full((12, 16), 37, np.uint8)), "label id 37 (192 pixels) is none of camvid's"),
+        ("valannot", save(np.zeros((12, 16, 3), np.uint8)), "mask is RGB"),
+        ("valannot", save(np.zeros((12, 16), np.uint16)), "mask is I;16"),
+        ("valannot", save(np.zeros((16, 12), np.uint8)), "is 12x16, but its mask 16x12"),
+        ("valannot", Path.unlink, "missing, for the image val_1"),
+    ],
 )
-def test_bad_image_is_named(tmp_path, damage, problem):
+def test_a_bad_file_is_named(tmp_path, folder, damage, problem):
     tree = camvid_tree(tmp_path / "tree")
-    damage(tree / "val" / "val_1.png")
+    damage(tree / folder / "val_1.png")
     text = offenders(tree, tmp_path)
     assert problem in text
     assert "camvid: 1 problem\n" in text
-    assert "CamVid/val/val_1.png: " in text
+    assert "/val_1.png: " in text
     assert "split val: 2 usable images, expected 3" in text
-
-
-def save_ids(ids):
-    return lambda path: Image.fromarray(ids).save(path, "PNG")
-
-
-MASK_DAMAGE = [
-    (
-        "unknown id",
-        save_ids(np.full((12, 16), 37, np.uint8)),
-        "label id 37 (192 pixels) is outside the dataset's ids 0-11",
-    ),
-    ("colours", save_ids(np.zeros((12, 16, 3), np.uint8)), "8 bit RGB"),
-    ("16 bit", save_ids(np.zeros((12, 16), np.uint16)), "16 bit"),
-    ("other size", save_ids(np.zeros((16, 12), np.uint8)), "is 12x16, but its mask 16x12"),
-    ("turned", image_file(mode="L", orientation=8), "EXIF orientation 8"),
-    ("gone", Path.unlink, "missing, for the image val_1"),
-]
-
-
-@pytest.mark.parametrize(
-    ("damage", "problem"), [case[1:] for case in MASK_DAMAGE], ids=[case[0] for case in MASK_DAMAGE]
-)
-def test_bad_mask_is_named(tmp_path, damage, problem):
-    tree = camvid_tree(tmp_path / "tree")
-    damage(tree / "valannot" / "val_1.png")
-    text = offenders(tree, tmp_path)
-    assert problem in text
-    assert "val_1.png: " in text
 
 
 def test_all_offenders_are_listed_at_once(tmp_path):
@@ -169,11 +144,11 @@ def test_all_offenders_are_listed_at_once(tmp_path):
     for index in range(25):
         empty(tree / "train" / f"train_{index}.png")
     cut(tree / "val" / "val_3.png")
-    save_ids(np.full((12, 16), 200, np.uint8))(tree / "testannot" / "test_7.png")
+    save(np.full((12, 16), 200, np.uint8))(tree / "testannot" / "test_7.png")
     text = offenders(tree, tmp_path, camvid_spec(30))
     assert "27 problems\n" in text
     for index in range(25):
-        assert f"CamVid/train/train_{index}.png: has zero bytes" in text
+        assert f"CamVid/train/train_{index}.png: cannot be decoded" in text
     assert "CamVid/val/val_3.png: cannot be decoded" in text
     assert "CamVid/testannot/test_7.png: label id 200 (192 pixels)" in text
     assert "split train: 5 usable images, expected 30" in text
@@ -195,23 +170,8 @@ def test_one_id_in_two_splits(tmp_path):
     assert "the id 'train_1' is also that of" in text
 
 
-def test_wrong_counts_say_what_is_missing(tmp_path):
-    root = tmp_path / "ADEChallengeData2016"
-    for split, folder in (("train", "training"), ("val", "validation")):
-        for kind in ("images", "annotations"):
-            (root / kind / folder).mkdir(parents=True)
-        for number in (1, 2, 4):
-            Image.new("RGB", (8, 8)).save(root / "images" / folder / f"ADE_{split}_{number:08d}.jpg")
-            Image.new("L", (8, 8)).save(root / "annotations" / folder / f"ADE_{split}_{number:08d}.png")
-    text = offenders(tmp_path, tmp_path / "work", dataset("ade20k", {"train": 5, "val": 3}))
-    assert "split train: 3 usable images, expected 5; missing 2: ADE_train_00000003, ADE_train_00000005" in text
-    assert "split val" not in text
-
-
-def test_grey_images_of_ade20k_are_kept_and_told(tmp_path, capsys):
+def test_grey_images_of_ade20k_are_kept(tmp_path):
     specs = generated(tmp_path / "made")
-    import zipfile
-
     path = tmp_path / "made" / "ADEChallengeData2016.zip"
     name = "ADEChallengeData2016/images/training/ADE_train_00000002.jpg"
     stream = io.BytesIO()
@@ -227,7 +187,6 @@ def test_grey_images_of_ade20k_are_kept_and_told(tmp_path, capsys):
     raw = tmp_path / "raw"
     download_dataset("ade20k", spec, raw, tmp_path / "made", progress=False)
     convert_dataset("ade20k", spec, raw, tmp_path / "out", progress=False)
-    assert "1 greyscale images" in capsys.readouterr().err
     image = PreparedDataset(tmp_path / "out", "train").image(1)
     assert (image == image[..., :1]).all()
     assert np.abs(image[..., 0].astype(int) - np.array(Image.open(io.BytesIO(stream.getvalue())))).max() <= 1
