@@ -33,6 +33,7 @@ from danet.core.console import report_errors
 from danet.core.errors import DanetError
 from danet.core.files import write_text
 from danet.data.loader import TrainingSet, collate
+from danet.data.prefetch import Normaliser
 from danet.data.prepared import PreparedDataset
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -85,11 +86,14 @@ def ours(datasets: Mapping[str, PreparedDataset], images: int, repetitions: int,
 
 def preparing(dataset: PreparedDataset, augment: Augment, output: str, lazy: bool) -> Callable[[int], None]:
     """What a loading process does: reads, augments and stacks the batches of the first positions of a run."""
-    samples = TrainingSet(dataset, augment, seed=0, lazy=lazy, levels=output == "uint8")
+    samples = TrainingSet(dataset, augment, seed=0, lazy=lazy)
+    normalise = Normaliser(augment, torch.device("cpu"))
 
     def run(images: int) -> None:
         for first in range(0, images, BATCH):
-            collate([samples[position] for position in range(first, first + BATCH)])
+            batch = collate([samples[position] for position in range(first, first + BATCH)])
+            if output == "float32":
+                normalise(batch.images, batch.boxes or [])
 
     return run
 

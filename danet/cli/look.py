@@ -89,7 +89,7 @@ def browse(
     workspace: Root = Path(),
 ) -> None:
     """Write a contact sheet of samples: image, mask, names; raw, or augmented as a row trains on them."""
-    from danet.data.browse import browse_dataset, browse_row
+    from danet.evaluation.browse import browse_dataset, browse_row
 
     refuse_existing([out], force=force)
     space = Workspace(workspace)

@@ -8,10 +8,9 @@ give the same stream to the bit, and resuming costs nothing. Every image comes o
 
 from __future__ import annotations
 
-import multiprocessing
 import signal
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any
@@ -27,7 +26,7 @@ from danet.config.row import Augment
 from danet.core.errors import ConfigError, DanetError, DataError, TrainingError
 from danet.data.prefetch import DevicePrefetcher, HostWait
 from danet.data.prepared import PreparedDataset
-from danet.data.transforms import Box, augmented_crop, finished, padded_levels
+from danet.data.transforms import Box, augmented_crop, padded_levels
 
 _ORDER = 0x6F72646572  # keeps the order's random stream apart from the augmentation's
 
@@ -39,7 +38,7 @@ class Batch:
     ``images`` float32 ``(N, 3, H, W)`` normalised RGB; ``masks`` uint8 ``(N, H, W)``; ``ids`` for error messages;
     ``positions`` the samples' global positions.
 
-    On their way to a GPU images are grey levels, uint8 ``(N, H, W, 3)`` BGR, and ``boxes`` says which part of each is
+    As they are loaded images are grey levels, uint8 ``(N, H, W, 3)`` BGR, and ``boxes`` says which part of each is
     image; the rest is padding.
     """
 
@@ -81,14 +80,13 @@ class EpochOrder:
 
 @dataclass
 class Sample:
-    """One augmented image and its labels, as :func:`danet.data.transforms.finished` returns them, or, with a box, as
-    :func:`danet.data.transforms.padded_levels` does."""
+    """One augmented image and its labels, as :func:`danet.data.transforms.padded_levels` returns them."""
 
-    image: NDArray[Any]
+    image: NDArray[np.uint8]
     mask: NDArray[np.uint8]
+    box: Box
     id: str
     position: int
-    box: Box | None = None
 
 
 class TrainingSet(Dataset[Sample]):
@@ -99,16 +97,13 @@ class TrainingSet(Dataset[Sample]):
         augment: the row's augmentation.
         seed: of the run.
         lazy: resize what a crop needs, not the whole image (:mod:`danet.data.transforms`): the same sample, sooner.
-        levels: leave images in grey levels, for a GPU to normalise.
     """
 
-    def __init__(
-        self, source: PreparedDataset, augment: Augment, seed: int, *, lazy: bool = True, levels: bool = False
-    ) -> None:
+    def __init__(self, source: PreparedDataset, augment: Augment, seed: int, *, lazy: bool = True) -> None:
         self.source = source
         self.augment = augment
         self.order = EpochOrder(len(source), seed)
-        self.lazy, self.levels = lazy, levels
+        self.lazy = lazy
 
     def __getitem__(self, position: int) -> Sample:
         """Reads and augments the sample at a global position.
@@ -125,10 +120,7 @@ class TrainingSet(Dataset[Sample]):
             crop = augmented_crop(self.augment, image, mask, self.order.rng(position), lazy=self.lazy)
         except DataError as error:
             raise DataError(f"{name}: {error}") from None
-        if self.levels:
-            levels, labels, box = padded_levels(self.augment, *crop)
-            return Sample(levels, labels, name, position, box)
-        return Sample(*finished(self.augment, *crop), name, position)
+        return Sample(*padded_levels(self.augment, *crop), name, position)
 
 
 def images_per_process(batch_size: int, world: int) -> int:
@@ -170,89 +162,41 @@ class Positions(Sampler[list[int]]):
 
 
 def collate(samples: Sequence[Sample]) -> Batch:
-    """Stacks samples.
+    """Stacks samples, in a worker into shared memory.
+
+    The queue's own thread would move them there too; but if it fails, it drops the batch and training waits forever.
 
     Raises:
-        DataError: if their sizes differ, which only ``pad.swap_for_portrait`` with a non-square crop can do.
+        DataError: if shared memory has no room.
     """
-    shapes = {sample.mask.shape: sample.id for sample in samples}
-    if len(shapes) > 1:
-        listed = ", ".join(f"{name} {shape[0]}x{shape[1]}" for shape, name in shapes.items())
-        raise DataError(
-            f"samples of one batch differ in size ({listed}): set augment.pad.swap_for_portrait false or a square "
-            "augment.crop_size"
-        )
-    boxes = [sample.box for sample in samples if sample.box is not None]
-    return Batch(
+    batch = Batch(
         images=torch.from_numpy(np.stack([sample.image for sample in samples])),
         masks=torch.from_numpy(np.stack([sample.mask for sample in samples])),
         ids=[sample.id for sample in samples],
         positions=[sample.position for sample in samples],
-        boxes=boxes if len(boxes) == len(samples) else None,
+        boxes=[sample.box for sample in samples],
     )
-
-
-class _Guarded(Dataset["Sample | DanetError"]):
-    """Passes expected errors on as values: raised in a worker, they would arrive wrapped in its traceback."""
-
-    def __init__(self, samples: TrainingSet) -> None:
-        self.samples = samples
-
-    def __getitem__(self, position: int) -> Sample | DanetError:
+    if get_worker_info() is not None:
         try:
-            return self.samples[position]
-        except DanetError as error:
-            return error
-
-
-def _collate_guarded(samples: Sequence[Sample | DanetError]) -> Batch | DanetError:
-    good: list[Sample] = []
-    for sample in samples:
-        if isinstance(sample, DanetError):
-            return sample
-        good.append(sample)
-    try:
-        batch = collate(good)
-        return batch if get_worker_info() is None else _shared(batch)
-    except DanetError as error:
-        return error
-
-
-def _shared(batch: Batch) -> Batch:
-    """Moved to shared memory here: the queue's own thread, if it fails to, drops the batch and training waits forever.
-
-    Raises:
-        DataError: if there is no room.
-    """
-    try:
-        batch.images.share_memory_()  # type: ignore[no-untyped-call]
-        batch.masks.share_memory_()  # type: ignore[no-untyped-call]
-    except (RuntimeError, OSError) as error:
-        size = (batch.images.nbytes + batch.masks.nbytes) / 2**20
-        raise DataError(
-            f"shared memory has no room for a batch of {size:.1f} MiB ({str(error).splitlines()[0]}); free /dev/shm, "
-            "give the container more of it (docker: --shm-size), or lower runtime.workers (0 needs none)"
-        ) from error
+            batch.images.share_memory_()  # type: ignore[no-untyped-call]
+            batch.masks.share_memory_()  # type: ignore[no-untyped-call]
+        except (RuntimeError, OSError) as error:
+            size = (batch.images.nbytes + batch.masks.nbytes) / 2**20
+            raise DataError(
+                f"shared memory has no room for a batch of {size:.1f} MiB ({str(error).splitlines()[0]}); free it "
+                "(`df -h | grep shm`), give the container more (docker: --shm-size), or lower runtime.workers (0 needs "
+                "none)"
+            ) from error
     return batch
 
 
 def _start_worker(_: int) -> None:
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
-
-
-@contextmanager
-def _shielded() -> Iterator[None]:
-    """Processes started in here never see SIGTERM and SIGINT.
-
-    A stop is often sent to all processes of a job (Ctrl-C, Slurm). The trainer then finishes its iteration and saves,
-    for which it needs its workers; they end when it closes them, or a few seconds after it dies.
-    """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    # A stop is often sent to all processes of a job (Ctrl-C, Slurm). The trainer then finishes its iteration and saves,
+    # for which it needs its workers; they end when it closes them, or a few seconds after it dies.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 class BatchStream:
@@ -276,25 +220,20 @@ class BatchStream:
         world: int = 1,
         workers: int = 0,
         device: torch.device | str = "cpu",
-        prefetch: int = 2,
     ) -> None:
-        more: dict[str, Any] = {}
-        if workers:
-            more = {"prefetch_factor": prefetch, "persistent_workers": True, "worker_init_fn": _start_worker}
         device = torch.device(device)
         on_gpu = device.type == "cuda"
-        self._arrival = DevicePrefetcher(augment, device) if on_gpu else HostWait()
-        self._loader: DataLoader[Sample | DanetError] | None = DataLoader(
-            _Guarded(TrainingSet(source, augment, seed, levels=on_gpu)),
+        self._arrival = DevicePrefetcher(augment, device) if on_gpu else HostWait(augment)
+        self._loader: DataLoader[Sample] | None = DataLoader(
+            TrainingSet(source, augment, seed),
             batch_sampler=Positions(batch_size, start, stop, rank, world),
             num_workers=workers,
-            collate_fn=_collate_guarded,
+            worker_init_fn=_start_worker,
+            collate_fn=collate,
             pin_memory=on_gpu,
             generator=torch.Generator(),  # the loader's own draws must not touch the global generator
-            **more,
         )
-        self._batches: Iterator[Batch | DanetError] | None = None
-        self._workers: list[multiprocessing.process.BaseProcess] = []
+        self._batches: Any = None
 
     def __iter__(self) -> BatchStream:
         return self
@@ -311,27 +250,27 @@ class BatchStream:
         if self._loader is None:
             raise ValueError("this stream is closed")
         if self._batches is None:
-            before = set(multiprocessing.active_children())
-            with _shielded():
-                self._batches = iter(self._loader)
-            self._workers = [child for child in multiprocessing.active_children() if child not in before]
-        batch = next(self._batches)
-        if isinstance(batch, DanetError):
-            raise batch
+            self._batches = iter(self._loader)
+        try:
+            batch: Batch = next(self._batches)
+        except DanetError as error:  # out of a worker it comes behind the worker's traceback
+            kind = type(error)
+            raise kind(str(error).rpartition(f"{kind.__name__}: ")[2].rstrip()) from None
+        except (EOFError, ConnectionError) as error:  # its socket closed before PyTorch noticed its death
+            raise RuntimeError(f"DataLoader worker exited ({type(error).__name__})") from error
         return batch
 
     def close(self) -> None:
         """Ends the workers and frees what they loaded ahead."""
+        batches, self._batches, self._loader = self._batches, None, None
         # Dropping the iterator would do the same, but not while an exception's traceback still refers to it.
-        shut_down = getattr(self._batches, "_shutdown_workers", None)
-        if shut_down is not None:
-            shut_down()
-        self._batches = None
-        self._loader = None
-        for worker in self._workers:
-            worker.kill()  # only one that is stuck is still there, and it does not hear SIGTERM
-            worker.join()
-        self._workers = []
+        if hasattr(batches, "_shutdown_workers"):
+            try:
+                batches._shutdown_workers()
+            finally:
+                for worker in batches._workers:
+                    worker.kill()  # only one that is stuck is still there, and it does not hear SIGTERM
+                    worker.join()
 
     def __enter__(self) -> BatchStream:
         return self
@@ -340,7 +279,8 @@ class BatchStream:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Closes; raises TrainingError for what PyTorch raised at the death of a worker."""
-        self.close()
+        with suppress(RuntimeError):  # a worker's death, told only now
+            self.close()
         if isinstance(error, RuntimeError) and "DataLoader worker" in str(error):
             raise TrainingError(
                 f"a data loading process died ({str(error).splitlines()[-1]}): it was killed, or memory or /dev/shm "

@@ -1,4 +1,4 @@
-"""From batches of grey levels on the host to normalised batches on the GPU, while it computes the batch before."""
+"""From batches of grey levels to normalised batches where training wants them; on a GPU during the batch before."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from danet.config.row import Augment
-from danet.data.transforms import NORMALISED, Box, pad_values
+from danet.data.transforms import NORMALISED, Box
 
 if TYPE_CHECKING:
     from danet.data.loader import Batch
@@ -31,7 +31,7 @@ class Normaliser:
 
     def __init__(self, augment: Augment, device: torch.device) -> None:
         self._table = torch.from_numpy(np.stack(NORMALISED)).to(device)
-        self._fill = torch.tensor(pad_values(augment), device=device).view(3, 1, 1)
+        self._mean = augment.pad.image == "mean"
 
     def __call__(self, levels_NHW3: Tensor, boxes: list[Box]) -> Tensor:
         """Float32 ``(N, 3, H, W)`` RGB of uint8 ``(N, H, W, 3)`` BGR; what lies outside an image's box is padding."""
@@ -40,9 +40,9 @@ class Normaliser:
         for channel, table in enumerate(self._table):
             images[:, channel] = table[levels_NHW3[..., 2 - channel].int()]
         for image, (top, left, tall, wide) in zip(images, boxes, strict=True):
-            if (tall, wide) != (height, width):
+            if self._mean and (tall, wide) != (height, width):
                 inside = image[:, top : top + tall, left : left + wide].clone()
-                image[:] = self._fill
+                image.zero_()
                 image[:, top : top + tall, left : left + wide] = inside
         return images
 
@@ -98,14 +98,16 @@ class DevicePrefetcher:
 
 
 class HostWait:
-    """The same where nothing is copied: on a CPU, what the host waits for is what training waits for."""
+    """The same on a CPU, where what the host waits for is what training waits for."""
 
-    def __init__(self) -> None:
+    def __init__(self, augment: Augment) -> None:
         self.waited = 0.0
+        self._normalise = Normaliser(augment, torch.device("cpu"))
 
     def fetch(self, take: Callable[[], Batch]) -> Batch:
-        """The batch that ``take`` gives, as it is."""
+        """The batch that ``take`` gives, normalised."""
         began = time.perf_counter()
         batch = take()
         self.waited += time.perf_counter() - began
-        return batch
+        assert batch.boxes is not None
+        return replace(batch, images=self._normalise(batch.images, batch.boxes), boxes=None)

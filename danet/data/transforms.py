@@ -3,9 +3,8 @@
 Two halves: :func:`draw` makes every random decision and returns it as :class:`Draws`; :func:`apply` computes the
 sample from an image, its mask and the draws, and knows no randomness. So the same draws can be replayed in a peer.
 
-``apply`` is the reference path: it resizes the whole image and mask, as the sources do. The fast path
-(:func:`apply_lazy`, ``lazy=True``) reads and resizes little more than the crop needs, and gives the same sample to the
-bit.
+The reference path resizes the whole image and mask, as the sources do. The fast path (``lazy``) reads and resizes
+little more than the crop needs, and gives the same sample to the bit.
 
 Images are ``(H, W, 3)`` uint8 in BGR, as cv2 decodes them: mmsegmentation and sssegmentation augment in that order.
 Masks are ``(H, W)`` uint8 train ids. Ignored pixels are 255 everywhere here; sources with -1 or -100 map to it.
@@ -122,29 +121,27 @@ def draw(augment: Augment, size: tuple[int, int], labels: LabelCrop, rng: np.ran
     return Draws(resized=resized, crop=crop, flip=flip, photometric=photometric)
 
 
-def apply(augment: Augment, image: Array8, mask: Array8, draws: Draws) -> tuple[Float32, Array8]:
-    """The reference path: resizes the whole image, then crops, mirrors, distorts, normalises and pads.
+def apply(augment: Augment, image: Array8, mask: Array8, draws: Draws, *, lazy: bool = False) -> tuple[Float32, Array8]:
+    """Resizes, crops, mirrors, distorts, pads and normalises.
 
     Args:
-        image: ``(H, W, 3)`` uint8 BGR.
+        augment: the row's augmentation.
+        image: ``(H, W, 3)`` uint8 BGR; may be a mapped file.
         mask: ``(H, W)`` uint8 train ids, 255 = ignore.
+        draws: the decisions.
+        lazy: by the fast path.
 
     Returns:
         The image as float32 ``(3, h, w)`` RGB, normalised, and the labels as uint8 ``(h, w)``; ``(h, w)`` is the crop
         size (turned for portrait crops where the row says so).
     """
-    return finished(augment, *_reference_crop(augment, image, mask, draws))
-
-
-def apply_lazy(augment: Augment, image: Array8, mask: Array8, draws: Draws) -> tuple[Float32, Array8]:
-    """The fast path: as :func:`apply`, from the pixels that the crop needs; ``image`` may be a mapped file."""
-    return finished(augment, *_lazy_crop(augment, image, LazyLabels(augment, mask), draws))
+    return finished(augment, *_cut(augment, image, mask, draws, lazy))
 
 
 def augmented(
     augment: Augment, image: Array8, mask: Array8, rng: np.random.Generator, *, lazy: bool = False
 ) -> tuple[Float32, Array8]:
-    """:func:`draw` and :func:`apply` (or :func:`apply_lazy`) in one.
+    """:func:`draw` and :func:`apply` in one.
 
     Raises:
         DataError: if image and mask differ in size.
@@ -162,48 +159,29 @@ def augmented_crop(
     """
     if image.shape[:2] != mask.shape:
         raise DataError(f"image is {image.shape[0]}x{image.shape[1]} but its mask {mask.shape[0]}x{mask.shape[1]}")
-    if lazy:
-        lazy_labels = LazyLabels(augment, mask)
-        return _lazy_crop(augment, image, lazy_labels, draw(augment, mask.shape, lazy_labels, rng))
-    draws = draw(augment, mask.shape, label_crop(augment, mask), rng)
-    return _reference_crop(augment, image, mask, draws)
-
-
-def _reference_crop(augment: Augment, image: Array8, mask: Array8, draws: Draws) -> tuple[Array8, Array8]:
-    mirror_first = _mirrors_first(augment, draws)
-    if mirror_first:
-        image, mask = mirror(image), mirror(mask)
-    return _coloured(
-        augment,
-        crop_box(resize_image(augment, image, draws.resized), draws.crop),
-        crop_box(resize_mask(augment, mask, draws.resized), draws.crop),
-        draws,
-        flip=draws.flip and not mirror_first,
-    )
-
-
-def _lazy_crop(augment: Augment, image: Array8, labels: LazyLabels, draws: Draws) -> tuple[Array8, Array8]:
-    mirror_first = _mirrors_first(augment, draws)
-    return _coloured(
-        augment,
-        resize_region(augment, image, draws.resized, draws.crop, mirrored=mirror_first),
-        labels(draws.resized, draws.crop, mirrored=mirror_first),
-        draws,
-        flip=draws.flip and not mirror_first,
-    )
-
-
-def _mirrors_first(augment: Augment, draws: Draws) -> bool:
-    return augment.order == "pad-then-crop" and draws.flip
-
-
-def label_crop(augment: Augment, mask: Array8) -> LabelCrop:
-    """What :func:`draw` asks for, from a mask in memory."""
 
     def labels(size: tuple[int, int], box: Box) -> Array8:
-        return crop_box(resize_mask(augment, mask, size), box)
+        return label_region(augment, mask, size, box) if lazy else crop_box(resize_mask(augment, mask, size), box)
 
-    return labels
+    return _cut(augment, image, mask, draw(augment, mask.shape, labels, rng), lazy)
+
+
+def _cut(augment: Augment, image: Array8, mask: Array8, draws: Draws, lazy: bool) -> tuple[Array8, Array8]:
+    size, box = draws.resized, draws.crop
+    mirror_first = draws.flip and augment.order == "pad-then-crop"
+    if lazy:
+        image = resize_region(augment, image, size, box, mirrored=mirror_first)
+        mask = label_region(augment, mask, size, box, mirrored=mirror_first)
+    else:
+        if mirror_first:
+            image, mask = mirror(image), mirror(mask)
+        image = crop_box(resize_image(augment, image, size), box)
+        mask = crop_box(resize_mask(augment, mask, size), box)
+    if draws.flip and not mirror_first:
+        image, mask = mirror(image), mirror(mask)
+    if augment.photometric is not None and draws.photometric is not None:
+        image = photometric(image, draws.photometric, augment.photometric)
+    return image, mask
 
 
 def fit_size(size: tuple[int, int], scale: tuple[int, int]) -> tuple[int, int]:
@@ -281,30 +259,15 @@ def resize_mask(augment: Augment, mask: Array8, size: tuple[int, int]) -> Array8
     return _array8(cv2.resize(mask, (size[1], size[0]), interpolation=cv2.INTER_NEAREST))
 
 
-class LazyLabels:
-    """A :data:`LabelCrop` that looks up the crop's own pixels: nearest neighbour needs no more."""
-
-    def __init__(self, augment: Augment, mask: Array8) -> None:
-        self.augment = augment
-        self.mask = mask
-        self._size: tuple[int, int] | None = None
-        self._rows = self._columns = np.empty(0, np.int32)
-        self._last: tuple[Box, bool, Array8] | None = None
-
-    def __call__(self, size: tuple[int, int], box: Box, *, mirrored: bool = False) -> Array8:
-        """The labels within ``box`` of the mask (mirrored first, if asked) resized to ``size``."""
-        if self._size != size:
-            self._size, self._last = size, None
-            self._rows = nearest_source(self.augment, self.mask.shape[0], size[0])
-            self._columns = nearest_source(self.augment, self.mask.shape[1], size[1])
-        if self._last is None or self._last[:2] != (box, mirrored):
-            top, left, height, width = box
-            rows, columns = self._rows[top : top + height], self._columns[left : left + width]
-            if mirrored:
-                columns = self.mask.shape[1] - 1 - columns
-            first, last = int(columns.min()), int(columns.max())
-            self._last = box, mirrored, self.mask[rows, first : last + 1].take(columns - first, axis=1)
-        return self._last[2]
+def label_region(augment: Augment, mask: Array8, size: tuple[int, int], box: Box, *, mirrored: bool = False) -> Array8:
+    """``box`` of the mask (mirrored first, if asked) resized to ``size``: nearest neighbour looks up its own pixels."""
+    top, left, height, width = box
+    rows = nearest_source(augment, mask.shape[0], size[0])[top : top + height]
+    columns = nearest_source(augment, mask.shape[1], size[1])[left : left + width]
+    if mirrored:
+        columns = mask.shape[1] - 1 - columns
+    first, last = int(columns.min()), int(columns.max())
+    return mask[rows, first : last + 1].take(columns - first, axis=1)
 
 
 def nearest_source(augment: Augment, old: int, new: int) -> NDArray[np.int32]:
@@ -465,51 +428,17 @@ def normalise(image: Array8, out: Float32) -> None:
         out[channel] = cv2.LUT(plane, table)
 
 
-def target_size(augment: Augment, crop: tuple[int, int]) -> tuple[int, int]:
-    """The size a crop is padded to: the crop size, turned where ``swap_for_portrait`` and the orientations differ."""
-    height, width = augment.crop_size
-    if augment.pad.swap_for_portrait:
-        turned = (crop[0] > crop[1] and height < width) or (crop[0] < crop[1] and height > width)
-        if turned:
-            return width, height
-    return height, width
-
-
 def place(augment: Augment, crop: tuple[int, int]) -> tuple[tuple[int, int], Box]:
-    """The size that a crop of this size is padded to, and the box that it takes there."""
-    height, width = target_size(augment, crop)
+    """The size that a crop is padded to, and the box that it takes there.
+
+    That is the crop size, turned where ``swap_for_portrait`` and the orientations differ.
+    """
+    height, width = augment.crop_size
+    if augment.pad.swap_for_portrait and (crop[0] - crop[1]) * (height - width) < 0:
+        height, width = width, height
     centred = augment.pad.position == "centre"
     top, left = ((height - crop[0]) // 2, (width - crop[1]) // 2) if centred else (0, 0)
     return (height, width), (top, left, *crop)
-
-
-def pad_mask(augment: Augment, mask: Array8) -> Array8:
-    """The labels, padded to the crop size."""
-    size, box = place(augment, (mask.shape[0], mask.shape[1]))
-    labels: Array8 = np.empty(size, dtype=np.uint8)
-    if mask.shape != size:
-        labels.fill(IGNORE if augment.pad.label == "ignore" else 0)
-    crop_box(labels, box)[...] = mask
-    return labels
-
-
-def pad_values(augment: Augment) -> tuple[float, float, float]:
-    """What the image is padded with, after normalisation: red, green, blue."""
-    if augment.pad.image == "mean":
-        return 0.0, 0.0, 0.0
-    red, green, blue = (float(table[0]) for table in NORMALISED)
-    return red, green, blue
-
-
-def finished(augment: Augment, image: Array8, mask: Array8) -> tuple[Float32, Array8]:
-    """A crop normalised and padded: what :func:`apply` returns of it."""
-    (height, width), (top, left, *size) = place(augment, (mask.shape[0], mask.shape[1]))
-    out = np.empty((3, height, width), dtype=np.float32)
-    if mask.shape != (height, width):
-        for plane, value in zip(out, pad_values(augment), strict=True):
-            plane.fill(value)
-    normalise(image, out[:, top : top + size[0], left : left + size[1]])
-    return out, pad_mask(augment, mask)
 
 
 def padded_levels(augment: Augment, image: Array8, mask: Array8) -> tuple[Array8, Array8, Box]:
@@ -518,16 +447,22 @@ def padded_levels(augment: Augment, image: Array8, mask: Array8) -> tuple[Array8
     if mask.shape == size:
         return image, mask, box
     levels: Array8 = np.zeros((*size, 3), dtype=np.uint8)
+    labels: Array8 = np.full(size, IGNORE if augment.pad.label == "ignore" else 0, dtype=np.uint8)
     crop_box(levels, box)[...] = image
-    return levels, pad_mask(augment, mask), box
+    crop_box(labels, box)[...] = mask
+    return levels, labels, box
 
 
-def _coloured(augment: Augment, image: Array8, mask: Array8, draws: Draws, *, flip: bool) -> tuple[Array8, Array8]:
-    if flip:
-        image, mask = mirror(image), mirror(mask)
-    if augment.photometric is not None and draws.photometric is not None:
-        image = photometric(image, draws.photometric, augment.photometric)
-    return image, mask
+def finished(augment: Augment, image: Array8, mask: Array8) -> tuple[Float32, Array8]:
+    """A crop padded and normalised: what :func:`apply` returns of it."""
+    levels, labels, (top, left, height, width) = padded_levels(augment, image, mask)
+    out = np.empty((3, *labels.shape), dtype=np.float32)
+    normalise(levels, out)
+    if augment.pad.image == "mean":
+        inside = np.zeros(labels.shape, dtype=bool)
+        inside[top : top + height, left : left + width] = True
+        out[:, ~inside] = 0
+    return out, labels
 
 
 def _array8(array: Any) -> Array8:

@@ -64,7 +64,7 @@ def test_any_draws(parameters, image, data):
     top, left = (data.draw(st.integers(0, a - b)) for a, b in zip(resized, (height, width), strict=True))
     draws = T.Draws(resized, (top, left, height, width), data.draw(st.booleans()), None)
     before = pixels.copy(), mask.copy()
-    fast, reference = (apply(augment, pixels, mask, draws) for apply in (T.apply_lazy, T.apply))
+    fast, reference = (T.apply(augment, pixels, mask, draws, lazy=lazy) for lazy in (True, False))
     assert_same(fast, reference)
     np.testing.assert_array_equal(pixels, before[0])
     np.testing.assert_array_equal(mask, before[1])
@@ -79,7 +79,7 @@ def test_full_size(source, ratio):
     resized = T.fit_size((1024, 2048), (int(1024 * ratio), int(2048 * ratio)))
     height, width = (min(a, b) for a, b in zip(augment.crop_size, resized, strict=True))
     draws = T.Draws(resized, (resized[0] - height, (resized[1] - width) // 3, height, width), True, None)
-    assert_same(T.apply_lazy(augment, image, mask, draws), T.apply(augment, image, mask, draws))
+    assert_same(*(T.apply(augment, image, mask, draws, lazy=lazy) for lazy in (True, False)))
 
 
 @pytest.mark.parametrize("source", ["mmsegmentation", "official"])
@@ -88,22 +88,7 @@ def test_reads_no_more_than_it_needs(source):
     augment = small(SOURCES[source])
     image, mask = sample(64, 128, 5, harsh=True)
     draws = T.Draws((96, 192), (10, 20, 32, 48), False, None)
-    first = T.apply_lazy(augment, image, mask, draws)
+    first = T.apply(augment, image, mask, draws, lazy=True)
     image[40:], image[:, 60:], mask[40:], mask[:, 60:] = 0, 0, 9, 9  # the crop ends at row 28, column 45.3 of the image
-    np.testing.assert_array_equal(T.apply_lazy(augment, image, mask, draws)[0], first[0])
-    np.testing.assert_array_equal(T.apply_lazy(augment, image, mask, draws)[1], first[1])
-
-
-@pytest.mark.parametrize("lazy", [False, True])
-@pytest.mark.parametrize("source", SOURCES)
-def test_crop_and_padding_apart(source, lazy):
-    """What is padded and normalised later (on the GPU) is the same sample."""
-    augment = small(SOURCES[source], crop=(40, 30))
-    image, mask = sample(33, 47, 1, harsh=False)
-    whole = T.augmented(augment, image, mask, np.random.default_rng(4), lazy=lazy)
-    crop, cropped = T.augmented_crop(augment, image, mask, np.random.default_rng(4), lazy=lazy)
-    assert crop.dtype == np.uint8
-    assert crop.shape == (*cropped.shape, 3)
-    again = T.finished(augment, crop, cropped)
-    np.testing.assert_array_equal(again[0], whole[0])
-    np.testing.assert_array_equal(again[1], whole[1])
+    np.testing.assert_array_equal(T.apply(augment, image, mask, draws, lazy=True)[0], first[0])
+    np.testing.assert_array_equal(T.apply(augment, image, mask, draws, lazy=True)[1], first[1])

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from danet.data.loader import Batch, BatchStream, TrainingSet, collate
+from danet.data.loader import Batch, BatchStream, EpochOrder, TrainingSet, collate
 from danet.data.prefetch import DevicePrefetcher, Normaliser
+from danet.data.transforms import augmented
 from tests.data.test_loader import AUGMENT, Images, same
 from tests.data.test_transforms import SOURCES, small
 
@@ -20,18 +21,21 @@ def test_levels_normalised_later_are_the_same_batch(source, crop):
     """Crops within the image, over its edge in one direction and in both."""
     augment = small(SOURCES[source], crop=crop)
     augment = augment.model_copy(update={"pad": augment.pad.model_copy(update={"swap_for_portrait": False})})
-    finished, levels = (
-        collate([TrainingSet(Images(), augment, 3, levels=levels)[p] for p in range(6)]) for levels in (False, True)
-    )
-    assert finished.boxes is None
+    order, source = EpochOrder(7, 3), Images()
+    finished = [
+        augmented(augment, source.image(index), source.mask(index), order.rng(position))
+        for position, index in enumerate(order.index(position) for position in range(6))
+    ]
+    samples = TrainingSet(source, augment, 3)
+    levels = collate([samples[p] for p in range(6)])
     assert levels.images.dtype == torch.uint8
     assert levels.images.shape == (6, *crop, 3)
     assert levels.boxes is not None
     images = Normaliser(augment, CPU)(levels.images, levels.boxes)
     assert images.dtype == torch.float32
     assert images.is_contiguous()
-    assert torch.equal(images, finished.images)
-    assert torch.equal(levels.masks, finished.masks)
+    assert (images.numpy() == np.stack([image for image, _ in finished])).all()
+    assert (levels.masks.numpy() == np.stack([mask for _, mask in finished])).all()
 
 
 def test_a_stream_tells_how_long_was_waited():

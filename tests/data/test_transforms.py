@@ -158,8 +158,8 @@ def test_padding(augment):
     ("crop", "target"), [((30, 60), (32, 64)), ((32, 20), (64, 32)), ((20, 20), (32, 64)), ((10, 12), (32, 64))]
 )
 def test_portrait_crops_turn_the_target(crop, target):
-    assert T.target_size(small(SSSEG, crop=(32, 64)), crop) == target
-    assert T.target_size(small(MMSEG, crop=(32, 64)), crop) == (32, 64)
+    assert T.place(small(SSSEG, crop=(32, 64)), crop)[0] == target
+    assert T.place(small(MMSEG, crop=(32, 64)), crop)[0] == (32, 64)
 
 
 # cat_max_ratio
