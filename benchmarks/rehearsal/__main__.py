@@ -25,6 +25,7 @@ from danet.core.files import atomic_write, sha256, write_json, write_text
 from danet.data.camvid import SPEC
 from danet.results.measured import read
 from danet.weights.exchange import export_weights
+from danet.weights.ours import metadata_of
 from pipelines import dvc_environment
 
 PUBLISHED = ROOT / "benchmarks" / "published.yaml"
@@ -59,8 +60,8 @@ def verified(run: Run, row: Row, digest: str, *, last: bool) -> dict[str, float]
     found = json.loads(kept.read_text()) if kept.exists() else {}
     if last or found.get("of") != [digest, row.hash]:
         place(run, row)
-        source = Workspace(ROOT).released(row) / "source.json"
-        again = not source.exists() or json.loads(source.read_text()).get("sha256") != digest
+        metadata = metadata_of(Workspace(ROOT).released(row) / "weights.safetensors") or {}
+        again = metadata.get("source_sha256") != digest
         dvc(*(["-f"] if again else []), "-s", f"released@{row.name}")
         dvc("-s", f"verify@{row.name}")
         result = read(row, Workspace(ROOT)).verification

@@ -32,7 +32,8 @@ def import_weights_command(
     from danet.weights.exchange import import_weights
 
     refuse_existing([out], force=force)
-    typer.echo(import_weights(file, out, Workspace(workspace).params(), row=row))
+    facts = import_weights(file, out, Workspace(workspace).params(), row=row)
+    typer.echo(f"{out}: {facts['source']} weights for row {facts['row']}; published checksum: {facts['checksum']}")
 
 
 @app.command("export-weights")

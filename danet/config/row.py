@@ -8,27 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-MAX_NAME = 80
-NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,79}$")]
 """Names reach file paths and command lines through DVC, so they are restricted to this."""
-
-
-def _name(value: str) -> str:
-    if len(value) > MAX_NAME or not NAME.fullmatch(value):
-        raise ValueError(
-            f"names reach file paths and command lines: up to {MAX_NAME} lower-case letters, digits, '-' and '_', "
-            "beginning with one of the first two"
-        )
-    return value
-
-
-Name = Annotated[str, AfterValidator(_name)]
 _Side = Annotated[int, Field(gt=0, le=1 << 16)]
 Size = tuple[_Side, _Side]
 """``(height, width)`` in pixels, everywhere in this project."""

@@ -6,7 +6,6 @@ into commands, so that ``${`` is refused as well.
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -43,8 +42,8 @@ def load_mapping(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file.
 
     Raises:
-        ConfigError: naming file, place and problem, if it cannot be read, is not YAML, holds no mapping, or holds what
-            no setting can be: a key twice, dates and other tags, numbers that are not finite, or ``${``.
+        ConfigError: naming file, place and problem, if it cannot be read, is not YAML, holds no mapping, or holds a key
+            twice, a tag that makes an object, or ``${``.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -58,29 +57,10 @@ def load_mapping(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: is not valid YAML: {reason}") from error
     if not isinstance(raw, Mapping):
         raise ConfigError(f"{path}: must hold a mapping of sections")
-    _check(raw, path, "")
+    for number, line in enumerate(text.splitlines(), 1):
+        if "${" in line.partition("#")[0]:
+            raise ConfigError(f"{path}: line {number} holds ${{, which DVC would fill in")
     return dict(raw)
-
-
-def _check(value: object, path: Path, place: str) -> None:
-    where = f"{path}: {place.lstrip('.')}"
-    if isinstance(value, Mapping):
-        for key, entry in value.items():
-            _check(key, path, place)
-            _check(entry, path, f"{place}.{key}")
-    elif isinstance(value, list):
-        for number, entry in enumerate(value):
-            _check(entry, path, f"{place}[{number}]")
-    elif isinstance(value, str):
-        if "${" in value:
-            raise ConfigError(f"{where}: {value!r} holds ${{, which DVC would fill in")
-    elif isinstance(value, float):
-        if not math.isfinite(value):
-            raise ConfigError(f"{where}: {value} is not finite")
-    elif value is not None and not isinstance(value, int):
-        raise ConfigError(
-            f"{where}: {value!r} is a {type(value).__name__}; allowed are text (in quotes), numbers, true, false, null"
-        )
 
 
 def read_raw(path: Path) -> dict[str, Any]:

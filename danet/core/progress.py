@@ -86,8 +86,3 @@ class Progress:
             seconds = (self.total - self.done) / rate
             text += f", {int(seconds // 60)} min {int(seconds % 60)} s left"
         print(f"{text}, {self.note}" if self.note else text, file=sys.stderr, flush=True)
-
-
-def size_text(count: int) -> str:
-    """A number of bytes for reading."""
-    return f"{count / 1e9:.2f} GB" if count >= 10**8 else f"{count / 1e6:.2f} MB"

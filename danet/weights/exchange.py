@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,39 +21,18 @@ from danet.weights.ours import config_of, load_model, metadata_of, read_model, s
 from danet.weights.released import export_released, import_released
 
 
-@dataclass(frozen=True)
-class Imported:
-    """What :func:`import_weights` wrote."""
-
-    path: Path
-    row: str
-    source: str
-    sha256: str
-    """Of the file that was imported."""
-    tensors: int
-    checksum: str
-    """As :func:`checksum_state`."""
-
-    def __str__(self) -> str:
-        sure = {
-            "matches": "as published",
-            "none": "no checksum is published",
-            "differs": "not the released file, whose checksum is another",
-        }[self.checksum]
-        return (
-            f"{self.path}: {self.source} weights for row {self.row}, {self.tensors} tensors, from a file of sha256 "
-            f"{self.sha256[:12]}... ({sure})"
-        )
-
-
-def import_weights(file: Path, out: Path, params: Params, *, row: str | None = None) -> Imported:
-    """Writes a released checkpoint of any source as our safetensors; its metadata tell row, source and hash.
+def import_weights(file: Path, out: Path, params: Params, *, row: str | None = None) -> dict[str, str]:
+    """Writes a released checkpoint of any source as our safetensors.
 
     Args:
         file: the checkpoint, as published.
         out: ends in ``.safetensors``.
         params: the rows.
         row: whose weights they are; by default found by the name of the file under ``released``.
+
+    Returns:
+        What the metadata tell of them: ``row``, ``source``, ``source_file``, ``source_sha256`` and ``checksum``
+        (:func:`checksum_state`).
 
     Raises:
         CheckpointError: if the file is damaged, unsafe or of another network than the row's, or ``out`` has another
@@ -78,7 +56,7 @@ def import_weights(file: Path, out: Path, params: Params, *, row: str | None = N
     model.load_state_dict(state, assign=True)
     facts = {"row": name, "source": source, "source_file": file.name, "source_sha256": digest, "checksum": checksum}
     save_model(out, model, facts)
-    return Imported(out, name, source, digest, len(state), checksum)
+    return facts
 
 
 def checksum_state(digest: str, released: Released | None) -> str:

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from danet.acquire.http import checksum_matches, public
-from danet.acquire.sources import Source, Wanted, obtain
+from danet.acquire.http import checksum_matches
+from danet.acquire.sources import Wanted, obtain
 from danet.acquire.unpack import unpack
 from danet.config.params import Params, Released, Weights
 from danet.config.row import Row
@@ -42,7 +42,7 @@ def fetch_weights(workspace: Workspace, name: str) -> None:
     if spec.file is None:
         write_json(out / SOURCE_FILE, {"name": name, "title": spec.title})
         return
-    with _obtained(imagenet_wanted(spec), out, workspace) as (file, _):
+    with _obtained(imagenet_wanted(spec), out, workspace) as file:
         if file.suffix != ".zip":
             prepare_weights(name, spec, file, out)
             return
@@ -57,7 +57,7 @@ def fetch_weights(workspace: Workspace, name: str) -> None:
 
 
 def fetch_released(workspace: Workspace, name: str, *, progress: bool = True) -> Path:
-    """Writes ``data/released/ROW`` (``weights.safetensors``, ``source.json``) and returns the weights file.
+    """Writes ``data/released/ROW`` and returns the weights file.
 
     Raises:
         ConfigError: if the row is unknown, or its source released no weights.
@@ -70,23 +70,20 @@ def fetch_released(workspace: Workspace, name: str, *, progress: bool = True) ->
     out = workspace.released(row)
     wanted = Wanted(spec.file, "released", spec.url, spec.checksum, also=(f"{name}.pth",), command=spec.command)
     try:
-        with _obtained(wanted, out, workspace, progress) as (file, source):
-            imported = import_weights(file, out / WEIGHTS_FILE, params, row=name)
+        with _obtained(wanted, out, workspace, progress) as file:
+            import_weights(file, out / WEIGHTS_FILE, params, row=name)
     except DownloadError as error:
         raise DownloadError(f"released weights of {name}: {error}") from error
-    url = public(source.url) if source.url is not None else spec.url
-    facts = {"row": name, "source": imported.source, "file": spec.file, "from": source.kind, "url": url}
-    write_json(out / SOURCE_FILE, facts | {"sha256": imported.sha256, "checksum": imported.checksum})
     return out / WEIGHTS_FILE
 
 
 @contextmanager
-def _obtained(wanted: Wanted, out: Path, workspace: Workspace, progress: bool = True) -> Iterator[tuple[Path, Source]]:
+def _obtained(wanted: Wanted, out: Path, workspace: Workspace, progress: bool = True) -> Iterator[Path]:
     """The file, while it is used. A download that broke off stays in a folder beside ``out``, to be resumed."""
     folder = out.with_name(f".{out.name}.download")
-    found = obtain(wanted, folder / wanted.file, workspace.archives(), progress=progress)
+    file, _ = obtain(wanted, folder / wanted.file, workspace.archives(), progress=progress)
     try:
-        yield found
+        yield file
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

@@ -7,7 +7,6 @@ Names understood: torchvision's and PyTorch-Encoding's 7x7 stem (``conv1``, ``bn
 from __future__ import annotations
 
 import re
-from functools import cache
 from pathlib import Path
 from typing import Final
 
@@ -16,91 +15,47 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from danet.config.params import Weights
-from danet.core.errors import CheckpointError
 from danet.core.files import atomic_write, sha256, write_json
-from danet.models.resnet import BLOCKS, ResNet, Stem
+from danet.models.resnet import ResNet, Stem
 from danet.models.segmentor import Segmentor
-from danet.weights.reading import check_names, read_tensors
+from danet.weights.reading import check_names, read_tensors, translated
 
 WEIGHTS_FILE: Final = "weights.safetensors"
 SOURCE_FILE: Final = "source.json"
 _CLASSIFIER: Final = re.compile(r"(head\.)?fc\.(weight|bias)")
-_COUNTER: Final = "num_batches_tracked"
 
 
-def convert(file: Path, given: dict[str, Tensor], backbone: str, stem: Stem) -> dict[str, Tensor]:
+def convert(file: Path, backbone: str, stem: Stem) -> dict[str, Tensor]:
     """An ImageNet checkpoint's tensors in the names of our :class:`~danet.models.resnet.ResNet`, without prefix.
 
-    The ImageNet classifier (``fc``) is dropped; batch counters, which old files lack, are set to 0. Everything else
-    must be there, and nothing more. Floating-point tensors become float32.
+    The ImageNet classifier (``fc``) is dropped.
 
     Raises:
         CheckpointError: if they are of another depth or stem.
     """
-    if any(key.startswith("backbone.") for key in given):
-        given = {key.removeprefix("backbone."): value for key, value in given.items()}
-    given = {key: value for key, value in given.items() if not _CLASSIFIER.fullmatch(key)}
-    found_backbone, found_stem = describe(given)
-    for kind, found, wanted in (("backbone", found_backbone, backbone), ("stem", found_stem, stem)):
-        if found is not None and found != wanted:
-            raise CheckpointError(
-                f"{file}: holds a {found} {kind}, expected {wanted}; take the file that weights.* in datasets.yaml "
-                f"names, or correct its {kind} there"
-            )
-    result: dict[str, Tensor] = {}
-    names: dict[str, str] = {}
-    for key, value in given.items():
-        name = _our_name(key, stem)
-        if name in result:
-            raise CheckpointError(
-                f"{file}: {names[name]} and {key} are the same tensor of the stem; fetch the file again"
-            )
-        result[name] = value.float() if value.is_floating_point() else value
-        names[name] = key
-    expected = _expected(backbone, stem)
-    for key in expected:
-        if key.endswith(_COUNTER):
-            result.setdefault(key, torch.zeros((), dtype=torch.int64))
-    check_names(
-        file,
-        result,
-        expected,
-        what=f"an ImageNet {backbone} with the {stem} stem",
-        remedy="take the file that weights.* in datasets.yaml names",
-        names=names,
-    )
-    return {key: result[key] for key in expected}
-
-
-def describe(state: dict[str, Tensor]) -> tuple[str | None, str | None]:
-    """Backbone and stem of a ResNet's tensors in any source's names, None where they do not tell."""
-    blocks: tuple[int, ...] = tuple(
-        len({match[1] for key in state if (match := re.match(rf"layer{stage}\.(\d+)\.conv3\.weight$", key))})
-        for stage in (1, 2, 3, 4)
-    )
-    depths: dict[tuple[int, ...], str] = {**{value: key for key, value in BLOCKS.items()}, (3, 8, 36, 3): "resnet152"}
-    backbone = depths.get(blocks)
-    if blocks == (0, 0, 0, 0) and "layer4.0.conv2.weight" in state:
-        backbone = "resnet18 or resnet34"
-    first = next((state[key] for key in ("conv1.weight", "conv1.0.weight", "stem.0.weight") if key in state), None)
-    stems: dict[tuple[int, ...], str] = {
-        (64, 3, 7, 7): "7x7",
-        (32, 3, 3, 3): "deep-32-32-64",
-        (64, 3, 3, 3): "deep-64-64-128",
-    }
-    return backbone, None if first is None else stems.get(tuple(first.shape))
-
-
-def _our_name(key: str, stem: str) -> str:
-    if stem == "7x7":
-        return re.sub(r"^bn1\.", "stem.1.", re.sub(r"^conv1\.weight$", "stem.0.weight", key))
-    return re.sub(r"^bn1\.", "stem.7.", re.sub(r"^conv1\.(?=\d)", "stem.", key))
-
-
-@cache
-def _expected(backbone: str, stem: Stem) -> dict[str, Tensor]:
+    tensors = {key.removeprefix("backbone."): value for key, value in read_tensors(file).items()}
+    given = {key: value for key, value in tensors.items() if not _CLASSIFIER.fullmatch(key)}
     with torch.device("meta"):  # names and shapes do not depend on stride and dilation
-        return ResNet(backbone, stem, 8).state_dict()
+        wanted = ResNet(backbone, stem, 8).state_dict()
+    as_ours = any(key.startswith("stem.") for key in given)
+    return translated(
+        file,
+        given,
+        wanted,
+        {key: key if as_ours else encoding_name(key, stem) for key in wanted},
+        what=f"an ImageNet {backbone} with the {stem} stem",
+        remedy="take the file that weights.* in datasets.yaml names, or correct backbone and stem there",
+    )
+
+
+def encoding_name(key: str, stem: str) -> str:
+    """torchvision's and PyTorch-Encoding's name of a tensor of our backbone."""
+    if not key.startswith("stem."):
+        return key
+    _, index, rest = key.split(".", 2)
+    if stem == "7x7":
+        return f"{'conv1' if index == '0' else 'bn1'}.{rest}"
+    return f"bn1.{rest}" if index == "7" else f"conv1.{index}.{rest}"
 
 
 def prepare_weights(name: str, spec: Weights, file: Path, out: Path) -> None:
@@ -111,7 +66,7 @@ def prepare_weights(name: str, spec: Weights, file: Path, out: Path) -> None:
     """
     assert spec.backbone
     assert spec.stem
-    state = convert(file, read_tensors(file), spec.backbone, spec.stem)
+    state = convert(file, spec.backbone, spec.stem)
     with atomic_write(out / WEIGHTS_FILE) as temporary:
         save_file({key: value.contiguous() for key, value in state.items()}, temporary)
     source = {"name": name, **spec.model_dump(), "sha256": sha256(file), "weights_sha256": sha256(out / WEIGHTS_FILE)}

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from danet.config.row import Model
@@ -114,21 +114,13 @@ def read_model(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
     """
     if not path.is_file():
         raise CheckpointError(f"{path}: does not exist; train the row first, with `dvc repro train@ROW`")
-    try:
-        with safe_open(path, framework="pt", device="cpu") as stream:
-            metadata = dict(json.loads((stream.metadata() or {}).get(METADATA_KEY, "{}")))
-            tensors = {key: stream.get_tensor(key) for key in stream.keys()}  # noqa: SIM118 - no mapping
-    except (SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(
-            f"{path}: is not a safetensors file or is cut off ({error}); train the row again, or bring a source's "
-            "checkpoint to our format with `danet import-weights`"
-        ) from error
+    metadata = metadata_of(path) or {}
     if metadata.get("format") != FORMAT:
         raise CheckpointError(
-            f"{path}: its format is {metadata.get('format', 'not stated')}, expected {FORMAT}; "
-            "released checkpoints must be imported first"
+            f"{path}: is no weights file of ours (format {FORMAT}) or is cut off; train the row again, or bring a "
+            "source's checkpoint to our format with `danet import-weights`"
         )
-    return metadata, tensors
+    return metadata, load_file(path)
 
 
 def unwrap(model: nn.Module) -> Segmentor:

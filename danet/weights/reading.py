@@ -20,6 +20,7 @@ from torch import Tensor
 from danet.core.errors import CheckpointError
 
 _SHOWN: Final = 5
+_COUNTER: Final = ".num_batches_tracked"
 _WRAPPERS: Final = ("state_dict", "model_state_dict", "model", "network", "net", "module")
 """Entries under which training code keeps the state dict."""
 _PREFIXES: Final = ("module.", "_orig_mod.", "model.", "network.", "net.")
@@ -58,44 +59,61 @@ def read_tensors(file: Path, remedy: str = "delete it and fetch it again") -> di
 
 
 def check_names(
-    file: Path,
-    given: Mapping[str, Tensor],
-    expected: Mapping[str, Tensor],
-    *,
-    what: str,
-    remedy: str,
-    names: Mapping[str, str] | None = None,
+    file: Path, given: Mapping[str, Tensor], expected: Mapping[str, Tensor], *, what: str, remedy: str
 ) -> None:
     """Refuses a state dict that is not exactly the expected one, in names, shapes and kind of number.
 
-    ``names`` are the file's own of ours, where they differ; ``what`` and ``remedy`` are for the message.
+    A number may have the shape () or (1,), as in code of old PyTorch. ``what`` and ``remedy`` are for the message.
 
     Raises:
         CheckpointError: with the first missing, unexpected, misshapen or non-finite tensors.
     """
-    shown = names or {}
+    both = [(key, value, expected[key]) for key, value in given.items() if key in expected]
     shapes = [
-        f"{shown.get(key, key)} {tuple(value.shape)} instead of {tuple(expected[key].shape)}"
-        for key, value in given.items()
-        if key in expected and value.shape != expected[key].shape
+        f"{key} {tuple(value.shape)} instead of {tuple(wanted.shape)}"
+        for key, value, wanted in both
+        if value.shape != wanted.shape and {value.numel(), wanted.numel()} != {1}
     ]
     kinds = [
-        f"{shown.get(key, key)} {value.dtype}"
-        for key, value in given.items()
-        if key in expected and value.is_floating_point() != expected[key].is_floating_point()
+        f"{key} {value.dtype}" for key, value, wanted in both if value.is_floating_point() != wanted.is_floating_point()
     ]
     problems = [
-        _listed("missing", [shown.get(key, key) for key in expected if key not in given]),
-        _listed("unexpected", [shown.get(key, key) for key in given if key not in expected]),
+        _listed("missing", [key for key in expected if key not in given]),
+        _listed("unexpected", [key for key in given if key not in expected]),
         _listed("of another shape", shapes),
         _listed("of another type", kinds),
     ]
     if not any(problems):  # reads every value, so last
-        bad = [shown.get(key, key) for key, value in given.items() if not bool(value.isfinite().all())]
+        bad = [key for key, value in given.items() if not bool(value.isfinite().all())]
         problems = [_listed("with NaN or infinite values", bad)]
     text = "; ".join(problem for problem in problems if problem)
     if text:
         raise CheckpointError(f"{file}: is not {what}: {text}; {remedy}")
+
+
+def translated(
+    file: Path,
+    given: Mapping[str, Tensor],
+    wanted: Mapping[str, Tensor],
+    names: Mapping[str, str],
+    *,
+    what: str,
+    remedy: str,
+) -> dict[str, Tensor]:
+    """The tensors of a file as our state dict ``wanted``, in its shapes and types.
+
+    ``names`` has the file's name of each of ours. Everything must be there, and nothing more; only batch counters,
+    which files of old PyTorch lack altogether, are then 0.
+
+    Raises:
+        CheckpointError: as :func:`check_names`.
+    """
+    expected = {names[key]: value for key, value in wanted.items()}
+    if not any(key.endswith(_COUNTER) for key in given):
+        zero = torch.zeros((), dtype=torch.int64)
+        given = {**given, **{key: zero for key in expected if key.endswith(_COUNTER)}}
+    check_names(file, given, expected, what=what, remedy=remedy)
+    return {key: given[names[key]].to(value.dtype).reshape(value.shape) for key, value in wanted.items()}
 
 
 def _listed(title: str, names: list[str]) -> str:

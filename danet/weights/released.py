@@ -17,10 +17,10 @@ from torch import Tensor
 from danet.config.row import Model
 from danet.core.errors import CheckpointError
 from danet.models.segmentor import build_model
-from danet.weights.imagenet import describe
-from danet.weights.reading import check_names, read_tensors
+from danet.weights.imagenet import encoding_name
+from danet.weights.reading import read_tensors, translated
 
-_COUNTER: Final = ".num_batches_tracked"
+_SCALES: Final = (".gamma", ".scale")
 _REMEDY: Final = "take the checkpoint that belongs to this row"
 
 
@@ -33,8 +33,7 @@ class Toolbox:
         marker: the start of a name that no other source has.
         backbone: prefix of the backbone.
         names: our prefix to theirs.
-        classifier: prefix of the main classifier, which tells the number of classes.
-        scale_shape: of the learned scales, ``()`` or ``(1,)``.
+        scale_shape: that learned scales are written in, ``()`` or ``(1,)``.
         dropped: prefixes of tensors that the network does not use.
     """
 
@@ -42,24 +41,16 @@ class Toolbox:
     marker: str
     backbone: str
     names: Mapping[str, str]
-    classifier: str
     scale_shape: tuple[int, ...] = ()
     dropped: tuple[str, ...] = ()
 
     def name(self, ours: str, stem: str) -> str:
         """Their name of our tensor."""
         if ours.startswith("backbone."):
-            return f"{self.backbone}.{self._stem(ours.removeprefix('backbone.'), stem)}"
+            key = ours.removeprefix("backbone.")
+            return f"{self.backbone}.{encoding_name(key, stem) if self.backbone == 'pretrained' else key}"
         prefix = max((prefix for prefix in self.names if ours.startswith(f"{prefix}.") or ours == prefix), key=len)
         return self.names[prefix] + ours.removeprefix(prefix)
-
-    def _stem(self, key: str, stem: str) -> str:
-        if not key.startswith("stem.") or self.backbone != "pretrained":
-            return key
-        _, index, rest = key.split(".", 2)
-        if stem == "7x7":
-            return f"{'conv1' if index == '0' else 'bn1'}.{rest}"
-        return f"bn1.{rest}" if index == "7" else f"conv1.{index}.{rest}"
 
 
 def _official_danet(**extra: str) -> dict[str, str]:
@@ -89,7 +80,6 @@ SOURCES: Final[dict[str, Toolbox]] = {
         method="danet",
         marker="decode_head.pam_in_conv.",
         backbone="backbone",
-        classifier="decode_head.conv_seg",
         names={
             **_mmsegmentation_blocks(
                 ("head.pam_in", "decode_head.pam_in_conv"),
@@ -113,7 +103,6 @@ SOURCES: Final[dict[str, Toolbox]] = {
         method="danet",
         marker="backbone_net.",
         backbone="backbone_net",
-        classifier="decoder_pamcam.1",
         names={
             "head.pam_in": "pam_in_conv",
             "head.pam_out": "pam_out_conv",
@@ -136,7 +125,6 @@ SOURCES: Final[dict[str, Toolbox]] = {
         method="clusterdanet",
         marker="head.ca.",
         backbone="pretrained",
-        classifier="head.conv8.1",
         names=_official_danet(**{"head.pam_clusters": "head.ca", "head.cam_clusters": "head.cc"}),
         scale_shape=(1,),
         dropped=("pretrained.fc.",),
@@ -145,7 +133,6 @@ SOURCES: Final[dict[str, Toolbox]] = {
         method="danet",
         marker="head.conv5a.",
         backbone="pretrained",
-        classifier="head.conv8.1",
         names=_official_danet(),
         scale_shape=(1,),
         dropped=("pretrained.fc.",),  # the 2018 code kept the ImageNet classifier
@@ -154,7 +141,6 @@ SOURCES: Final[dict[str, Toolbox]] = {
         method="dranet",
         marker="head.conv_cpam_b.",
         backbone="pretrained",
-        classifier="cls_seg.1",
         names={
             "head.cpam_in": "head.conv_cpam_b",
             **{f"head.cpam_encoder.convs.{index}": f"head.cpam_enc.conv{index + 1}" for index in range(4)},
@@ -186,8 +172,7 @@ SOURCES: Final[dict[str, Toolbox]] = {
 def import_released(file: Path, config: Model, num_classes: int) -> tuple[dict[str, Tensor], str]:
     """Reads a released checkpoint of any source into the state dict of our network.
 
-    Batch counters, which files of old PyTorch lack altogether, are then 0; the ImageNet classifier that the official
-    code keeps in its backbone is dropped. Everything else must be there, and nothing more.
+    The ImageNet classifier that the official code keeps in its backbone is dropped.
 
     Returns:
         The state dict for ``build_model(config, num_classes)``, and the source, a key of :data:`SOURCES`.
@@ -196,22 +181,19 @@ def import_released(file: Path, config: Model, num_classes: int) -> tuple[dict[s
         CheckpointError: if the file is damaged or unsafe, from an unknown source, or of another network.
     """
     tensors = read_tensors(file, _REMEDY)
-    source_name = _recognise(file, tensors)
-    source = SOURCES[source_name]
-    tensors = {key: value for key, value in tensors.items() if not key.startswith(source.dropped)}
-    _refuse_other_method(str(file), source, config)
-    _refuse_other_size(file, source, tensors, config, num_classes)
+    name = _recognise(file, tensors)
+    source = _source_of(name, config, str(file))
     with torch.device("meta"):
         wanted = build_model(config, num_classes).state_dict()
-    names = {key: source.name(key, config.stem) for key in wanted}
-    expected = {
-        names[key]: value.reshape(source.scale_shape) if _is_scale(key) else value for key, value in wanted.items()
-    }
-    if not any(key.endswith(_COUNTER) for key in tensors):
-        tensors.update({key: torch.zeros((), dtype=torch.int64) for key in expected if key.endswith(_COUNTER)})
-    check_names(file, tensors, expected, what=f"the {source_name} checkpoint of this row", remedy=_REMEDY)
-    state = {key: tensors[names[key]].to(value.dtype).reshape(value.shape) for key, value in wanted.items()}
-    return state, source_name
+    state = translated(
+        file,
+        {key: value for key, value in tensors.items() if not key.startswith(source.dropped)},
+        wanted,
+        {key: source.name(key, config.stem) for key in wanted},
+        what=f"the {name} checkpoint of this row ({config.backbone}, {num_classes} classes)",
+        remedy=_REMEDY,
+    )
+    return state, name
 
 
 def export_released(state: Mapping[str, Tensor], config: Model, source: str) -> dict[str, Tensor]:
@@ -222,10 +204,11 @@ def export_released(state: Mapping[str, Tensor], config: Model, source: str) -> 
     """
     if source not in SOURCES:
         raise CheckpointError(f"source {source!r} is unknown; allowed: {', '.join(SOURCES)}")
-    target = SOURCES[source]
-    _refuse_other_method(f"export to {source}", target, config)
+    target = _source_of(source, config, "export")
     return {
-        target.name(key, config.stem): value.reshape(target.scale_shape) if _is_scale(key) else value
+        target.name(key, config.stem): value.reshape(target.scale_shape)
+        if key.endswith((".gamma", ".scale"))
+        else value
         for key, value in state.items()
     }
 
@@ -245,32 +228,14 @@ def _recognise(file: Path, tensors: Mapping[str, Tensor]) -> str:
     )
 
 
-def _is_scale(key: str) -> bool:
-    return key.endswith((".gamma", ".scale"))
-
-
-def _refuse_other_method(subject: str, source: Toolbox, config: Model) -> None:
-    if config.method != source.method:
-        raise CheckpointError(f"{subject}: is a {source.method}, the row has method {config.method}; take another row")
-    if source.backbone != "pretrained" and config.stem != "deep-32-32-64":
+def _source_of(name: str, config: Model, subject: str) -> Toolbox:
+    """The toolbox, if it has networks as the row's: other names than its own could not be told."""
+    source = SOURCES[name]
+    stem = source.backbone == "pretrained" or config.stem == "deep-32-32-64"
+    auxiliary = config.aux_channels is None or "aux_head.conv" in source.names or "aux_head.classifier" in source.names
+    if config.method != source.method or not stem or not auxiliary:
         raise CheckpointError(
-            f"{subject}: its networks have the stem deep-32-32-64, the row has {config.stem}; take another row"
+            f"{subject}: {name} has no {config.method} with the stem {config.stem} and aux_channels "
+            f"{config.aux_channels}, as the row has; take another row"
         )
-    if config.aux_channels is not None and not any(key.startswith("aux_head") for key in source.names):
-        raise CheckpointError(f"{subject}: has no auxiliary head, the row has aux_channels {config.aux_channels}")
-
-
-def _refuse_other_size(
-    file: Path, source: Toolbox, tensors: Mapping[str, Tensor], config: Model, num_classes: int
-) -> None:
-    """The likely mistakes in words, before the list of names."""
-    prefix = f"{source.backbone}."
-    backbone = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
-    for kind, found, wanted in zip(
-        ("backbone", "stem"), describe(backbone), (config.backbone, config.stem), strict=True
-    ):
-        if found is not None and found != wanted:
-            raise CheckpointError(f"{file}: has {kind} {found}, the row has {kind} {wanted}; {_REMEDY}")
-    classifier = tensors.get(f"{source.classifier}.weight")
-    if classifier is not None and classifier.ndim == 4 and len(classifier) != num_classes:
-        raise CheckpointError(f"{file}: has {len(classifier)} classes, the row has {num_classes} classes; {_REMEDY}")
+    return source

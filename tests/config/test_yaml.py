@@ -28,12 +28,9 @@ def test_our_own_files_are_read_as_pyyaml_reads_them(file):
     ("text", "problem"),
     [
         ("a: !!python/object/apply:os.system [echo]", "python/object"),
-        ("a: 2012-05-11", "a: .* is a date"),
-        ("x: 1\na: {b: .nan}", "a.b: .*not finite"),
-        ("a: [1, {b: -.inf}]", r"a\[1\].b: .*not finite"),
         ("a: 1\nb: 2\na: 3", "'a' comes twice.*line 3"),
         ("a: {[x]: 1}", "unhashable key"),
-        ("a: ${rows}", "DVC would fill in"),
+        ("b: 1\na: ${rows}", "line 2 .*DVC would fill in"),
         ("- a", "must hold a mapping"),
         ("", "must hold a mapping"),
         ("a: 1\n---\nb: 2", "expected a single document"),

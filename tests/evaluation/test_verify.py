@@ -176,10 +176,8 @@ def test_released_weights_are_taken_from_a_folder_and_verified(workspace, tmp_pa
     assert not out.exists()
     monkeypatch.setenv("DANET_ARCHIVES", str(tmp_path))
     fetch_released(workspace, name)
-    facts = json.loads((out / "source.json").read_text())
-    assert (facts["sha256"], facts["checksum"], facts["source"]) == (digest, "matches", "mmsegmentation")
-    model = build_model(row.model, 19)
-    assert load_model(out / "weights.safetensors", model)["source_sha256"] == digest
+    facts = load_model(out / "weights.safetensors", build_model(row.model, 19))
+    assert (facts["source_sha256"], facts["checksum"], facts["source"]) == (digest, "matches", "mmsegmentation")
     spec = workspace.params().released[name]
     assert stored(workspace, row, spec) == out / "weights.safetensors"
     assert stored(workspace, row, spec.model_copy(update={"checksum": "sha256:00000000"})) is None

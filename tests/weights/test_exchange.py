@@ -114,15 +114,19 @@ def test_to_mmsegmentation_and_back_is_exact(tmp_path, trained, exported, unpubl
     assert content["meta"]["CLASSES"][0] == content["meta"]["dataset_meta"]["classes"][0] == "road"
     assert content["meta"]["PALETTE"][0] == [128, 64, 128]
     result = import_weights(exported, tmp_path / "back.safetensors", unpublished, row=SMALL)
-    assert (result.source, result.tensors, result.checksum) == ("mmsegmentation", 376, "none")
     before, after = load_file(trained), load_file(tmp_path / "back.safetensors")
     assert before.keys() == after.keys()
     assert all(torch.equal(before[key], after[key]) for key in before)
     metadata = metadata_of(tmp_path / "back.safetensors")
     assert metadata is not None
-    assert metadata["row"] == SMALL
-    assert metadata["source"] == "mmsegmentation"
-    assert metadata["source_sha256"] == sha256(exported) == result.sha256
+    assert result == {
+        "row": SMALL,
+        "source": "mmsegmentation",
+        "source_file": "exported.pth",
+        "source_sha256": sha256(exported),
+        "checksum": "none",
+    }
+    assert result.items() <= metadata.items()
     with pytest.raises(CheckpointError, match="in our format already"):
         import_weights(trained, tmp_path / "x.safetensors", unpublished)
     with pytest.raises(CheckpointError, match=r"must end in \.safetensors"):
@@ -140,7 +144,7 @@ def test_projections_without_biases_get_zeros_in_mmsegmentation(tmp_path, params
     biases = [theirs[f"decode_head.pam.{part}_project.bias"] for part in ("query", "key", "value")]
     assert [tuple(bias.shape) for bias in biases] == [(64,), (64,), (512,)]
     assert not any(bool(bias.any()) for bias in biases)
-    with pytest.raises(CheckpointError, match="export to official-dranet: is a dranet, the row has method danet"):
+    with pytest.raises(CheckpointError, match="export: official-dranet has no danet"):
         export_weights(tmp_path / "w.safetensors", tmp_path / "w.pth", target="official-dranet")
 
 
@@ -148,8 +152,7 @@ def test_the_row_is_found_by_the_name_of_the_file(tmp_path: Path, params: Params
     named = tmp_path / params.released[SMALL].file
     named.symlink_to(exported)
     result = import_weights(named, tmp_path / "x.safetensors", params)
-    assert (result.row, result.checksum) == (SMALL, "differs")
-    assert "not the released file, whose checksum is another" in str(result)
+    assert (result["row"], result["checksum"]) == (SMALL, "differs")
     with pytest.raises(ConfigError, match="say whose weights it holds with --row"):
         import_weights(exported, tmp_path / "y.safetensors", params)
 
@@ -190,8 +193,8 @@ def test_a_refused_file_leaves_nothing(tmp_path, exported, unpublished):
     out = tmp_path / "x.safetensors"
     for file, row, message in (
         (tmp_path / "cut.pth", SMALL, r"cut\.pth: is not a PyTorch file, is cut off"),
-        (exported, "mmseg-r50-d8-voc2012-20k", "has 19 classes, the row has 21 classes"),
-        (exported, "mmseg-r101-d8-cityscapes-512x1024-40k", "has backbone resnet50, the row has backbone resnet101"),
+        (exported, "mmseg-r50-d8-voc2012-20k", r"21 classes\): .*\(19, 512, 1, 1\) instead of \(21"),
+        (exported, "mmseg-r101-d8-cityscapes-512x1024-40k", r"\(resnet101, 19 classes\): .* missing"),
     ):
         with pytest.raises(CheckpointError, match=message):
             import_weights(file, out, unpublished, row=row)
