@@ -11,9 +11,10 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from danet.config.row import Row
 from danet.core.errors import DataError
 from danet.core.files import atomic_write
+from danet.data.layout import IGNORE
 from danet.data.loader import TrainingSet
 from danet.data.prepared import PreparedDataset
-from danet.evaluation.visualise import IGNORE, IGNORE_RGB, Image8, Palette, overlay, with_legend
+from danet.evaluation.visualise import IGNORE_RGB, Image8, Palette, overlay, with_legend
 
 Picture = tuple[str, Image8, Image8 | None]
 """(name, image (H, W, 3) BGR, train ids (H, W) or None)."""
