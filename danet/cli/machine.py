@@ -16,18 +16,11 @@ app = typer.Typer()
 
 
 @app.command()
-def doctor(
-    format: Annotated[Format, typer.Option(help="table for people, json for programs.")] = Format.table,
-    workspace: Root = Path(),
-) -> None:
+def doctor(workspace: Root = Path()) -> None:
     """Check Python, torch, GPU, disk, datasets and credentials: which rows can run here, and what the others need."""
-    from danet.cli.doctor import examine, print_findings
+    from danet.cli.doctor import examine
 
-    sections = examine(Workspace(workspace))
-    if format is Format.json:
-        typer.echo(json.dumps(dict(sections), indent=2))
-    else:
-        print_findings(sections)
+    examine(Workspace(workspace))
 
 
 @app.command("flops")

@@ -154,18 +154,17 @@ def _show_row(row: Row, params: Params, workspace: Workspace, format: Format) ->
 
 def _next(row: Row, params: Params, workspace: Workspace, status: str) -> tuple[str, str]:
     """How a row stands, and the command that comes next."""
-    from danet.cli.doctor import dataset_state, state_of
+    from danet.cli.doctor import dataset_state, row_state
 
     here = workspace.root.resolve() == Path().resolve()
     if status == "measured":
         return status, f"danet show {'' if here else f'-C {workspace.root} '}{row.name}"
     repro = f"dvc {'' if here else f'--cd {workspace.root} '}repro evaluate@{row.name}"
-    if state_of(row, workspace) == "trained":
-        return "trained", repro
-    finding = dataset_state(row.dataset, params.dataset(row.dataset), workspace)
-    if finding["state"] == "missing":
-        return f"blocked: {row.dataset} is missing: {finding['how']}", repro
-    return status, repro
+    data = dataset_state(row.dataset, params.dataset(row.dataset), workspace)
+    state = row_state(row, workspace, data)
+    if state == "blocked":
+        return f"blocked: {row.dataset} is missing: {data.how}", repro
+    return (state if state == "trained" else status), repro
 
 
 def _short(row: Row) -> str:

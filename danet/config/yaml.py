@@ -22,20 +22,30 @@ BESIDE = {"numerics.yaml": ("revisions", "numerics", "profiles"), "datasets.yaml
 """Files beside ``params.yaml`` and the sections that they hold, so that DVC has less to parse for each stage."""
 
 
-class _Loader(yaml.SafeLoader):
-    """The safe loader, which refuses a key that comes twice."""
+class _Loader(yaml.CSafeLoader):
+    """The safe loader of libyaml (ten times as fast as PyYAML's own), which refuses a key that comes twice."""
 
-    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+    def get_single_node(self) -> yaml.Node | None:
         """As the base class."""
-        node = super().compose_mapping_node(anchor)
-        seen: set[str] = set()
-        for name, mark in ((key.value, key.start_mark) for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
-            if name in seen:
-                raise yaml.composer.ComposerError(
-                    None, None, f"the key {name!r} comes twice, and one of them would be lost", mark
-                )
-            seen.add(name)
+        node = super().get_single_node()
+        _refuse_twice(node, set())
         return node
+
+
+def _refuse_twice(node: yaml.Node | None, known: set[yaml.Node]) -> None:
+    if not isinstance(node, yaml.CollectionNode) or node in known:
+        return
+    known.add(node)
+    seen: set[str] = set()
+    for child in node.value:
+        key, value = child if isinstance(node, yaml.MappingNode) else (None, child)
+        if isinstance(key, yaml.ScalarNode):
+            if key.value in seen:
+                raise yaml.composer.ComposerError(
+                    None, None, f"the key {key.value!r} comes twice, and one of them would be lost", key.start_mark
+                )
+            seen.add(key.value)
+        _refuse_twice(value, known)
 
 
 def load_mapping(path: Path) -> dict[str, Any]:

@@ -174,8 +174,8 @@ def _blocked(plan: Plan, workspace: Workspace, rows: Sequence[Row]) -> dict[str,
     for name in {row.dataset for row in rows} & {stage.partition("@")[2] for stage in plan.missing}:
         if f"convert@{name}" in plan.missing and f"download@{name}" in plan.missing:
             finding = dataset_state(name, plan.params.datasets[name], workspace)
-            if finding["state"] == "missing":
-                found[name] = f"{name}: {finding['how']}"
+            if finding.state == "missing":
+                found[name] = f"{name}: {finding.how}"
     return found
 
 

@@ -1,6 +1,9 @@
 """``danet doctor`` asks the same sources as the stages, and states true sizes."""
 
 import re
+import subprocess
+import sys
+from dataclasses import replace
 
 import pytest
 
@@ -9,6 +12,8 @@ from danet.config.params import load_params
 from danet.config.workspace import Workspace
 from danet.config.yaml import write_raw
 from danet.data.raw import download_dataset
+from danet.data.registry import ADAPTERS
+from danet.evaluation import cost
 from tests.data.samples import camvid_spec, camvid_tree, prepare, zip_of
 from tests.parameters import ROOT, raw_params
 
@@ -17,7 +22,7 @@ pytestmark = pytest.mark.usefixtures("no_environment")
 
 def state(workspace, name):
     found = doctor.dataset_state(name, workspace.params().dataset(name), workspace)
-    return found["state"], found["how"]
+    return found.state, found.how
 
 
 def test_where_a_dataset_comes_from(tmp_path, monkeypatch):
@@ -45,32 +50,41 @@ def test_where_a_dataset_comes_from(tmp_path, monkeypatch):
 def test_sizes(tmp_path, monkeypatch):
     """The size of raw storage is that of what a conversion writes, for images as large as those of Cityscapes."""
     spec = camvid_spec(1, storage="raw")
-    monkeypatch.setitem(doctor.PIXELS, "camvid", 512 * 1024)
+    monkeypatch.setitem(ADAPTERS, "camvid", replace(ADAPTERS["camvid"], image_size=(512, 1024)))
     out = prepare(camvid_tree(tmp_path / "tree", 1, (512, 1024)), spec, tmp_path)
     written = sum(path.stat().st_size for path in out.iterdir())
-    assert doctor.disk_gb(spec)["prepared"] * 1e9 == pytest.approx(written, rel=0.001)
+    assert doctor.disk_gb(spec)[1] * 1e9 == pytest.approx(written, rel=0.001)
     cityscapes = load_params(ROOT / "params.yaml").dataset("cityscapes")
-    assert round(doctor.disk_gb(cityscapes)["prepared"]) == 39
+    assert round(doctor.disk_gb(cityscapes)[1]) == 39
 
 
-def test_a_link_is_told(tmp_path):
-    assert doctor._link(Workspace(tmp_path)) is None
+def test_the_sections(tmp_path, monkeypatch, capsys):
+    """Sizes and states before torch is loaded; rows by table, with the hours of each profile in all."""
+    write_raw(raw_params(), tmp_path)
     (tmp_path / "disk").mkdir()
     (tmp_path / "data").symlink_to(tmp_path / "disk")
-    assert doctor._link(Workspace(tmp_path)) is None, "DVC takes it where there is no Git"
+    names = [row.name for row in Workspace(tmp_path).params().table_rows("camvid")]
+    before = []
+
+    def hours_here(workspace, params, rows):
+        before.append(capsys.readouterr().out)
+        return {name: {"published": float(hours), "own": 0.0, "fast": hours / 10} for hours, name in enumerate(names)}
+
+    monkeypatch.setattr(cost, "hours_here", hours_here)
+    doctor.examine(Workspace(tmp_path))
+    lines = [*before[0].splitlines(), *capsys.readouterr().out.splitlines()]
+    assert "error" not in before[0], "DVC takes a link where there is no Git"
+    cells = {line.split()[0]: re.split(" {2,}", line) for line in lines if line}
+    assert re.split(" {2,}", before[0][before[0].index("camvid  ") :].splitlines()[0])[1:3] == ["downloadable", "0.2 GB"]
+    assert cells["camvid"] == ["camvid", str(len(names)), "-", "-", str(len(names)), "-", "28 h", "2 h 48 min"]
+    assert cells["official"][1:6] == ["2", "-", "-", "-", "2"]  # their data needs a login
+    assert any(line.startswith("blocked: 14 rows need cityscapes") for line in lines)
     (tmp_path / ".git").mkdir()
-    assert f"dvc cache dir --local {tmp_path}/disk" in str(doctor._link(Workspace(tmp_path)))
+    doctor.examine(Workspace(tmp_path))
+    assert f"dvc cache dir --local {tmp_path}/disk" in before[1]
 
 
-def test_sections_come_as_they_are_known_and_hours_per_table(capsys):
-    sections = doctor.examine(Workspace(ROOT))
-    assert next(sections)[0] == "software"  # nothing else has been looked at yet
-    rows = dict(sections)["rows"]
-    assert {row["needs"] for row in rows if row["state"] == "blocked"} <= {"cityscapes"}
-    for row, hours in zip(rows, range(len(rows)), strict=True):
-        row["hours"] = {"published": float(hours), "own": 0.0, "fast": hours / 10}
-    doctor.print_findings(iter([("rows", rows)]))
-    lines = capsys.readouterr().out.splitlines()
-    (camvid,) = [line for line in lines if line.startswith("camvid ")]
-    assert re.split(" {2,}", camvid)[-2:] == ["12 days", "28 h"]  # 31 + ... + 38 = 276 h
-    assert max(map(len, lines)) <= 80
+def test_the_first_sections_do_not_wait_for_torch():
+    """They need its version alone; loading it takes most of the command's time."""
+    code = "import sys, danet.cli.doctor; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0

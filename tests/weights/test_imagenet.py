@@ -225,12 +225,12 @@ def test_weights_come_through_the_same_sources_as_archives(folder, site, tmp_pat
     (space.archives() / "w.pth").write_bytes(b"another file")
     with pytest.raises(DownloadError, match=r"data/archives/w\.pth: is not the expected file.*1,000 bytes so far"):
         fetch_weights(space, "test")
-    assert doctor._weights("test", spec, space)["state"] == "local"
+    assert doctor.weights_state("test", spec, space).state == "local"
     (space.archives() / "w.pth").unlink()
-    assert doctor._weights("test", spec, space)["how"] == f"mirror: {site.url}/mirror/w.pth"
+    assert doctor.weights_state("test", spec, space).how == f"mirror: {site.url}/mirror/w.pth"
     site.cut = []
     fetch_weights(space, "test")
     assert site.ranges_asked()[-1] == "bytes=1000-"
     assert sha256(space.weights("test") / "weights.safetensors") == sha256(folder / "out/weights.safetensors")
-    assert doctor._weights("test", spec, space)["state"] == "ready"
+    assert doctor.weights_state("test", spec, space).state == "ready"
     assert [path.name for path in space.weights("test").parent.iterdir()] == ["test"]
