@@ -7,7 +7,6 @@ import os
 import platform
 import re
 import shutil
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import metadata
@@ -74,8 +73,6 @@ def _print_machine(out: Console, workspace: Workspace) -> None:
     versions = {name: _version(name) for name in PACKAGES}
     here = [f"{name} {version}" for name, version in versions.items() if version]
     out.print(f"[green]ok[/]       {', '.join([f'python {platform.python_version()}', *here])}")
-    if sys.version_info < (3, 11):
-        out.print("[red]error[/]    Python is too old; 3.11 or newer is needed")
     if missing := [name for name, version in versions.items() if not version]:
         out.print(f"[red]missing[/]  {', '.join(missing)}: run `make setup`")
     out.print(

@@ -10,7 +10,7 @@ import typer
 
 from danet.cli.options import Format, Root
 from danet.config.workspace import Workspace
-from danet.core.console import output, result_table
+from danet.core.console import output, print_columns
 
 app = typer.Typer()
 
@@ -27,7 +27,7 @@ def doctor(workspace: Root = Path()) -> None:
 def flops_command(
     row: Annotated[str | None, typer.Argument(metavar="[ROW]", help="A row's name; or --all.")] = None,
     every: Annotated[bool, typer.Option("--all", help="All rows.")] = False,
-    format: Annotated[Format, typer.Option(help="table for people, json and csv for programs.")] = Format.table,
+    format: Annotated[Format, typer.Option(help="table for people, json for programs.")] = Format.table,
     workspace: Root = Path(),
 ) -> None:
     """Count parameters and the operations of a forward pass, at the crop and for a test image; computes nothing.
@@ -38,7 +38,7 @@ def flops_command(
     from dataclasses import asdict
 
     from danet.core.errors import ConfigError
-    from danet.evaluation.flops import SIZES, count_row, size_text
+    from danet.evaluation.flops import count_row, size_text
 
     params = Workspace(workspace).params()
     if every == (row is not None):
@@ -47,24 +47,17 @@ def flops_command(
     if format is Format.json:
         typer.echo(json.dumps([asdict(each) for each in counted], indent=2))
         return
-    if format is Format.csv:
-        import pandas as pd
-
-        numbers = [asdict(each) | {name: size_text(getattr(each, name)) for name in SIZES} for each in counted]
-        typer.echo(pd.DataFrame(numbers).to_csv(index=False), nl=False)
-        return
-    records = [
-        {
-            "row": each.row, "parameters": f"{each.parameters / 1e6:.1f} M", "crop": size_text(each.crop),
-            "crop_tflop": f"{each.crop_flop / 1e12:.3f}", "image": size_text(each.image),
-            "input": size_text(each.input), "passes": each.passes, "test_tflop": f"{each.test_flop / 1e12:.3f}",
-        }
-        for each in counted
-    ]  # fmt: skip
-    shown = result_table(*records[0], left=["row"])
-    for record in records:
-        shown.add_row(*map(str, record.values()))
-    output().print(shown)
+    columns = {
+        "row": [each.row for each in counted],
+        "parameters": [f"{each.parameters / 1e6:.1f} M" for each in counted],
+        "crop_tflop": [f"{each.crop_flop / 1e12:.3f}" for each in counted],
+        "test_tflop": [f"{each.test_flop / 1e12:.3f}" for each in counted],
+        "crop": [size_text(each.crop) for each in counted],
+        "image": [size_text(each.image) for each in counted],
+        "input": [size_text(each.input) for each in counted],
+        "passes": [str(each.passes) for each in counted],
+    }
+    print_columns(output(), columns, left=["row"])
 
 
 @app.command()

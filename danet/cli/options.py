@@ -25,7 +25,6 @@ class Format(StrEnum):
 
     table = "table"
     json = "json"
-    csv = "csv"
 
 
 class TestMode(StrEnum):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,7 +13,7 @@ import typer
 
 from danet.cli.options import Device, NoMlflow, Root, RowName
 from danet.config.workspace import Workspace
-from danet.core.console import console, output, result_table
+from danet.core.console import console, output, print_columns
 from danet.core.provenance import PACKAGE_ROOT
 from danet.core.text import number, signed
 
@@ -125,41 +126,35 @@ def _print_verified(results: Sequence[VerifiedRow], band: float) -> None:
     from danet.config.published import published
     from danet.results.verdict import agreement
 
-    numbers = ("published", "released weights", "difference", "verdict", "published ms+flip", "measured", "verdict")
-    shown = result_table("row", *numbers, left=("row", "verdict"))
-    measured = [each for each in results if each.metrics is not None]
-    for each in measured:
-        assert each.metrics is not None
-        cells: list[str] = []
-        for there, here in (
-            (published(each.row).released_miou, each.metrics.miou),
-            (published(each.row).miou_ms_flip, each.metrics.miou_ms_flip),
+    columns: dict[str, list[str]] = {}
+    for each in results:
+        if each.metrics is None:
+            continue
+        known, found = published(each.row), each.metrics
+        columns.setdefault("row", []).append(each.row)
+        for suffix, there, here in (
+            ("", known.released_miou, found.miou),
+            (" ms+flip", known.miou_ms_flip, found.miou_ms_flip),
         ):
             gap = None if there is None or here is None else here - there
-            cells += [number(there), number(here), signed(gap), agreement(here, there, band) or "-"]
-        shown.add_row(each.row, *cells[:6], cells[7])
+            cells = {"published": number(there), "here": number(here), "difference": signed(gap)}
+            cells["verdict"] = agreement(here, there, band).partition(" ")[0] or "-"
+            for title, cell in cells.items():
+                columns.setdefault(title + suffix, []).append(cell)
     wide = output(160)
-    if measured:
-        wide.print(shown)
-    if not results:
-        wide.print("No row here has published numbers or released weights; give a ROW and --weights FILE.")
-        return
-    reasons: dict[tuple[str, str], list[str]] = {}
+    if columns:
+        print_columns(wide, columns, left=("row", "verdict", "verdict ms+flip"))
+    reasons: dict[str, list[str]] = {}
     for each in results:
         if each.state in ("skipped", "failed"):
             # a reason names the row's own files and commands: without its name many are equal
-            reasons.setdefault((each.state, each.reason.replace(each.row, "ROW")), []).append(each.row)
-    for (state, reason), rows in reasons.items():
-        if len(rows) == 1:
-            wide.print(f"{state} {rows[0]}: {reason.replace('ROW', rows[0])}", markup=False)
-        else:
-            wide.print(f"{state} {len(rows)} rows: {reason}", markup=False)
-            wide.print(f"  {', '.join(rows)}", markup=False, style="dim")
-    others = {state: sum(each.state == state for each in results) for state in ("skipped", "failed")}
-    wide.print(
-        f"{len(measured)} of {len(results)} rows verified (mIoU in percent)"
-        + "".join(f", {count} {state}" for state, count in others.items() if count)
-    )
+            reasons.setdefault(f"{each.state}: {each.reason.replace(each.row, 'ROW')}", []).append(each.row)
+    for reason, rows in reasons.items():
+        wide.print(reason, markup=False, soft_wrap=True)
+        wide.print(f"  {', '.join(rows)}", markup=False, style="dim", soft_wrap=True)
+    count = Counter("verified" if each.metrics else each.state for each in results)
+    others = "".join(f", {count[state]} {state}" for state in ("skipped", "failed") if count[state])
+    wide.print(f"{count['verified']} of {len(results)} rows verified{others} (mIoU in percent)")
 
 
 @app.command()

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import io
+import itertools
 import os
 import sys
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Any
@@ -49,6 +50,18 @@ def result_table(*columns: str, left: Collection[str] = (), **options: Any) -> T
     for column in columns:
         table.add_column(column, justify="left" if column in left else "right", no_wrap=True)
     return table
+
+
+def print_columns(out: Console, columns: Mapping[str, Sequence[str]], left: Collection[str] = ()) -> list[str]:
+    """Prints the columns that fit whole, from the first on: no name or number is ever cut. Returns the others."""
+    widths = itertools.accumulate(2 + max(map(len, [title, *cells])) for title, cells in columns.items())
+    count = max(1, sum(used - 2 <= out.width for used in widths))
+    titles = list(columns)
+    table = result_table(*titles[:count], left=left)
+    for line in zip(*(columns[title] for title in titles[:count]), strict=True):
+        table.add_row(*map(escape, line))
+    out.print(table)
+    return titles[count:]
 
 
 @contextmanager

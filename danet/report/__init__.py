@@ -11,8 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import pandas as pd
-
 from danet.config.params import Params
 from danet.config.workspace import Workspace
 from danet.core.errors import ConfigError
@@ -104,6 +102,8 @@ def write_table(
     page = reports / f"{table}.md"
     write_text(page, table_page(record, params, linked))
     save(reports / "tables" / f"{table}.json", record)
+    import pandas as pd  # slow to import, and `danet rows` needs the records alone
+
     head, lines = csv_rows(record)
     text = pd.DataFrame(lines, columns=head, dtype=object).to_csv(index=False)
     write_text(reports / "tables" / f"{table}.csv", text)

@@ -75,7 +75,10 @@ def test_the_sections(tmp_path, monkeypatch, capsys):
     lines = [*before[0].splitlines(), *capsys.readouterr().out.splitlines()]
     assert "error" not in before[0], "DVC takes a link where there is no Git"
     cells = {line.split()[0]: re.split(" {2,}", line) for line in lines if line}
-    assert re.split(" {2,}", before[0][before[0].index("camvid  ") :].splitlines()[0])[1:3] == ["downloadable", "0.2 GB"]
+    assert re.split(" {2,}", before[0][before[0].index("camvid  ") :].splitlines()[0])[1:3] == [
+        "downloadable",
+        "0.2 GB",
+    ]
     assert cells["camvid"] == ["camvid", str(len(names)), "-", "-", str(len(names)), "-", "28 h", "2 h 48 min"]
     assert cells["official"][1:6] == ["2", "-", "-", "-", "2"]  # their data needs a login
     assert any(line.startswith("blocked: 14 rows need cityscapes") for line in lines)

@@ -1,5 +1,6 @@
 """``danet rows``: nothing that a reader came for is cut, and what is measured stands beside what is published."""
 
+import io
 import json
 import re
 import subprocess
@@ -7,11 +8,13 @@ import sys
 
 import pytest
 import yaml
+from rich.console import Console
 from typer.testing import CliRunner
 
 from danet.cli.app import app
 from danet.config.params import load_params
 from danet.config.yaml import write_raw
+from danet.core.console import print_columns
 from tests.parameters import ROOT, raw_params
 
 
@@ -21,9 +24,19 @@ def rows(*options):
     return result.output
 
 
-@pytest.mark.parametrize("columns", [80, 200])
-def test_names_and_numbers_are_whole_at_every_width(columns):
-    """On a real terminal; every row's name and published mIoU stand on one line of it."""
+def test_columns_are_printed_whole_or_not_at_all():
+    columns = {"row": ["a" * 30, "b"], "miou": ["78.74", "[1]"], "verdict": ["reproduced", "-"]}
+    for width, shown in ((20, 1), (36, 1), (37, 2), (48, 2), (49, 3)):
+        out = Console(width=width, file=io.StringIO())
+        assert print_columns(out, columns, left=("row", "verdict")) == list(columns)[shown:]
+        if width >= 36:
+            lines = [line.split() for line in out.file.getvalue().splitlines()]
+            assert lines == [list(columns)[:shown], *([columns[t][i] for t in list(columns)[:shown]] for i in (0, 1))]
+
+
+def test_names_and_numbers_are_whole():
+    """On a real terminal of 80 columns; every row's name and published mIoU stand on one line of it."""
+    columns = 80
     command = f"stty cols {columns}; {sys.executable} -m danet.cli rows"
     result = subprocess.run(
         ["script", "-qec", command, "/dev/null"], cwd=ROOT, capture_output=True, text=True, check=True,
@@ -48,6 +61,9 @@ def test_measured_numbers_are_those_of_the_metrics_files():
         name: metrics["miou"] for name, metrics in files.items()
     }
     assert [value for _, value in found] == sorted((value for _, value in found), reverse=True)
+    tables = [json.loads(path.read_text()) for path in ROOT.glob("reports/tables/*.json")]
+    verdicts = {row["row"]: row["verdict"] for table in tables for row in table["rows"] if row["measured"]}
+    assert {record["row"]: record["verdict"] for record in records} == verdicts
 
 
 def test_a_row_tells_where_it_stands_and_is_yaml(tmp_path):
