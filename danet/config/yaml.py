@@ -6,7 +6,6 @@ into commands, so that ``${`` is refused as well.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -94,18 +93,6 @@ def read_raw(path: Path) -> dict[str, Any]:
             raise ConfigError(f"{file}: section {extra[0]!r} does not belong here; it has: {', '.join(sections)}")
         raw |= found
     return raw
-
-
-def choose_profile(file: Path, name: str) -> None:
-    """Writes the name of a profile as ``numerics`` into ``numerics.yaml``, and leaves everything else as it is.
-
-    Raises:
-        ConfigError: if there is no line to change.
-    """
-    text, count = re.subn(r"^numerics:.*$", f"numerics: {name}", file.read_text(encoding="utf-8"), flags=re.MULTILINE)
-    if count != 1:
-        raise ConfigError(f"{file}: has no line `numerics: NAME`, where the sweep's profile is named; write one")
-    write_text(file, text)
 
 
 def write_raw(raw: Mapping[str, Any], folder: Path, note: str = "") -> None:

@@ -12,7 +12,6 @@ import typer
 
 from danet.cli.options import Root
 from danet.config.workspace import Workspace
-from danet.config.yaml import choose_profile
 from danet.core.console import report_errors
 from danet.core.errors import ConfigError
 from pipelines.sweep import local
@@ -38,14 +37,10 @@ def sweep(
         str | None, typer.Option(help="Numbers of the GPUs to use, or none. Default: those nobody else uses.")
     ] = None,
     gpus_per_row: Annotated[
-        int | None, typer.Option(min=0, help="GPUs that share a row. Default: 1 if there are any.")
+        int | None, typer.Option(min=0, help="GPUs that share a row. Default: 1 if there are any; with --slurm 1.")
     ] = None,
     jobs: Annotated[
         int | None, typer.Option("--jobs", "-j", min=1, help="Rows at a time. Default: 1 on the CPU, else all GPUs.")
-    ] = None,
-    numerics: Annotated[
-        str | None,
-        typer.Option(help="The profile of all rows that name none; written to numerics.yaml.", show_default=False),
     ] = None,
     verify: Annotated[bool, typer.Option("--verify", help="Also evaluate the weights released for the rows.")] = False,
     slurm: Annotated[
@@ -63,27 +58,21 @@ def sweep(
     if slurm is not None and gpus is not None:
         raise ConfigError("--gpus is for a sweep on this machine; with --slurm give --gpus-per-row")
     root = Workspace(workspace)
-    if numerics is not None:
-        _use(root, numerics, keep=status or dry_run)
     chosen = choose_rows(root.params(), table or [], rows or [])
     places = [] if status or slurm is not None else local.choose_places(gpus_per_row=gpus_per_row, gpus=gpus, jobs=jobs)
     plan = make_plan(root, chosen, verify=verify)
     found = survey(plan, root)
-    # rows of a killed sweep are still being saved: a sweep here waits for them
-    coming = [
-        each.row
-        for each in found
-        if each.state in COMING or (each.state == "running" and slurm is None and not each.on_slurm)
-    ]
+    coming = [each.row for each in found if each.state in COMING]
     if status or not coming or (dry_run and slurm is None):
         print_status(found)
-        if coming and not status:
-            _print_plan(plan.shared(coming), places)
-        if any(each.state in COMING for each in found):
+        if coming:
+            if not status:
+                _print_plan(plan.shared(coming), places)
             options = [word for word in sys.argv[1:] if word not in ("--dry-run", "--status")]
             print(f"next: {shlex.join(['danet', 'sweep', *options])}")
         code = 0
     elif slurm is not None:
+        gpus_per_row = 1 if gpus_per_row is None else gpus_per_row
         code = submit(plan, coming, root, slurm, gpus=gpus_per_row, limit=jobs, dry_run=dry_run)
     else:
         code = local.run(plan, coming, root, places)
@@ -91,20 +80,6 @@ def sweep(
         print_status(found)
     blocked = any(each.state == "blocked" for each in found)
     raise typer.Exit(code or int(blocked and not status and not dry_run))
-
-
-def _use(root: Workspace, profile: str, keep: bool) -> None:
-    """Names the profile in numerics.yaml, on which the stages depend."""
-    params = root.params()
-    if profile == params.profile:
-        return
-    if profile not in params.profiles:
-        raise ConfigError(f"--numerics {profile}: no such profile; allowed: {', '.join(params.profiles)}")
-    file = params.path.with_name("numerics.yaml")
-    if keep:
-        raise ConfigError(f"--numerics {profile} would change {file}, and --status and --dry-run change nothing")
-    choose_profile(file, profile)
-    print(f"{file}: numerics: {profile}")
 
 
 def _print_plan(shared: Sequence[str], places: Sequence[str]) -> None:

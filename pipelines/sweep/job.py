@@ -24,7 +24,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import psutil
+from filelock import FileLock, Timeout
 
 from danet.config.workspace import Workspace
 from danet.core.errors import Interrupted
@@ -44,6 +44,11 @@ def log_path(workspace: Workspace, name: str) -> Path:
     return home(workspace) / f"{name}.log"
 
 
+def lock_path(workspace: Workspace, name: str) -> Path:
+    """Held by a row's job while it runs."""
+    return home(workspace) / f"{name}.lock"
+
+
 def read_state(workspace: Workspace, name: str) -> dict[str, Any]:
     """How a row's last job stands; empty if there was none."""
     try:
@@ -55,16 +60,6 @@ def read_state(workspace: Workspace, name: str) -> dict[str, Any]:
 def write_state(workspace: Workspace, name: str, state: str, **facts: Any) -> None:
     """Notes it: ``queued``, ``running``, ``done``, ``failed`` or ``stopped``."""
     write_json(home(workspace) / f"{name}.json", {"state": state, **facts})
-
-
-def is_alive(state: dict[str, Any]) -> bool:
-    """Whether the job that noted a state runs on this machine now."""
-    if state.get("state") != "running" or state["host"] != socket.gethostname():
-        return False
-    try:
-        return bool(psutil.Process(state["pid"]).create_time() == state["started"])
-    except psutil.Error:
-        return False
 
 
 def start(chain: str, workspace: Workspace) -> subprocess.Popen[bytes]:
@@ -99,12 +94,11 @@ class Job:
         """Exit code: 0, 1 if a stage failed, 75 if it was stopped."""
         log = log_path(self.workspace, self.name)
         before = log.stat().st_size
-        facts: dict[str, Any] = {"host": socket.gethostname(), "pid": os.getpid()}
-        facts |= {"started": psutil.Process().create_time(), "gpus": os.environ.get("CUDA_VISIBLE_DEVICES", "")}
+        facts: dict[str, str] = {}
         if array := os.environ.get("SLURM_ARRAY_JOB_ID"):
             facts["job"] = f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}"
-        attempt = f", Slurm job {facts['job']}" if "job" in facts else ""
-        print(f"== {self.name} on {os.environ.get('SLURMD_NODENAME', facts['host'])}{attempt}", flush=True)
+        attempt = f", Slurm job {facts['job']}" if facts else ""
+        print(f"== {self.name} on {os.environ.get('SLURMD_NODENAME', socket.gethostname())}{attempt}", flush=True)
         write_state(self.workspace, self.name, "running", **facts)
         codes = [self._repro(chain) for chain in chains if self.stop is None]
         stopped = self.stop is not None and (any(codes) or len(codes) < len(chains))
@@ -149,6 +143,9 @@ def main(arguments: Sequence[str]) -> int:
     with log_path(workspace, name).open("ab") as stream:
         os.dup2(stream.fileno(), 1)
         os.dup2(stream.fileno(), 2)
+    lock = FileLock(lock_path(workspace, name))
+    with suppress(Timeout):  # the attempt before this one is still saving
+        lock.acquire(timeout=0)
     return Job(name, workspace).run(chains)
 
 

@@ -8,12 +8,10 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from types import FrameType
 
 from joblib import cpu_count
-from rich.live import Live
 from rich.markup import escape
 
 from danet.config.row import Row
@@ -23,10 +21,10 @@ from danet.core.errors import ConfigError, Interrupted
 from pipelines.sweep.job import POLL_SECONDS, log_path, read_state
 from pipelines.sweep.launch import PROCESSES
 from pipelines.sweep.plan import Plan, check_divisible, stages
-from pipelines.sweep.status import coloured, is_running, progress_line
+from pipelines.sweep.status import coloured, progress_line
 
 LINE_SECONDS = 60
-"""Between two lines about running rows where there is no terminal to draw on."""
+"""Between two lines about each running row."""
 STOPPED = Interrupted.exit_code
 
 
@@ -92,8 +90,7 @@ class Sweep:
     """Runs rows on some places; see :func:`run`."""
 
     def __init__(self, plan: Plan, rows: Sequence[Row], workspace: Workspace, places: Sequence[str]) -> None:
-        self.plan, self.workspace = plan, workspace
-        self.waiting = list(rows)
+        self.plan, self.rows, self.workspace = plan, rows, workspace
         self.free = deque(places)
         self.running: dict[str, tuple[subprocess.Popen[bytes], str]] = {}
         self.codes: dict[str, int] = {}
@@ -106,10 +103,9 @@ class Sweep:
         """Shared stages, rows, tables; returns the exit code."""
         handlers = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
-            with self._shown() as show:
-                self._alone("shared", self.plan.shared(self.waiting))
-                self._rows(show)
-                self._alone("report", self.plan.reports())
+            self._alone("shared", self.plan.shared(self.rows))
+            self._rows()
+            self._alone("report", self.plan.reports())
         finally:
             for number, handler in handlers.items():
                 signal.signal(number, handler)
@@ -120,52 +116,38 @@ class Sweep:
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.stops += 1
 
-    def _rows(self, show: Live | None) -> None:
-        said: set[str] = set()
-        shown = time.monotonic()
-        while self.running or (self.waiting and not self.stops):
-            for row in list(self.waiting):
-                if not self.free or self.stops:
-                    break
-                if is_running(row, self.workspace):
-                    if row.name not in said:
-                        console.print(f"{row.name}: waits for another process that is at this row")
-                        said.add(row.name)
-                    continue
-                self.waiting.remove(row)
+    def _rows(self) -> None:
+        waiting, shown = deque(self.rows), time.monotonic()
+        while self.running or (waiting and not self.stops):
+            while waiting and self.free and not self.stops:
+                row = waiting.popleft()
                 self._start(row.name, self.plan.chains(row), self.free.popleft())
             self._poll()
-            lines = [progress_line(self.plan.params.row(name), self.workspace) for name in self.running]
-            if show is not None:
-                show.update("\n".join(map(escape, lines)), refresh=True)
-            elif time.monotonic() - shown > LINE_SECONDS:
+            if time.monotonic() - shown > LINE_SECONDS:
                 shown = time.monotonic()
-                console.print("\n".join(lines), markup=False)
-            time.sleep(POLL_SECONDS)
+                for name in self.running:
+                    console.print(progress_line(self.plan.params.row(name), self.workspace), markup=False)
 
     def _alone(self, name: str, chains: Sequence[str]) -> None:
-        if not chains or self.stops:
-            return
-        self._start(name, chains, "")
+        if chains and not self.stops:
+            self._start(name, chains, None)
         while self.running:
             self._poll()
-            time.sleep(POLL_SECONDS)
 
-    def _start(self, name: str, chains: Sequence[str], place: str) -> None:
-        environment = dict(self.environment)
-        if place or name in self.plan.params.rows:
-            environment["CUDA_VISIBLE_DEVICES"] = place
+    def _start(self, name: str, chains: Sequence[str], place: str | None) -> None:
+        """``place`` has the row's GPUs; None leaves the environment as it is."""
         process = subprocess.Popen(
             [sys.executable, "-m", "pipelines.sweep.job", name, *chains],
             cwd=self.workspace.root,
-            env=environment,
+            env=self.environment if place is None else self.environment | {"CUDA_VISIBLE_DEVICES": place},
             start_new_session=True,  # Ctrl-C in the terminal is for the sweep alone
         )
-        self.running[name] = (process, place)
-        what = f"on GPU {place}" if place else "" if name in self.plan.params.rows else ", ".join(stages(chains))
+        self.running[name] = (process, place or "")
+        what = ", ".join(stages(chains)) if place is None else f"on GPU {place}" if place else ""
         console.print(f"{name}: started {what}".rstrip(), markup=False)
 
     def _poll(self) -> None:
+        time.sleep(POLL_SECONDS)
         if self.stops > self._told:
             if self._told == 0:
                 console.print("[yellow]stopping:[/] rows save where they are; Ctrl-C again kills them")
@@ -179,18 +161,10 @@ class Sweep:
             if name in self.plan.params.rows:
                 self.free.append(place)
             self.codes[name] = process.returncode
-            state = read_state(self.workspace, name)
             outcome = {0: "done", STOPPED: "stopped"}.get(process.returncode, "failed")
-            why = f": {state.get('note', '')} ({log_path(self.workspace, name)})" if outcome == "failed" else ""
+            note = read_state(self.workspace, name).get("note", "")
+            why = f": {note} ({log_path(self.workspace, name)})" if outcome == "failed" else ""
             console.print(f"{name}: {coloured(outcome)}{escape(why)}")
-
-    @contextmanager
-    def _shown(self) -> Iterator[Live | None]:
-        if console.is_terminal:
-            with Live("", console=console, auto_refresh=False, transient=True) as live:
-                yield live
-        else:
-            yield None
 
 
 def run(plan: Plan, rows: Sequence[Row], workspace: Workspace, places: Sequence[str]) -> int:

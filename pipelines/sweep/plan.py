@@ -29,8 +29,6 @@ class Plan:
     """Stages whose results are not those of today's parameters and data."""
     missing: frozenset[str] = frozenset()
     """These, and those whose files are not here (another machine has made them)."""
-    busy: frozenset[str] = frozenset()
-    """Stages that some ``dvc`` runs now."""
 
     def chains(self, row: Row) -> list[str]:
         """A row's stages that are left: lists, joined by commas, whose later stages need the earlier ones."""
@@ -91,7 +89,7 @@ def make_plan(workspace: Workspace, rows: Sequence[Row], *, verify: bool = False
     names |= {f"{stage}@{row.name}" for row in rows for stage in ("train", "evaluate")}
     if verify:
         names |= {f"{stage}@{r.name}" for r in rows if r.name in params.released for stage in ("released", "verify")}
-    stale, missing, busy = set(), set(), set()
+    stale, missing = set(), set()
     try:
         with Repo(str(workspace.root.resolve()), _wait_for_lock=True) as repo, lock_repo(repo):
             every = {stage.name: stage for stage in repo.index.stages if stage.path_in_repo == "dvc.yaml"}
@@ -104,13 +102,14 @@ def make_plan(workspace: Workspace, rows: Sequence[Row], *, verify: bool = False
                     ran = all(out.hash_info and (out.use_cache or out.exists) for out in stage.outs)
                     if not ran or stage.changed(allow_missing=True):
                         stale.add(name)
-                except LockError:
-                    busy.add(name)
+                except LockError:  # some ``dvc`` runs it now
+                    stale.add(name)
+                    missing.add(name)
     except SCMError as error:
         raise ConfigError(f"{error}; {NO_GIT}") from error
     except (DvcException, KeyError) as error:
         raise DanetError(f"{workspace.root.resolve()}: DVC cannot tell what is done: {error}") from error
-    return Plan(params, tuple(rows), verify, frozenset(stale | busy), frozenset(missing | busy), frozenset(busy))
+    return Plan(params, tuple(rows), verify, frozenset(stale), frozenset(missing))
 
 
 def check_divisible(rows: Sequence[Row], processes: int) -> None:

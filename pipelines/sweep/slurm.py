@@ -50,14 +50,14 @@ def submit(
     workspace: Workspace,
     arguments: str,
     *,
-    gpus: int | None = None,
+    gpus: int = 1,
     limit: int | None = None,
     dry_run: bool = False,
 ) -> int:
     """Writes the scripts to ``build/sweep`` and submits them; with ``dry_run`` prints scripts and calls instead.
 
-    ``arguments`` are for ``sbatch``, as one would type them; they go before the scripts' own settings. By default a row
-    has one GPU where ``sinfo`` knows of any.
+    ``arguments`` are for ``sbatch``, as one would type them; they go before the scripts' own settings. ``gpus`` are
+    for each row, ``limit`` is the number of rows at a time.
 
     Raises:
         ConfigError: if a batch does not divide over the GPUs, or the arguments have an open quote.
@@ -67,7 +67,6 @@ def submit(
         given = shlex.split(arguments)
     except ValueError as error:
         raise ConfigError(f"--slurm {arguments!r}: {error}; quote the arguments as for a shell") from error
-    gpus = int(has_gpus()) if gpus is None else gpus
     check_divisible(rows, max(1, gpus))
     tasks = {row.name: plan.chains(row) for row in rows}
     shared = plan.shared(rows)
@@ -102,17 +101,6 @@ def submit(
             markup=False,
         )
     return 0
-
-
-def has_gpus() -> bool:
-    """Whether nodes of the cluster have GPUs by ``sinfo``; not so where that does not answer."""
-    try:
-        result = subprocess.run(
-            ["sinfo", "--noheader", "--format=%G"], capture_output=True, text=True, check=False, timeout=30
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return False
-    return any(line.startswith("gpu") or ",gpu" in line for line in result.stdout.splitlines())
 
 
 def _sbatch(command: Sequence[str]) -> str:

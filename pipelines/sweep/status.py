@@ -6,8 +6,10 @@ import json
 import subprocess
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
@@ -15,15 +17,18 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from danet.cli.doctor import dataset_state
 from danet.config.row import Row
 from danet.config.workspace import Workspace
+from danet.core.text import duration
 from danet.evaluation.cost import hours_here
-from pipelines.sweep.job import is_alive, log_path, read_state
+from danet.training.progress import STATUS
+from pipelines.sweep.job import lock_path, log_path, read_state
 from pipelines.sweep.plan import Plan
 
 COLOURS = {"done": "green", "running": "cyan", "failed": "red", "blocked": "red", "stopped": "yellow"}
 COMING = ("not run", "stopped", "trained", "failed")
-"""States of the rows that a sweep runs; to one that runs somewhere it comes back, and queued ones are Slurm's."""
+"""States of the rows that a sweep runs; the others are done, cannot be run, or have a process or a job already."""
 
 
 @dataclass(frozen=True)
@@ -32,82 +37,60 @@ class RowStatus:
 
     row: Row
     state: str
-    """``done``, ``running``, ``queued``, ``blocked``, ``failed``, ``stopped``, ``trained`` (not evaluated), ``not
-    run``."""
-    time: str = ""
-    """What is left of a running training, or what the row takes on this machine where that is known."""
+    """``done``, ``running``, ``queued``, ``blocked`` or one of :data:`COMING` (``trained``: not evaluated yet)."""
     at: str = ""
+    """How far it is, or what Slurm says of it."""
     note: str = ""
     """Why it failed or is blocked."""
-    on_slurm: bool = False
-    hours: float | None = None
+    time: str = ""
+    """What is left of a running training, or what the row takes on this machine where that is known."""
+    hours: float = 0.0
+    """The latter; 0 where it is not known."""
 
 
 def survey(plan: Plan, workspace: Workspace) -> list[RowStatus]:
     """The status of a plan's rows."""
-    states = {row.name: read_state(workspace, row.name) for row in plan.rows}
-    queue = squeue() if any("job" in state for state in states.values()) else {}
+    jobs = {row.name: read_state(workspace, row.name) for row in plan.rows}
+    queue = squeue() if any("job" in job for job in jobs.values()) else {}
     left = [row for row in plan.rows if plan.chains(row)]
     blocked = _blocked(plan, workspace, left)
-    hours = hours_here(workspace, plan.params, left) if left else {}
-    return [
-        _status(
-            row,
-            plan,
-            workspace,
-            states[row.name],
-            queue,
-            blocked.get(row.dataset, ""),
-            hours.get(row.name, {}).get("own"),
-        )
-        for row in plan.rows
-    ]
+    known = hours_here(workspace, plan.params, left) if left else {}
 
+    def status(row: Row) -> RowStatus:
+        job, chains = jobs[row.name], plan.chains(row)
+        task, place = queue.get(job.get("job", ""), ("", ""))
+        if task in ("RUNNING", "COMPLETING"):
+            at, time = _progress(row, workspace)
+            return RowStatus(row, "running", f"{at}, job {job['job']} on {place}", time=time)
+        if task:
+            return RowStatus(row, "queued", f"job {job['job']}: {place}")
+        if is_running(row, workspace):
+            at, time = _progress(row, workspace)
+            return RowStatus(row, "running", at, time=time)
+        if not chains:
+            return RowStatus(row, "done")
+        state, at, note = "not run", "", ""
+        if row.dataset in blocked:
+            state, note = "blocked", blocked[row.dataset]
+        elif job.get("state") == "failed":
+            state, note = "failed", f"{job['note']} ({log_path(workspace, row.name)})"
+        elif chains[0] == f"evaluate@{row.name}":
+            return RowStatus(row, "trained", "to be evaluated")
+        elif (done := _newest(row, workspace)) and done["iteration"] < done["total"]:
+            state, at = "stopped", _share(row, done)
+        hours = known.get(row.name, {}).get("own", 0.0)
+        return RowStatus(row, state, at, note, duration(3600 * hours) if hours else "", hours)
 
-def _status(
-    row: Row,
-    plan: Plan,
-    workspace: Workspace,
-    state: dict[str, Any],
-    queue: dict[str, tuple[str, str]],
-    blocked: str,
-    hours: float | None,
-) -> RowStatus:
-    job = state.get("job", "")
-    task, place = queue.get(job, ("", ""))
-    if task in ("RUNNING", "COMPLETING"):
-        time, at = _progress(row, workspace)
-        return RowStatus(row, "running", time, f"{at}, job {job} on {place}", on_slurm=True)
-    if task:
-        return RowStatus(row, "queued", "", f"job {job}: {place}", on_slurm=True)
-    # a conversion keeps DVC from judging what needs it
-    inputs = {f"convert@{row.dataset}", f"weights@{row.weights}"}
-    if is_running(row, workspace) or (f"evaluate@{row.name}" in plan.busy and not inputs & plan.busy):
-        time, at = _progress(row, workspace)
-        gpus = f", GPU {state['gpus']}" if is_alive(state) and state.get("gpus") else ""
-        return RowStatus(row, "running", time, at + gpus)
-    chains = plan.chains(row)
-    if not chains:
-        return RowStatus(row, "done")
-    cost = "" if hours is None else f"{hours:,.0f} h" if hours >= 1 else f"{max(1, round(60 * hours))} min"
-    if blocked:
-        return RowStatus(row, "blocked", cost, note=blocked, hours=hours)
-    if state.get("state") == "failed":
-        note = f"{state['note']} ({log_path(workspace, row.name)})"
-        return RowStatus(row, "failed", cost, note=note, hours=hours)
-    if chains[0] == f"evaluate@{row.name}":
-        return RowStatus(row, "trained", at="to be evaluated")
-    done = _newest(row, workspace)
-    if done and done["iteration"] < done["total"]:
-        return RowStatus(row, "stopped", cost, _share(row, done), hours=hours)
-    return RowStatus(row, "not run", cost, hours=hours)
+    return [status(row) for row in plan.rows]
 
 
 def is_running(row: Row, workspace: Workspace) -> bool:
-    """Whether a job on this machine or any trainer that shares the file system is at a row now."""
-    if is_alive(read_state(workspace, row.name)):
-        return True
-    lock = workspace.checkpoints(row, row.seeds[0]).parent / "train.lock"
+    """Whether a job or a trainer, here or on a machine that shares the file system, is at a row now."""
+    trainer = workspace.checkpoints(row, row.seeds[0]).parent / "train.lock"
+    return any(map(_is_locked, (lock_path(workspace, row.name), trainer)))
+
+
+def _is_locked(lock: Path) -> bool:
     if not lock.exists():
         return False
     try:
@@ -123,11 +106,8 @@ def _newest(row: Row, workspace: Workspace) -> dict[str, Any] | None:
     """What the row's trainer noted last (:func:`danet.training.progress.write_status`)."""
     found = []
     for seed in row.seeds:
-        try:
-            text = (workspace.checkpoints(row, seed) / "progress.json").read_text(encoding="utf-8")
-            found.append(dict(json.loads(text)))
-        except (OSError, ValueError):
-            continue
+        with suppress(OSError):
+            found.append(json.loads((workspace.checkpoints(row, seed) / STATUS).read_text(encoding="utf-8")))
     return max(found, key=lambda each: str(each["updated"]), default=None)
 
 
@@ -137,18 +117,18 @@ def _share(row: Row, progress: dict[str, Any]) -> str:
 
 
 def _progress(row: Row, workspace: Workspace) -> tuple[str, str]:
-    """The time that a running row's training has left, and where it is."""
+    """Where a running row is, and the time that its training has left."""
     progress = _newest(row, workspace)
     if progress is None:
-        return "", "starting"
+        return "starting", ""
     if progress["iteration"] >= progress["total"]:
-        return "", "evaluation" if progress["seed"] == row.seeds[-1] else "next seed"
-    return f"{timedelta(seconds=round(progress['eta_seconds']))} left", _share(row, progress)
+        return "evaluation" if progress["seed"] == row.seeds[-1] else "next seed", ""
+    return _share(row, progress), f"{timedelta(seconds=round(progress['eta_seconds']))} left"
 
 
 def progress_line(row: Row, workspace: Workspace) -> str:
     """One line about a running row."""
-    time, at = _progress(row, workspace)
+    at, time = _progress(row, workspace)
     return f"{row.name}: {at}" + (f", {time}" if time else "")
 
 
@@ -168,11 +148,9 @@ def squeue() -> dict[str, tuple[str, str]]:
 
 def _blocked(plan: Plan, workspace: Workspace, rows: Sequence[Row]) -> dict[str, str]:
     """Data sets that some rows need and that cannot be fetched as things are, and what to do about it."""
-    from danet.cli.doctor import dataset_state
-
     found = {}
-    for name in {row.dataset for row in rows} & {stage.partition("@")[2] for stage in plan.missing}:
-        if f"convert@{name}" in plan.missing and f"download@{name}" in plan.missing:
+    for name in {row.dataset for row in rows}:
+        if {f"convert@{name}", f"download@{name}"} <= plan.missing:
             finding = dataset_state(name, plan.params.datasets[name], workspace)
             if finding.state == "missing":
                 found[name] = f"{name}: {finding.how}"
@@ -188,17 +166,13 @@ def print_status(found: Sequence[RowStatus]) -> None:
     for each in found:
         shown.add_row(each.row.name, coloured(each.state), each.time, escape(each.at))
     out.print(shown)
-    notes: dict[str, list[str]] = {}
-    for each in found:
-        if each.note:
-            notes.setdefault(each.note, []).append(each.row.name)
-    for note, rows in notes.items():
-        state = next(each.state for each in found if each.note == note)
-        who = rows[0] if len(rows) == 1 else f"{len(rows)} rows"
+    for (state, note), count in Counter((each.state, each.note) for each in found if each.note).items():
+        rows = [each.row.name for each in found if each.note == note]
+        who = rows[0] if count == 1 else f"{count} rows"
         out.print(f"\n{coloured(state)} {who}: {escape(note)}", soft_wrap=True)
     states = Counter(each.state for each in found)
-    hours = sum(each.hours or 0 for each in found if each.state in COMING)
-    total = f"; {hours:,.0f} h to go on this machine alone" if hours >= 1 else ""
+    hours = sum(each.hours for each in found if each.state in COMING)
+    total = f"; {duration(3600 * hours)} to go on this machine alone" if hours else ""
     out.print(f"\n{len(found)} rows: " + ", ".join(f"{count} {state}" for state, count in states.items()) + total)
 
 

@@ -10,7 +10,7 @@ import pytest
 from torch.utils.data import DataLoader, DistributedSampler
 
 from danet.config.params import Params, load_params, merge
-from danet.config.yaml import choose_profile, write_raw
+from danet.config.yaml import write_raw
 from danet.core.errors import ConfigError
 from tests.parameters import raw_params
 
@@ -288,7 +288,7 @@ def test_released_weights_belong_to_rows(raw, params):
         Params(data, Path("params.yaml"))
 
 
-def test_a_profile_is_chosen_for_all_rows_or_for_one(raw, tmp_path):
+def test_a_profile_is_chosen_for_all_rows_or_for_one(raw):
     row = "mmseg-r50-d8-cityscapes-769x769-40k"
     published, whole = changed(raw, row).row(row), changed(raw | {"numerics": "fast"}, row).row(row)
     own = changed(raw, row, numerics="fast").row(row)
@@ -297,14 +297,6 @@ def test_a_profile_is_chosen_for_all_rows_or_for_one(raw, tmp_path):
     assert own.train_hash != published.train_hash
     divided = changed(raw | {"numerics": "fast"}, row, numerics={"accumulate": 2}).row(row)
     assert (divided.profile, divided.numerics.precision) == ("fast, accumulate 2", "bf16")
-
-    write_raw(raw, tmp_path)
-    file = tmp_path / "numerics.yaml"
-    before = file.read_text()
-    choose_profile(file, "fast")
-    assert load_params(tmp_path / "params.yaml").row(row).profile == "fast"
-    choose_profile(file, "published")
-    assert file.read_text() == before
 
 
 def test_a_stage_s_revision_moves_the_hash_of_what_it_computes(raw):

@@ -252,7 +252,7 @@ def cluster(tmp_path, monkeypatch):
     folder = tmp_path / "slurm commands"
     folder.mkdir()
     queue = 'echo "2_0|RUNNING|n1|None"; echo "2_1|PENDING||Resources"'
-    programs = {"sbatch": SBATCH, "squeue": queue, "sinfo": "echo gpu:h100:8", "scancel": 'echo "$@" > "$0.log"'}
+    programs = {"sbatch": SBATCH, "squeue": queue, "scancel": 'echo "$@" > "$0.log"'}
     for name, text in programs.items():
         (folder / name).write_text(text if text.startswith("#!") else f"#!/bin/sh\n{text}\n")
         (folder / name).chmod(0o755)
@@ -278,7 +278,9 @@ def test_rows_are_submitted_as_one_array(params, workspace, cluster):
     ).stdout.splitlines()
     assert task[1:] == ["-m", "pipelines.sweep.job", ADE, f"train@{ADE},evaluate@{ADE}"]
 
-    assert [(each.state, each.on_slurm) for each in survey(plan, workspace)] == [("running", True), ("queued", True)]
+    assert [(each.state, each.at) for each in survey(plan, workspace)] == [
+        ("running", "starting, job 2_0 on n1"), ("queued", "job 2_1: Resources"),
+    ]  # fmt: skip
 
 
 def test_what_slurm_refuses(params, workspace, cluster):

@@ -57,7 +57,7 @@ def test_a_sweep_lives_through_preemption_a_time_limit_and_a_lost_node(cluster, 
     folder = make_workspace(tmp_path, ROWS, iterations=ITERATIONS, checkpoint_interval=CHECKPOINTS)
     cluster.environment = {**environment(folder), **{k: cluster.environment[k] for k in ("PATH", "SLURM_CONF")}}
     stopped, orphaned = ROWS
-    options = ("--jobs", "2", "--slurm", "--cpus-per-task 2")
+    options = ("--jobs", "2", "--gpus-per-row", "0", "--slurm", "--cpus-per-task 2")
     cluster.say(sweep(cluster, folder, *options))
     assert set(states(cluster, folder).values()) == {"queued"}
     jobs = [json.loads((folder / "build" / "sweep" / f"{row}.json").read_text())["job"] for row in ROWS]
