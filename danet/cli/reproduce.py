@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import difflib
-import os
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
 from danet.config.params import Params
 from danet.config.row import Row
 from danet.config.workspace import Workspace
 from danet.core.errors import CheckpointError, ConfigError, DataError
-from danet.core.files import write_text
 from danet.core.text import signed
 from danet.data.prepared import PreparedDataset
 from danet.results.identity import differing, flat
@@ -27,26 +22,31 @@ METRICS = {"miou": "mIoU", "aacc": "aAcc", "macc": "mAcc", "miou_ms_flip": "mIoU
 EXACT = 1e-4
 """Percent: the rounding of metrics files."""
 
-Kind = Literal["evaluation", "training"]
-
 
 @dataclass(frozen=True)
 class Check:
     """A row of a report run again."""
 
     row: str
-    kind: Kind
-    agrees: bool
-    identical: bool
-    """Whether no number differs by more than its rounding."""
+    kind: Literal["evaluation", "training"]
     band: float
-    """Percent points within which the numbers had to agree."""
+    """Percent points within which the numbers have to agree."""
     why: str
     """What this band is and why it applies."""
     numbers: dict[str, tuple[float, float]]
     """Reported and here, by metric."""
     setup: dict[str, tuple[Any, Any]]
     """Hardware and versions that differ."""
+
+    @property
+    def gap(self) -> float:
+        """The largest difference of a number."""
+        return max(abs(here - reported) for reported, here in self.numbers.values())
+
+    @property
+    def agrees(self) -> bool:
+        """Whether all numbers are within the band."""
+        return self.gap <= self.band + EXACT
 
     def __str__(self) -> str:
         lines = [f"{self.row}: {self.kind} run again"]
@@ -56,7 +56,7 @@ class Check:
             )
         changed = [f"{key}: {a or '-'} -> {b or '-'}" for key, (a, b) in self.setup.items()]
         lines.append("  hardware and versions: " + ("; ".join(changed) if changed else "the same"))
-        if self.identical:
+        if self.gap <= EXACT:
             lines.append("AGREES: every number is the same.")
         elif self.agrees:
             lines.append(f"AGREES within {self.band:g} points ({self.why}).")
@@ -74,9 +74,7 @@ def reported_row(report: Path, name: str) -> tuple[TableRow, MeasuredNumbers]:
     """
     rows = load(report, TableFile, "give a table's reports/tables/NAME.json, made by this version").by_name
     if name not in rows:
-        close = difflib.get_close_matches(name, rows, n=3, cutoff=0.4)
-        hint = f"did you mean {', '.join(close)}?" if close else f"it has: {', '.join(rows)}"
-        raise ConfigError(f"{report}: has no row {name!r}; {hint}")
+        raise ConfigError(f"{report}: has no row {name!r}; it has: {', '.join(rows)}")
     row = rows[name]
     if row.measured is None:
         raise DataError(f'{report}: row {name} is "{row.status}" there: it holds no result to compare with')
@@ -125,32 +123,17 @@ def check_row(
     theirs = {stage.seed: stage for stage in reported.provenance if stage.stage == "evaluate"}
     _same_data(theirs.values(), row, workspace, report)
     runs = (_train_and_evaluate if train else _evaluate)(row, workspace, device)
-    same_weights = not train and all(
-        run.seed in theirs and theirs[run.seed].weights_sha256 == run.weights_sha256 for run in runs
-    )
-    first = theirs.get(measured.seeds[0])
-    their_setup, our_setup = first.provenance.setup if first else {}, runs[0].provenance.setup
-    setup = differing(their_setup, our_setup)
-    if same_weights:
+    setup = differing(theirs[measured.seeds[0]].provenance.setup, runs[0].provenance.setup)
+    band, why = params.bands.of(row.dataset), f"the band of {row.dataset}"
+    if train:
+        why = f"trained anew: {why}"
+    elif any(theirs[seed].weights_sha256 != run.weights_sha256 for seed, run in zip(row.seeds, runs, strict=True)):
+        why = f"the weights in models/{name} are not those of the report: {why}"
+    else:
         band, why = params.bands.released, "the same weights: only the arithmetic can differ"
         if not setup:
             why += "; on the same hardware and versions it should be nothing, so an operation here is not deterministic"
-    else:
-        band = params.bands.of(row.dataset)
-        why = "trained anew" if train else f"the weights in models/{name} are not those of the report"
-        why += f": the band of {row.dataset}"
-    numbers = _compared(measured, runs)
-    gap = max(abs(here - there) for there, here in numbers.values())
-    return Check(
-        row=name,
-        kind="training" if train else "evaluation",
-        agrees=gap <= band + EXACT,
-        identical=gap <= EXACT,
-        band=band,
-        why=why,
-        numbers=numbers,
-        setup=setup,
-    )
+    return Check(name, "training" if train else "evaluation", band, why, _compared(measured, runs), setup)
 
 
 def _same_data(stages: Iterable[Stage], row: Row, workspace: Workspace, report: Path) -> None:
@@ -178,15 +161,14 @@ def _compared(measured: MeasuredNumbers, runs: Sequence[EvaluatedSeed]) -> dict[
 def _evaluate(row: Row, workspace: Workspace, device: str | None) -> list[EvaluatedSeed]:
     from danet.evaluation.evaluate import evaluate_row
 
-    files = {seed: weights_path(workspace, row, seed) for seed in row.seeds}
-    for seed, path in files.items():
+    runs: list[EvaluatedSeed] = []
+    for seed in row.seeds:
+        path = weights_path(workspace, row, seed)
         if not path.is_file():
             raise CheckpointError(
                 f"{path}: does not exist, so seed {seed} cannot be evaluated; fetch the weights (dvc pull), train "
                 f"them (dvc repro train@{row.name}), or let this command train them (--train)"
             )
-    runs: list[EvaluatedSeed] = []
-    for seed, path in files.items():
         # with a file given, nothing of the row's own results is overwritten
         one = row.model_copy(update={"seeds": (seed,)})
         runs += evaluate_row(one, workspace, weights=path, device=device).evaluation.runs
@@ -199,11 +181,7 @@ def _train_and_evaluate(row: Row, workspace: Workspace, device: str | None) -> l
 
     scratch = Workspace(workspace.root / "build" / "reproduce" / row.name)
     scratch.root.mkdir(parents=True, exist_ok=True)
-    data = scratch.root / "data"
-    if not data.exists():
-        data.unlink(missing_ok=True)
-        data.symlink_to(os.path.relpath((workspace.root / "data").resolve(), scratch.root.resolve()))
-    text = yaml.safe_dump(row.model_dump(mode="json"), sort_keys=False)
-    write_text(scratch.root / "row.yaml", text)
+    if not (scratch.root / "data").is_symlink():
+        (scratch.root / "data").symlink_to((workspace.root / "data").resolve())
     train_row(row, scratch, device=device)
     return list(evaluate_row(row, scratch, device=device).evaluation.runs)

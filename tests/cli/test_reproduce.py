@@ -63,7 +63,7 @@ def test_our_own_report_is_reproduced_to_the_last_digit(workspace):
     before = {p: p.read_bytes() for p in workspace.metrics(workspace.params().row(NAME)).iterdir()}
     check = reproduce.check_row(report(workspace), NAME, workspace, device="cpu")
     assert check.agrees
-    assert check.identical
+    assert check.gap <= 1e-4  # the rounding of the report
     assert check.setup == {}
     assert check.band == 0.05
     assert set(check.numbers) == {"mIoU", "aAcc", "mAcc"}
@@ -74,7 +74,7 @@ def test_our_own_report_is_reproduced_to_the_last_digit(workspace):
 def test_a_number_outside_the_band_does_not_agree(workspace):
     path = edit(workspace, lambda row: row["measured"].update(miou=row["measured"]["miou"] + 0.06))
     check = reproduce.check_row(path, NAME, workspace, device="cpu")
-    assert (check.agrees, check.identical) == (False, False)
+    assert not check.agrees
     assert "more than 0.05 points away (the same weights" in str(check)
     assert "not deterministic" in str(check)
     result = CliRunner().invoke(app, ["reproduce", str(path), NAME, "--device", "cpu", "-C", str(workspace.root)])
@@ -90,7 +90,6 @@ def test_other_hardware_is_named_and_has_the_released_band(workspace):
 
     check = reproduce.check_row(edit(workspace, elsewhere), NAME, workspace, device="cpu")
     assert check.agrees
-    assert not check.identical
     assert {"gpu", "torch"} <= set(check.setup)
     assert "gpu: NVIDIA H200 -> -" in str(check)
 
@@ -128,7 +127,7 @@ def test_training_again_is_done_elsewhere_with_the_reported_seeds(workspace, mon
 @pytest.mark.parametrize(
     ("change", "kind", "message"),
     [
-        (lambda row: row.update(row="camvid-r50-d9"), ConfigError, "did you mean camvid-r50-d9"),
+        (lambda row: row.update(row="camvid-r50-d9"), ConfigError, "it has: camvid-r50-d9"),
         (lambda row: row.update(measured=None, status="not run"), DataError, '"not run" there'),
         (lambda row: row["measured"].update(miou=float("nan")), DataError, "rows.0.measured.miou"),
         (lambda row: row["measured"].update(seeds=[7]), CheckpointError, "seed7.safetensors: does not exist"),
