@@ -87,7 +87,9 @@ def _value(record: TableRow, by: Sort) -> float | None:
     """mIoU in percent, or points of it."""
     if by is Sort.published:
         return record.published.miou
-    return record.difference["miou"] if by is Sort.difference else record.measured and record.measured.miou
+    if by is Sort.measured:
+        return record.measured.miou if record.measured else None
+    return record.difference["miou"]
 
 
 def _show_row(row: Row, params: Params, workspace: Workspace, format: Format) -> None:

@@ -7,9 +7,7 @@ official names, layouts and file formats, so that download, checksum, unpacking 
 
 from __future__ import annotations
 
-import gzip
 import io
-import json
 import tarfile
 import zipfile
 from collections.abc import Callable
@@ -22,8 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from danet.core import files
-from danet.core.files import zip_entry
-from danet.data import cityscapes, voc2012
+from danet.data import voc2012
 from danet.data.layout import Colour
 
 Pixels = NDArray[np.uint8]
@@ -143,7 +140,7 @@ def _paint(
 def make_archives(folder: Path, seed: int = 0, sizes: Sizes | None = None) -> dict[str, dict[str, Any]]:
     """Writes the five archives of VOC 2012 + SBD, ADE20K and Cityscapes into ``folder``.
 
-    The same seed gives the same bytes (with the same Pillow and zlib). Returns for each dataset
+    The same seed gives the same scenes. Returns for each dataset
     ``{"archives": [{"file", "checksum"}], "counts": {split: images}}``, as ``datasets.yaml`` wants them.
     """
     sizes = sizes or Sizes()
@@ -158,9 +155,10 @@ def make_archives(folder: Path, seed: int = 0, sizes: Sizes | None = None) -> di
         entries = []
         for file, members in archives.items():
             with files.atomic_write(folder / file) as temporary:
-                temporary.write_bytes(
-                    _pack_zip(members) if file.endswith(".zip") else _pack_tar(members, file.endswith(".tgz"))
-                )
+                if file.endswith(".zip"):
+                    _pack_zip(members, temporary)
+                else:
+                    _pack_tar(members, temporary, "w:gz" if file.endswith(".tgz") else "w:")
             entries.append({"file": file, "checksum": f"sha256:{files.sha256(folder / file)}"})
         result[name] = {"archives": entries, "counts": counts}
     return result
@@ -215,8 +213,8 @@ def _ade(rng: np.random.Generator, sizes: Sizes) -> _Made:
 
 
 def _cityscapes(rng: np.random.Generator, sizes: Sizes) -> _Made:
-    images: _Members = {"README": b"generated\n", "license.txt": b"generated\n"}
-    labels: _Members = dict(images)
+    images: _Members = {}
+    labels: _Members = {}
     plan = (
         ("train", ("aachen", "bochum"), sizes.train),
         ("val", ("frankfurt", "lindau"), sizes.val),
@@ -231,19 +229,9 @@ def _cityscapes(rng: np.random.Generator, sizes: Sizes) -> _Made:
                 ids = np.where(ids == 1, 1, 3).astype(np.uint8)  # the real test labels are withheld, too
             images[f"leftImg8bit/{stem}_leftImg8bit.png"] = _png(image)
             labels[f"gtFine/{stem}_gtFine_labelIds.png"] = _png(ids)
-            labels[f"gtFine/{stem}_gtFine_color.png"] = _png(_cityscapes_colours(ids))
-            labels[f"gtFine/{stem}_gtFine_polygons.json"] = json.dumps(
-                {"imgHeight": ids.shape[0], "imgWidth": ids.shape[1], "objects": []}
-            ).encode()
+            labels[f"gtFine/{stem}_gtFine_color.png"] = b"not used"
     archives = {"gtFine_trainvaltest.zip": labels, "leftImg8bit_trainvaltest.zip": images}
     return archives, {"train": sizes.train, "val": sizes.val, "test": sizes.test}
-
-
-def _cityscapes_colours(ids: Pixels) -> Pixels:
-    table = np.zeros((256, 3), np.uint8)
-    for _, label, colour in cityscapes.CLASSES:
-        table[label] = colour
-    return np.asarray(table[ids])
 
 
 def _with_border(labels: Pixels) -> Pixels:
@@ -259,22 +247,12 @@ def _with_border(labels: Pixels) -> Pixels:
 
 
 def _sbd_mat(labels: Pixels) -> bytes:
-    """``GTcls`` with Segmentation, Boundaries (a sparse map for each class) and CategoriesPresent."""
+    """``GTcls.Segmentation``; the real files hold the boundaries too."""
     from scipy.io import savemat
-    from scipy.sparse import csc_matrix
 
-    boundaries = np.empty((20, 1), object)
-    for index in range(20):
-        inside = labels == index + 1
-        edge = inside.copy()
-        edge[1:-1, 1:-1] &= ~(inside[:-2, 1:-1] & inside[2:, 1:-1] & inside[1:-1, :-2] & inside[1:-1, 2:])
-        boundaries[index, 0] = csc_matrix(edge)
-    present = np.setdiff1d(np.unique(labels), [0]).astype(np.uint8)[:, None]
     stream = io.BytesIO()
-    content = {"GTcls": {"Boundaries": boundaries, "Segmentation": labels, "CategoriesPresent": present}}
-    savemat(stream, content, do_compression=True)
-    # The first 116 bytes are a comment, into which scipy writes the time.
-    return b"MATLAB 5.0 MAT-file, generated".ljust(116) + stream.getvalue()[116:]
+    savemat(stream, {"GTcls": {"Segmentation": labels}}, do_compression=True)
+    return stream.getvalue()
 
 
 def _jpeg(image: Pixels) -> bytes:
@@ -302,19 +280,15 @@ def _lines(keys: list[str]) -> bytes:
     return "".join(f"{key}\n" for key in keys).encode()
 
 
-def _pack_zip(members: _Members) -> bytes:
-    stream = io.BytesIO()
-    with zipfile.ZipFile(stream, "w") as archive:
+def _pack_zip(members: _Members, path: Path) -> None:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
         for name in sorted(members):
-            archive.writestr(zip_entry(name), members[name], zipfile.ZIP_DEFLATED, 1)
-    return stream.getvalue()
+            archive.writestr(name, members[name])
 
 
-def _pack_tar(members: _Members, compressed: bool) -> bytes:
-    stream = io.BytesIO()
-    with tarfile.open(fileobj=stream, mode="w", format=tarfile.USTAR_FORMAT) as archive:
+def _pack_tar(members: _Members, path: Path, mode: str) -> None:
+    with tarfile.open(path, mode) as archive:
         for name in sorted(members):
             info = tarfile.TarInfo(name)
-            info.size, info.mtime, info.mode = len(members[name]), 0, 0o644
+            info.size = len(members[name])
             archive.addfile(info, io.BytesIO(members[name]))
-    return gzip.compress(stream.getvalue(), 6, mtime=0) if compressed else stream.getvalue()

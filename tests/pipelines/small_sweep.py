@@ -1,12 +1,11 @@
 """A workspace of the demo cut down to a few rows that train for seconds, for tests of sweeps."""
 
-import os
 import sys
-from pathlib import Path
 
 from danet.config.params import merge
 from danet.config.yaml import read_raw, write_raw
 from pipelines import demo
+from tests.pipelines import programs
 
 ROWS = ("demo-r50-d16-voc2012", "demo-r50-d16-ade20k", "demo-r101-d16-voc2012")
 
@@ -34,16 +33,8 @@ def make_workspace(folder, rows=ROWS, *, iterations=4, checkpoint_interval=1000,
 
 
 def environment(folder):
-    """For processes started in a workspace: this code, its archives, a tracking store of its own, one thread each."""
-    kept = {key: value for key, value in os.environ.items() if not key.startswith(("DANET_", "MLFLOW_", "SLURM_"))}
-    return kept | {
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-        "PYTHONPATH": str(demo.REPOSITORY),
-        "DANET_ARCHIVES": str(folder / "archives"),
-        "MLFLOW_TRACKING_URI": f"sqlite:///{folder / 'mlflow.db'}",
-        "OMP_NUM_THREADS": "1",
-        "OMP_WAIT_POLICY": "PASSIVE",
-    }
+    """For processes started in a workspace, with its archives."""
+    return programs.environment(folder, DANET_ARCHIVES=str(folder / "archives"))
 
 
 def sweep_command(*options):

@@ -10,6 +10,7 @@ from dvc.repo import Repo
 
 from danet.config.params import load_params
 from danet.config.yaml import BESIDE
+from tests.pipelines.programs import dvc
 
 ROOT = Path(__file__).parents[2]
 
@@ -20,7 +21,7 @@ def workspace(tmp_path_factory):
     for name in ("dvc.yaml", "params.yaml", *BESIDE):
         shutil.copy(ROOT / name, folder)
     shutil.copytree(ROOT / "recipes", folder / "recipes")
-    subprocess.run([sys.executable, "-m", "dvc", "init", "--quiet", "--no-scm"], cwd=folder, check=True)
+    assert dvc(folder, "init", "--quiet", "--no-scm") == 0
     return folder
 
 

@@ -1,20 +1,19 @@
 """docs/adding-a-dataset.md and docs/adding-a-source.md, followed word for word in a copy of the repository."""
 
 import json
-import os
 import re
 import shlex
 import shutil
 import subprocess
 import sys
 import zipfile
-from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from tests.parameters import ROOT
+from tests.pipelines.programs import NO_MLFLOW, dvc, environment
 
 BLOCK = re.compile(
     r"(?P<told>(?:^(?!```)[^\n]+\n)+)\n```(?P<language>\w+)\n(?P<text>.*?)```\n(?:\nby\n\n```\w+\n(?P<by>.*?)```\n)?",
@@ -35,7 +34,7 @@ def clone(tmp_path_factory):
     (folder / "benchmarks").mkdir()
     for name in ("dvc.yaml", "params.yaml", "datasets.yaml", "numerics.yaml", "benchmarks/published.yaml"):
         shutil.copy(ROOT / name, folder / name)
-    subprocess.run([sys.executable, "-m", "dvc", "init", "--quiet", "--no-scm"], cwd=folder, check=True)
+    assert dvc(folder, "init", "--quiet", "--no-scm") == 0
     make_shapes(folder / "data" / "archives" / "shapes.zip")
     yield folder
     shutil.rmtree(folder)
@@ -59,13 +58,13 @@ def make_shapes(path):
                     Image.fromarray(pixels).save(file, "PNG")
 
 
-def follow(guide, clone):
+def follow(guide, clone, capfd):
     """Does what each block of a guide says; returns what the commands printed."""
     printed = ""
     for step in BLOCK.finditer((ROOT / "docs" / guide).read_text()):
         told, text = step["told"], step["text"]
         if step["language"] == "sh":
-            printed += "".join(run(clone, line) for line in text.splitlines())
+            printed += "".join(run(clone, line, capfd) for line in text.splitlines())
         elif found := WRITE.search(told):
             (clone / found[1]).write_text(text)
         elif found := UNDER.search(told):
@@ -85,28 +84,25 @@ def edit(path, old, new):
     path.write_text(text.replace(old, new).lstrip("\n"))
 
 
-def run(clone, line):
+def run(clone, line, capfd):
     program, *arguments = shlex.split(line)
-    module = {"danet": "danet.cli", "dvc": "dvc"}[program]
-    kept = {key: value for key, value in os.environ.items() if not key.startswith(("DANET_", "MLFLOW_"))}
-    environment = kept | {
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-        "PYTHONPATH": str(clone),
-        "MLFLOW_TRACKING_URI": f"sqlite:///{clone / 'mlflow.db'}",
-        "OMP_NUM_THREADS": "1",
-        "OMP_WAIT_POLICY": "PASSIVE",
-    }
-    command = [sys.executable, "-m", module, *arguments]
-    done = subprocess.run(command, cwd=clone, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, f"{line}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
-    return done.stdout
+    capfd.readouterr()
+    if program == "dvc":
+        code = dvc(clone, *arguments, code=clone, MLFLOW_TRACKING_URI=NO_MLFLOW)
+    else:
+        assert program == "danet"
+        command = [sys.executable, "-m", "danet.cli", *arguments]
+        code = subprocess.run(command, cwd=clone, env=environment(clone, clone), check=False).returncode
+    out, err = capfd.readouterr()
+    assert code == 0, f"{line}\n{out[-2000:]}\n{err[-4000:]}"
+    return out
 
 
-def test_a_data_set_and_a_source_by_the_guides(clone):
-    follow("adding-a-dataset.md", clone)
+def test_a_data_set_and_a_source_by_the_guides(clone, capfd):
+    follow("adding-a-dataset.md", clone, capfd)
     described = json.loads((clone / "data" / "prepared" / "shapes" / "dataset.json").read_text())
     assert described["classes"] == ["background", "disc", "box"]
-    assert "acme-r50-d16-shapes" in follow("adding-a-source.md", clone)
+    assert "acme-r50-d16-shapes" in follow("adding-a-source.md", clone, capfd)
     page = (clone / "reports" / "acme.md").read_text()
     assert "71.25" in page
     table = json.loads((clone / "reports" / "tables" / "acme.json").read_text())

@@ -1,11 +1,7 @@
 """A number is what it says it is: the stages under real DVC, after the data, a seed or the machine has changed."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -15,6 +11,7 @@ import yaml
 from danet.config.yaml import write_raw
 from danet.results.identity import TrainingIdentity
 from tests.parameters import ROOT, raw_params
+from tests.pipelines.programs import NO_MLFLOW, dvc
 
 ROW = "camvid-r50-d16-short"
 
@@ -59,31 +56,21 @@ def seeds(folder, *wanted):
 
 
 @pytest.fixture
-def run(tmp_path):
-    """Runs DVC in a folder; returns what was printed, in one line."""
-    kept = {key: value for key, value in os.environ.items() if not key.startswith(("DANET_", "MLFLOW_"))}
-    kept |= {
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-        "PYTHONPATH": str(ROOT),
-        "DANET_CAMVID": str(tmp_path / "camvid"),
-        "MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path / 'mlflow.db'}",
-        "OMP_NUM_THREADS": "1",
-    }
+def run(tmp_path, capfd):
+    """Runs DVC in a folder; returns what the stages printed, in one line."""
 
-    def dvc(folder, command):
-        done = subprocess.run(
-            ["dvc", *command.split()], cwd=folder, env=kept, capture_output=True, text=True, check=False
-        )
-        said = " ".join((done.stdout + done.stderr).split())
-        assert done.returncode == 0, said[-2000:]
+    def command(folder, text):
+        capfd.readouterr()
+        code = dvc(folder, *text.split(), DANET_CAMVID=str(tmp_path / "camvid"), MLFLOW_TRACKING_URI=NO_MLFLOW)
+        said = " ".join(" ".join(capfd.readouterr()).split())
+        assert code == 0, said[-2000:]
         return said
 
-    return dvc
+    return command
 
 
 def record(folder, seed=0):
-    found = json.loads((folder / "models" / ROW / f"seed{seed}.json").read_text())
-    return found
+    return json.loads((folder / "models" / ROW / f"seed{seed}.json").read_text())
 
 
 def digest(found):
@@ -92,8 +79,7 @@ def digest(found):
 
 def evaluated(folder):
     path = folder / "reports" / "metrics" / "camvid" / ROW / "evaluation.json"
-    found = json.loads(path.read_text())["runs"]
-    return found
+    return json.loads(path.read_text())["runs"]
 
 
 def test_relabelled_data_an_added_seed_and_another_machine(tmp_path, run):

@@ -26,6 +26,7 @@ from pipelines.sweep.plan import Plan, check_divisible, choose_rows, make_plan
 from pipelines.sweep.slurm import submit
 from pipelines.sweep.status import print_status, survey
 from tests.parameters import raw_params
+from tests.pipelines.programs import dvc
 from tests.pipelines.small_sweep import ROWS, environment, make_workspace, sweep_command
 
 ROOT = Path(__file__).parents[2]
@@ -148,7 +149,7 @@ time.sleep(120)
 def tiny(tmp_path):
     (tmp_path / "dvc.yaml").write_text(PIPELINE % sys.executable)
     (tmp_path / "slow.py").write_text(SLOW)
-    subprocess.run([sys.executable, "-m", "dvc", "init", "-q", "--no-scm"], cwd=tmp_path, check=True)
+    assert dvc(tmp_path, "init", "-q", "--no-scm") == 0
     yield Workspace(tmp_path)
     if (started := tmp_path / "started").exists() and psutil.pid_exists(int(started.read_text())):
         os.kill(int(started.read_text()), signal.SIGKILL)

@@ -6,7 +6,6 @@ from danet.data.convert import convert_dataset
 from danet.data.prepared import PreparedDataset
 from danet.data.raw import download_dataset
 from pipelines.demo.scenes import make_archives
-from tests.data.samples import SMALL
 
 
 @pytest.fixture(scope="module")
@@ -25,16 +24,6 @@ def prepared(made):
         download_dataset(name, spec, raw, folder, progress=False)
         convert_dataset(name, spec, raw, folders[name], progress=False)
     return folders
-
-
-def test_seed_decides_the_bytes(tmp_path):
-    first, again = make_archives(tmp_path / "a", 3, SMALL), make_archives(tmp_path / "b", 3, SMALL)
-    other = make_archives(tmp_path / "c", 4, SMALL)
-    assert first == again
-    checksums = [
-        {archive["checksum"] for entry in run.values() for archive in entry["archives"]} for run in (first, other)
-    ]
-    assert not checksums[0] & checksums[1]
 
 
 @pytest.mark.parametrize(
