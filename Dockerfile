@@ -15,6 +15,6 @@ RUN pip install --no-cache-dir --no-deps --require-hashes --requirement requirem
 COPY . .
 RUN pip install --no-cache-dir --no-deps --no-build-isolation --editable .
 
-# a home for any user that `docker run --user` names
-ENV HOME=/tmp PYTHONUNBUFFERED=1
+# a home and a name for any user that `docker run --user` names: DVC stops where the user has no name
+ENV HOME=/tmp USER=danet PYTHONUNBUFFERED=1
 CMD ["danet", "doctor"]

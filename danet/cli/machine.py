@@ -79,10 +79,9 @@ def open_(
         str | None, typer.Argument(metavar="[TABLE]", help="Whose runs to show (default: those of the newest run).")
     ] = None,
     port: Annotated[int, typer.Option(help="For the pages, where no server is named by MLFLOW_TRACKING_URI.")] = 5000,
-    browser: Annotated[bool, typer.Option("--browser/--no-browser", help="Open it in a browser.")] = True,
     workspace: Root = Path(),
 ) -> None:
-    """Show the runs in MLflow: published, measured, difference and verdict of each row as columns."""
+    """Serve MLflow's pages and print the address where published, measured, difference and verdict are columns."""
     from danet.cli.mlflow_pages import show
 
-    show(Workspace(workspace), table, port, browser)
+    show(Workspace(workspace), table, port)

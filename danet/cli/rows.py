@@ -76,11 +76,10 @@ def rows(
 
 def _records(rows: Sequence[Row], params: Params, workspace: Workspace) -> list[TableRow]:
     """What the tables say of rows, from the metrics files at hand."""
-    from danet.report.records import table_record
+    from danet.report.records import row_as_data
     from danet.results.measured import read
 
-    tables = {name: [read(row, workspace) for row in rows if row.table == name] for name in params.tables}
-    return [record for name, found in tables.items() if found for record in table_record(name, params, found).rows]
+    return [row_as_data(read(row, workspace), params) for row in rows]
 
 
 def _value(record: TableRow, by: Sort) -> float | None:

@@ -51,7 +51,7 @@ def table_record(
         title=settings.title,
         banner=settings.banner,
         has_published=settings.published,
-        rows=tuple(_row(item, params, path) for item in measurements),
+        rows=tuple(row_as_data(item, params, path) for item in measurements),
         left_out=tuple(
             LeftOut(row=item.row.name, file=problem.file, reason=problem.reason)
             for item in measurements
@@ -60,7 +60,8 @@ def table_record(
     )
 
 
-def _row(item: Measurement, params: Params, path: Path | None) -> TableRow:
+def row_as_data(item: Measurement, params: Params, path: Path | None = None) -> TableRow:
+    """A row of the table as data; its published numbers are all ``None`` where there is no entry for them yet."""
     row, source = item.row, published(item.row.name, path)
     shown = params.tables[row.table].published
     band = params.bands.of(row.dataset)

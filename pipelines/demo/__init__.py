@@ -37,7 +37,6 @@ from danet.data.prepared import PreparedDataset
 from danet.results.measured import read
 from danet.results.verdict import summarise
 from pipelines import dvc_environment
-from pipelines.sweep.plan import make_plan
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 FAR = 5.0
@@ -58,7 +57,7 @@ def main() -> None:
     started = time.monotonic()
     with report_errors():
         prepare(REPOSITORY, folder, seeds=options.seeds, datasets=options.dataset)
-        with serve(folder / "archives") as address, told(folder):
+        with serve(folder / "archives") as address:
             code = repro(folder, address)
         if code:
             raise DanetError(
@@ -182,10 +181,15 @@ class _Quiet(SimpleHTTPRequestHandler):
 
 
 def repro(folder: Path, address: str) -> int:
-    """Runs ``dvc repro`` with the archives' address as mirror; returns its exit code."""
+    """Runs ``dvc repro`` with the archives' address as mirror, saying how far it is; returns its exit code."""
     environment = dvc_environment(without="DANET_") | {"DANET_MIRROR": address}
     environment.setdefault("MLFLOW_TRACKING_URI", f"sqlite:///{REPOSITORY / 'mlflow.db'}")
-    return subprocess.run([sys.executable, "-m", "dvc", "repro"], cwd=folder, env=environment, check=False).returncode
+    progress = told(Workspace(folder))
+    with subprocess.Popen([sys.executable, "-m", "dvc", "repro"], cwd=folder, env=environment) as process:
+        while process.poll() is None:
+            next(progress)
+            time.sleep(1)
+    return process.returncode
 
 
 def dvc(folder: Path, *arguments: str) -> None:
@@ -197,41 +201,25 @@ def dvc(folder: Path, *arguments: str) -> None:
         raise DanetError(f"`dvc {' '.join(arguments)}` in {folder}: {result.stderr.strip()}")
 
 
-@contextmanager
-def told(folder: Path) -> Iterator[None]:
-    """Says, while ``dvc repro`` runs in the block, which row was finished and how long the others may take."""
-    workspace = Workspace(folder)
+def told(workspace: Workspace) -> Iterator[None]:
+    """At each step says which rows were finished since the last one, and how long the others may take."""
     rows = workspace.params().rows.values()
     # DVC trains all rows, then evaluates them; a training takes about as long as four evaluations
     weights = {"train.json": 4, "evaluation.json": 1}
-    files = {workspace.metrics(row) / name: row for name in weights for row in rows}
-    before = {path: _changed(path) for path in files}
-    # a row that DVC does not run again is done from the start
-    again = any(before.values())
-    chains = {row.name: ",".join(make_plan(workspace, [row]).chains(row)) for row in rows} if again else {}
-    stages = {"train.json": "train@", "evaluation.json": "evaluate@"}
-    left = {path for path, row in files.items() if not again or stages[path.name] in chains[row.name]}
-    over, began = threading.Event(), time.monotonic()
-
-    def watch() -> None:
-        todo = set(left)
-        while todo and not over.wait(1):
-            for path in [each for each in todo if _changed(each) != before[each]]:
-                todo.discard(path)
-                rest = sum(weights[each.name] for each in todo)
-                done = sum(weights[each.name] for each in left) - rest
-                row = len(rows) - sum(each.name == path.name for each in todo)
-                what = "trained" if path.name == "train.json" else "evaluated"
-                time_left = duration((time.monotonic() - began) / done * rest)
-                console.print(f"[bold]demo:[/] row {row} of {len(rows)} {what}, {time_left} left")
-
-    thread = threading.Thread(target=watch, daemon=True)
-    thread.start()
-    try:
+    before = {path: _changed(path) for name in weights for row in rows if (path := workspace.metrics(row) / name)}
+    # what an interrupted demo has finished is not done again
+    todo = {path: weights[path.name] for path, changed in before.items() if changed is None}
+    todo = todo or {path: weights[path.name] for path in before}
+    total, began = sum(todo.values()), time.monotonic()
+    while True:
+        for path in [each for each in todo if _changed(each) != before[each]]:
+            del todo[path]
+            row = len(rows) - sum(each.name == path.name for each in todo)
+            what = "trained" if path.name == "train.json" else "evaluated"
+            rest = sum(todo.values())
+            left = duration((time.monotonic() - began) / (total - rest) * rest)
+            console.print(f"[bold]demo:[/] row {row} of {len(rows)} {what}, {left} left")
         yield
-    finally:
-        over.set()
-        thread.join()
 
 
 def _changed(path: Path) -> int | None:

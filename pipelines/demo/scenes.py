@@ -13,7 +13,7 @@ import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -158,7 +158,7 @@ def make_archives(folder: Path, seed: int = 0, sizes: Sizes | None = None) -> di
                 if file.endswith(".zip"):
                     _pack_zip(members, temporary)
                 else:
-                    _pack_tar(members, temporary, "w:gz" if file.endswith(".tgz") else "w:")
+                    _pack_tar(members, temporary, "w:gz" if file.endswith(".tgz") else "w")
             entries.append({"file": file, "checksum": f"sha256:{files.sha256(folder / file)}"})
         result[name] = {"archives": entries, "counts": counts}
     return result
@@ -286,7 +286,7 @@ def _pack_zip(members: _Members, path: Path) -> None:
             archive.writestr(name, members[name])
 
 
-def _pack_tar(members: _Members, path: Path, mode: str) -> None:
+def _pack_tar(members: _Members, path: Path, mode: Literal["w", "w:gz"]) -> None:
     with tarfile.open(path, mode) as archive:
         for name in sorted(members):
             info = tarfile.TarInfo(name)

@@ -155,10 +155,14 @@ def tiny(tmp_path):
         os.kill(int(started.read_text()), signal.SIGKILL)
 
 
-def job(workspace, *arguments, **options):
-    command = [sys.executable, "-m", "pipelines.sweep.job", *arguments]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    return subprocess.Popen(command, cwd=workspace.root, env=environment, **options)
+def python(workspace, *arguments):
+    return subprocess.Popen(
+        [sys.executable, *arguments], cwd=workspace.root, env=os.environ | {"PYTHONPATH": str(ROOT)}
+    )
+
+
+def job(workspace, *arguments):
+    return python(workspace, "-m", "pipelines.sweep.job", *arguments)
 
 
 def test_a_failed_chain_stops_itself_alone(tiny):
@@ -172,25 +176,18 @@ def test_a_failed_chain_stops_itself_alone(tiny):
     assert last_words(log_path(tiny, "row"), 0) == "error: the disk is full"
 
 
-@pytest.mark.parametrize("how", ["SIGTERM", "SIGINT", "the sweep is killed"])
-def test_a_stopped_job_leaves_no_stage(tiny, how):
-    """SIGTERM asks the stage to save, SIGINT kills it; a job whose sweep was killed outright stops by itself."""
+@pytest.mark.parametrize("killed", ["the stage", "the sweep"])
+def test_a_stopped_job_leaves_no_stage(tiny, killed):
+    """SIGINT kills the stage; a job whose sweep was killed outright asks the stage to save, and stops by itself."""
     started = tiny.root / "started"
-    if how == "the sweep is killed":
-        code = "import subprocess, sys; subprocess.run([sys.executable, '-m', 'pipelines.sweep.job', 'row', 'slow'])"
-        environment = os.environ | {"PYTHONPATH": str(ROOT)}
-        with subprocess.Popen([sys.executable, "-c", code], cwd=tiny.root, env=environment) as sweep:
-            wait("stage", lambda: started.exists() and bool(started.read_text()))
-            sweep.kill()
-    else:
-        running = job(tiny, "row", "slow")
+    code = "import subprocess, sys; subprocess.run([sys.executable, '-m', 'pipelines.sweep.job', 'row', 'slow'])"
+    with job(tiny, "row", "slow") if killed == "the stage" else python(tiny, "-c", code) as process:
         wait("stage", lambda: started.exists() and bool(started.read_text()))
         assert read_state(tiny, "row")["state"] == "running"
-        running.send_signal(signal.Signals[how])
-        assert running.wait(timeout=60) == 75
+        process.send_signal(signal.SIGINT if killed == "the stage" else signal.SIGKILL)
     wait("end", lambda: read_state(tiny, "row")["state"] == "stopped")
     wait("end of the stage", lambda: not psutil.pid_exists(int(started.read_text())))
-    assert (tiny.root / "stopped").exists() == (how != "SIGINT")
+    assert (tiny.root / "stopped").exists() == (killed == "the sweep")
 
 
 def test_a_stage_becomes_several_processes():
