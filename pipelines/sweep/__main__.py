@@ -78,8 +78,8 @@ def sweep(
         code = local.run(plan, coming, root, places)
         found = survey(make_plan(root, chosen, verify=verify), root)
         print_status(found)
-    blocked = any(each.state == "blocked" for each in found)
-    raise typer.Exit(code or int(blocked and not status and not dry_run))
+    left = any(each.state == "blocked" or (slurm is None and each.state != "done") for each in found)
+    raise typer.Exit(code or int(left and not status and not dry_run))
 
 
 def _print_plan(shared: Sequence[str], places: Sequence[str]) -> None:

@@ -359,7 +359,7 @@ def test_stopped_killed_and_continued(tmp_path):
     with begin("--rows", FIRST) as second:
         wait("a training", lambda: reached(folder, FIRST) > at + 1)
         second.kill()
-    wait("end of its training", lambda: trainers(folder) == [], 60)
+    wait("end of its job", lambda: read_state(Workspace(folder), FIRST)["state"] == "stopped")
 
     third = sweep(folder, "--jobs", "2")
     assert third.returncode == 1, third.stderr
