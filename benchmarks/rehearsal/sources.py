@@ -109,7 +109,9 @@ def environment() -> Path:
 def identity(source: str, files: dict[str, str]) -> str:
     """What the runs of a source follow from, besides the seed: configuration, package versions, images."""
     peer = SOURCES[source]
-    texts = [PEERS / f"{peer}_camvid.py", *sorted((PEERS.parents[1] / "parity").glob("requirements*.txt"))]
+    parity = PEERS.parents[1] / "parity"
+    configs = [PEERS / f"{peer}_camvid.py", *sorted((parity / "peers").glob(f"{peer}_danet.py"))]
+    texts = [*configs, *sorted(parity.glob("requirements*.txt"))]
     parts = [text.read_bytes() for text in texts] + [json.dumps(files, sort_keys=True).encode()]
     return hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).hexdigest()[:12]
 

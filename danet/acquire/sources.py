@@ -106,7 +106,7 @@ def by_hand(wanted: Wanted, archives: Path) -> str:
             f"{wanted.file} with a browser and save it as {place}"
         )
     if wanted.command is not None:
-        return f"`{wanted.command}` makes it"
+        return f"`{wanted.command}` makes it; `dvc repro -k` goes on with what does not need it"
     if wanted.url is not None:
         return f"open {public(wanted.url)} in a browser and save the file as {place}"
     return f"it has no URL: save it as {place}"

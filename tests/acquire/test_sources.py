@@ -94,7 +94,7 @@ def test_rubbish_placed_by_hand_is_not_taken(tmp_path, content, problem):
 
 def test_what_makes_it_here_is_named(tmp_path):
     wanted = Wanted("rehearsal-a.pth", "released", command="make rehearsal")
-    with pytest.raises(DownloadError, match=r"rehearsal-a\.pth could not be obtained: `make rehearsal` makes it"):
+    with pytest.raises(DownloadError, match=r"rehearsal-a\.pth .*: `make rehearsal` makes it; `dvc repro -k`"):
         get(wanted, tmp_path, tmp_path / "t")
 
 

@@ -1,8 +1,6 @@
 """Runs sssegmentation 1.7.0 on the shared weights and inputs. Started in build/parity-env, never in ours.
 
-    build/parity-env/bin/python -m benchmarks.parity.peers.ssseg_peer FOLDER
-
-Its package holds no configs: the settings below are those of its repository's DANet configs.
+build/parity-env/bin/python -m benchmarks.parity.peers.ssseg_peer FOLDER
 """
 
 from __future__ import annotations
@@ -13,6 +11,7 @@ from typing import Any
 
 from benchmarks.parity import common
 from benchmarks.parity.peers import draws, shared, stubs
+from benchmarks.parity.peers.ssseg_danet import settings, test_pipeline, train_pipeline
 
 stubs.install(stubs.SSSEGMENTATION)
 warnings.simplefilter("ignore")
@@ -30,43 +29,6 @@ from ssseg.modules.utils import SSSegInputStructure  # noqa: E402
 torch.set_num_threads(1)
 VERSIONS = {"sssegmentation": ssseg.__version__, "torch": torch.__version__, "numpy": np.__version__}
 HEADS = {"main": "decoder_pamcam", "pam": "decoder_pam", "cam": "decoder_cam", "aux": "auxiliary_decoder"}
-
-
-def settings(depth: int, stride: int, classes: int) -> dict[str, Any]:
-    """The published configuration, with BatchNorm2d for SyncBatchNorm (one process) and without ImageNet weights."""
-    entropy = {"type": "CrossEntropyLoss", "ignore_index": -100, "reduction": "mean"}
-    return {
-        "type": "DANet",
-        "num_classes": classes,
-        "align_corners": False,
-        "norm_cfg": {"type": "BatchNorm2d"},
-        "act_cfg": {"type": "ReLU", "inplace": True},
-        "backbone": {
-            "type": "ResNet",
-            "depth": depth,
-            "structure_type": f"resnet{depth}conv3x3stem",
-            "pretrained": False,
-            "outstride": stride,
-            "use_conv3x3_stem": True,
-            "selected_indices": (2, 3),
-        },
-        "head": {"in_channels": 2048, "feats_channels": 512, "transform_channels": 64, "dropout": 0.1},
-        "auxiliary": {"in_channels": 1024, "out_channels": 512, "dropout": 0.1},
-        "losses": {
-            "loss_aux": entropy | {"scale_factor": 0.4},
-            **{f"loss_cls_{part}": entropy | {"scale_factor": 1.0} for part in ("pam", "cam", "pamcam")},
-        },
-        "inference": {
-            "forward": {"mode": "whole", "cropsize": None, "stride": None},
-            "tta": {"multiscale": [1], "flip": False, "use_probs_before_resize": False},
-        },
-        "scheduler": {
-            "type": "PolyScheduler",
-            "max_epochs": 0,
-            "power": 0.9,
-            "optimizer": {"type": "SGD", "lr": 0.01, "momentum": 0.9, "weight_decay": 5e-4, "params_rules": {}},
-        },
-    }
 
 
 def build(config: dict[str, Any], case: str | None) -> Any:
@@ -166,15 +128,7 @@ AUGMENT_CASES = {
 def augmentation(folder: Path) -> None:
     """The training pipeline with its draws."""
     for name, (scale, crop, sizes, classes, seeds) in AUGMENT_CASES.items():
-        kinds = [
-            ("Resize", {"output_size": scale, "keep_ratio": True, "scale_range": (0.5, 2.0)}),
-            ("RandomCrop", {"crop_size": crop, "one_category_max_ratio": 0.75}),
-            ("RandomFlip", {"prob": 0.5}),
-            ("PhotoMetricDistortion", {}),
-            ("Normalize", {"mean": [123.675, 116.28, 103.53], "std": [58.395, 57.12, 57.375]}),
-            ("ToTensor", {}),
-            ("Padding", {"output_size": crop, "data_type": "tensor"}),
-        ]
+        kinds = train_pipeline(scale, crop)
         steps = [DataTransformBuilder.REGISTERED_MODULES[kind](**arguments) for kind, arguments in kinds]
         arrays: dict[str, Any] = {}
         cases = []
@@ -213,13 +167,8 @@ def inference(folder: Path) -> None:
         model = build(config, case).double()
         model.eval()
         image = common.photograph(case, *size)
-        steps = [
-            ("Resize", {"output_size": scale, "keep_ratio": True, "scale_range": None}),
-            ("Normalize", {"mean": [123.675, 116.28, 103.53], "std": [58.395, 57.12, 57.375]}),
-            ("ToTensor", {}),
-        ]
         sample = {"image": image.copy()}
-        for kind, arguments in steps:
+        for kind, arguments in test_pipeline(scale):
             sample = DataTransformBuilder.REGISTERED_MODULES[kind](**arguments)(sample)
         with torch.no_grad():
             outputs = model.auginference(sample["image"][None].double())
