@@ -17,9 +17,9 @@ from danet.core.files import sha256
 from danet.data.prepared import PreparedDataset
 from danet.evaluation.evaluate import RowEvaluation, evaluate_released
 from danet.results.schema import MetricsFile, ReleasedFile
-from danet.weights.exchange import is_imported, refuse_other_file
+from danet.weights.exchange import refuse_other_file
 from danet.weights.fetch import fetch_released, released_of, stored
-from danet.weights.ours import metadata_of
+from danet.weights.ours import is_imported, metadata_of
 
 
 @dataclass(frozen=True)

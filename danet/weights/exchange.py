@@ -7,12 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.markup import escape
 from torch import nn
 
 from danet.config.params import Params, Released
 from danet.config.row import Row
-from danet.core.console import console
 from danet.core.errors import CheckpointError, ConfigError
 from danet.core.files import atomic_write, sha256
 from danet.data.registry import ADAPTERS
@@ -127,35 +125,20 @@ def _meta(metadata: Mapping[str, str], num_classes: int) -> dict[str, Any]:
 def load_any(path: Path, model: nn.Module, row: Row) -> dict[str, str]:
     """Loads trained, imported or raw released weights into a model of the row.
 
-    Weights of another output stride, multi-grid or corner alignment are the same tensors: imported files of such rows
-    are taken, with a warning; trained ones are refused.
-
     Returns:
         The file's metadata; for a raw released file ``source``, ``source_file`` and ``source_sha256``.
 
     Raises:
         CheckpointError: if the file is damaged, unsafe or of another network; the model is then unchanged.
     """
-    metadata = metadata_of(path)
-    if metadata is not None:
-        load_model(path, model, differs=warn if is_imported(metadata) else None)
-        return metadata
+    if metadata_of(path) is not None:
+        return load_model(path, model)
     segmentor = unwrap(model)
     state, source = import_released(path, segmentor.config, segmentor.num_classes)
     segmentor.load_state_dict(state)
     return {"source": source, "source_file": path.name, "source_sha256": sha256(path)}
 
 
-def is_imported(metadata: Mapping[str, str]) -> bool:
-    """Whether a file of ours holds weights of a source (trained ones have no file that they come from)."""
-    return "source_sha256" in metadata
-
-
 def classes_of(row: Row, params: Params) -> int:
     """Number of classes of a row's data set."""
     return ADAPTERS[params.dataset(row.dataset).adapter].num_classes
-
-
-def warn(text: str) -> None:
-    """A line on standard error."""
-    console.print(f"[yellow]warning:[/] {escape(text)}")

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
 from pydantic import ValidationError
+from rich.markup import escape
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from danet.config.row import Model
+from danet.core.console import console
 from danet.core.errors import CheckpointError
 from danet.core.files import atomic_write
 from danet.models.segmentor import Segmentor
@@ -53,11 +55,11 @@ def save_model(path: Path, model: nn.Module, metadata: Mapping[str, str]) -> Non
             raise CheckpointError(f"{path}: cannot be written ({error}); free space, then run again") from error
 
 
-def load_model(path: Path, model: nn.Module, *, differs: Callable[[str], None] | None = None) -> dict[str, str]:
+def load_model(path: Path, model: nn.Module) -> dict[str, str]:
     """Loads a file of :func:`save_model` into a model of the same settings.
 
-    ``differs`` is told of each setting that is another but changes no tensor (output stride, multi-grid, corners);
-    without it such a file is refused.
+    Weights of another output stride, multi-grid or corner alignment are the same tensors: imported files of such rows
+    are taken, with a warning; trained ones are refused.
 
     Returns:
         The file's metadata.
@@ -67,16 +69,21 @@ def load_model(path: Path, model: nn.Module, *, differs: Callable[[str], None] |
     """
     segmentor = unwrap(model)
     metadata, tensors = read_model(path)
+    remedy = "train the row again, or take the file that belongs to it"
     for field, wanted in _settings(segmentor).items():
         if (given := metadata.get(field)) != wanted:
             text = f"{path}: has {_phrase(field, given)}, the row has {_phrase(field, wanted)}"
-            if differs is None or field not in _OTHER_FIELDS:
-                raise CheckpointError(f"{text}; train the row again, or take the file that belongs to it")
-            differs(text)
-    remedy = "train the row again, or take the file that belongs to it"
+            if field not in _OTHER_FIELDS or not is_imported(metadata):
+                raise CheckpointError(f"{text}; {remedy}")
+            console.print(f"[yellow]warning:[/] {escape(text)}")
     check_names(path, tensors, segmentor.state_dict(), what="a model of this row", remedy=remedy)
     segmentor.load_state_dict(tensors)
     return metadata
+
+
+def is_imported(metadata: Mapping[str, str]) -> bool:
+    """Whether a file of ours holds weights of a source (trained ones have no file that they come from)."""
+    return "source_sha256" in metadata
 
 
 def metadata_of(path: Path) -> dict[str, str] | None:

@@ -22,7 +22,6 @@ class Site:
     files: dict[str, bytes] = dataclasses.field(default_factory=dict)
     headers: dict[str, str] = dataclasses.field(default_factory=dict)
     status: dict[str, int] = dataclasses.field(default_factory=dict)
-    redirects: dict[str, str] = dataclasses.field(default_factory=dict)
     cut: list[int] = dataclasses.field(default_factory=list)
     """Bytes after which the next connections break off."""
     ranges: bool = True
@@ -58,9 +57,8 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self):
         site, path = self.site, self.path
         site.asked.append((path, dict(self.headers)))
-        if path in site.redirects or path in site.status:
-            to = {"Location": site.redirects[path]} if path in site.redirects else {}
-            self.answer(site.status.get(path, 302), **to)
+        if path in site.status:
+            self.answer(site.status[path])
         elif path.startswith("/file-handling") and "session=good" not in self.headers.get("Cookie", ""):
             self.answer(200, b"<!DOCTYPE html><html>log in</html>", Content_Type="text/html; charset=utf-8")
         elif path in site.files:

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from danet.acquire import http
 from danet.acquire.http import checksum_matches, fetch_file
 from danet.core.errors import DownloadError
 from tests.acquire.server import Site
@@ -114,21 +113,6 @@ def test_statuses(site, tmp_path, status, problem, attempts):
     assert left(tmp_path) == []
 
 
-def test_server_that_recovers(site, tmp_path, monkeypatch):
-    site.files["/a.zip"] = DATA
-    site.status["/a.zip"] = 503
-    pauses = []
-
-    def sleep(seconds):
-        pauses.append(seconds)
-        if len(pauses) == 2:
-            del site.status["/a.zip"]
-
-    monkeypatch.setattr(http.time, "sleep", sleep)
-    fetch(site, tmp_path / "a.zip")
-    assert pauses == [http.PAUSE_S, 2 * http.PAUSE_S]
-
-
 def test_no_server(tmp_path):
     with pytest.raises(DownloadError, match=r"no connection to the server \(3 attempts"):
         fetch_file("http://127.0.0.1:9/a.zip", None, tmp_path / "a.zip", progress=False)
@@ -173,10 +157,3 @@ def test_silence_is_given_up(site: Site, tmp_path: Path) -> None:
     site.files["/a.zip"], site.hang = DATA, True
     with pytest.raises(DownloadError, match="did not answer"):
         fetch(site, tmp_path / "a.zip")
-
-
-def test_redirects(site, tmp_path):
-    site.files["/a.zip"] = DATA
-    site.redirects = {"/old.zip": "/older.zip", "/older.zip": f"{site.url}/a.zip"}
-    fetch(site, tmp_path / "a.zip", name="/old.zip")
-    assert (tmp_path / "a.zip").read_bytes() == DATA

@@ -82,20 +82,6 @@ def test_generated_sets_in_both_storages(tmp_path):
                 assert left is None or right is None or (left == right).all()
 
 
-def test_voc_masks_come_from_the_right_source(tmp_path):
-    """VOC's own masks have a 255 border and SBD's none, for every image of trainaug."""
-    specs = generated(tmp_path / "made")
-    raw, out = tmp_path / "raw", tmp_path / "out"
-    download_dataset("voc2012", specs["voc2012"], raw, tmp_path / "made", progress=False)
-    convert_dataset("voc2012", specs["voc2012"], raw, out, progress=False)
-    samples = PreparedDataset(out, "trainaug")
-    train = PreparedDataset(out, "train").ids
-    assert samples.ids[: len(train)] == train
-    for index, key in enumerate(samples.ids):
-        assert (samples.mask(index) == 255).any() == (key in train)
-    assert not set(samples.ids) & set(PreparedDataset(out, "val").ids)
-
-
 def cut(path):
     path.write_bytes(path.read_bytes()[:300])
 

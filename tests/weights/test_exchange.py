@@ -191,13 +191,10 @@ def test_weights_of_another_stride_are_taken_with_a_warning(tmp_path, exported, 
 def test_a_refused_file_leaves_nothing(tmp_path, exported, unpublished):
     (tmp_path / "cut.pth").write_bytes(exported.read_bytes()[:1000])
     out = tmp_path / "x.safetensors"
-    for file, row, message in (
-        (tmp_path / "cut.pth", SMALL, r"cut\.pth: is not a PyTorch file, is cut off"),
-        (exported, "mmseg-r50-d8-voc2012-20k", r"21 classes\): .*\(19, 512, 1, 1\) instead of \(21"),
-        (exported, "mmseg-r101-d8-cityscapes-512x1024-40k", r"\(resnet101, 19 classes\): .* missing"),
-    ):
-        with pytest.raises(CheckpointError, match=message):
-            import_weights(file, out, unpublished, row=row)
+    with pytest.raises(CheckpointError, match=r"cut\.pth: is not a PyTorch file, is cut off"):
+        import_weights(tmp_path / "cut.pth", out, unpublished, row=SMALL)
+    with pytest.raises(CheckpointError, match=r"21 classes\): .*\(19, 512, 1, 1\) instead of \(21"):
+        import_weights(exported, out, unpublished, row="mmseg-r50-d8-voc2012-20k")
     with pytest.raises(ConfigError, match="unknown row"):
         import_weights(exported, out, unpublished, row="mmseg-r51")
     assert not out.exists()
