@@ -123,13 +123,12 @@ def _is_finished(row: Row, wanted: TrainingIdentity, workspace: Workspace, show:
     try:
         changes = store.load_record(workspace, row, wanted.seed).identity.changes(wanted)
     except CheckpointError as error:
-        _say(show, f"{title}: {str(error).rpartition(';')[0]}; training it again")
-        return False
+        changes = [str(error).rpartition(";")[0]]
     if changes:
-        _say(show, f"{title}: was trained differently ({'; '.join(changes[:4])}); training it again")
-        return False
-    _say(show, f"{title}: already trained ({store.weights_path(workspace, row, wanted.seed)})")
-    return True
+        _say(show, f"{title}: another one is there ({'; '.join(changes[:4])}); training it again")
+    else:
+        _say(show, f"{title}: already trained ({store.weights_path(workspace, row, wanted.seed)})")
+    return not changes
 
 
 def _train_seed(
