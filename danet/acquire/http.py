@@ -107,9 +107,7 @@ def _attempt(url: str, part: Path, session: requests.Session, progress: bool) ->
                 part.unlink()
             raise _TransientError(f"the server answered {status} {response.reason}")
         if status not in {200, 206}:
-            reason = {401: "access needs a login or is not granted", 404: "the file is not there"}
-            more = reason.get({403: 401, 410: 404}.get(status, status), "")
-            raise DownloadError(f"{public(url)}: the server answered {status} {response.reason}{more and f': {more}'}")
+            raise DownloadError(f"{public(url)}: the server answered {status} {response.reason}")
         if status == 200:
             have = 0
         length = response.headers.get("Content-Length", "")

@@ -282,10 +282,8 @@ class Params:
         demo = self.path.parent / "build" / "demo"
         if kind == "row" and name.startswith("demo-") and demo.is_dir():
             raise ConfigError(f"unknown row {name!r} ({self.path}); the demo's rows are in {demo}: add -C {demo}")
-        # of many names the three nearest, however far
-        close = difflib.get_close_matches(name, known, n=3, cutoff=0.4 if len(known) < 10 else 0)
-        hint = f"did you mean {', '.join(close)}?" if close else f"known: {', '.join(known)}"
-        raise ConfigError(f"unknown {kind} {name!r} ({self.path}); {hint}")
+        nearest = ", ".join(difflib.get_close_matches(name, known, n=3, cutoff=0))
+        raise ConfigError(f"unknown {kind} {name!r} ({self.path}); did you mean {nearest}?")
 
 
 def load_params(path: Path | str = "params.yaml") -> Params:

@@ -93,22 +93,11 @@ def test_part_that_is_whole_or_longer(site: Site, tmp_path: Path, more: bytes) -
     assert (tmp_path / "a.zip").read_bytes() == DATA
 
 
-@pytest.mark.parametrize(
-    ("status", "problem", "attempts"),
-    [
-        (404, "not there", 1),
-        (410, "not there", 1),
-        (403, "login", 1),
-        (400, "400", 1),
-        (503, "503", 3),
-        (429, "429", 3),
-    ],
-)
-def test_statuses(site, tmp_path, status, problem, attempts):
+@pytest.mark.parametrize(("status", "attempts"), [(404, 1), (403, 1), (400, 1), (503, 3), (429, 3)])
+def test_statuses(site, tmp_path, status, attempts):
     site.status["/a.zip"] = status
-    with pytest.raises(DownloadError, match=problem) as error:
+    with pytest.raises(DownloadError, match=rf"{site.url}/a\.zip: .*the server answered {status}"):
         fetch(site, tmp_path / "a.zip")
-    assert f"{site.url}/a.zip" in str(error.value)
     assert len(site.asked) == attempts
     assert left(tmp_path) == []
 
