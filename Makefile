@@ -11,7 +11,7 @@ PIP     = $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-
 INSTALL = $(if $(UV),$(UV) pip install --quiet --python $(BIN)/python --no-deps,$(PIP))
 
 .DEFAULT_GOAL := help
-.PHONY: benchmark gpu scaling report-diff loading verdicts help setup demo test test-slow test-slurm lint camvid parity rehearsal hooks lock clean clean-demo
+.PHONY: benchmark gpu report-diff loading verdicts help setup demo test test-slow test-slurm lint camvid parity rehearsal hooks lock clean clean-demo
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -59,14 +59,11 @@ parity: $(READY)  ## compare with the peers, in an environment of their own; wri
 rehearsal: $(READY)  ## let mmsegmentation and sssegmentation train on CamVid (CAMVID=folder) and reproduce them; hours
 	@CAMVID="$(CAMVID)" $(BIN)/python -m benchmarks.rehearsal
 
-loading: $(READY)  ## training images a second on one core; writes reports/benchmarks/loading.md
-	@$(BIN)/python -m benchmarks.loading
+loading: $(READY)  ## training images a second on one core, beside mmsegmentation's
+	@$(BIN)/python -m benchmarks.speed time --all-shapes --what loading
 
 report-diff: $(READY)  ## how the metrics differ from BASE (default main), as markdown for a pull request
 	@$(BIN)/dvc metrics diff --md $(or $(BASE),main)
-
-scaling: $(READY)  ## loss curves on 1, 2 and 4 processes; writes reports/scaling.md
-	@$(BIN)/python -m benchmarks.scaling
 
 benchmark: $(READY)  ## speed beside mmsegmentation on this machine, which must be idle: 12 min on 2 cores
 	@$(BIN)/python -m benchmarks.speed time --all-shapes --repeat $(or $(REPEAT),3)

@@ -16,8 +16,15 @@ from danet.core.provenance import PACKAGE_ROOT, cpu_cores
 from danet.evaluation import flops
 from danet.evaluation.inference import input_size
 
-SUBJECTS: Final = ("infer", "train", "attention", "confusion")
+SUBJECTS: Final = ("infer", "train", "attention", "confusion", "loading")
 PEER: Final = "mmsegmentation"
+LOADED: Final = (
+    "mmseg-r50-d8-cityscapes-512x1024-40k", "mmseg-r50-d8-cityscapes-769x769-40k", "ssseg-r50-d8-cityscapes",
+    "official-danet-r101-d8-cityscapes",
+)  # fmt: skip
+"""Rows whose training images are prepared, from pictures of Cityscapes' size."""
+BUDGET: Final = 0.7
+"""Of activations that compiled training keeps, in a variant."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +79,7 @@ class Case:
         model = self.model
         return {
             "what": self.what,
+            "network": self.network,
             "device": device,
             "threads": self.threads or cpu_cores(),
             "warm_up": warm_up,
@@ -94,25 +102,38 @@ class Case:
         }
 
 
+def profile(name: str, **changes: Any) -> Numerics:
+    """A profile of numerics.yaml, with changes."""
+    return load_params(PACKAGE_ROOT / "params.yaml").profiles[name].model_copy(update=changes)
+
+
 def implementations(what: str, device: str, own: Numerics | None = None) -> list[Implementation]:
     """What a subject is measured with on a device; ``own`` adds the numerics of a row that no profile has."""
     if what == "confusion":
         return [Implementation("fast", Numerics()), Implementation(PEER, None)]
-    profiles = load_params(PACKAGE_ROOT / "params.yaml").profiles
-    fast = profiles["fast"]
-    eager, half = fast.model_copy(update={"compile": False}), fast.precision
+    if what == "loading":
+        reference = Implementation("reference", Numerics(attention="reference"))
+        return [Implementation("fast", Numerics()), Implementation(PEER, None), reference]
+    fast = profile("fast")
+    eager, half = profile("fast", compile=False), fast.precision
     result = [  # what is worth most first: a rented GPU may be taken away
         Implementation("fast", fast, half),
         Implementation(f"{PEER} AMP", None, half if device == "cpu" else "fp16"),
         Implementation(PEER, None),
         Implementation("fast, not compiled", eager, half),
-        Implementation("published", profiles["published"]),
+        Implementation("published", profile("published")),
         Implementation("reference", Numerics(attention="reference"), one_by_one=True),
     ]
     if device == "cpu":
-        result[0] = Implementation("fast fp32", eager.model_copy(update={"precision": "fp32"}))
+        result[0] = Implementation("fast fp32", profile("fast", compile=False, precision="fp32"))
         if not has_fast_bf16():
             result = [each for each in result if each.precision == "fp32"]
+    elif what == "infer":
+        result.append(Implementation("fast, graph", fast, half, graph=True))
+    elif what == "train":
+        budget = profile("fast", memory_budget=BUDGET)
+        result.append(Implementation(f"fast, memory budget {BUDGET}", budget, half))
+        result.append(Implementation("fp16, not compiled", profile("fast", compile=False, precision="fp16"), "fp16"))
     if own is not None and own not in [each.numerics for each in result]:
         result.insert(1, Implementation("row's numerics", own, own.precision))
     if what == "attention":
@@ -142,6 +163,9 @@ def shapes(device: str, what: Iterable[str]) -> list[Case]:
             result += [Case("attention", "PAM", (128, 128), backward=True), Case("attention", "PAM", (128, 256))]
         elif subject == "confusion":
             result.append(Case("confusion", "19 classes", (1024, 2048), threads=1))
+        elif subject == "loading":
+            rows = map(load_params(PACKAGE_ROOT / "params.yaml").row, LOADED)
+            result += [_loading(row) for row in rows]
         else:
             for size in sizes:
                 for backbone, stride in (("resnet50", 8), ("resnet101", 8), ("resnet50", 16), ("resnet101", 16)):
@@ -156,7 +180,13 @@ def shapes(device: str, what: Iterable[str]) -> list[Case]:
                         result.append(case)
             if subject == "train" and device == "cpu":
                 result.insert(0, Case("train", "R-50 D8", (256, 256), 2, published_model("resnet50", 8)))
+            elif subject == "train":
+                result.append(Case("train", "R-50 D8", (512, 1024), 8, published_model("resnet50", 8)))
     return result
+
+
+def _loading(row: Row) -> Case:
+    return Case("loading", row.name, row.augment.crop_size, 8, row.model, threads=1)
 
 
 def _for_cpu(case: Case) -> bool:
@@ -201,6 +231,8 @@ def row_cases(row: Row, params: Params, what: Iterable[str], batch: int | None =
         elif subject == "attention":
             cells = tuple(-(-side // row.model.output_stride) for side in counted.input)
             result.append(Case("attention", row.name, (cells[0], cells[1])))
-        else:
+        elif subject == "confusion":
             result.append(Case("confusion", row.name, counted.image, classes=classes, threads=1))
+        else:
+            result.append(_loading(row))
     return result

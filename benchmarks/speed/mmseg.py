@@ -10,14 +10,17 @@ map.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Any
 
 from benchmarks.parity.peers import mmseg_peer as peer  # registers the package's modules, with stand-ins for CUDA ones
 
 import mmengine  # isort: skip
 import mmseg  # isort: skip
+import cv2
 import numpy as np
 import torch
 from mmengine.optim import AmpOptimWrapper, OptimWrapper
@@ -28,6 +31,8 @@ from mmseg.structures import SegDataSample
 
 from benchmarks.speed.timing import serve, synchronise
 
+PAIRS = Path("build/loading/pairs")
+"""Images and labels that our worker has made (:mod:`benchmarks.speed.scenes`)."""
 CONFIG = "danet_r50-d8_4xb2-80k_cityscapes-512x1024"
 
 
@@ -123,7 +128,29 @@ def confusion(case: Mapping[str, Any]) -> Callable[[], object]:
     return lambda: IoUMetric.intersect_and_union(prediction, target, classes, 255)
 
 
-BUILDERS = {"infer": infer, "train": train, "attention": attention, "confusion": confusion}
+def loading(case: Mapping[str, Any]) -> Callable[[], object]:
+    """The package's training pipeline on images and labels that lie in memory, up to the grey levels of a batch."""
+    cv2.setNumThreads(1)
+    settings = peer.config(f"danet_r50-d8_4xb2-40k_cityscapes-{case['height']}x{case['width']}")
+    steps = settings.train_dataloader.dataset.pipeline
+    load, change = (
+        peer.Compose([peer.TRANSFORMS.build(s) for s in steps if s["type"].startswith("Load") == first])
+        for first in (True, False)
+    )
+    known = {"label_map": None, "reduce_zero_label": False, "seg_fields": []}
+    paths = sorted(PAIRS.glob("*_image.png"))
+    labels = [path.with_name(path.name.replace("_image.", "_labels.")) for path in paths]
+    loaded = itertools.cycle(
+        [load(known | {"img_path": str(a), "seg_map_path": str(b)}) for a, b in zip(paths, labels, strict=True)]
+    )
+
+    def run() -> object:
+        return [change({**next(loaded), "seg_fields": ["gt_seg_map"]}) for _ in range(case["batch"])]
+
+    return run
+
+
+BUILDERS = {"infer": infer, "train": train, "attention": attention, "confusion": confusion, "loading": loading}
 
 
 def build(case: Mapping[str, Any]) -> Callable[[], object]:

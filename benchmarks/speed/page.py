@@ -18,6 +18,7 @@ TITLES: Final = {
     "train": "Training step: forward, losses of all heads, backward, SGD",
     "attention": "Position attention alone, 512 channels",
     "confusion": "Confusion matrix of one image, one core",
+    "loading": "Training images, one core: raw pixels (mmsegmentation: arrays in memory) to a batch of grey levels",
 }
 
 
@@ -47,7 +48,7 @@ def report(folder: Path) -> str:
         out += [f"## {name}", ""]
         if not mine:
             out += [
-                "Not run: `make benchmark` on a machine with a GPU fills these tables.",
+                "Not run: `make gpu` on a machine with a GPU fills these tables.",
                 "",
             ]
             for subject in ("infer", "train"):
@@ -106,7 +107,11 @@ def _section(document: Mapping[str, Any], lines: Sequence[Mapping[str, str]]) ->
         share = f"{100 * float(line['roofline_share']):.0f} %" if line["roofline_share"] else "-"
         out.append("| " + " | ".join([*head, *ratios, spread, line["peak_gb"] or "-", share]) + " |")
     figure = document["file"].removesuffix(".csv") + ".png"
-    return [*out, "", f'<img src="{figure}" alt="Speed as a multiple of mmsegmentation\'s" width="600">', ""]
+    out += ["", f'<img src="{figure}" alt="Speed as a multiple of mmsegmentation\'s" width="600">', ""]
+    for case, kernels in document.get("kernels", {}).items():
+        out += [f"The longest kernels of *fast*, {case}:", "", "| kernel | ms | calls |", "|-|-:|-:|"]
+        out += [f"| {name.replace('|', '/')} | {ms:g} | {calls:g} |" for name, ms, calls in kernels] + [""]
+    return out
 
 
 def draw(path: Path, lines: Sequence[Mapping[str, str]], title: str) -> None:

@@ -32,6 +32,8 @@ class Measured:
     peak_gb: float | None = None
     error: str = ""
     torch: str = ""
+    kernels: list[tuple[str, float, float]] | None = None
+    """The longest: name, milliseconds and calls in one run."""
 
     @property
     def median(self) -> float | None:
@@ -114,15 +116,13 @@ def write(
 ) -> list[Path]:
     """Writes a CSV file per subject, and the facts of the run as JSON beside it; returns the CSV files.
 
-    A file's name states subject, device, torch and mmsegmentation versions and the precisions.
+    A file's name states subject, device and torch's version: what it is told on any turn of a run.
     """
     written = []
-    peer = (facts.get("peer") or {}).get("name", "")
     for subject in dict.fromkeys(line.case.what for line in measured):
         lines = [line for line in measured if line.case.what == subject]
-        precisions = "+".join(sorted({line.implementation.precision for line in lines}, reverse=True))
         torch_version = str(facts["torch"]).partition("+")[0]
-        parts = [subject, prefix, slug(device_name(facts)), f"torch{torch_version}", slug(peer), precisions]
+        parts = [subject, prefix, slug(device_name(facts)), f"torch{torch_version}"]
         path = folder / ("-".join(part for part in parts if part) + ".csv")
         text = io.StringIO()
         writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
@@ -135,6 +135,11 @@ def write(
             "peak_flop_per_s": dict(peaks.flop_per_s),
             "peak_bytes_per_s": peaks.bytes_per_s,
             "facts": dict(facts),
+            "kernels": {
+                f"{line.case.network} {flops.size_text(line.case.size)}, batch {line.case.batch}": line.kernels
+                for line in lines
+                if line.kernels
+            },
         }
         write_json(path.with_suffix(".json"), document)
         written.append(path)

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Collection, Iterator, Sequence
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final
 
+from benchmarks import null
+from benchmarks.parity.__main__ import prepare_environment
 from benchmarks.speed.cases import PEER, Case, Implementation, has_fast_bf16, implementations
 from benchmarks.speed.results import Measured, Peaks, against_peer
 from danet.config.row import Numerics
@@ -20,23 +25,27 @@ from danet.core.errors import DanetError
 from danet.core.provenance import cpu_cores
 from danet.evaluation import flops
 
-FPS_SKIPPED, FPS_IMAGES = 5, 200
-"""mmsegmentation's tools/benchmark.py: images not timed, and timed. On a CPU ``repeat`` takes their place."""
 HUGE: Final = 1024 * 2048
 """Pixels from which implementations are measured one after the other, on a CPU at most :data:`HUGE_ROUNDS` times."""
 HUGE_ROUNDS: Final = 2
 Say = Callable[[str], None]
 
 
+def limit(device: str) -> float:
+    """Seconds for one answer of a worker, and after which a turn makes no more rounds: a slow implementation must not
+    take the others' time."""
+    return (900 if device == "cpu" else 180) * null.PATIENCE
+
+
 class Worker:
     """A process of :mod:`benchmarks.speed.timing`; a context manager."""
 
     def __init__(self, command: Sequence[str | Path], threads: int, device: str) -> None:
-        environment = worker_environment(threads, device)
+        self._limit = limit(device)
         self._process = subprocess.Popen(
             [str(part) for part in command],
             cwd=provenance.PACKAGE_ROOT,
-            env=environment,
+            env=worker_environment(threads, device),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -56,9 +65,15 @@ class Worker:
 
     def _answer(self) -> dict[str, Any]:
         assert self._process.stdout is not None
+        timer = threading.Timer(self._limit, self._process.kill)
+        timer.start()
         line = self._process.stdout.readline()
+        late = not timer.is_alive()
+        timer.cancel()
         if not line:
             code = self._process.wait()
+            if late:
+                return {"error": f"took more than {self._limit:.0f} s"}
             return {"error": f"the process ended with status {code}" + (" (out of memory?)" if code == -9 else "")}
         answer: dict[str, Any] = json.loads(line)
         return answer
@@ -99,16 +114,23 @@ def worker_environment(threads: int, device: str) -> dict[str, str]:
     return environment
 
 
+def peer_command(say: Say) -> list[str | Path] | None:
+    """mmsegmentation's worker: here if it is installed, else in an environment of its own; None if that fails."""
+    try:
+        python = sys.executable if importlib.util.find_spec("mmseg") else prepare_environment()
+        return [python, "-W", "ignore", "-m", "benchmarks.speed.mmseg"]
+    except (subprocess.CalledProcessError, OSError) as error:
+        say(f"mmsegmentation is left out: its environment cannot be made ({error}); is there a network?")
+        return None
+
+
 def run(
     cases: Sequence[Case],
     device: str,
     *,
-    repeat: int = 5,
+    repeat: int | None = None,
     peer: Sequence[str | Path] | None = None,
     own: Numerics | None = None,
-    extra: Sequence[Implementation] = (),
-    without: Collection[str] = (),
-    images: int = FPS_IMAGES,
     say: Say = lambda text: None,
 ) -> Iterator[tuple[list[Measured], Peaks, dict[str, Any]]]:
     """Measures the cases one after another; gives all that was measured so far after each turn.
@@ -116,12 +138,9 @@ def run(
     Args:
         cases: what to time.
         device: ``cpu`` or ``cuda``.
-        repeat: rounds; on CUDA, inference takes 5 untimed and ``images`` timed ones by the published method instead.
+        repeat: rounds; by default 5 on a CPU, 20 training steps and 40 predictions on a GPU.
         peer: the command of mmsegmentation's worker; None leaves it out.
         own: numerics of a row, measured too.
-        extra: ways to compute that are measured too.
-        without: names of those that are not.
-        images: timed in a prediction on CUDA, as published 200.
         say: told of each result.
 
     Yields:
@@ -131,6 +150,7 @@ def run(
         DanetError: if our own worker does not start.
     """
     command = [sys.executable, "-m", "benchmarks.speed.worker"]
+    load = round(os.getloadavg()[0], 2)
     measured: list[Measured] = []
     with ExitStack() as stack:
         workers: dict[str, Worker] = {}
@@ -160,24 +180,17 @@ def run(
             + f", memory {peaks.bytes_per_s / 1e9:.1f} GB/s"
         )
         for case in cases:
-            chosen = [
-                each
-                for each in [
-                    *implementations(case.what, device, own if case.what in ("infer", "train") else None),
-                    *extra,
-                ]
-                if each.name not in without and (each.numerics is not None or (peer is not None and case.has_peer))
-            ]
-            rounds, warm_up = repeat, 1
-            if device != "cpu":
-                warm_up = 12 if case.what == "infer" else 5  # also enough for SteadyCompiled to compile
-                rounds = images if case.what == "infer" else max(repeat, 20)
-            if case.what == "confusion":
-                rounds = max(repeat, 20)
+            known = implementations(case.what, device, own if case.what in ("infer", "train") else None)
+            chosen = [each for each in known if each.numerics is not None or (peer is not None and case.has_peer)]
             # the explicit maps of several processes would not fit into memory side by side
-            huge = case.what == "attention" or case.batch * case.size[0] * case.size[1] >= HUGE
-            if huge and device == "cpu":
-                rounds = min(rounds, HUGE_ROUNDS)
+            whole = case.what in ("infer", "train") and case.batch * case.size[0] * case.size[1] >= HUGE
+            huge = whole or case.what == "attention"
+            if device == "cpu":
+                warm_up, rounds = 1, 20 if case.what in ("confusion", "loading") else repeat or 5
+                rounds = min(rounds, HUGE_ROUNDS) if huge else rounds
+            else:
+                warm_up = 12 if case.what == "infer" else 5  # also enough for SteadyCompiled to compile
+                rounds = repeat or (40 if case.what == "infer" else 20)
             turns = [[each] for each in chosen] if huge or device != "cpu" else [chosen]
             for turn in turns:
                 lines = _rounds(case, turn, worker, device, rounds, warm_up)
@@ -185,17 +198,9 @@ def run(
                 for line in lines:
                     said = line.error or f"{line.median:.3f} s, {_speedup(line, measured)}"
                     say(f"{case.what} {case.network} {flops.size_text(case.size)} {line.implementation.name}: {said}")
-                yield (
-                    measured,
-                    peaks,
-                    provenance.collect()
-                    | {
-                        "device": device,
-                        "threads": cpu_cores(),
-                        "repeat": repeat,
-                        "peer": workers[PEER].facts if PEER in workers else None,
-                    },
-                )
+                facts = provenance.collect() | {"device": device, "threads": cpu_cores(), "repeat": repeat}
+                peer_facts = workers[PEER].facts if PEER in workers else None
+                yield measured, peaks, facts | {"peer": peer_facts, "load": load}
 
 
 def _speedup(line: Measured, lines: Sequence[Measured]) -> str:
@@ -217,7 +222,10 @@ def _rounds(
         answer = process.ask(op="prepare", case=case.request(each, device, warm_up))
         line = Measured(case, each, [], {}, error=answer.get("error", ""), torch=process.facts.get("torch", ""))
         lines.append(line)
+    began = time.monotonic()
     for number in range(rounds):
+        if number and time.monotonic() - began > limit(device):
+            break
         for line in lines:
             if line.error:
                 continue
@@ -227,6 +235,13 @@ def _rounds(
                 line.seconds.append(answer["seconds"])
                 line.rounds[number] = answer["seconds"]
     for line in lines:
+        if (
+            device != "cpu"
+            and line.implementation.name == "fast"
+            and case.what in ("infer", "train")
+            and not line.error
+        ):
+            line.kernels = worker(line.implementation).ask(op="kernels").get("kernels")
         line.peak_gb = worker(line.implementation).ask(op="finish").get("peak_gb")
     return lines
 

@@ -4,7 +4,8 @@ A worker builds a case, warms up, then runs it once per request; the harness ask
 else the machine does falls on all alike. Only PyTorch is imported here: the peers' environment has no more.
 
 Protocol: JSON lines on standard input and output. ``{"op": "prepare", "case": {...}}``, ``{"op": "time"}`` (answers
-``seconds``), ``{"op": "finish"}`` (answers ``peak_gb``); every answer may instead hold ``error``.
+``seconds``), ``{"op": "kernels"}`` (see :func:`longest`), ``{"op": "finish"}`` (answers ``peak_gb``); every answer may
+instead hold ``error``.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.autograd import DeviceType
 
 Build = Callable[[Mapping[str, Any]], Callable[[], object]]
 """From a case to a function that computes it once, start to end, and waits for the device."""
@@ -75,6 +77,21 @@ def synchronise(device: str) -> None:
         torch.cuda.synchronize()
 
 
+def longest(run: Callable[[], object], steps: int = 3, count: int = 15) -> list[tuple[str, float, float]]:
+    """The longest kernels of a computation on CUDA, after all of them together: name, milliseconds, calls."""
+    activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
+    with torch.profiler.profile(activities=activities) as recorded:
+        for _ in range(steps):
+            run()
+    found = [
+        (event.key[:100], round(event.self_device_time_total / 1000 / steps, 3), event.count / steps)
+        for event in recorded.key_averages()
+        if event.device_type == DeviceType.CUDA  # an operator's time is that of its kernels
+    ]
+    found.sort(key=lambda kernel: -kernel[1])
+    return [("all", round(sum(ms for _, ms, _ in found), 3), sum(calls for *_, calls in found)), *found[:count]]
+
+
 def serve(build: Build, facts: Mapping[str, Any]) -> None:
     """Answers requests until standard input ends. ``facts`` (versions, threads) are the first line.
 
@@ -100,6 +117,9 @@ def serve(build: Build, facts: Mapping[str, Any]) -> None:
                 cpu, start = time.process_time(), time.perf_counter()
                 run()
                 answer = {"seconds": time.perf_counter() - start, "cpu_seconds": time.process_time() - cpu}
+            elif request["op"] == "kernels":
+                assert run is not None
+                answer = {"kernels": longest(run)}
             else:
                 answer = {"peak_gb": memory.extra() if memory else None}
                 run = memory = None

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
 
 from benchmarks import null
+from benchmarks.speed import scenes
 from benchmarks.speed.timing import serve, synchronise
+from danet.config.params import load_params
 from danet.config.row import Loss, Model, Numerics, Optimizer, Test
+from danet.core.provenance import PACKAGE_ROOT
+from danet.data.loader import TrainingSet, collate
+from danet.data.prepared import PreparedDataset
 from danet.evaluation.inference import Predictor
 from danet.evaluation.metrics import Confusion
 from danet.models import build_model
@@ -139,6 +146,18 @@ def attention(case: Mapping[str, Any]) -> Run:
     return run
 
 
+def loading(case: Mapping[str, Any]) -> Run:
+    """What a loading process does: reads, augments and stacks a batch of the row's samples, from raw pixels to the grey
+    levels that a GPU normalises. ``reference`` resizes whole images before it crops."""
+    cv2.setNumThreads(1)
+    row = load_params(PACKAGE_ROOT / "params.yaml").row(case["network"])
+    lazy = Numerics.model_validate(case["numerics"]).attention == "fused"
+    dataset = PreparedDataset(scenes.prepare(), "train")
+    samples = TrainingSet(dataset, row.augment, seed=0, lazy=lazy)
+    positions = itertools.count()
+    return lambda: collate([samples[next(positions)] for _ in range(case["batch"])])
+
+
 def confusion(case: Mapping[str, Any]) -> Run:
     """Adds one image to the confusion matrix."""
     generator = np.random.default_rng(0)
@@ -190,6 +209,7 @@ BUILDERS: Mapping[str, Callable[[Mapping[str, Any]], Run]] = {
     "train": train,
     "attention": attention,
     "confusion": confusion,
+    "loading": loading,
     "peak": peak,
 }
 

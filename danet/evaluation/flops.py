@@ -71,7 +71,7 @@ SIZES = ("crop", "image", "input")
 """The fields of :class:`RowOperations` that are sizes."""
 
 
-class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Sums operations, and the tensors that operations read and write; views move nothing."""
 
     def __init__(self) -> None:
@@ -107,7 +107,7 @@ def count(model: Model, num_classes: int, size: Size, batch: int = 1, all_heads:
         network = build_model(model, num_classes, "reference").eval()
     # outside of the default device, which would slow every call down
     images = torch.empty(batch, 3, *size, device="meta")
-    with torch.no_grad(), _Counter() as counted:
+    with torch.no_grad(), Counter() as counted:
         network(images, all_heads)
     return Operations(counted.flop, counted.bytes)
 

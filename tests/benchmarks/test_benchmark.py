@@ -8,7 +8,8 @@ import sys
 import pytest
 import torch
 
-from benchmarks.speed import cases, page, results, worker
+from benchmarks import estimates, gpu
+from benchmarks.speed import cases, page, results, rounds, worker
 from danet.config.params import load_params
 from danet.config.row import Numerics, Test
 from danet.core import provenance
@@ -68,10 +69,11 @@ def test_a_row_is_timed_as_its_numbers_were_measured(params):
     train, infer = cases.row_cases(row, params, ["train", "infer"])
     assert (train.size, train.batch) == ((769, 769), 2)
     assert (infer.size, infer.test) == ((1024, 2048), row.test)
-    *others, reference = cases.implementations("infer", "cuda")
+    found = {each.name: each for each in cases.implementations("infer", "cuda")}
+    reference = found.pop("reference")
     assert reference.numerics is not None
     assert (reference.one_by_one, reference.numerics.attention, reference.precision) == (True, "reference", "fp32")
-    assert not any(each.one_by_one for each in others)
+    assert not any(each.one_by_one for each in found.values())
     request = infer.request(reference, "cuda", 1)
     assert (request["input"], request["one_by_one"], request["test"]["window"]) == ((1025, 2049), True, (769, 769))
     measured = results.Measured(infer, reference, [2.0], {0: 2.0})
@@ -104,6 +106,8 @@ def test_ratios_are_taken_round_by_round():
     # the machine is three times as slow in the second round, for both
     lines = [line("fast", [1.0, 3.0, 1.0]), line(cases.PEER, [2.0, 6.0, 2.2], numerics=None)]
     assert results.against_peer(lines[0], lines) == pytest.approx(2.0)
+    lines.append(line(f"{cases.PEER} AMP", [1.5, 4.5, 1.4], numerics=None))
+    assert float(results.record(lines[0], lines, results.Peaks({}, 0.0))["against_amp"]) == pytest.approx(1.5)
     lines[1].rounds.clear()
     assert results.against_peer(lines[0], lines) is None
 
@@ -131,8 +135,8 @@ def test_tables_pages_and_cost_are_made_from_the_files(tmp_path, params):
     }  # fmt: skip
     written = results.write(tmp_path, [*lines, failed], results.Peaks({"fp32": 1e12}, 1e10), facts)
     assert {path.name for path in written} == {
-        "infer-test-cpu-2-cores-torch9.9.0-mmsegmentation-1.2.2-fp32.csv",
-        "train-test-cpu-2-cores-torch9.9.0-mmsegmentation-1.2.2-fp32.csv",
+        "infer-test-cpu-2-cores-torch9.9.0.csv",
+        "train-test-cpu-2-cores-torch9.9.0.csv",
     }
     page.finish(tmp_path)
     text = (tmp_path / "README.md").read_text()
@@ -173,6 +177,18 @@ def test_a_row_has_the_hours_of_a_profile_that_computes_as_it_does(params):
     assert found == {"as it is": "published", "fast": "fast", "half": "", "uncompiled": "", "accumulated": "published"}
 
 
+def test_estimates_count_what_the_network_computes():
+    """On fake tensors, as on the meta device: a prediction's operations, and of a step at most three times as many."""
+    for what, batch in (("infer", 1), ("train", 2)):
+        case = cases.Case(what, "R-50 D8", (64, 128), batch, R50)
+        work = estimates.plain(case)
+        forward = flops.count(R50, 19, (64, 128), batch, all_heads=what == "train").flop
+        assert work.flop == forward if what == "infer" else 2.9 * forward < work.flop < 3 * forward
+        assert sum(work.seconds.values()) > estimates.seconds(work.flop, work.bytes)  # as each takes the longer of two
+        gains = dict(estimates.parts(case, work))
+        assert 0 < max(gains.values()) < work.total
+
+
 def test_worker_answers_and_reports_what_fails():
     case = cases.Case("infer", "R-50 D16", (32, 32), 1, cases.published_model("resnet50", 16), threads=1)
     implementation = cases.implementations("infer", "cpu")[0]
@@ -192,11 +208,48 @@ def test_worker_answers_and_reports_what_fails():
     assert "error" in answers[4]
 
 
+def test_without_a_network_mmsegmentation_alone_is_left_out(monkeypatch):
+    def no_network():
+        raise subprocess.CalledProcessError(1, ["pip"])
+
+    monkeypatch.setattr(rounds, "prepare_environment", no_network)
+    monkeypatch.setattr(rounds.importlib.util, "find_spec", lambda name: None)
+    said = []
+    assert rounds.peer_command(said.append) is None
+    assert "is there a network" in said[0]
+
+
+SLEEP = "import time; time.sleep(1000)"
+
+
+def test_a_slow_implementation_is_stopped(monkeypatch):
+    monkeypatch.setattr(rounds, "limit", lambda device: 0.5)
+    with rounds.Worker([sys.executable, "-c", SLEEP], 1, "cpu") as slow:
+        assert "took more than" in slow.facts["error"]
+        assert not slow.alive
+
+
+def test_a_step_of_make_gpu_that_is_cut_says_so_and_tests_that_ended_count(tmp_path):
+    script = tmp_path / "script.py"
+    said = "tests/a.py::test_one PASSED [ 25%]\n[gw1] [ 50%] FAILED tests/a.py::test_two[x-1] \ntests/a.py::test_three "
+    script.write_text(f"print({said!r}, flush=True)\n{SLEEP}")
+    assert "took more" in gpu.perform(gpu.Step("tests", 1, str(script)), tmp_path, 9)
+    found = json.loads((tmp_path / "tests.json").read_text())
+    assert {line["test"]: line["ok"] for line in found["lines"]} == {
+        "tests/a.py::test_one": True, "tests/a.py::test_two[x-1]": False,
+    }  # fmt: skip
+    page = gpu.page(tmp_path, tmp_path)
+    assert "| tests | took more than 9 s |" in page
+    assert "prediction of 1024x2048: times mmsegmentation's fps | not measured" in page
+
+
 def test_cases_know_whether_mmsegmentation_has_their_network(params):
     peers = {name: cases.Case("infer", name, (8, 8), model=row.model).has_peer for name, row in params.rows.items()}
     assert peers["mmseg-r101-d8-ade20k-80k"]
     assert not peers["official-dranet-r101-d8-cityscapes"]
     assert not peers["ssseg-r50-d8-voc2012"]  # no biases in the attention
+    fused = [each for each in cases.implementations("attention", "cuda") if each.numerics]
+    assert {each.numerics.attention for each in fused} == {"fused", "reference"}
     grid = cases.shapes("cuda", ["infer", "train"])
-    assert len(grid) == 2 * 4 * 4
+    assert len(grid) == 2 * 4 * 4 + 1  # and a larger batch
     assert {case.size for case in grid} == {(512, 512), (512, 1024), (769, 769), (1024, 2048)}

@@ -7,9 +7,10 @@ import pytest
 import torch
 from torch import nn
 
-from danet.config.row import Model
+from danet.config.row import Model, Numerics
 from danet.models import build_model
 from danet.models.fast import SteadyCompiled, folded, narrowed
+from danet.models.numerics import configured
 
 MODELS = {
     "danet": {"method": "danet", "stem": "deep-32-32-64", "aux_channels": 256},
@@ -104,3 +105,13 @@ def test_one_size_is_compiled_once_and_by_torch(monkeypatch):
         x = picture(*((5, 6) if number % 2 else (7 + number, 6)))
         assert torch.equal(steady(x), plain(x))
     assert counter.frame_count == 1
+
+
+@pytest.mark.parametrize("allowed", [False, True])
+def test_tf32_is_for_convolutions_alone(allowed):
+    """The energies of CAM and clustering are products of matrices."""
+    switches = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = [switch.allow_tf32 for switch in switches]
+    with configured(Numerics(tf32=allowed)):
+        assert [switch.allow_tf32 for switch in switches] == [allowed, False]
+    assert [switch.allow_tf32 for switch in switches] == before

@@ -6,9 +6,9 @@ import shutil
 import pytest
 from dvc.repo import Repo
 
-from benchmarks.noop import stand_ins
 from danet.config.yaml import write_raw
 from tests.parameters import ROOT, raw_params
+from tests.pipelines.stand_ins import stand_ins
 
 ROW, OTHER = "mmseg-r50-d8-cityscapes-769x769-40k", "ssseg-r50-d16-voc2012"
 REPORTS = {"report@mmsegmentation", "report@sssegmentation"}

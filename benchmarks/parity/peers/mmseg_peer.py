@@ -21,7 +21,6 @@ import mmengine  # noqa: E402
 import mmseg  # noqa: E402
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
-import torchmetrics  # noqa: E402
 from mmcv.transforms import Compose, RandomFlip, Resize  # noqa: E402
 from mmengine.config import Config  # noqa: E402
 from mmengine.logging import MMLogger  # noqa: E402
@@ -33,7 +32,6 @@ from mmseg.models import SegTTAModel  # noqa: E402
 from mmseg.registry import MODELS, TRANSFORMS  # noqa: E402
 from mmseg.structures import SegDataSample  # noqa: E402
 from mmseg.utils import register_all_modules  # noqa: E402
-from torchmetrics.classification import MulticlassJaccardIndex  # noqa: E402
 
 torch.set_num_threads(1)
 register_all_modules()
@@ -292,6 +290,9 @@ def inference(folder: Path) -> None:
 
 def metrics(folder: Path) -> None:
     """IoUMetric with absent classes, ignored pixels and an empty image, in both conventions."""
+    import torchmetrics  # needed here alone: `make gpu` gets by without
+    from torchmetrics.classification import MulticlassJaccardIndex
+
     arrays: dict[str, Any] = {}
     classes = 19
     rng = common.generator("metrics")

@@ -1,4 +1,4 @@
-"""Pictures of Cityscapes' size with the statistics of photographs, as an official folder and as prepared datasets.
+"""Pictures of Cityscapes' size with the statistics of photographs, to be prepared as training images.
 
 Natural images have amplitudes that fall as 1/frequency, and edges where things hide each other. Both matter here: noise
 makes PNG files that no decoder meets, and flat colour makes files and hues that cost nothing.
@@ -7,7 +7,6 @@ makes PNG files that no decoder meets, and flat colour makes files and hues that
 from __future__ import annotations
 
 import itertools
-import json
 import shutil
 from pathlib import Path
 
@@ -16,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from danet.config.params import Dataset
-from danet.core.files import write_json
+from danet.core.provenance import PACKAGE_ROOT
 from danet.data.cityscapes import CLASSES, LABEL_TO_TRAIN
 from danet.data.convert import convert_dataset
 from danet.data.layout import IGNORE
@@ -24,7 +23,8 @@ from danet.data.raw import download_dataset
 
 SIZE = (1024, 2048)
 LEAVES = 400
-STORAGES = ("raw", "source")
+FOLDER = PACKAGE_ROOT / "build" / "loading"
+PAIRS = FOLDER / "pairs"
 _VOID = 0
 _BACKGROUND = ((0.25, 23), (0.55, 11), (1.0, 7))  # share of the height where each ends: sky, building, road
 
@@ -79,19 +79,17 @@ def train_ids(labels: Pixels) -> Pixels:
     return mapped
 
 
-def prepare(folder: Path, count: int) -> dict[str, Path]:
-    """Makes the pictures and converts them to every storage, unless that has been done; the prepared folders.
+def prepare(count: int = 24) -> Path:
+    """Makes the pictures and converts them to raw pixels, unless that has been done; the prepared folder.
 
-    ``folder/pairs`` has image and train ids as PNG files, for the peer.
+    :data:`PAIRS` has image and train ids as PNG files, for the peer.
     """
-    done = folder / "done.json"
-    facts = {"count": count, "size": list(SIZE), "leaves": LEAVES, "version": 2}
-    prepared = {storage: folder / storage / "cityscapes" for storage in STORAGES}
-    if done.exists() and json.loads(done.read_text(encoding="utf-8")) == facts:
+    prepared = FOLDER / "cityscapes"
+    if prepared.exists():
         return prepared
-    shutil.rmtree(folder, ignore_errors=True)
-    tree, pairs = folder / "tree", folder / "pairs"
-    pairs.mkdir(parents=True)
+    shutil.rmtree(FOLDER, ignore_errors=True)
+    tree = FOLDER / "tree"
+    PAIRS.mkdir(parents=True)
     counts = {"train": count, "val": 1, "test": 1}
     numbers = iter(range(sum(counts.values())))
     for split, number in counts.items():
@@ -104,15 +102,12 @@ def prepare(folder: Path, count: int) -> dict[str, Path]:
             cv2.imwrite(str(images / f"{name}_leftImg8bit.png"), image)
             cv2.imwrite(str(labels / f"{name}_gtFine_labelIds.png"), ids)
             if split == "train":
-                shutil.copyfile(images / f"{name}_leftImg8bit.png", pairs / f"{name}_image.png")
-                cv2.imwrite(str(pairs / f"{name}_labels.png"), train_ids(ids))
-    for storage, out in prepared.items():
-        spec = Dataset.model_validate(
-            {"adapter": "cityscapes", "title": "generated", "archives": (), "counts": counts, "storage": storage}
-        )
-        raw = folder / storage / "download"
-        download_dataset("cityscapes", spec, raw, raw.parent, tree=tree, progress=False)
-        convert_dataset("cityscapes", spec, raw, out, progress=False)
+                shutil.copyfile(images / f"{name}_leftImg8bit.png", PAIRS / f"{name}_image.png")
+                cv2.imwrite(str(PAIRS / f"{name}_labels.png"), train_ids(ids))
+    spec = Dataset.model_validate(
+        {"adapter": "cityscapes", "title": "generated", "archives": (), "counts": counts, "storage": "raw"}
+    )
+    download_dataset("cityscapes", spec, FOLDER / "download", FOLDER, tree=tree, progress=False)
+    convert_dataset("cityscapes", spec, FOLDER / "download", prepared, progress=False)
     shutil.rmtree(tree)
-    write_json(done, facts)
     return prepared

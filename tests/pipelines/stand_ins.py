@@ -1,55 +1,23 @@
-"""How long a `dvc repro` takes that has nothing to do, over all rows of params.yaml.
-
-    python -m benchmarks.noop [--runs 5]
-
-Nobody has the sweep's outputs at hand, so it is measured on stand-ins: the repository's own dvc.yaml and parameter
-files in a folder of their own, each stage's command replaced by one that writes a small file for each of its outputs.
-"""
+"""A workspace in which every stage of params.yaml has run, on stand-ins: nobody has the sweep's outputs at hand."""
 
 from __future__ import annotations
 
-import argparse
 import configparser
 import json
 import shlex
 import shutil
-import statistics
 import subprocess
 import sys
-import tempfile
-import time
 from pathlib import Path
 
-import yaml
 from dvc.repo import Repo
 from dvc.stage import PipelineStage
 
 from danet.config.yaml import BESIDE, RECIPES
 
-REPOSITORY = Path(__file__).resolve().parents[1]
 
-
-def main() -> None:
-    """Prints the wall time of each run and the median."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.noop", description="Times a no-op `dvc repro`.")
-    parser.add_argument("--runs", type=int, default=5, metavar="N", help="repetitions (default: %(default)s)")
-    options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        stages = stand_ins(REPOSITORY, folder)
-        times = []
-        for _ in range(options.runs):
-            started = time.perf_counter()
-            said = dvc(folder, "repro")
-            times.append(time.perf_counter() - started)
-            if "up to date" not in said:
-                raise SystemExit(f"this was no no-op: {said[-500:]}")
-    shown = ", ".join(f"{seconds:.2f}" for seconds in times)
-    sys.stdout.write(f"{stages} stages, nothing to do: {statistics.median(times):.2f} s (median of {shown})\n")
-
-
-def stand_ins(repository: Path, folder: Path) -> int:
-    """A workspace in which every stage has run, with stand-in outputs; returns the number of stages.
+def stand_ins(repository: Path, folder: Path) -> None:
+    """Each stage's command is one that writes a small file for each of its outputs.
 
     Args:
         repository: whose pipeline and parameters are taken.
@@ -88,7 +56,6 @@ def stand_ins(repository: Path, folder: Path) -> int:
         text.replace("cmd: python -m pipelines.", f"cmd: {shlex.quote(sys.executable)} write.py "), encoding="utf-8"
     )
     dvc(folder, "repro", "--quiet")
-    return len(yaml.safe_load((folder / "dvc.lock").read_text(encoding="utf-8"))["stages"])
 
 
 def dvc(folder: Path, *arguments: str) -> str:
@@ -99,7 +66,3 @@ def dvc(folder: Path, *arguments: str) -> str:
     if done.returncode:
         raise SystemExit(f"`dvc {' '.join(arguments)}` failed: {done.stderr.strip()}")
     return done.stdout + done.stderr
-
-
-if __name__ == "__main__":
-    main()
