@@ -42,7 +42,6 @@ def sweep(
     jobs: Annotated[
         int | None, typer.Option("--jobs", "-j", min=1, help="Rows at a time. Default: 1 on the CPU, else all GPUs.")
     ] = None,
-    verify: Annotated[bool, typer.Option("--verify", help="Also evaluate the weights released for the rows.")] = False,
     slurm: Annotated[
         str | None,
         typer.Option(help='Submit to Slurm with these arguments of sbatch: "--partition gpu --time 24:00:00".'),
@@ -60,7 +59,7 @@ def sweep(
     root = Workspace(workspace)
     chosen = choose_rows(root.params(), table or [], rows or [])
     places = [] if status or slurm is not None else local.choose_places(gpus_per_row=gpus_per_row, gpus=gpus, jobs=jobs)
-    plan = make_plan(root, chosen, verify=verify)
+    plan = make_plan(root, chosen)
     found = survey(plan, root)
     coming = [each.row for each in found if each.state in COMING]
     if status or not coming or (dry_run and slurm is None):
@@ -76,7 +75,7 @@ def sweep(
         code = submit(plan, coming, root, slurm, gpus=gpus_per_row, limit=jobs, dry_run=dry_run)
     else:
         code = local.run(plan, coming, root, places)
-        found = survey(make_plan(root, chosen, verify=verify), root)
+        found = survey(make_plan(root, chosen), root)
         print_status(found)
     left = any(each.state == "blocked" or (slurm is None and each.state != "done") for each in found)
     raise typer.Exit(code or int(left and not status and not dry_run))

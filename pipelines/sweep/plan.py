@@ -8,13 +8,11 @@ from dataclasses import dataclass
 from dvc.exceptions import DvcException
 from dvc.lock import LockError
 from dvc.repo import Repo, lock_repo
-from dvc.scm import SCMError
 
 from danet.config.params import Params
 from danet.config.row import Row
 from danet.config.workspace import Workspace
 from danet.core.errors import ConfigError, DanetError
-from pipelines import NO_GIT
 
 
 @dataclass(frozen=True)
@@ -23,8 +21,6 @@ class Plan:
 
     params: Params
     rows: tuple[Row, ...]
-    verify: bool
-    """Whether the weights that the sources released are evaluated too, where there are any."""
     stale: frozenset[str] = frozenset()
     """Stages whose results are not those of today's parameters and data."""
     missing: frozenset[str] = frozenset()
@@ -32,18 +28,11 @@ class Plan:
 
     def chains(self, row: Row) -> list[str]:
         """A row's stages that are left: lists, joined by commas, whose later stages need the earlier ones."""
-        inputs = {f"download@{row.dataset}", f"convert@{row.dataset}"}
+        inputs = {f"download@{row.dataset}", f"convert@{row.dataset}", f"weights@{row.weights}"}
         train, evaluate = f"train@{row.name}", f"evaluate@{row.name}"
-        found = []
-        if (inputs | {f"weights@{row.weights}", train}) & self.stale:
-            found.append(f"{train},{evaluate}")
-        elif evaluate in self.stale:
-            found.append(evaluate)
-        if self.verify and row.name in self.params.released:
-            released, verify = f"released@{row.name}", f"verify@{row.name}"
-            if (inputs | {released, verify}) & self.stale:
-                found.append(f"{released},{verify}")
-        return found
+        if (inputs | {train}) & self.stale:
+            return [f"{train},{evaluate}"]
+        return [evaluate] if evaluate in self.stale else []
 
     def shared(self, rows: Sequence[Row]) -> list[str]:
         """Chains that several of these rows need, which come first: data sets and ImageNet weights."""
@@ -77,7 +66,7 @@ def choose_rows(params: Params, tables: Sequence[str] = (), rows: Sequence[str] 
     return tuple((chosen if tables or names else params.rows).values())
 
 
-def make_plan(workspace: Workspace, rows: Sequence[Row], *, verify: bool = False) -> Plan:
+def make_plan(workspace: Workspace, rows: Sequence[Row]) -> Plan:
     """Asks DVC about all stages of the rows, in one look (``dvc status`` refuses when a single one is busy).
 
     Raises:
@@ -87,8 +76,6 @@ def make_plan(workspace: Workspace, rows: Sequence[Row], *, verify: bool = False
     names = {f"{stage}@{row.dataset}" for row in rows for stage in ("download", "convert")}
     names |= {f"weights@{row.weights}" for row in rows}
     names |= {f"{stage}@{row.name}" for row in rows for stage in ("train", "evaluate")}
-    if verify:
-        names |= {f"{stage}@{r.name}" for r in rows if r.name in params.released for stage in ("released", "verify")}
     stale, missing = set(), set()
     try:
         with Repo(str(workspace.root.resolve()), _wait_for_lock=True) as repo, lock_repo(repo):
@@ -105,11 +92,9 @@ def make_plan(workspace: Workspace, rows: Sequence[Row], *, verify: bool = False
                 except LockError:  # some ``dvc`` runs it now
                     stale.add(name)
                     missing.add(name)
-    except SCMError as error:
-        raise ConfigError(f"{error}; {NO_GIT}") from error
     except (DvcException, KeyError) as error:
         raise DanetError(f"{workspace.root.resolve()}: DVC cannot tell what is done: {error}") from error
-    return Plan(params, tuple(rows), verify, frozenset(stale), frozenset(missing))
+    return Plan(params, tuple(rows), frozenset(stale), frozenset(missing))
 
 
 def check_divisible(rows: Sequence[Row], processes: int) -> None:

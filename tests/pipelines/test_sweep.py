@@ -38,14 +38,14 @@ def params():
     return load_params(ROOT / "params.yaml")
 
 
-def plan_of(params, *names, stale=None, verify=False):
+def plan_of(params, *names, stale=None):
     """All stages of the rows are to do, unless ``stale`` says which."""
     rows = tuple(params.row(name) for name in names)
     if stale is None:
         stale = {f"{stage}@{row.dataset}" for row in rows for stage in ("download", "convert")}
         stale |= {f"weights@{row.weights}" for row in rows}
-        stale |= {f"{stage}@{name}" for name in names for stage in ("train", "evaluate", "released", "verify")}
-    return Plan(params, rows, verify, frozenset(stale), frozenset(stale))
+        stale |= {f"{stage}@{name}" for name in names for stage in ("train", "evaluate")}
+    return Plan(params, rows, frozenset(stale), frozenset(stale))
 
 
 @pytest.fixture
@@ -85,9 +85,6 @@ def test_what_is_left(params):
     plan = plan_of(params, VOC, ADE, stale={"convert@ade20k"})  # new data means training again
     assert [plan.chains(row) for row in plan.rows] == [[], [f"train@{ADE},evaluate@{ADE}"]]
     assert plan.shared(plan.rows) == ["convert@ade20k"]
-    released = next(iter(params.released))
-    plan = plan_of(params, released, verify=True)
-    assert plan.chains(plan.rows[0])[1] == f"released@{released},verify@{released}"
 
 
 def test_a_batch_that_does_not_divide_is_refused_with_all_such_rows(params):
