@@ -184,15 +184,6 @@ def report(
     strict: Annotated[
         bool, typer.Option("--strict", help="Fail, once all is written, if a metrics file had to be left out.")
     ] = False,
-    keep_pictures: Annotated[
-        bool | None,
-        typer.Option(
-            "--keep-pictures/--no-pictures",
-            help="Show the dataset's images in reports/ (default: as the table's `pictures` in params.yaml says). "
-            "Do not commit those of a dataset that must not be redistributed.",
-            show_default=False,
-        ),
-    ] = None,
     workspace: Root = Path(),
 ) -> None:
     """Rebuild tables and figures from the metrics files at hand; runs nothing else."""
@@ -203,7 +194,7 @@ def report(
     params = space.params()
     left_out: list[Problem] = []
     for each in [table] if table else list(params.tables):
-        written = write_table(each, params, space, keep_pictures=keep_pictures)
+        written = write_table(each, params, space)
         typer.echo(written)
         left_out += written.problems
     if table is None:

@@ -25,6 +25,7 @@ from typing import Any
 
 import cv2
 import yaml
+from dvc.repo import Repo
 
 from danet.config.params import load_params, merge
 from danet.config.workspace import Workspace
@@ -93,11 +94,8 @@ def prepare(repository: Path, folder: Path, *, seeds: int = 1, datasets: Sequenc
     params = merge_profile(read_raw(repository / "params.yaml"), profile, facts)
     write_raw(params, folder, note="Written by `make demo` from the parameters and pipelines/demo/profile.yaml.")
     load_params(folder / "params.yaml")
-    for name in (
-        "dvc.yaml",
-        "pipelines",
-        "benchmarks/published.yaml",
-    ):  # `python -m pipelines.STAGE` runs in this folder
+    # `python -m pipelines.STAGE` runs in this folder
+    for name in ("dvc.yaml", "pipelines", "benchmarks/published.yaml"):
         link = folder / name
         if not link.is_symlink():
             link.parent.mkdir(exist_ok=True)
@@ -105,9 +103,9 @@ def prepare(repository: Path, folder: Path, *, seeds: int = 1, datasets: Sequenc
     (folder / "reports" / "metrics" / "demo").mkdir(parents=True, exist_ok=True)
     if not (folder / ".dvc").exists():
         # A workspace of its own inside Git's ignored build/: no entries in the repository's graph, lock or status.
-        dvc(folder, "init", "--quiet", "--no-scm")
-        dvc(folder, "config", "core.analytics", "false")
-        dvc(folder, "config", "cache.type", "hardlink,symlink")
+        with Repo.init(str(folder), no_scm=True) as repo, repo.config.edit() as config:
+            config["core"]["analytics"] = False
+            config["cache"]["type"] = "hardlink,symlink"
 
 
 def _command(seeds: int, datasets: Sequence[str] | None) -> str:
@@ -190,15 +188,6 @@ def repro(folder: Path, address: str) -> int:
             next(progress)
             time.sleep(1)
     return process.returncode
-
-
-def dvc(folder: Path, *arguments: str) -> None:
-    """Runs a DVC command in a folder; raises ``DanetError`` with its words if it fails."""
-    result = subprocess.run(
-        [sys.executable, "-m", "dvc", *arguments], cwd=folder, capture_output=True, text=True, check=False
-    )
-    if result.returncode:
-        raise DanetError(f"`dvc {' '.join(arguments)}` in {folder}: {result.stderr.strip()}")
 
 
 def told(workspace: Workspace) -> Iterator[None]:
