@@ -97,7 +97,7 @@ class DatasetSpec:
 
 
 def check_image(data: bytes, name: str, *, grey: bool, turned: bool = False) -> tuple[int, int]:
-    """(height, width) as stored of a whole JPEG or PNG of RGB: the one rule of what an image is.
+    """(height, width) as stored of a whole JPEG or PNG of 8-bit RGB: the one rule of what an image is.
 
     ``grey``: 8-bit greyscale is fine too. ``turned``: an EXIF orientation is fine, because it will be applied.
 
@@ -112,8 +112,9 @@ def check_image(data: bytes, name: str, *, grey: bool, turned: bool = False) -> 
     except Exception as error:  # Pillow raises a dozen kinds on damaged files
         problem = f"cannot be decoded: empty, truncated or no JPEG or PNG ({type(error).__name__})"
         raise DataError(f"{name}: {problem}") from error
-    if mode != "RGB" and not (mode == "L" and grey):
-        raise DataError(f"{name}: is {mode}; images must be 8-bit RGB")
+    bits = data[24] if data.startswith(b"\x89PNG") else 8  # Pillow and OpenCV would cut 16 bits down without a word
+    if bits > 8 or (mode != "RGB" and not (mode == "L" and grey)):
+        raise DataError(f"{name}: is {mode} of {bits} bits; images must be 8-bit RGB")
     if orientation not in {0, 1} and not turned:
         raise DataError(f"{name}: has EXIF orientation {orientation}; turn its pixels and remove the tag")
     return height, width

@@ -5,6 +5,7 @@ import shutil
 import zipfile
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
@@ -100,12 +101,17 @@ def save(pixels):
     return lambda path: Image.fromarray(pixels).save(path, "PNG")
 
 
+def deep(path):
+    cv2.imwrite(str(path), np.zeros((12, 16, 3), np.uint16))
+
+
 @pytest.mark.parametrize(
     ("folder", "damage", "problem"),
     [
         ("val", empty, "cannot be decoded"),
         ("val", cut, "cannot be decoded"),
-        ("val", save(np.zeros((12, 16), np.uint8)), "is L; images must be 8-bit RGB"),
+        ("val", save(np.zeros((12, 16), np.uint8)), "is L of 8 bits; images must be 8-bit RGB"),
+        ("val", deep, "is RGB of 16 bits; images must be 8-bit RGB"),
         ("val", turned, "EXIF orientation 6"),
         ("val", Path.unlink, "missing"),
         ("valannot", save(np.full((12, 16), 37, np.uint8)), "label id 37 (192 pixels) is none of camvid's"),

@@ -111,10 +111,13 @@ def test_grey_images(row, tmp_path, small_model):
         np.testing.assert_array_equal(np.asarray(mask), (half_light()[..., 0] > 100).astype(np.uint8))
 
 
+DEEP = cv2.imencode(".png", np.zeros((8, 8, 3), np.uint16))[1].tobytes()
 WITH_ALPHA = cv2.imencode(".png", np.dstack([half_light(), half_light()[..., :1]]))[1].tobytes()
 
 
-@pytest.mark.parametrize("content", [None, b"", cv2.imencode(".jpg", half_light())[1].tobytes()[:300], WITH_ALPHA])
+@pytest.mark.parametrize(
+    "content", [None, b"", cv2.imencode(".jpg", half_light())[1].tobytes()[:300], WITH_ALPHA, DEEP]
+)
 def test_bad_images_are_named_and_nothing_is_written(row, tmp_path, small_model, content):
     cv2.imwrite(str(tmp_path / "good.png"), half_light())
     if content is not None:
