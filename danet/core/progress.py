@@ -47,9 +47,12 @@ class Progress:
         self._start = self._last = time.monotonic()
         if self.show and console.is_terminal:
             amounts = [DownloadColumn(), TransferSpeedColumn()] if self.unit == "bytes" else [MofNCompleteColumn()]
-            note = TextColumn("{task.fields[note]}", table_column=Column(no_wrap=True, overflow="ellipsis"))
-            columns = [TextColumn("{task.description}"), BarColumn(), *amounts, TimeRemainingColumn(), note]
-            self._bar = RichProgress(*columns, console=console)
+            # the line gives way to a narrow terminal at its end
+            end = Column(no_wrap=True, overflow="ellipsis", ratio=1)
+            text = TextColumn("{task.fields[note]}{task.description}", table_column=end)
+            self._bar = RichProgress(
+                TimeRemainingColumn(), *amounts, BarColumn(bar_width=10), text, console=console, expand=True
+            )
             self._task = self._bar.add_task(self.title, total=self.total, completed=self.done, note="")
             self._bar.start()
         return self
@@ -67,7 +70,7 @@ class Progress:
         """Adds ``count`` to what is done."""
         self.done += count
         if self._bar is not None:
-            self._bar.update(self._task, completed=self.done, note=self.note)
+            self._bar.update(self._task, completed=self.done, note=f"{self.note}  " if self.note else "")
         elif self.show and time.monotonic() - self._last >= self._every:
             self._line()
 
