@@ -65,7 +65,7 @@ loading: $(READY)  ## training images a second on one core, beside mmsegmentatio
 report-diff: $(READY)  ## how the metrics differ from BASE (default main), as markdown for a pull request
 	@$(BIN)/dvc metrics diff --md $(or $(BASE),main)
 
-benchmark: $(READY)  ## speed beside mmsegmentation on this machine, which must be idle: 12 min on 2 cores
+benchmark: $(READY)  ## speed beside mmsegmentation on this machine, which must be idle: half an hour on 2 cores
 	@$(BIN)/python -m benchmarks.speed time --all-shapes --repeat $(or $(REPEAT),3)
 
 gpu: $(READY)  ## prove and time everything on one GPU, in BUDGET seconds (default 1200); writes reports/gpu.md

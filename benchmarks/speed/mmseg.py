@@ -110,7 +110,7 @@ def attention(case: Mapping[str, Any]) -> Callable[[], object]:
     x = (0.1 * x).to(case["device"]).requires_grad_(case["backward"])
 
     def run() -> object:
-        with torch.set_grad_enabled(case["backward"]):
+        with torch.set_grad_enabled(case["backward"]), amp(case):
             out = module(x)
         if case["backward"]:
             out.sum().backward()

@@ -7,9 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from benchmarks.speed.cases import PEER, shapes
+from benchmarks.speed.cases import PEER
 from danet.core.files import write_text
-from danet.evaluation import flops
 from danet.report.figures import STYLE, WIDTH, save
 from danet.results.speed import read
 
@@ -47,15 +46,7 @@ def report(folder: Path) -> str:
         mine = [(document, lines) for document, lines in runs if (document["kind"] == "cpu") == (kind == "cpu")]
         out += [f"## {name}", ""]
         if not mine:
-            out += [
-                "Not run: `make gpu` on a machine with a GPU fills these tables.",
-                "",
-            ]
-            for subject in ("infer", "train"):
-                cases = [c for c in shapes("cuda", [subject])]
-                out += [f"### {TITLES[subject]}", "", "| network | size | batch | all implementations |", "|-|-|-:|-|"]
-                out += [f"| {c.network} | {flops.size_text(c.size)} | {c.batch} | not run |" for c in cases]
-                out.append("")
+            out += [f"Not run: `make {'benchmark' if kind == 'cpu' else 'gpu'}` fills these tables.", ""]
         for document, lines in mine:
             out += _section(document, lines)
     return "\n".join(out).rstrip() + "\n"

@@ -197,7 +197,8 @@ def run(
                 measured += lines
                 for line in lines:
                     said = line.error or f"{line.median:.3f} s, {_speedup(line, measured)}"
-                    say(f"{case.what} {case.network} {flops.size_text(case.size)} {line.implementation.name}: {said}")
+                    size = f"{case.batch} x {flops.size_text(case.size)}"
+                    say(f"{case.what} {case.network} {size} {line.implementation.name}: {said}")
                 facts = provenance.collect() | {"device": device, "threads": cpu_cores(), "repeat": repeat}
                 peer_facts = workers[PEER].facts if PEER in workers else None
                 yield measured, peaks, facts | {"peer": peer_facts, "load": load}

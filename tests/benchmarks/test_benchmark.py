@@ -140,7 +140,7 @@ def test_tables_pages_and_cost_are_made_from_the_files(tmp_path, params):
     }
     page.finish(tmp_path)
     text = (tmp_path / "README.md").read_text()
-    assert "not run" in text.split("## GPU")[1]
+    assert "Not run: `make gpu`" in text.split("## GPU")[1]
     assert "| 4.00 |" in text  # one second against four
     assert "failed: RuntimeError: no / memory" in text
     assert len(list(tmp_path.glob("*.png"))) == 2
