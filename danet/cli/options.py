@@ -10,7 +10,13 @@ import typer
 
 Root = Annotated[
     Path,
-    typer.Option("--workspace", "-C", envvar="DANET_WORKSPACE", help="Folder with params.yaml (default: here)."),
+    typer.Option(
+        "--workspace",
+        "-C",
+        envvar="DANET_WORKSPACE",
+        help="Folder with params.yaml (default: here).",
+        show_default=False,
+    ),
 ]
 RowName = Annotated[str, typer.Argument(metavar="ROW", help="A row's name, as `danet rows` prints it.")]
 Device = Annotated[
