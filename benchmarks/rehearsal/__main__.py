@@ -64,8 +64,10 @@ def verified(run: Run, row: Row, digest: str, *, last: bool) -> dict[str, float]
         again = metadata.get("source_sha256") != digest
         dvc(*(["-f"] if again else []), "-s", f"released@{row.name}")
         dvc("-s", f"verify@{row.name}")
-        result = read(row, Workspace(ROOT)).verification
-        found = {"of": [digest, row.hash]} | {name: result.value(name) for name in ("miou", "macc", "aacc")}
+        result = read(row, Workspace(ROOT).params(), Workspace(ROOT)).released
+        assert result is not None
+        means = {name: result.accuracies[name].mean for name in ("miou", "macc", "aacc")}
+        found = {"of": [digest, row.hash]} | means
         write_json(kept, found)
     return {name: float(found[name]) for name in ("miou", "macc", "aacc")}
 
@@ -122,15 +124,13 @@ def main() -> None:
     dvc("-f", "-s", "download@camvid")
     dvc(*(f"evaluate@{row.name}" for row in rows.values()))
     for source, row in rows.items():
-        found = read(row, workspace)
+        found = read(row, params, workspace)
         measured = {run.seed: run.modes.ss for run in found.runs}
         for run, scores in reversed(list(zip(runs[source], done[source], strict=True))):
             scores["here"] = verified(run, row, scores["released_sha256"], last=run is runs[source][0])
             scores["ours"] = {name: getattr(measured[run.seed], name) for name in ("miou", "macc", "aacc", "iou")}
             scores["ours_there"] = returned(run, row, python, root)
-            scores["ours_curve"] = list(
-                zip(*(found.curves[run.seed][name] for name in ("iteration", "loss")), strict=True)
-            )
+            scores["ours_curve"] = found.curves[run.seed][["iteration", "loss"]].to_numpy().tolist()
     publish(done)
     for arguments in (["report@rehearsal"], ["index"]):
         dvc("-s", *arguments)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -135,6 +136,6 @@ def diff(
     runs = load_run(first, space), load_run(second, space)
     difference = compare(*runs)
     if format is Format.json:
-        typer.echo(json.dumps(difference.describe(), indent=2))
+        typer.echo(json.dumps(asdict(difference), indent=2))
     else:
         typer.echo(diff_text(*runs, difference))

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -15,10 +14,10 @@ from danet.core.errors import CheckpointError, ConfigError, DataError
 from danet.core.text import signed
 from danet.data.prepared import PreparedDataset
 from danet.results.identity import differing, flat
-from danet.results.schema import EvaluatedSeed, MeasuredNumbers, Stage, TableFile, TableRow, load
+from danet.results.measured import mean
+from danet.results.schema import ACCURACIES, EvaluatedSeed, TableFile, TableRow, load
 from danet.results.store import weights_path
 
-METRICS = {"miou": "mIoU", "aacc": "aAcc", "macc": "mAcc", "miou_ms_flip": "mIoU, ms+flip", "aacc_ms": "aAcc, ms+flip"}
 EXACT = 1e-4
 """Percent: the rounding of metrics files."""
 
@@ -65,20 +64,21 @@ class Check:
         return "\n".join(lines)
 
 
-def reported_row(report: Path, name: str) -> tuple[TableRow, MeasuredNumbers]:
-    """One row of a table's JSON (``reports/tables/<table>.json``), and what was measured of it.
+def reported_row(report: Path, name: str) -> TableRow:
+    """One measured row of a table's JSON (``reports/tables/<table>.json``).
 
     Raises:
         DataError: if the file is no such table, or the row was not measured there.
         ConfigError: if it has no such row.
     """
-    rows = load(report, TableFile, "give a table's reports/tables/NAME.json, made by this version").by_name
+    table = load(report, TableFile, "give a table's reports/tables/NAME.json, made by this version")
+    rows = {row.name: row for row in table.rows}
     if name not in rows:
         raise ConfigError(f"{report}: has no row {name!r}; it has: {', '.join(rows)}")
     row = rows[name]
-    if row.measured is None:
+    if not row.runs:
         raise DataError(f'{report}: row {name} is "{row.status}" there: it holds no result to compare with')
-    return row, row.measured
+    return row
 
 
 def same_row(reported: TableRow, params: Params, report: Path) -> Row:
@@ -87,8 +87,9 @@ def same_row(reported: TableRow, params: Params, report: Path) -> Row:
     Raises:
         ConfigError: if it is unknown here or its settings differ, naming them.
     """
-    name = reported.row
-    commits = sorted({commit for stage in reported.provenance if (commit := stage.provenance.known_commit)})
+    name = reported.name
+    facts = [run.provenance for run in reported.trained] + [run.provenance for run in reported.runs]
+    commits = sorted({each.known_commit for each in facts if each.known_commit})
     checkout = f"git checkout {commits[0]}" if commits else "check out the code that made the report"
     if name not in params.rows:
         raise ConfigError(f"{params.path}: has no row {name!r}, which {report} reports; {checkout}")
@@ -117,13 +118,13 @@ def check_row(
         ConfigError, DataError: see :func:`reported_row` and :func:`same_row`.
         CheckpointError: if there are no weights to evaluate.
     """
-    reported, measured = reported_row(report, name)
+    reported = reported_row(report, name)
     params = workspace.params()
-    row = same_row(reported, params, report).model_copy(update={"seeds": measured.seeds})
-    theirs = {stage.seed: stage for stage in reported.provenance if stage.stage == "evaluate"}
-    _same_data(theirs.values(), row, workspace, report)
+    theirs = {run.seed: run for run in reported.runs}
+    row = same_row(reported, params, report).model_copy(update={"seeds": tuple(theirs)})
+    _same_data(reported, row, workspace, report)
     runs = (_train_and_evaluate if train else _evaluate)(row, workspace, device)
-    setup = differing(theirs[measured.seeds[0]].provenance.setup, runs[0].provenance.setup)
+    setup = differing(reported.runs[0].provenance.setup, runs[0].provenance.setup)
     band, why = params.bands.of(row.dataset), f"the band of {row.dataset}"
     if train:
         why = f"trained anew: {why}"
@@ -133,12 +134,12 @@ def check_row(
         band, why = params.bands.released, "the same weights: only the arithmetic can differ"
         if not setup:
             why += "; on the same hardware and versions it should be nothing, so an operation here is not deterministic"
-    return Check(name, "training" if train else "evaluation", band, why, _compared(measured, runs), setup)
+    return Check(name, "training" if train else "evaluation", band, why, _compared(reported, runs), setup)
 
 
-def _same_data(stages: Iterable[Stage], row: Row, workspace: Workspace, report: Path) -> None:
+def _same_data(reported: TableRow, row: Row, workspace: Workspace, report: Path) -> None:
     data = PreparedDataset(workspace.prepared(row.dataset), row.val_split)
-    for stage in stages:
+    for stage in reported.runs:
         if stage.data != data.manifest_hash:
             raise DataError(
                 f"{workspace.prepared(row.dataset)}: is other data (manifest {data.manifest_hash}) than {report} was "
@@ -147,14 +148,14 @@ def _same_data(stages: Iterable[Stage], row: Row, workspace: Workspace, report: 
             )
 
 
-def _compared(measured: MeasuredNumbers, runs: Sequence[EvaluatedSeed]) -> dict[str, tuple[float, float]]:
-    """Reported and here, mean over the seeds, by the metric's title."""
+def _compared(reported: TableRow, runs: Sequence[EvaluatedSeed]) -> dict[str, tuple[float, float]]:
+    """Reported and here, mean over the seeds, by the accuracy's title."""
     numbers = {}
-    for metric, title in METRICS.items():
-        there = getattr(measured, metric)
-        here = [value for run in runs if (value := run.modes.value(metric)) is not None]
-        if there is not None and len(here) == len(runs):
-            numbers[title] = there, statistics.fmean(here)
+    for name, title in ACCURACIES.items():
+        there = reported.accuracies[name].mean if name in reported.accuracies else None
+        here = mean(run.modes.accuracies.get(name) for run in runs)
+        if there is not None and here is not None:
+            numbers[title] = there, here
     return numbers
 
 

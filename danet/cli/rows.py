@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import math
 import string
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -19,9 +19,8 @@ from danet.core.text import number, signed
 
 if TYPE_CHECKING:
     from danet.config.params import Params
-    from danet.config.published import Published
     from danet.config.row import Row
-    from danet.results.schema import MeasuredNumbers, TableRow
+    from danet.results.measured import Measurement
 
 app = typer.Typer()
 
@@ -69,26 +68,34 @@ def rows(
         # a row without the number comes last
         records.sort(key=lambda each: value if (value := _value(each, sort)) is not None else -math.inf, reverse=True)
     if format is Format.json:
-        typer.echo(json.dumps([record.model_dump(mode="json") for record in records], indent=2))
+        typer.echo(json.dumps(_as_data(records), indent=2))
     else:
         _print_rows(records, params)
 
 
-def _records(rows: Sequence[Row], params: Params, workspace: Workspace) -> list[TableRow]:
+def _records(rows: Sequence[Row], params: Params, workspace: Workspace) -> list[Measurement]:
     """What the tables say of rows, from the metrics files at hand."""
-    from danet.report.records import row_as_data
     from danet.results.measured import read
 
-    return [row_as_data(read(row, workspace), params) for row in rows]
+    return [read(row, params, workspace) for row in rows]
 
 
-def _value(record: TableRow, by: Sort) -> float | None:
+def _as_data(records: Sequence[Measurement]) -> list[dict[str, Any]]:
+    """As in a table's JSON."""
+    from pydantic import TypeAdapter
+
+    from danet.results.schema import TableRow
+
+    return TypeAdapter(list[TableRow]).dump_python(list(records), mode="json")  # type: ignore[no-any-return]
+
+
+def _value(record: Measurement, by: Sort) -> float | None:
     """mIoU in percent, or points of it."""
     if by is Sort.published:
         return record.published.miou
     if by is Sort.measured:
-        return record.measured.miou if record.measured else None
-    return record.difference["miou"]
+        return record.mean("miou")
+    return record.accuracies["miou"].difference if "miou" in record.accuracies else None
 
 
 def _show_row(row: Row, params: Params, workspace: Workspace, format: Format) -> None:
@@ -97,19 +104,18 @@ def _show_row(row: Row, params: Params, workspace: Workspace, format: Format) ->
     (record,) = _records([row], params, workspace)
     state, step = _next(row, params, workspace, record.status)
     if format is Format.json:
-        typer.echo(json.dumps({"state": state, "next": step, **record.model_dump(mode="json")}, indent=2))
+        typer.echo(json.dumps({"state": state, "next": step, **_as_data([record])[0]}, indent=2))
         return
 
-    def numbers(of: Published | MeasuredNumbers | None) -> str:
+    def numbers(of: Callable[[str], float | None]) -> str:
         titles = {"miou": "mIoU", "miou_ms_flip": "ms+flip", "aacc": "aAcc"}
-        return ", ".join(f"{title} {number(getattr(of, name, None))}" for name, title in titles.items())
+        return ", ".join(f"{title} {number(of(name))}" for name, title in titles.items())
 
-    verdict = f"; {record.verdict['miou']}" if record.measured and record.verdict["miou"] else ""
-    released = number(record.released.miou if record.released else None)
+    verdict = record.accuracies["miou"].verdict if record.measured else None
     lines = [
-        ("published", numbers(record.published)),
-        ("measured", numbers(record.measured) + verdict),
-        ("released", f"mIoU {released} (the source's weights, evaluated here)"),
+        ("published", numbers(lambda name: getattr(record.published, name))),
+        ("measured", numbers(record.mean) + (f"; {verdict}" if verdict else "")),
+        ("released", f"mIoU {number(_released(record))} (the source's weights, evaluated here)"),
         ("state", state),
         ("next", step),
     ]
@@ -117,6 +123,11 @@ def _show_row(row: Row, params: Params, workspace: Workspace, format: Format) ->
     typer.echo("\n".join(f"# {title:<11}{text}" for title, text in lines) + "\n")
     settings = {"row_hash": row.hash, "train_hash": row.train_hash, **row.model_dump(mode="json")}
     typer.echo(yaml.safe_dump(settings, sort_keys=False), nl=False)
+
+
+def _released(record: Measurement) -> float | None:
+    found = record.released.accuracies.get("miou") if record.released else None
+    return found.mean if found else None
 
 
 def _next(row: Row, params: Params, workspace: Workspace, status: str) -> tuple[str, str]:
@@ -134,28 +145,29 @@ def _next(row: Row, params: Params, workspace: Workspace, status: str) -> tuple[
     return (state if state == "trained" else status), repro
 
 
-def _print_rows(records: Sequence[TableRow], params: Params) -> None:
+def _print_rows(records: Sequence[Measurement], params: Params) -> None:
+    from danet.config.published import crop_text
     from danet.report.labels import short_schedule
 
-    rows = [params.row(record.row) for record in records]
-    letters = dict(zip(dict.fromkeys(row.protocol for row in rows), string.ascii_lowercase, strict=False))
+    protocols = dict.fromkeys(record.row.protocol for record in records)
+    letters = dict(zip(protocols, string.ascii_lowercase, strict=False))
     columns: dict[str, list[str]] = {}  # in the order of their use
-    for row, record in zip(rows, records, strict=True):
-        source, found = record.published, record.measured
-        seeds = f" (n={found.n})" if found and found.n > 1 else ""
+    for record in records:
+        row, source, miou = record.row, record.published, record.mean("miou")
+        seeds = f" (n={len(record.runs)})" if len(record.runs) > 1 else ""
         cells = {
             "row": row.name,
             "published": number(source.miou),
             # what is in its place where a metrics file is not used
-            "measured": number(found.miou) + seeds if found else record.status.replace("not run", "-"),
-            "difference": signed(record.difference["miou"]),
+            "measured": number(miou) + seeds if record.measured else record.status.replace("not run", "-"),
+            "difference": signed(_value(record, Sort.difference)),
             "test": letters[row.protocol],
-            "verdict": (found and record.verdict["miou"]) or "-",
+            "verdict": (record.accuracies["miou"].verdict if record.measured else None) or "-",
             "ms+flip": number(source.miou_ms_flip),
-            "measured ms": number(found.miou_ms_flip if found else None),
-            "released": number(record.released.miou if record.released else None),
+            "measured ms": number(record.mean("miou_ms_flip")),
+            "released": number(_released(record)),
             "schedule": short_schedule(row),
-            "crop": record.crop_size,
+            "crop": crop_text(row),
             "aAcc": number(source.aacc),
             "GB": number(source.memory_gb, 1),
             "fps": number(source.fps),
@@ -168,7 +180,7 @@ def _print_rows(records: Sequence[TableRow], params: Params) -> None:
     left_out = print_columns(out, columns, left=("row", "test", "verdict", "schedule"))
     for protocol, letter in letters.items():
         out.print(f"test {letter}: {protocol}", style="dim")
-    measured = sum(record.measured is not None for record in records)
+    measured = sum(record.measured for record in records)
     of = f" of {len(params.rows)}" if len(records) < len(params.rows) else ""
     out.print(f"\n{len(records)}{of} rows, {measured} measured; mIoU in percent, crop is height x width.")
     if left_out:
@@ -188,7 +200,8 @@ def report(
 ) -> None:
     """Rebuild tables and figures from the metrics files at hand; runs nothing else."""
     from danet.core.errors import DanetError
-    from danet.report import Problem, write_index, write_table
+    from danet.report import write_index, write_table
+    from danet.results.schema import Problem
 
     space = Workspace(workspace)
     params = space.params()

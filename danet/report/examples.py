@@ -37,9 +37,9 @@ def draw_examples(measurements: Sequence[Measurement], workspace: Workspace, fol
     """
     from danet.evaluation.visualise import save_panels
 
-    rows = [item for item in measurements if item.status == "measured"]
-    kept = {item.row.name: found for item in rows if (found := _predictions(item, workspace))}
-    rows = [item for item in rows if item.row.name in kept and item.row.val_split == rows[0].row.val_split]
+    rows = [item for item in measurements if item.measured]
+    kept = {item.name: found for item in rows if (found := _predictions(item, workspace))}
+    rows = [item for item in rows if item.name in kept and item.row.val_split == rows[0].row.val_split]
     if not rows:
         return []
     try:
@@ -48,14 +48,14 @@ def draw_examples(measurements: Sequence[Measurement], workspace: Workspace, fol
         return []
     if not dataset.labelled:
         return []
-    common = set.intersection(*(set(kept[item.row.name]) for item in rows))
+    common = set.intersection(*(set(kept[item.name]) for item in rows))
     drawn: list[tuple[str, Path]] = []
     for name in [name for name in dataset.ids if name in common][:MAX_EXAMPLES]:
         index = dataset.ids.index(name)
         truth = dataset.mask(index)
         assert truth is not None
-        predictions = {item.row.name: _read(kept[item.row.name][name]) for item in rows}
-        shown = [item for item in rows if predictions[item.row.name].shape == truth.shape]
+        predictions = {item.name: _read(kept[item.name][name]) for item in rows}
+        shown = [item for item in rows if predictions[item.name].shape == truth.shape]
         if not shown:
             continue
         path = folder / f"examples-{rows[0].row.dataset}-{len(drawn)}.png"
@@ -64,7 +64,7 @@ def draw_examples(measurements: Sequence[Measurement], workspace: Workspace, fol
             path,
             dataset.image(index),
             truth,
-            [(labels[item.row.name], predictions[item.row.name]) for item in shown],
+            [(labels[item.name], predictions[item.name]) for item in shown],
             dataset.classes,
             dataset.palette,
         )

@@ -8,21 +8,24 @@ from __future__ import annotations
 
 import io
 import math
-import statistics
 import textwrap
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import pandas as pd
+
 from danet.core.files import atomic_write
+from danet.core.text import number
 from danet.report.labels import short_labels
 from danet.results.measured import Measurement
-from danet.results.schema import TableRow
-from danet.results.verdict import SeedStatistics, summarise
+from danet.results.schema import Accuracy
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#E69F00", "#56B4E9", "#7F7F7F")
@@ -67,6 +70,10 @@ def save(figure: Figure, path: Path, photographs: bool = False) -> None:
         flat.save(temporary, format="PNG", optimize=True)
 
 
+QUANTITIES = {"loss": ("loss", 2.2), "val_miou": ("val mIoU, %", 1.8), "lr": ("learning rate", 1.2)}
+"""Of the curves: label and inches."""
+
+
 def draw_curves(groups: Mapping[str, Sequence[Measurement]], path: Path) -> bool:
     """Loss, validation mIoU where it was measured, and learning rate against iterations, for each data set.
 
@@ -78,46 +85,50 @@ def draw_curves(groups: Mapping[str, Sequence[Measurement]], path: Path) -> bool
         for items in lengths:
             where = [dataset] * (len(groups) > 1)
             where += [f"up to {_iterations(items[-1]):g} iterations"] * (len(lengths) > 1)
-            known = [name for name in QUANTITIES if any(_has(item, name) for item in items)]
-            for name in known:
-                drawn = [item for item in items if _has(item, name)]
-                panels.append((", ".join(where) if name == known[0] else "", name, drawn, name == known[-1]))
+            known = {name: having for name in QUANTITIES if (having := [item for item in items if _has(item, name)])}
+            for place, (name, having) in enumerate(known.items(), 1):
+                panels.append((", ".join(where) if place == 1 else "", name, having, place == len(known)))
     if not panels:
         return False
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure
-
     heights = [QUANTITIES[name][1] + (0.5 + 0.22 * math.ceil(len(drawn) / 2)) * last for _, name, drawn, last in panels]
-    with rc_context(STYLE):
-        figure = Figure(figsize=(WIDTH, sum(heights) + 0.2), layout="constrained")
-        grid: Any = figure.subplots(len(panels), 1, squeeze=False, gridspec_kw={"height_ratios": heights})
-        for axes, (title, name, drawn, last) in zip(grid[:, 0], panels, strict=True):
+    with figure_of(heights, path) as grid:
+        for axes, (title, name, drawn, last) in zip(grid, panels, strict=True):
             _draw_lines(axes, drawn, name)
             axes.set_title(textwrap.fill(title, 44), loc="left")
             axes.set_ylabel(QUANTITIES[name][0])
             if last:
                 axes.set_xlabel("iteration")
                 legend_below(axes)
-        save(figure, path)
     return True
 
 
-QUANTITIES = {"loss": ("loss", 2.2), "val_miou": ("val mIoU, %", 1.8), "lr": ("learning rate", 1.2)}
-"""Of the curves: label and inches."""
+@contextmanager
+def figure_of(
+    heights: Sequence[float], path: Path, more: float = 0.2, style: dict[Any, Any] = STYLE
+) -> Iterator[list[Axes]]:
+    """Panels of these heights above each other, and ``more`` inches around them: saved when the block ends."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    with rc_context(style):
+        figure = Figure(figsize=(WIDTH, sum(heights) + more), layout="constrained")
+        grid: Any = figure.subplots(len(heights), 1, squeeze=False, gridspec_kw={"height_ratios": heights})
+        yield list(grid[:, 0])
+        save(figure, path)
 
 
 def _has(item: Measurement, column: str) -> bool:
-    return any(_points(curve, column)[0] for curve in item.curves.values())
+    return any(column in curve and curve[column].notna().any() for curve in item.curves.values())
 
 
 def _iterations(item: Measurement) -> float:
-    return max(curve["iteration"][-1] or 0 for curve in item.curves.values())
+    return max(float(curve["iteration"].iloc[-1]) for curve in item.curves.values())
 
 
-def legend_below(axes: Axes, least: int = 2) -> None:
-    """A legend under the axis' label, of however many lines that is; none for fewer entries than ``least``."""
+def legend_below(axes: Axes) -> None:
+    """A legend under the axis' label, of however many lines that is; none for a single entry."""
     handles, labels = axes.get_legend_handles_labels()
-    if len(labels) < least:
+    if len(labels) < 2:
         return
     space = 3.6 + 1.4 * axes.get_xlabel().count("\n")  # in units of the legend's font size
     columns = 2 if max(len(label) for label in labels) < 28 else 1
@@ -142,6 +153,8 @@ def _by_length(measurements: Sequence[Measurement]) -> list[list[Measurement]]:
 
 
 def _draw_lines(axes: Axes, measurements: Sequence[Measurement], column: str) -> None:
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
+
     labels = short_labels([item.row for item in measurements])
     values: list[float] = []
     for place, item in enumerate(measurements):
@@ -150,191 +163,135 @@ def _draw_lines(axes: Axes, measurements: Sequence[Measurement], column: str) ->
             "marker": MARKERS[place % len(MARKERS)],
             "linestyle": LINES[place % len(LINES)],
         }
-        for number, curve in enumerate(item.curves.values()):
-            x, y = _points(curve, column)
-            if not x:
+        label: str | None = labels[item.name]
+        for curve in item.curves.values():
+            points = _points(curve, column)
+            if points.empty:
                 continue
-            if column == "loss":
-                y = _smooth(y, max(1, len(y) // 40))
-            x, y = _thin(x, y)
-            values += y
+            values += list(points[column])
             # markers at staggered places, so that curves on top of each other can be told apart
-            spacing = max(1, len(x) // 8)
-            start = (place * spacing) // max(1, len(measurements))
-            label = labels[item.row.name] if number == 0 else None
-            axes.plot(x, y, label=label, markevery=(start % len(x), spacing), markersize=5.5, **style)
-    positive = [value for value in values if value > 0]
-    if column == "loss" and len(positive) == len(values) and max(values) > 8 * min(values):
+            spacing = max(1, len(points) // 8)
+            start = (place * spacing) // len(measurements) % len(points)
+            axes.plot(*points.to_numpy().T, label=label, markevery=(start, spacing), markersize=5.5, **style)
+            label = None
+    if column == "loss" and 0 < 8 * min(values) < max(values):
         axes.set_yscale("log")
-        from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
-
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-        axes.yaxis.set_minor_formatter(NullFormatter())
-    from matplotlib.ticker import FuncFormatter, MaxNLocator
-
+        plain_ticks(axes.yaxis)
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     axes.xaxis.set_major_formatter(
         FuncFormatter(lambda value, _: f"{value / 1000:g}k" if value and axes.get_xlim()[1] >= 10_000 else f"{value:g}")
     )
 
 
-def _points(curve: Mapping[str, Sequence[float | None]], column: str) -> tuple[list[float], list[float]]:
+def plain_ticks(axis: Axis) -> None:
+    """1, 2, 5, 10 on a logarithmic axis."""
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axis.set_minor_formatter(NullFormatter())
+
+
+def _points(curve: pd.DataFrame, column: str) -> pd.DataFrame:
+    """``iteration`` and a column where it has values, at most :data:`MAX_POINTS`; a loss as its running mean."""
     if column not in curve:
-        return [], []
-    pairs = [(x, y) for x, y in zip(curve["iteration"], curve[column], strict=True) if x is not None and y is not None]
-    return [x for x, _ in pairs], [y for _, y in pairs]
+        return curve.head(0)
+    points = curve[["iteration", column]].dropna()
+    if column == "loss":
+        half = max(1, len(points) // 40)
+        points = points.assign(loss=points["loss"].rolling(2 * half + 1, center=True, min_periods=1).mean())
+    step, last = math.ceil(len(points) / MAX_POINTS), len(points) - 1
+    return points.iloc[sorted({*range(0, last + 1, max(1, step)), max(0, last)})] if len(points) else points
 
 
-def _smooth(values: Sequence[float], half: int) -> list[float]:
-    """Mean over up to ``half`` neighbours on each side, which the ends have fewer of."""
-    return [
-        math.fsum(part) / len(part) for i in range(len(values)) if (part := values[max(0, i - half) : i + half + 1])
-    ]
-
-
-def _thin(x: list[float], y: list[float]) -> tuple[list[float], list[float]]:
-    step = math.ceil(len(x) / MAX_POINTS)
-    keep = sorted({*range(0, len(x), step), len(x) - 1})
-    return [x[i] for i in keep], [y[i] for i in keep]
-
-
-def loss_points(measurements: Sequence[Measurement]) -> list[list[Any]]:
+def loss_points(measurements: Sequence[Measurement]) -> pd.DataFrame:
     """For ``dvc plots show``: the loss of each row and seed against the percentage of its schedule."""
-    lines: list[list[Any]] = [["row", "seed", "percent", "loss"]]
+    tables = [pd.DataFrame(columns=["row", "seed", "percent", "loss"])]
     for item in measurements:
         for seed, curve in item.curves.items():
-            x, y = _points(curve, "loss")
-            points = zip(*_thin(x, _smooth(y, max(1, len(y) // 40))), strict=True)
-            lines += [[item.row.name, seed, round(100 * at / x[-1], 2), round(loss, 4)] for at, loss in points]
-    return lines
+            points = _points(curve, "loss")
+            percent = (100 * points["iteration"] / points["iteration"].iloc[-1]).round(2)
+            tables.append(points.assign(row=item.name, seed=seed, percent=percent, loss=points["loss"].round(4)))
+    return pd.concat(tables)[tables[0].columns]
 
 
-def class_points(measurements: Sequence[Measurement], count: int = 20) -> list[list[Any]]:
+def class_points(measurements: Sequence[Measurement], count: int = 20) -> pd.DataFrame:
     """For ``dvc plots show``: IoU by class, of the classes that are hardest on average over the rows."""
-    lines: list[list[Any]] = [["row", "class", "iou"]]
-    rows = {item.row.name: dict(zip(item.classes, item.class_iou(), strict=True)) for item in measurements if item.runs}
-    found: dict[str, list[float]] = {}
-    for ious in rows.values():
-        for name, iou in ious.items():
-            found.setdefault(name, []).extend([] if iou is None else [iou])
-    hardest = sorted(
-        (name for name, values in found.items() if values), key=lambda name: statistics.fmean(found[name])
-    )[:count]
-    for row, ious in rows.items():
-        lines += [[row, name, round(iou, 2)] for name in hardest if (iou := ious.get(name)) is not None]
-    return lines
+    ious = pd.DataFrame({item.name: item.iou for item in measurements if item.measured}, dtype=float)
+    hardest = ious.mean(axis=1).dropna().sort_values(kind="stable").index[:count]
+    points = (
+        ious.loc[hardest].round(2).rename_axis("class").reset_index().melt("class", var_name="row", value_name="iou")
+    )
+    return points.dropna()[["row", "class", "iou"]]
 
 
-def draw_results(groups: Mapping[str, Sequence[Measurement]], records: Mapping[str, TableRow], path: Path) -> bool:
+def draw_results(groups: Mapping[str, Sequence[Measurement]], path: Path) -> bool:
     """Measured mIoU (with the 95 % interval of several seeds) beside the published number and its band.
 
-    For tables without published numbers, beside the best constant prediction. One panel per dataset; rows without a
-    result are left out. Returns whether there was anything to draw.
+    Where none is published, beside the best constant prediction. One panel per dataset; rows without a result are left
+    out. Returns whether there was anything to draw.
     """
-    panels = []
-    for title, measurements in groups.items():
-        lines = _result_lines(measurements, records)
-        if lines:
-            panels.append((title, lines))
+    panels = {title: lines for title, items in groups.items() if (lines := _result_lines(items))}
     if not panels:
         return False
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure
-
-    heights = [0.9 + 0.36 * len(lines) for _, lines in panels]
-    with rc_context({**STYLE, "axes.grid.axis": "x"}):
-        figure = Figure(figsize=(WIDTH, sum(heights) + 0.7), layout="constrained")
-        grid: Any = figure.subplots(len(panels), 1, squeeze=False, gridspec_kw={"height_ratios": heights})
+    heights = [0.9 + 0.36 * len(lines) for lines in panels.values()]
+    with figure_of(heights, path, 0.7, {**STYLE, "axes.grid.axis": "x"}) as grid:
         seen: dict[str, Any] = {}
-        for axes, (title, lines) in zip(grid[:, 0], panels, strict=True):
-            for y, line in enumerate(lines):
-                _draw_result(axes, y, line)
-            axes.set_yticks(range(len(lines)), [line.label for line in lines])
+        for axes, (title, lines) in zip(grid, panels.items(), strict=True):
+            for y, (_, found, constant) in enumerate(lines):
+                _draw_result(axes, y, found, constant)
+            axes.set_yticks(range(len(lines)), [label for label, *_ in lines])
             axes.set_ylim(len(lines) - 0.4, -0.6)
             axes.use_sticky_edges = False  # else a band ends on the frame
             axes.margins(x=0.08)
             axes.set_xlim(possible(axes.get_xlim()))
-            bands = {f"band ± {line.band:g}" for line in lines if line.band is not None}
+            bands = {f"band ± {found.band:g}" for _, found, _ in lines if found.band}
             axes.set_xlabel(", ".join(["mIoU, %", *sorted(bands)]))
             axes.set_title(title if len(panels) > 1 else "", loc="left")
             handles, labels = axes.get_legend_handles_labels()
             seen.update(zip(labels, handles, strict=True))
+        figure: Any = grid[0].figure
         figure.legend(list(seen.values()), list(seen), loc="outside lower center", ncols=2)
-        save(figure, path)
     return True
 
 
-@dataclass(frozen=True)
-class _ResultLine:
-    """A line of the figure of results."""
-
-    label: str
-    statistics: SeedStatistics
-    published: float | None
-    band: float | None
-    baseline: float | None
-    """The best constant prediction; ``None`` where a number is published."""
-
-
-def _result_lines(measurements: Sequence[Measurement], records: Mapping[str, TableRow]) -> list[_ResultLine]:
-    measured = [item for item in measurements if item.status == "measured"]
+def _result_lines(items: Sequence[Measurement]) -> list[tuple[str, Accuracy, float | None]]:
+    """Label, mIoU, and the best constant prediction's where nothing is published."""
+    measured = [item for item in items if item.measured]
     labels = short_labels([item.row for item in measured])
-    lines = []
+    lines: list[tuple[str, Accuracy, float | None]] = []
     for item in measured:
-        record = records[item.row.name]
         for metric, suffix in (("miou", ""), ("miou_ms_flip", ", ms+flip")):
-            summary = summarise(item.values(metric))
-            against = getattr(record.published, metric)
-            baseline = summarise(item.values("baseline_miou")) if against is None else None
-            if summary is None or (record.band is not None and against is None):
-                continue
-            label = labels[item.row.name] + suffix
-            lines.append(_ResultLine(label, summary, against, record.band, baseline.mean if baseline else None))
+            found = item.accuracies.get(metric, Accuracy())
+            if found.mean is not None:
+                constant = item.baseline[0] if found.published is None else None
+                lines.append((labels[item.name] + suffix, found, constant))
     return lines
 
 
-def _draw_result(axes: Axes, y: int, line: _ResultLine) -> None:
-    summary, against, band = line.statistics, line.published, line.band
+def _draw_result(axes: Axes, y: int, found: Accuracy, constant: float | None) -> None:
+    against, band = found.published, found.band
     if against is not None and band is not None:
         axes.barh(y, 2 * band, left=against - band, height=0.5, color="#E0E0E0", label="published ± band")
-        axes.plot(
-            [against],
-            [y],
-            "D",
-            markerfacecolor="white",
-            markeredgecolor="black",
-            markersize=8,
-            label="published",
-            linestyle="",
-        )
-    if line.baseline is not None:
-        axes.plot(
-            [line.baseline],
-            [y],
-            "|",
-            color="black",
-            markersize=14,
-            markeredgewidth=2,
-            label="best constant prediction",
-        )
-    if summary.low is not None and summary.high is not None:
-        axes.plot([summary.low, summary.high], [y, y], "-", color=COLOURS[0], label="95 % interval of the mean")
-    axes.plot([summary.mean], [y], "o", color=COLOURS[0], markersize=6, label="measured here", linestyle="")
+        axes.plot([against], [y], "D", mfc="white", mec="black", ms=8, label="published", linestyle="")
+    if constant is not None:
+        axes.plot([constant], [y], "|", color="black", ms=14, mew=2, label="best constant prediction")
+    if found.low is not None and found.high is not None:
+        axes.plot([found.low, found.high], [y, y], "-", color=COLOURS[0], label="95 % interval of the mean")
+    axes.plot([found.mean or 0.0], [y], "o", color=COLOURS[0], ms=6, label="measured here", linestyle="")
 
 
 def draw_confusion(measurement: Measurement, path: Path) -> bool:
     """What the pixels of each class were taken for. Returns whether there was anything to draw."""
-    matrix, miou = measurement.confusion(), summarise(measurement.values("miou"))
-    if miou is None:
+    if not measurement.measured:
         return False
     from matplotlib import rc_context
 
     from danet.evaluation.visualise import confusion_figure
 
-    title = f"{measurement.row.name}, mIoU\u00a0{miou.mean:.2f}"
+    title = f"{measurement.name}, mIoU\u00a0{measurement.mean('miou'):.2f}"
     with rc_context({**STYLE, "axes.grid": False}):
-        save(confusion_figure(matrix, measurement.classes, title), path)
+        save(confusion_figure(measurement.confusion(), measurement.classes, title), path)
     return True
 
 
@@ -345,47 +302,31 @@ def draw_classes(measurements: Sequence[Measurement], path: Path) -> bool:
 
     Returns whether there was anything to draw.
     """
-    measured = [item for item in measurements if item.status == "measured"]
-    if not measured:
-        return False
-    from matplotlib import colormaps, rc_context
-    from matplotlib.colors import ListedColormap
-    from matplotlib.figure import Figure
-
-    classes = measured[0].classes
-    measured = [item for item in measured if item.classes == classes]
+    measured = [item for item in measurements if item.measured]
     labels = short_labels([item.row for item in measured])
-    table = [[math.nan if value is None else value for value in item.class_iou()] for item in measured]
-    columns = [list(column) for column in zip(*table, strict=True)]
-    present = [place for place, line in enumerate(columns) if not all(map(math.isnan, line))]
-    if not present:
+    table = pd.DataFrame({labels[item.name]: item.iou for item in measured}, dtype=float).dropna(how="all")
+    if table.empty:
         return False
-    classes, columns = tuple(classes[place] for place in present), [columns[place] for place in present]
-    crowded = len(classes) > 40
-    line_height, size = (0.19, 8) if crowded else (0.3, 10)
+    from matplotlib import colormaps
+    from matplotlib.colors import ListedColormap
+
+    line_height, size = (0.19, 8) if len(table) > 40 else (0.3, 10)
     # a label's words below each other where they fit over their column, else upright; a character has about 0.08 inches
-    width = (WIDTH - 0.3 - 0.08 * max(len(name) for name in classes)) / len(measured)
-    words = [word for label in labels.values() for word in label.replace(" it", "_it").split()]
-    stacked = 0.08 * max(map(len, words)) <= width
-    if stacked:
-        labels = {
-            name: label.replace(" it", "_it").replace(" ", "\n").replace("_", " ") for name, label in labels.items()
-        }
-    head = 0.6 if stacked else 0.085 * max(len(label) for label in labels.values())
-    with rc_context({**STYLE, "axes.grid": False}):
-        figure = Figure(figsize=(WIDTH, 0.3 + head + line_height * len(classes)), layout="constrained")
-        axes = figure.subplots()
-        # light enough for black numbers everywhere
-        shade = ListedColormap(colormaps["Blues"]([0.62 * step / 255 for step in range(256)])).with_extremes(
-            bad="white"
-        )
-        axes.imshow(columns, cmap=shade, vmin=0, vmax=100, aspect="auto", interpolation="nearest")
-        for y, line in enumerate(columns):
-            for x, value in enumerate(line):
-                text = "-" if math.isnan(value) else f"{value:.1f}" if len(measured) <= 8 else f"{value:.0f}"
-                axes.text(x, y, text, ha="center", va="center", fontsize=size)
-        axes.set_yticks(range(len(classes)), classes, fontsize=size)
-        names = [labels[item.row.name] for item in measured]
+    names = [label.replace(" ", "\n").replace("\nit", " it") for label in table.columns]
+    width = (WIDTH - 0.3 - 0.08 * max(map(len, table.index))) / len(measured)
+    stacked = 0.08 * max(len(word) for name in names for word in name.split("\n")) <= width
+    if not stacked:
+        names = list(table.columns)
+    head = 0.6 if stacked else 0.085 * max(map(len, names))
+    # light enough for black numbers everywhere
+    shade = ListedColormap(colormaps["Blues"]([0.62 * step / 255 for step in range(256)])).with_extremes(bad="white")
+    with figure_of([head + line_height * len(table)], path, 0.3, {**STYLE, "axes.grid": False}) as (axes,):
+        axes.imshow(table, cmap=shade, vmin=0, vmax=100, aspect="auto", interpolation="nearest")
+        digits = 1 if len(measured) <= 8 else 0
+        for (y, x), value in np.ndenumerate(table.to_numpy()):
+            text = "-" if math.isnan(value) else number(float(value), digits)
+            axes.text(x, y, text, ha="center", va="center", fontsize=size)
+        axes.set_yticks(range(len(table)), table.index, fontsize=size)
         axes.set_xticks(
             range(len(measured)), names, rotation=0 if stacked else 90, fontsize=9 if len(measured) < 8 else 8
         )
@@ -393,5 +334,4 @@ def draw_classes(measurements: Sequence[Measurement], path: Path) -> bool:
         axes.tick_params(length=0)
         for spine in axes.spines.values():
             spine.set_visible(False)
-        save(figure, path)
     return True

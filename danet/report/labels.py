@@ -42,7 +42,7 @@ def label_head(rows: Sequence[Row]) -> str:
     """What a column of :func:`short_labels` names: ``Network, crop, schedule``."""
     varies = [len(set(values)) > 1 for values in zip(*map(_parts, rows), strict=True)][1:]
     more = [name for name, wanted in zip(("crop", "schedule"), varies, strict=True) if wanted]
-    return ", ".join(["Network", *more]) if more else "Network,&nbsp;stride"  # so wide that R-101-D16 is on one line
+    return ", ".join(["Network", *more])
 
 
 def in_common(rows: Sequence[Row]) -> list[str]:

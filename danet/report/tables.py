@@ -5,13 +5,16 @@ A line for each row: what tells it from the others of its data set, then its num
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 
 from danet.config.params import Params, Table
+from danet.config.row import Row
 from danet.core.text import duration, number, signed
 from danet.report.labels import in_common, label_head, short_labels
 from danet.report.markdown import Grid, Page, escape
-from danet.results.schema import Provenance, TableFile, TableRow
+from danet.results.measured import Measurement, hardware
+from danet.results.schema import Accuracy, Provenance
 from danet.results.verdict import ALPHA, summarise
 
 SECTIONS = {
@@ -20,7 +23,7 @@ SECTIONS = {
     "aacc": "Pixel accuracy, single scale",
     "aacc_ms": "Pixel accuracy, multi-scale and flipped",
 }
-"""A section of the page for each published metric."""
+"""A section of the page for each published accuracy."""
 CHOSEN = "†"
 """Marks the retrained numbers of rows whose source chose its checkpoint on val."""
 CHOSEN_NOTE = (
@@ -41,36 +44,35 @@ SPEED_NOTE = (
 HELD = "; the published one is that of an explicit attention map, which ours never holds"
 
 
-def table_page(record: TableFile, params: Params, figures: Sequence[tuple[str, str]]) -> str:
+def table_page(name: str, params: Params, items: Sequence[Measurement], figures: Sequence[tuple[str, str]]) -> str:
     """The page of a table; ``figures`` are ``(caption, path relative to the page)``."""
-    name, table = record.table, params.tables[record.table]
-    whole = _Table(record, params)
+    table = params.tables[name]
+    whole = _Table(name, items, params)
     page = Page(f"Made by `dvc repro -s report@{name}` from reports/metrics/{name}; do not edit.", table.banner)
     page.heading(1, f"{table.title}: published and retrained" if table.published else table.title)
     page.text(table.intro + (f" Source: <{table.source_url}>." if table.source_url else ""))
-    done = sum(row.status == "measured" for row in record.rows)
     gap = "; difference = retrained - published, in points" if table.published else ""
     page.text(
-        f"**{done} of {len(record.rows)} rows measured.** All accuracies in percent{gap}. A row's name leads to its "
-        "settings, IoU by class and the command that makes it."
+        f"**{sum(item.measured for item in items)} of {len(items)} rows measured.** All accuracies in percent{gap}. A "
+        "row's name leads to its settings, IoU by class and the command that makes it."
     )
     if table.published:
         for metric, title in SECTIONS.items():
             whole.grids(page, title, lambda rows, metric=metric: whole.accuracies(rows, metric))  # type: ignore[misc]
-        page.text(_first_edition(record.rows, whole))
+        page.text(_first_edition(items, whole))
     else:
         whole.grids(page, "Results", whole.results)
-    whole.grids(page, "Memory and speed", whole.costs)
+    whole.grids(page, "Memory and speed", lambda rows: whole.costs(rows, published=table.published))
     if figures:
         page.heading(2, "Figures")
         for caption, path in figures:
             page.figure(caption, path)
     page.heading(2, "Notes")
-    page.bullets(_notes(table, record, whole))
-    if record.left_out:
+    page.bullets(_notes(table, params, items, whole))
+    if problems := [problem for item in items for problem in item.problems]:
         page.heading(2, "Left out")
         page.text("These files, or parts of files, were not used, and no number above rests on them.")
-        page.bullets(f"`{item.file}`: {item.reason}" for item in record.left_out)
+        page.bullets(f"`{problem.file}`: {problem.reason}" for problem in problems)
     environments: dict[str, str] = {}
     whole.grids(page, "Provenance", lambda rows: whole.provenance(rows, environments))
     page.bullets(f"**{place}**: {text}" for text, place in environments.items())
@@ -81,151 +83,147 @@ def table_page(record: TableFile, params: Params, figures: Sequence[tuple[str, s
 class _Table:
     """The lines of a table, by data set."""
 
-    def __init__(self, record: TableFile, params: Params) -> None:
-        self.rows = [params.row(row.row) for row in record.rows]
-        self.numerics = {row.name: row.profile for row in self.rows}
-        self.record = record
-        self.by_dataset: dict[str, list[TableRow]] = {}
-        self.labels: dict[str, str] = {}
-        self.titles: dict[str, str] = {}
-        """By data set, with what its rows have in common."""
-        self._heads: dict[str, str] = {}
-        self._datasets: dict[str, str] = {}
-        for row in record.rows:
-            self._datasets[row.row] = params.datasets[row.dataset].title
-            self.by_dataset.setdefault(self._datasets[row.row], []).append(row)
-        for title, lines in self.by_dataset.items():
-            mine = [params.row(line.row) for line in lines]
-            self.labels |= short_labels(mine)
-            self._heads |= dict.fromkeys((line.row for line in lines), label_head(mine))
-            self.titles[title] = ", ".join([f"**{title}**", *(part for part in in_common(mine) if part != "DANet")])
-        protocols = list(dict.fromkeys(row.protocol for row in self.rows))
+    def __init__(self, name: str, items: Sequence[Measurement], params: Params) -> None:
+        self._name = name
+        self._datasets = {item.name: params.datasets[item.row.dataset].title for item in items}
+        self._groups: dict[str, list[Measurement]] = {}
+        for item in items:
+            self._groups.setdefault(self._datasets[item.name], []).append(item)
+        self._labels = {k: v for group in self._groups.values() for k, v in short_labels(_rows(group)).items()}
+        protocols = list(dict.fromkeys(item.row.protocol for item in items))
         letters = dict(zip(protocols, "abcdefghijklmnop" if len(protocols) > 1 else [""], strict=False))
+        self._marks = {item.name: letters[item.row.protocol] for item in items}
         self.protocols = {protocol: f"<sup>{letter}</sup> " if letter else "" for protocol, letter in letters.items()}
-        self._marks = {row.name: letters[row.protocol] for row in self.rows}
 
     def link(self, name: str, mark: bool = False, dataset: bool = False) -> str:
         """To the row's page; with the letter of its protocol, or with its data set where the table has several."""
-        letter = f" <sup>{self._marks[name]}</sup>" if mark and self._marks[name] else ""
-        title = f"{self._datasets[name]} " if dataset and len(self.by_dataset) > 1 else ""
-        return f"[{title}{self.labels[name]}]({self.record.table}/{name}.md){letter}"
+        letter = f"&nbsp;<sup>{self._marks[name]}</sup>" if mark and self._marks[name] else ""
+        title = f"{self._datasets[name]} " if dataset and len(self._groups) > 1 else ""
+        # at most two lines on a phone: only the schedule comes on another one
+        label = re.sub(r" (?=\d+x\d|it\b|epochs)", "&nbsp;", self._labels[name].replace("-", "\u2011"))
+        return f"[{title}{label}]({self._name}/{name}.md){letter}"
 
-    def grids(self, page: Page, section: str, grid: Callable[[Sequence[TableRow]], Grid]) -> None:
-        """A section with a grid for each data set that has lines for it."""
-        found = {title: grid(rows) for title, rows in zip(self.titles.values(), self.by_dataset.values(), strict=True)}
+    def grids(self, page: Page, section: str, grid: Callable[[Sequence[Measurement]], Grid]) -> None:
+        """A section with a grid for each data set that has lines for it; the first column is of links."""
+        found = {title: grid(group) for title, group in self._groups.items()}
         found = {title: each for title, each in found.items() if each[1]}
         if found:
             page.heading(2, section)
-        for title, each in found.items():
-            page.text(title)
-            page.table(each)
+        for title, (head, lines, align) in found.items():
+            rows = _rows(self._groups[title])
+            page.text(", ".join([f"**{title}**", *(part for part in in_common(rows) if part != "DANet")]))
+            page.table(([label_head(rows), *head], lines, "l" + align))
 
-    def head(self, rows: Sequence[TableRow]) -> str:
-        """Of the column with the links."""
-        return self._heads[rows[0].row] if rows else ""
-
-    def accuracies(self, rows: Sequence[TableRow], metric: str) -> Grid:
+    def accuracies(self, rows: Sequence[Measurement], metric: str) -> Grid:
         """Published and retrained."""
         if metric != "miou":
-            rows = [row for row in rows if getattr(row.published, metric) is not None or
-                    (metric == "miou_ms_flip" and row.measured and row.measured.miou_ms_flip)]  # fmt: skip
-        best = any(row.best_on_val is not None for row in rows)
+            rows = [row for row in rows if (found := row.accuracies.get(metric))
+                    and (found.published is not None or metric == "miou_ms_flip")]  # fmt: skip
+        best = any(row.row.checkpoint == "best-on-val" for row in rows)
         lines = []
         for row in rows:
+            found = row.accuracies.get(metric, Accuracy())
+            chosen = row.best_on_val.get(metric, Accuracy()).mean
             lines.append([
-                self.link(row.row, mark=metric.startswith("miou")), given(row, metric), retrained(row, metric),
-                *([number((row.best_on_val or {}).get(metric))] if best else []), signed(row.difference[metric]),
-                row.verdict.get(metric) or "-", released(row, metric),
+                self.link(row.name, mark=metric.startswith("miou")), given(row, metric), retrained(row, metric),
+                *([number(chosen)] if best else []), signed(found.difference), found.verdict or "-",
+                released(row, metric),
             ])  # fmt: skip
-        head = [self.head(rows), "Published", "Retrained", *(["Best on val"] if best else []), "Difference", "Verdict"]
-        return [*head, "Released"], lines, "l" + "r" * (len(head) - 2) + "ll"
+        head = ["Published", "Retrained", *(["Best on val"] if best else []), "Difference", "Verdict", "Released"]
+        return head, lines, "r" * (len(head) - 2) + "ll"
 
-    def results(self, rows: Sequence[TableRow]) -> Grid:
+    def results(self, rows: Sequence[Measurement]) -> Grid:
         """Of a table without published numbers, beside the best constant prediction."""
         verified = any(row.released for row in rows)
         lines = []
         for row in rows:
-            made, others = row.measured, ["-"] * 4
-            if made:
-                others = [number(made.baseline_miou), signed(made.miou - made.baseline_miou), number(made.aacc)]
-                others.append(number(made.macc))
-            line = [self.link(row.row, mark=True), retrained(row, "miou"), *others]
+            line = [self.link(row.name, mark=True), retrained(row, "miou")]
+            if row.measured:
+                constant = row.baseline[0]
+                line += [number(constant), signed((row.mean("miou") or 0.0) - constant)]
+                line += [number(row.mean("aacc")), number(row.mean("macc"))]
+            else:
+                line += ["-"] * 4
             lines.append(line + ([released(row, "miou")] if verified else []))
-        head = [
-            self.head(rows),
-            "mIoU",
-            "Best constant",
-            "Above it",
-            "aAcc",
-            "mAcc",
-            *(["Released"] if verified else []),
-        ]
-        return head, lines, "l" + "r" * (len(head) - 1)
+        head = ["mIoU", "Best constant", "Above it", "aAcc", "mAcc", *(["Released"] if verified else [])]
+        return head, lines, "r" * len(head)
 
-    def costs(self, rows: Sequence[TableRow]) -> Grid:
+    def costs(self, rows: Sequence[Measurement], *, published: bool) -> Grid:
         """Memory, frames per second and time, of what is published or measured."""
-        beside = self.record.has_published
         lines = []
         for row in rows:
-            against, made = row.published, row.measured
-            if made is None and against.memory_gb is None and against.fps is None:
+            source, cost = row.published, row.costs
+            if not row.measured and source.memory_gb is None and source.fps is None:
                 continue
-            line = [self.link(row.row)]
-            line += [_memory(against), number(against.fps), against.device or "-"] if beside else []
-            if made is None:
-                line += [SHORT_STATUS[row.status], *["-"] * 5]
+            line = [self.link(row.name)]
+            if published:
+                line += [_memory(source.memory_gb, source.images_per_gpu), number(source.fps), source.device or "-"]
+            if row.measured:
+                gpus = row.trained[0].devices if row.trained else 1
+                line.append(_memory(cost.get("peak_memory_gib"), row.row.schedule.batch_size // gpus))
+                line += [number(cost.get("fps")), number(cost.get("fps_batched"))]
+                line.append(duration(3600 * cost["hours"]) if "hours" in cost else "-")
+                line += [row.row.profile, hardware([*row.trained, *row.runs]) or "-"]
             else:
-                line += [_memory(made), number(made.fps), number(made.fps_batched)]
-                line += [duration(3600 * made.hours) if made.hours is not None else "-", self.numerics[row.row]]
-                line += ["; ".join(dict.fromkeys(name for name in (made.device, made.fps_device) if name)) or "-"]
+                line += [SHORT_STATUS[row.status], *["-"] * 5]
             lines.append(line)
-        published = ["Published: GB", "fps", "on"] if beside else []
-        head = [self.head(rows), *published, "Here: GiB", "fps", "fps, batched", "trained in", "numerics", "on"]
-        return head, lines, "l" + "rrl" * beside + "rrrrll"
+        head = ["Published: GB", "fps", "on"] if published else []
+        head += ["Here: GiB", "fps", "fps, batched", "trained in", "numerics", "on"]
+        return head, lines, "rrl" * published + "rrrrll"
 
-    def provenance(self, rows: Sequence[TableRow], environments: dict[str, str]) -> Grid:
+    def provenance(self, rows: Sequence[Measurement], environments: dict[str, str]) -> Grid:
         """A line per row and seed; fills the environments that the lines name by number."""
         lines = []
         for row in rows:
-            for seed in dict.fromkeys(each.seed for each in row.provenance):
-                stages = {each.stage: each.provenance for each in row.provenance if each.seed == seed}
+            trained = {run.seed: run.provenance for run in row.trained}
+            for run in row.runs:
+                stages = [trained.get(run.seed or 0), run.provenance]
                 used = dict.fromkeys(
-                    environments.setdefault(environment(facts), str(len(environments) + 1)) for facts in stages.values()
+                    environments.setdefault(environment(facts), str(len(environments) + 1)) for facts in stages if facts
                 )
-                trained, evaluated = (when(stages[name]) if name in stages else "-" for name in ("train", "evaluate"))
-                lines.append([self.link(row.row), str(seed), trained, evaluated, ", ".join(used)])
-        return [self.head(rows), "Seed", "Trained", "Evaluated", "On"], lines, "lrlll"
+                dates = [when(facts) if facts else "-" for facts in stages]
+                lines.append([self.link(row.name), str(run.seed), *dates, ", ".join(used)])
+        return ["Seed", "Trained", "Evaluated", "On"], lines, "rlll"
 
 
-def given(row: TableRow, metric: str) -> str:
+def _rows(items: Sequence[Measurement]) -> list[Row]:
+    return [item.row for item in items]
+
+
+def given(item: Measurement, metric: str) -> str:
     """The cell of a published number; with the spread of the source's seeds, where it gives them."""
-    found = summarise(row.published.seeds or ()) if metric == "miou" else None
+    found = summarise(item.published.seeds or ()) if metric == "miou" else None
     if found is None or found.sd is None:
-        return number(getattr(row.published, metric, None))
-    return f"{found.mean:.2f} ± {found.sd:.2f} ({found.n})"
+        return number(getattr(item.published, metric, None))
+    return f"{spread(found.mean, found.sd)} ({found.n})"
 
 
-def retrained(record: TableRow, metric: str) -> str:
+def spread(mean: float | None, sd: float | None) -> str:
+    """``79.75 ± 0.15``, on one line."""
+    return number(mean) + ("" if sd is None else f"&nbsp;±&nbsp;{number(sd)}")
+
+
+def retrained(item: Measurement, metric: str) -> str:
     """The cell of a number measured here: ``79.75 ± 0.15 (3)``, with a mark where the source chose on val."""
-    chosen = f" {CHOSEN}" if record.best_on_val is not None and metric in record.best_on_val else ""
-    if record.measured is None:
-        return SHORT_STATUS[record.status] + chosen
-    spread = record.spread.get(metric)
-    if spread is None:
-        return "not run" if getattr(record.published, metric, None) is not None else "-"
-    mean, planned = sum(spread.values) / spread.n, len(record.seeds)
-    count = f" ({spread.n} of {planned})" if spread.n < planned else f" ({spread.n})" if planned > 1 else ""
-    return f"{mean:.2f}" + (f" ± {spread.sd:.2f}" if spread.sd is not None else "") + count + chosen
+    chosen = f" {CHOSEN}" if item.row.checkpoint == "best-on-val" else ""
+    if not item.measured:
+        return SHORT_STATUS[item.status] + chosen
+    found = item.accuracies.get(metric, Accuracy())
+    if found.mean is None:
+        return "-" if found.published is None else "not run"
+    n, planned = len(found.values), len(item.row.seeds)
+    count = f" ({n} of {planned})" if n < planned else f" ({n})" if planned > 1 else ""
+    return spread(found.mean, found.sd) + count + chosen
 
 
-def released(record: TableRow, metric: str) -> str:
+def released(item: Measurement, metric: str) -> str:
     """The cell of the released weights: ``80.52, agrees``; a dash where the source released none."""
-    if record.released is None:
+    if item.released is None:
         return "-"
-    if record.released.status != "measured":
-        return SHORT_STATUS[record.released.status]
-    text = record.released.agreement.get(metric)
-    return number(getattr(record.released, metric)) + (f", {text}" if text else "")
+    if item.released.status != "measured":
+        return SHORT_STATUS[item.released.status]
+    found = item.released.accuracies.get(metric, Accuracy())
+    return number(found.mean) + (f", {found.verdict}" if found.verdict else "")
 
 
 def when(facts: Provenance) -> str:
@@ -243,26 +241,26 @@ _VERSIONS = {
 def environment(facts: Provenance) -> str:
     """Hardware, versions and precision."""
     count = facts.gpus or 0
-    hardware = facts.gpu or f"CPU, {facts.cpu_cores} cores: {facts.cpu}"
-    parts = [f"{count} x {hardware}" if count > 1 else hardware]
+    name = facts.gpu or f"CPU, {facts.cpu_cores} cores: {facts.cpu}"
+    parts = [f"{count} x {name}" if count > 1 else name]
     parts += [f"{label} {value}" for key, label in _VERSIONS.items() if (value := getattr(facts, key))]
     return escape(", ".join([*parts, str(facts.precision)]))
 
 
-def index_page(params: Params, records: Mapping[str, TableFile], costs: str | None = None) -> str:
+def index_page(params: Params, tables: Mapping[str, Sequence[Measurement]], costs: str | None = None) -> str:
     """The index: one line per table, and the figure ``costs`` (path relative to the page) of all of them."""
     banners = dict.fromkeys(table.banner for table in params.tables.values() if table.banner)
     page = Page("Made by the report stage; do not edit.", " ".join(banners))
     page.heading(1, "Results")
     page.text("One page per source. mIoU in percent; *difference* is measured minus published, in points.")
     lines = []
-    for name, record in records.items():
-        measured = [row for row in record.rows if row.status == "measured"]
-        stale = sum(row.status in {"stale", "left out"} for row in record.rows)
-        datasets = ", ".join(dict.fromkeys(params.datasets[row.dataset].title for row in record.rows))
-        state = f"{len(measured)} of {len(record.rows)}" + (f", {stale} left out" if stale else "")
+    for name, items in tables.items():
+        stale = sum(item.status in {"stale", "left out"} for item in items)
+        datasets = ", ".join(dict.fromkeys(params.datasets[item.row.dataset].title for item in items))
+        state = f"{sum(item.measured for item in items)} of {len(items)}" + (f", {stale} left out" if stale else "")
         data = f"[csv](tables/{name}.csv), [json](tables/{name}.json)"
-        lines.append([f"[{escape(record.title)}]({name}.md)", state, _in_short(record, measured), datasets, data])
+        short = _in_short([item for item in items if item.measured], params.tables[name].published)
+        lines.append([f"[{escape(params.tables[name].title)}]({name}.md)", state, short, datasets, data])
     page.table((["Table", "Measured", "mIoU in short", "Data sets", "As data"], lines, "lllll"))
     if costs:
         page.figure("mIoU of every measured row against the cost of one training, by data set and hardware", costs)
@@ -272,49 +270,49 @@ def index_page(params: Params, records: Mapping[str, TableFile], costs: str | No
     return page.end()
 
 
-def _in_short(record: TableFile, measured: Sequence[TableRow]) -> str:
+def _in_short(measured: Sequence[Measurement], published: bool) -> str:
     if not measured:
         return "not run"
-    if record.has_published:
-        verdicts = [str(row.verdict["miou"]).partition(":")[0] for row in measured if row.verdict["miou"]]
+    if published:
+        found = [item.accuracies["miou"].verdict for item in measured]
+        verdicts = [verdict.partition(":")[0] for verdict in found if verdict]
         counts = [f"{verdicts.count(verdict)} {verdict}" for verdict in dict.fromkeys(verdicts)]
         return ", ".join(counts) or "nothing published to compare with"
-    mious = [row.measured.miou for row in measured if row.measured]
+    mious = [item.mean("miou") or 0.0 for item in measured]
     return f"mIoU {min(mious):.2f} to {max(mious):.2f}" if len(mious) > 1 else f"mIoU {mious[0]:.2f}"
 
 
-def _memory(numbers: object) -> str:
+def _memory(amount: float | None, images: int | None) -> str:
     """``7.4 (2)``: gigabytes, and the images on a GPU that took them."""
-    memory, images = getattr(numbers, "memory_gb", None), getattr(numbers, "images_per_gpu", None)
-    return number(memory, 1) + (f" ({images})" if images is not None and memory is not None else "")
+    return number(amount, 1) + (f" ({images})" if images is not None and amount is not None else "")
 
 
-def _first_edition(rows: Sequence[TableRow], whole: _Table) -> str:
+def _first_edition(items: Sequence[Measurement], whole: _Table) -> str:
     """Which numbers the source's first edition had, and what they are today."""
-    early = [(row, row.published.first_edition.miou) for row in rows if row.published.first_edition is not None]
+    early = [(item, edition.miou) for item in items if (edition := item.published.first_edition) is not None]
     known = []
-    for row, was in early:
+    for item, was in early:
         if was is not None:
-            now = "the same" if was == row.published.miou else number(row.published.miou)
-            known.append(f"{whole.link(row.row, dataset=True)} {was:.2f} ({now} now)")
+            now = "the same" if was == item.published.miou else number(item.published.miou)
+            known.append(f"{whole.link(item.name, dataset=True)} {was:.2f} ({now} now)")
     if not early:
         return ""
     return f"The source's first edition listed {len(early)} of these rows and filled {len(known)}: {', '.join(known)}."
 
 
-def _notes(table: Table, record: TableFile, whole: _Table) -> list[str]:
+def _notes(table: Table, params: Params, items: Sequence[Measurement], whole: _Table) -> list[str]:
     notes = list(table.notes)
     notes += [f"{mark}Protocol: {protocol}." for protocol, mark in whole.protocols.items()]
-    notes += [f"{whole.link(row.name, dataset=True)}: {note}" for row in whole.rows for note in row.notes]
-    if any(row.best_on_val is not None for row in record.rows):
+    notes += [f"{whole.link(item.name, dataset=True)}: {note}" for item in items for note in item.row.notes]
+    if any(item.row.checkpoint == "best-on-val" for item in items):
         notes.append(CHOSEN_NOTE)
     if table.published:
-        bands = sorted({f"{row.band:g}" for row in record.rows})
-        seeds = any(row.published.seeds for row in record.rows)
-        if found := next((row.released for row in record.rows if row.released), None):
+        bands = sorted({f"{params.bands.of(item.row.dataset):g}" for item in items})
+        seeds = any(item.published.seeds for item in items)
+        if any(item.released for item in items):
             notes.append(
                 "*Released*: the source's own checkpoint, evaluated here by the row's protocol; it *agrees* "
-                f"within ± {found.band:g} points of the published number."
+                f"within ± {params.bands.released:g} points of the published number."
             )
         notes.append(
             "Verdict: *reproduced* where an equivalence test (TOST) shows that the mean of the seeds is within "

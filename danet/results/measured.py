@@ -1,4 +1,5 @@
-"""What is known of a row: its metrics files, with nothing in them that belongs to another row, training or data set.
+"""What is known of a row: its metrics files, with nothing in them that belongs to another row, training or data set,
+beside the published numbers.
 
 A file that is damaged, or that follows from something else than the row does today, is named in
 :attr:`Measurement.problems` with the stage to run, and nothing of it is used.
@@ -6,128 +7,216 @@ A file that is damaged, or that follows from something else than the row does to
 
 from __future__ import annotations
 
-import csv
-import math
 import statistics
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TypeVar
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import ConfigDict
 
+from danet.config.params import Params
+from danet.config.published import Published, published
 from danet.config.row import Row
 from danet.config.workspace import Workspace
 from danet.core.errors import DataError
-from danet.results.schema import EvaluatedSeed, EvaluationFile, Status, TrainedSeed, TrainingFile, load
+from danet.core.text import fact
+from danet.results.schema import (
+    ACCURACIES,
+    Accuracy,
+    EvaluatedSeed,
+    Evaluation,
+    EvaluationFile,
+    Fact,
+    ModeResult,
+    Modes,
+    Problem,
+    ReleasedResult,
+    Status,
+    TableRow,
+    TrainedSeed,
+    TrainingFile,
+    load,
+)
+from danet.results.verdict import agreement, judge, judge_means, summarise
 
+if TYPE_CHECKING:
+    from pandas import DataFrame
+else:
+    DataFrame = Any  # imported by who draws curves alone
+
+JUDGED = ("miou", "miou_ms_flip")
+"""Accuracies with a verdict: the band is declared in points of mIoU."""
 CURVE_VALUES = ("loss", "loss_main", "loss_pam", "loss_cam", "loss_aux", "lr", "images_per_second", "val_miou")
-Curve = dict[str, list[float | None]]
-"""``iteration`` and the columns of :data:`CURVE_VALUES` that the file has."""
+"""What a learning curve may have beside ``iteration``."""
 
 
-@dataclass(frozen=True)
-class Problem:
-    """A file, or a part of it, that is not used."""
+class Measurement(TableRow):
+    """All that is known of a row: what stands in a table's JSON, and what that leaves out."""
 
-    file: str
-    """Relative to the workspace."""
-    reason: str
-
-
-@dataclass(frozen=True)
-class Verification:
-    """What is known of a row's released weights."""
-
-    status: Status
-    file: EvaluationFile | None = None
-
-    @property
-    def run(self) -> EvaluatedSeed | None:
-        """The result."""
-        return self.file.runs[0] if self.file else None
-
-    def value(self, metric: str) -> float | None:
-        """As :meth:`danet.results.schema.Modes.value`."""
-        return self.run.modes.value(metric) if self.run else None
-
-
-@dataclass(frozen=True)
-class Measurement:
-    """All that is known of a row."""
+    model_config = ConfigDict(arbitrary_types_allowed=True)
 
     row: Row
-    status: Status
-    runs: tuple[EvaluatedSeed, ...] = ()
-    classes: tuple[str, ...] = ()
-    trained: tuple[TrainedSeed, ...] = ()
-    curves: dict[int, Curve] = field(default_factory=dict)
-    """By seed."""
-    problems: tuple[Problem, ...] = ()
-    verification: Verification = Verification("not run")
+    runs: tuple[EvaluatedSeed, ...]
+    classes: tuple[str, ...]
+    curves: dict[int, DataFrame]
+    """By seed: a line for each iteration, with ``iteration`` and columns of :data:`CURVE_VALUES`."""
+    problems: tuple[Problem, ...]
 
-    def values(self, metric: str) -> list[float]:
-        """One number per seed; seeds without it are left out.
+    @property
+    def measured(self) -> bool:
+        """Whether a seed has a result."""
+        return bool(self.runs)
 
-        Of the evaluation: those of :meth:`danet.results.schema.Modes.value`, ``fps``, ``fps_batched``; of the training:
-        ``memory_gb`` (GiB), ``hours``, ``device_hours`` (hours times GPUs), ``images_per_second``.
-        """
-        found: Iterable[float | None]
-        if metric == "device_hours":
-            found = [run.hours * run.devices for run in self.trained]
-        elif metric in {"memory_gb", "hours", "images_per_second"}:
-            found = [getattr(run, {"memory_gb": "peak_memory_gib"}.get(metric, metric)) for run in self.trained]
-        elif metric in {"fps", "fps_batched"}:
-            found = [getattr(run, metric) for run in self.runs]
-        else:
-            found = [run.modes.value(metric) for run in self.runs]
-        return [value for value in found if value is not None]
+    def mean(self, accuracy: str) -> float | None:
+        """Percent, over the seeds."""
+        return self.accuracies[accuracy].mean if accuracy in self.accuracies else None
 
-    def best_on_val(self, metric: str) -> list[float]:
-        """As :meth:`values` for an accuracy, of the weights that were best on val."""
-        found = [run.best_on_val.modes.value(metric) for run in self.runs if run.best_on_val]
-        return [value for value in found if value is not None]
+    @property
+    def baseline(self) -> tuple[float, str]:
+        """mIoU of the best constant prediction, in percent, and its class; for a row with a result."""
+        miou, place = self.runs[0].modes.ss.baseline
+        return miou, self.classes[place]
+
+    @property
+    def costs(self) -> dict[str, float]:
+        """Means over the seeds, see :func:`costs`."""
+        return costs(self.trained, self.runs)
 
     def confusion(self) -> NDArray[np.int64]:
-        """Pixels over all seeds at single scale, ground truth x prediction; ``0 x 0`` without any."""
-        matrices = [run.modes.ss.matrix for run in self.runs]
-        return np.sum(matrices, axis=0) if matrices else np.zeros((0, 0), np.int64)
-
-    def class_iou(self, mode: str = "ss") -> list[float | None]:
-        """Mean over seeds of each class's IoU; ``None`` for a class that no seed has."""
-        return class_means([result.iou for run in self.runs if (result := run.modes.get(mode))])
+        """Pixels over all seeds at single scale, ground truth x prediction; for a row with a result."""
+        matrices: list[NDArray[np.int64]] = [run.modes.ss.matrix for run in self.runs]
+        return np.sum(matrices, axis=0)  # type: ignore[no-any-return]
 
 
-def class_means(seeds: Sequence[Sequence[float | None]]) -> list[float | None]:
-    """By class, the mean over the seeds that have the class."""
-    present = [[value for value in column if value is not None] for column in zip(*seeds, strict=True)]
-    return [statistics.fmean(values) if values else None for values in present]
+def mean(values: Iterable[float | None]) -> float | None:
+    """Of the values that are known; ``None`` without any."""
+    known = [value for value in values if value is not None]
+    return statistics.fmean(known) if known else None
 
 
-def read(row: Row, workspace: Workspace) -> Measurement:
-    """What the metrics files say of a row. Never raises for what is in the files: see :attr:`Measurement.problems`."""
-    folder, problems = workspace.metrics(row), _Problems(workspace.root)
-    status, file = problems.status(folder / "evaluation.json", row, _evaluation)
-    released, verification = problems.status(folder / "verification.json", row, _evaluation)
-    training_status, training = problems.status(folder / "train.json", row, _training)
-    trained = _of_row(training.runs, row, problems, folder / "train.json") if training else ()
-    runs = _of_row(file.runs, row, problems, folder / "evaluation.json") if file else ()
+def costs(trained: Sequence[TrainedSeed], runs: Sequence[Evaluation]) -> dict[str, float]:
+    """What seeds took, as far as it is known, mean over the seeds.
+
+    Of training ``peak_memory_gib``, ``images_per_second``, ``hours``, ``device_hours`` (hours times GPUs); of testing
+    ``fps``, ``fps_batched``.
+    """
+    found = {
+        "peak_memory_gib": mean(run.peak_memory_gib for run in trained),
+        "images_per_second": mean(run.images_per_second for run in trained),
+        "hours": mean(run.hours for run in trained),
+        "device_hours": mean(run.hours * run.devices for run in trained),
+        "fps": mean(run.fps for run in runs),
+        "fps_batched": mean(run.fps_batched for run in runs),
+    }
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def hardware(stages: Iterable[TrainedSeed | Evaluation]) -> str | None:
+    """What computed some stages: one name, or several if they differ."""
+    names = (stage.provenance.hardware for stage in stages)
+    return "; ".join(dict.fromkeys(name for name in names if name)) or None
+
+
+def class_iou(classes: Sequence[str], results: Iterable[ModeResult]) -> dict[str, float | None]:
+    """Percent by class: the mean over the results that have the class, ``None`` for a class that none has."""
+    means = [mean(column) for column in zip(*(result.iou for result in results), strict=True)]
+    return dict(zip(classes, means, strict=False))  # without results, without classes
+
+
+def accuracies(runs: Sequence[Modes], source: Published, band: float) -> dict[str, Accuracy]:
+    """Seeds beside what is published, with the verdict of :mod:`danet.results.verdict`."""
+
+    def verdict(name: str, values: list[float], against: float | None) -> str | None:
+        if against is None or name not in JUDGED:
+            return None
+        if name == "miou" and source.seeds:
+            return judge_means(values, source.seeds, band).text
+        return judge(values, against, band).text
+
+    return _accuracies(runs, source, band, verdict)
+
+
+def _accuracies(
+    runs: Sequence[Modes],
+    source: Published,
+    band: float,
+    verdict: Callable[[str, list[float], float | None], str | None],
+) -> dict[str, Accuracy]:
+    found = {}
+    for name in ACCURACIES:
+        values = [modes.accuracies[name] for modes in runs if name in modes.accuracies]
+        against: float | None = getattr(source, name, None)
+        summary = summarise(values)
+        if summary is None and against is None:
+            continue
+        text = verdict(name, values, against)
+        found[name] = Accuracy(
+            published=against,
+            difference=None if summary is None or against is None else summary.mean - against,
+            verdict=text,
+            band=None if text is None else band,
+            values=tuple(values),
+            **({} if summary is None else {k: v for k, v in asdict(summary).items() if k != "n"}),
+        )
+    return found
+
+
+def _released(status: Status, file: EvaluationFile | None, source: Published, band: float) -> ReleasedResult:
+    if file is None:
+        return ReleasedResult(status=status)
+    run = file.runs[0]
+    # where the source gives seeds, its pixel accuracy is a mean over them as well
+    against = {"miou": source.released_miou, "aacc": None if source.seeds else source.aacc}
+    found = _accuracies(
+        [run.modes],
+        source.model_copy(update=against),
+        band,
+        lambda _, values, published: agreement(values[0] if values else None, published, band) or None,
+    )
+    return ReleasedResult(status=status, weights=file.weights, evaluation=run, accuracies=found)
+
+
+def read(row: Row, params: Params, workspace: Workspace) -> Measurement:
+    """What the metrics files say of a row, beside its published numbers.
+
+    Never raises for what is in the metrics files: see :attr:`Measurement.problems`.
+    """
+    files = _Files(row, workspace)
+    status, file = files.load("evaluation.json", EvaluationFile, "evaluate")
+    released_status, released = files.load("verification.json", EvaluationFile, "verify")
+    training_status, training = files.load("train.json", TrainingFile, "train")
+    trained = files.of_the_row(training.runs, "train.json") if training else ()
+    runs = files.of_the_row(file.runs, "evaluation.json") if file else ()
     if file and not runs:
         status = "left out"
-    kept = problems.same_weights(folder / "evaluation.json", runs, trained, row)
+    kept = files.of_the_training(runs, trained)
     if training_status == "stale":  # so nothing says that these are results of the row's training
         kept = ()
     if runs and not kept:
         status = "stale"
-    try:
-        curves = _curves(folder / "curve.csv", {run.seed for run in trained})
-    except DataError as error:
-        curves = {}
-        problems.add(folder / "curve.csv", error)
+    source = published(row.name) if params.tables[row.table].published else Published()
+    band = params.bands.of(row.dataset)
+    best = [run.best_on_val.modes for run in kept if run.best_on_val]
+    some = row.name in params.released or released_status != "not run"
     classes = file.classes if file else ()
     return Measurement(
-        row, status, kept, classes, trained, curves, tuple(problems.found), Verification(released, verification)
+        name=row.name,
+        row_hash=row.hash,
+        status=status,
+        published=source,
+        accuracies=accuracies([run.modes for run in kept], source, band),
+        best_on_val=_accuracies(best, Published(), band, lambda *_: None),
+        released=_released(released_status, released, source, params.bands.released) if some else None,
+        iou=class_iou(classes, [run.modes.ss for run in kept]),
+        trained=trained,
+        runs=kept,
+        settings=row.settings,
+        row=row,
+        classes=classes,
+        curves=files.curves({run.seed for run in trained}),
+        problems=tuple(files.problems),
     )
 
 
@@ -135,135 +224,124 @@ class StaleError(DataError):
     """A file of a row, training or data set that is another today."""
 
 
-T = TypeVar("T")
+D = TypeVar("D", EvaluationFile, TrainingFile)
 Seed = TypeVar("Seed", TrainedSeed, EvaluatedSeed)
 
 
-class _Problems:
-    """Collects what is not used."""
+class _Files:
+    """The metrics files of a row, and why parts of them are not used."""
 
-    def __init__(self, root: Path) -> None:
-        self._root = root
-        self.found: list[Problem] = []
+    def __init__(self, row: Row, workspace: Workspace) -> None:
+        self._row, self._root, self._folder = row, workspace.root, workspace.metrics(row)
+        self.problems: list[Problem] = []
 
-    def add(self, path: Path, reason: object) -> None:
-        """Leaves a file, or a part of it, out."""
+    def _leave_out(self, name: str, reason: object) -> None:
+        path = self._folder / name
         text = " ".join(str(reason).removeprefix(f"{path}: ").split())
-        self.found.append(Problem(path.relative_to(self._root).as_posix(), text))
+        self.problems.append(Problem(file=path.relative_to(self._root).as_posix(), reason=text))
 
-    def status(self, path: Path, row: Row, read_file: Callable[[Path, Row], T]) -> tuple[Status, T | None]:
-        """The file's content, or why there is none."""
+    def load(self, name: str, kind: type[D], stage: str) -> tuple[Status, D | None]:
+        """A file's content, or why there is none."""
+        path, stage = self._folder / name, f"{stage}@{self._row.name}"
         if not path.exists():
             return "not run", None
         try:
-            return "measured", read_file(path, row)
+            # DVC does not know of a document's format. A seed that is trained is not trained again by this.
+            file = load(path, kind, f"run `dvc repro --single-item --force {stage}`")
+            if file.row != self._row.name:
+                raise DataError(f"belongs to row {file.row!r}, not to {self._row.name!r}")
+            _of_today(file, self._row, f"run `dvc repro {stage}`")
         except DataError as error:
-            self.add(path, error)
+            self._leave_out(name, error)
             return ("stale" if isinstance(error, StaleError) else "left out"), None
+        return "measured", file
 
-    def same_weights(
-        self, path: Path, runs: tuple[EvaluatedSeed, ...], trained: tuple[TrainedSeed, ...], row: Row
+    def of_the_row(self, runs: Sequence[Seed], name: str) -> tuple[Seed, ...]:
+        """The seeds that the row has, in their order."""
+        kept = {}
+        for run in sorted(runs, key=lambda run: run.seed or 0):
+            if run.seed in self._row.seeds:
+                kept[run.seed] = run
+            else:
+                self._leave_out(name, f"seed {run.seed} is not among the row's seeds {list(self._row.seeds)}")
+        return tuple(kept.values())
+
+    def of_the_training(
+        self, runs: tuple[EvaluatedSeed, ...], trained: tuple[TrainedSeed, ...]
     ) -> tuple[EvaluatedSeed, ...]:
         """The evaluated seeds that are of the training at hand, where ``train.json`` says which it is."""
-        again = f"run `dvc repro evaluate@{row.name}`"
+        again = f"run `dvc repro evaluate@{self._row.name}`"
         training: dict[int | None, TrainedSeed] = {run.seed: run for run in trained}
         kept = []
         for run in runs:
             own = training.get(run.seed)
             if own and own.weights_sha256 != run.weights_sha256:
-                self.add(path, f"seed {run.seed}: stale: of other weights than train.json's: {again}")
+                reason = f"of other weights than train.json's: {again}"
             elif own and own.identity != run.training:
-                self.add(
-                    path,
-                    f"seed {run.seed}: stale: of the training {run.training}, train.json is of {own.identity}: {again}",
-                )
+                reason = f"of the training {run.training}, train.json is of {own.identity}: {again}"
             else:
                 kept.append(run)
+                continue
+            self._leave_out("evaluation.json", f"seed {run.seed}: stale: {reason}")
         return tuple(kept)
 
+    def curves(self, seeds: set[int]) -> dict[int, DataFrame]:
+        """By seed; without a valid ``train.json`` nothing says whose curve it is."""
+        path = self._folder / "curve.csv"
+        if not path.exists() or not seeds:
+            return {}
+        import pandas as pd
 
-def _evaluation(path: Path, row: Row) -> EvaluationFile:
-    stage = f"{'verify' if path.stem == 'verification' else 'evaluate'}@{row.name}"
-    again = f"run `dvc repro {stage}`"
-    file = load(path, EvaluationFile, _by_force(stage))
-    _belongs(file.row, row)
-    if file.row_hash != row.hash:
-        raise StaleError(f"stale: of row hash {file.row_hash}, the row is {row.hash} today: {again}")
-    _one_value("tested on different data", {run.data for run in file.runs}, again)
-    return file
-
-
-def _training(path: Path, row: Row) -> TrainingFile:
-    again = f"run `dvc repro train@{row.name}`"
-    file = load(path, TrainingFile, _by_force(f"train@{row.name}"))
-    _belongs(file.row, row)
-    if file.train_hash != row.train_hash:
-        hashes = f"{file.train_hash}, the row is {row.train_hash}"
-        raise StaleError(f"stale: of training hash {hashes} today: {again}")
-    _one_value("trained on different data", {run.data for run in file.runs}, again)
-    _one_value("trained from different initial weights", {run.initial_weights or "none" for run in file.runs}, again)
-    return file
+        try:
+            table = pd.read_csv(path)
+            needed = ["seed", "iteration", "loss"]
+            if not set(needed) <= set(table.columns):
+                raise DataError(f"needs the columns {', '.join(needed)}")
+            table = table[[name for name in (*needed[:2], *CURVE_VALUES) if name in table.columns]].astype(float)
+            if table[needed].isna().to_numpy().any() or np.isinf(table.to_numpy()).any():
+                raise DataError("a number in it is missing or is not finite")
+        except (OSError, ValueError, DataError) as error:
+            self._leave_out("curve.csv", f"cannot be used: {error}")
+            return {}
+        curves = table.sort_values("iteration").groupby("seed")
+        return {int(seed): curves.get_group(seed).drop(columns="seed") for seed in sorted({*table["seed"]} & seeds)}
 
 
-def _by_force(stage: str) -> str:
-    """DVC does not know of a document's format. A seed that is trained is not trained again by this."""
-    return f"run `dvc repro --single-item --force {stage}`"
-
-
-def _belongs(name: str, row: Row) -> None:
-    if name != row.name:
-        raise DataError(f"belongs to row {name!r}, not to {row.name!r}")
-
-
-def _one_value(what: str, values: set[str], again: str) -> None:
-    if len(values) > 1:
-        raise StaleError(f"stale: the seeds were {what} ({', '.join(sorted(value[:12] for value in values))}): {again}")
-
-
-def _of_row(runs: Sequence[Seed], row: Row, problems: _Problems, path: Path) -> tuple[Seed, ...]:
-    for run in runs:
-        if run.seed not in row.seeds:
-            problems.add(path, f"seed {run.seed} is not among the row's seeds {list(row.seeds)}")
-    kept = {run.seed: run for run in runs if run.seed in row.seeds}
-    return tuple(kept[seed] for seed in sorted(kept, key=lambda seed: seed or 0))
-
-
-def _curves(path: Path, seeds: set[int]) -> dict[int, Curve]:
-    """By seed; without a valid ``train.json`` nothing says whose curve it is.
-
-    Raises:
-        DataError: if the file lacks columns or holds something that is not a finite number.
-    """
-    if not path.exists() or not seeds:
-        return {}
-    curves: dict[int, Curve] = {}
-    try:
-        with path.open(encoding="utf-8", newline="") as stream:
-            lines = csv.DictReader(stream)
-            present = lines.fieldnames or ()
-            if not {"seed", "iteration", "loss"} <= set(present):
-                raise DataError("needs the columns seed, iteration and loss")
-            columns = ["iteration", *(name for name in CURVE_VALUES if name in present)]
-            points = sorted(
-                ((int(line["seed"]), [_number(line[name]) for name in columns]) for line in lines),
-                key=lambda point: (point[0], point[1][0] or 0.0),
+def _of_today(file: EvaluationFile | TrainingFile, row: Row, again: str) -> None:
+    """Raises ``StaleError`` for a file of other settings than the row's, or of seeds that do not belong together."""
+    kind, then, now = "training", file.train_hash, row.train_hash
+    if isinstance(file, EvaluationFile):
+        kind, then, now = "row", file.row_hash, row.hash
+    if then != now:
+        raise StaleError(f"stale: of {kind} hash {then}, the row is {now} today: {again}")
+    for name in ("data", "initial_weights"):
+        values = sorted({str(getattr(run, name, None))[:12] for run in file.runs})
+        if len(values) > 1:
+            raise StaleError(
+                f"stale: its seeds are of different {name.replace('_', ' ')} ({', '.join(values)}): {again}"
             )
-    except (OSError, ValueError, TypeError, csv.Error) as error:
-        raise DataError(f"cannot be read as numbers ({error})") from None
-    for seed in sorted(seeds & {seed for seed, _ in points}):
-        table = zip(*(values for each, values in points if each == seed), strict=True)
-        curves[seed] = {name: list(column) for name, column in zip(columns, table, strict=True)}
-    return curves
-
-
-def _number(text: str | None) -> float | None:
-    if text is None:
-        raise ValueError("a line is cut off")
-    if text and not math.isfinite(float(text)):
-        raise ValueError(f"{text} is not finite")
-    return float(text) if text else None
 
 
 def fact_name(key: str) -> str:
     """A fact of the provenance in words: ``wall seconds``, ``energy, kJ``."""
     return {"peak_memory_gib": "peak memory, GiB", "energy_kj": "energy, kJ"}.get(key, key.replace("_", " "))
+
+
+def facts_in_words(trained: Sequence[TrainedSeed], evaluated: Sequence[Evaluation]) -> list[tuple[str, list[str]]]:
+    """Where results come from, fact by fact; where stages or seeds differ in one, each with its own value, in as few
+    words as can be."""
+    stages: list[tuple[str, int | None, dict[str, Fact]]] = [("train", run.seed, run.facts) for run in trained]
+    stages += [("evaluate", run.seed, run.facts) for run in evaluated]
+    lines = []
+    for key in dict.fromkeys(key for *_, known in stages for key in known if key != "seed"):
+        having = {stage for stage, _, known in stages if known.get(key) is not None}
+        ways: list[dict[str, set[str]]] = [{}, {}, {}, {}]
+        for stage, number, known in stages:
+            if stage in having:
+                seed = f"seed {number}"
+                for found, who in zip(ways, ("", stage, seed, f"{stage}, {seed}"), strict=True):
+                    found.setdefault(who, set()).add(fact(known.get(key)))
+        clear = next(found for found in ways if all(len(values) == 1 for values in found.values()))
+        shown = [f"{who}: {min(values)}" if who else min(values) for who, values in clear.items()]
+        lines.append((fact_name(key), shown or ["-"]))
+    return lines

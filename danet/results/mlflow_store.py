@@ -27,7 +27,7 @@ VIEW = "danet"
 """Name of the view of an experiment that opens with a row's numbers as columns, its seeds folded away below it."""
 _NAME = "attributes.`Run Name`"
 _COLUMNS = (
-    *(f"metrics.`{name}`" for name in ("miou", "miou_sd", "miou_published", "miou_difference", "miou_ms_flip")),
+    *(f"metrics.`{name}`" for name in ("miou", "miou_published", "miou_difference", "miou_sd", "miou_ms_flip")),
     *(f"tags.`{name}`" for name in ("verdict", "hardware")),
     "attributes.`Duration`",
     "attributes.`Created`",
@@ -40,7 +40,7 @@ EXPERIMENT_TAGS = {
         {
             "selectedColumns": _COLUMNS,
             "columnOrder": [_NAME, *_COLUMNS],
-            "columnWidths": {_NAME: 340} | dict.fromkeys(_COLUMNS, 120),
+            "columnWidths": {_NAME: 300} | dict.fromkeys(_COLUMNS, 110),
             "orderByKey": "attributes.start_time",
             "orderByAsc": False,
         }

@@ -7,23 +7,30 @@ that ``params.yaml`` has today.
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tabulate import tabulate
 
+from danet.config.published import Published
 from danet.config.workspace import Workspace
 from danet.core.errors import ConfigError, DataError
 from danet.core.text import fact, number, signed
 from danet.results.identity import differing, flat
-from danet.results.measured import class_means, fact_name
-from danet.results.schema import EvaluatedSeed, EvaluationFile, TrainedSeed, TrainingFile, load
-from danet.results.verdict import summarise
+from danet.results.measured import accuracies, class_iou, facts_in_words
+from danet.results.schema import (
+    ACCURACIES,
+    Accuracy,
+    EvaluatedSeed,
+    EvaluationFile,
+    TrainedSeed,
+    TrainingFile,
+    load,
+)
+from danet.results.verdict import BAND
 
-METRICS = {"miou": "mIoU", "aacc": "aAcc", "macc": "mAcc"}
 OF_FILE = {"row", "row_hash", "train_hash", "dataset", "split"}
 RELEASED = "released"
 """In place of a seed."""
@@ -41,24 +48,16 @@ class NamedRun:
     """The trainings of these very weights, where ``train.json`` beside the file has them."""
 
     @property
-    def modes(self) -> list[str]:
-        """``ss``, and ``ms`` if every seed has it."""
-        return [mode for mode in ("ss", "ms") if all(seed.modes.get(mode) for seed in self.seeds)]
+    def accuracies(self) -> dict[str, Accuracy]:
+        """Over the seeds, beside nothing published."""
+        return accuracies([seed.modes for seed in self.seeds], Published(), BAND)
 
-    def metric(self, mode: str, metric: str) -> list[float]:
-        """Percent, one number per seed."""
-        return [float(getattr(seed.modes.get(mode), metric)) for seed in self.seeds]
-
-    def metrics(self) -> dict[str, list[float]]:
-        """``mIoU``, ``mIoU, ms+flip`` and the like: percent, one number per seed."""
-        names = {"ss": "", "ms": ", ms+flip"}
-        return {
-            f"{name}{names[mode]}": self.metric(mode, metric) for mode in self.modes for metric, name in METRICS.items()
+    def iou(self) -> dict[str, dict[str, float | None]]:
+        """Percent by testing mode and class, mean over the seeds that have the class."""
+        modes = {
+            mode: [dict(seed.modes.items())[mode] for seed in self.seeds] for mode, _ in self.seeds[0].modes.items()
         }
-
-    def iou(self, mode: str) -> list[float | None]:
-        """Percent by class, mean over the seeds that have the class."""
-        return class_means([result.iou for seed in self.seeds if (result := seed.modes.get(mode))])
+        return {mode: class_iou(self.file.classes, results) for mode, results in modes.items()}
 
     def facts(self) -> dict[str, dict[str, Any]]:
         """Provenance by stage: ``evaluation`` and, where it is known, ``training``; a list where seeds differ."""
@@ -68,17 +67,15 @@ class NamedRun:
         ]
         evaluation = [run.facts | {"fps": run.fps} for run in self.seeds]
         stages = {"training": training, "evaluation": evaluation}
-        return {
-            stage: {key: _joined(each[key] for each in found) for key in found[0]}
-            for stage, found in stages.items()
-            if found
-        }
+        return {stage: _joined(found) for stage, found in stages.items() if found}
 
 
-def _joined(values: Iterable[Any]) -> Any:
-    """The value that all share, else a list of all of them."""
-    found = list(values)
-    return found[0] if all(value == found[0] for value in found) else found
+def _joined(seeds: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """By fact the value that all seeds share, else a list of all of them."""
+    columns = {key: [each[key] for each in seeds] for key in seeds[0]}
+    return {
+        key: values[0] if all(value == values[0] for value in values) else values for key, values in columns.items()
+    }
 
 
 def load_run(name: str, workspace: Workspace) -> NamedRun:
@@ -137,11 +134,9 @@ def describe(run: NamedRun) -> dict[str, Any]:
         "run": run.name,
         **file.model_dump(include=OF_FILE),
         "seeds": [seed.seed for seed in run.seeds],
-        "metrics": {
-            mode: {metric: statistics.fmean(run.metric(mode, metric)) for metric in METRICS} for mode in run.modes
-        },
-        "baseline_miou": run.seeds[0].modes.value("baseline_miou"),
-        "iou": {mode: dict(zip(file.classes, run.iou(mode), strict=True)) for mode in run.modes},
+        "accuracies": {name: found.mean for name, found in run.accuracies.items()},
+        "baseline_miou": run.seeds[0].modes.ss.baseline[0],
+        "iou": run.iou(),
         "provenance": run.facts(),
         "weights": file.weights.model_dump() if file.weights else {},
         "settings": file.settings,
@@ -154,22 +149,11 @@ class Difference:
 
     settings: dict[str, tuple[Any, Any]]
     provenance: dict[str, tuple[Any, Any]]
-    metrics: dict[str, tuple[float, float]]
-    """``ss mIoU`` and the like, percent."""
+    accuracies: dict[str, tuple[float, float]]
+    """Percent, of those that both have."""
     iou: dict[str, tuple[float | None, float | None]]
     """By class, single scale, percent; the classes that both runs have, largest change first."""
-    only: tuple[tuple[str, ...], tuple[str, ...]]
-    """Classes that only one of them has."""
-
-    def describe(self) -> dict[str, Any]:
-        """As JSON-serialisable data."""
-        return {
-            "settings": self.settings,
-            "provenance": self.provenance,
-            "metrics": self.metrics,
-            "iou": self.iou,
-            "classes_only_in": self.only,
-        }
+    classes_only_in: tuple[tuple[str, ...], tuple[str, ...]]
 
 
 UNCOMPARED = {"date", "wall_seconds", "energy_kj", "fps", "hours", "images_per_second", "peak_memory_gib"}
@@ -178,17 +162,20 @@ UNCOMPARED = {"date", "wall_seconds", "energy_kj", "fps", "hours", "images_per_s
 
 def compare(first: NamedRun, second: NamedRun) -> Difference:
     """What differs between two runs, and by how much their per-class IoU differs."""
-    metrics = [{name: statistics.fmean(values) for name, values in run.metrics().items()} for run in (first, second)]
-    ious = [dict(zip(run.file.classes, run.iou("ss"), strict=True)) for run in (first, second)]
+    means = [
+        {name: found.mean for name, found in run.accuracies.items() if found.mean is not None}
+        for run in (first, second)
+    ]
+    ious = [run.iou()["ss"] for run in (first, second)]
     shared = [name for name in ious[0] if name in ious[1]]
     shared.sort(key=lambda name: -abs((ious[0][name] or 0.0) - (ious[1][name] or 0.0)))
     only = [tuple(name for name in a if name not in b) for a, b in (ious, ious[::-1])]
     return Difference(
         settings=differing(flat(first.file.settings), flat(second.file.settings)),
         provenance=_differing_facts(first, second),
-        metrics={name: (mean, metrics[1][name]) for name, mean in metrics[0].items() if name in metrics[1]},
+        accuracies={name: (mean, means[1][name]) for name, mean in means[0].items() if name in means[1]},
         iou={name: (ious[0][name], ious[1][name]) for name in shared},
-        only=(only[0], only[1]),
+        classes_only_in=(only[0], only[1]),
     )
 
 
@@ -206,39 +193,27 @@ def _differing_facts(first: NamedRun, second: NamedRun) -> dict[str, tuple[Any, 
 
 
 def show_text(run: NamedRun) -> str:
-    """A run for a terminal: numbers, provenance by stage, IoU by class."""
+    """A run for a terminal: numbers, provenance, IoU by class."""
     file = run.file
     seeds = ", ".join(map(seed_name, run.seeds))
     of = "released weights" if seeds == RELEASED else f"seed{'s' if len(run.seeds) > 1 else ''} {seeds}"
-    blocks = [f"{file.row}, {of}\n{file.dataset} {file.split}, from {run.path}", _numbers(run), _provenance(run)]
+    lines = [
+        [ACCURACIES[name], number(found.mean), number(found.sd), ", ".join(map(number, found.values))]
+        for name, found in run.accuracies.items()
+    ]
+    lines.append(["best constant mIoU", number(run.seeds[0].modes.ss.baseline[0]), "", ""])
+    width = 4 if len(run.seeds) > 1 else 2
+    numbers = _table([line[:width] for line in lines], ["%", "mean" if width == 4 else "", "sd", "seeds"][:width])
+    facts = [("row hash", [file.row_hash]), ("training hash", [file.train_hash])]
+    facts += facts_in_words(run.trained, run.seeds)
+    where = _table([[name, "\n".join(values)] for name, values in facts], ["provenance", ""])
+    blocks = [f"{file.row}, {of}\n{file.dataset} {file.split}, from {run.path}", numbers, where]
     if file.weights:
         blocks.append(_table([[key, fact(value)] for key, value in file.weights.model_dump().items()], ["weights", ""]))
-    columns = [run.iou(mode) for mode in run.modes]
-    lines = [[name, *(number(column[place]) for column in columns)] for place, name in enumerate(file.classes)]
-    head = ["IoU, %", *("ms+flip" if mode == "ms" else "single scale" for mode in run.modes)]
+    by_mode = run.iou()
+    lines = [[name, *(number(ious[name]) for ious in by_mode.values())] for name in file.classes]
+    head = ["IoU, %", *("ms+flip" if mode == "ms" else "single scale" for mode in by_mode)]
     return "\n\n".join([*blocks, _table(lines, head, "r")])
-
-
-def _numbers(run: NamedRun) -> str:
-    lines = []
-    for name, values in run.metrics().items():
-        summary = summarise(values)
-        assert summary is not None
-        each = ", ".join(f"{value:.2f}" for value in values) if len(values) > 1 else ""
-        lines.append([name, f"{summary.mean:.2f}", "" if summary.sd is None else f"{summary.sd:.2f}", each])
-    lines.append(["best constant mIoU", number(run.seeds[0].modes.value("baseline_miou")), "", ""])
-    width = 4 if len(run.seeds) > 1 else 2
-    return _table([line[:width] for line in lines], ["%", "mean" if width == 4 else "", "sd", "seeds"][:width])
-
-
-def _provenance(run: NamedRun) -> str:
-    stages = run.facts()
-    lines = [["row hash", run.file.row_hash], ["training hash", run.file.train_hash]]
-    lines = [[*line, *["same"] * (len(stages) - 1)] for line in lines]
-    for key in dict.fromkeys(key for facts in stages.values() for key in facts if key != "seed"):
-        first, *others = [fact(facts.get(key)) for facts in stages.values()]
-        lines.append([fact_name(key), first, *("same" if other == first != "-" else other for other in others)])
-    return _table(lines, ["provenance", *stages])
 
 
 def diff_text(first: NamedRun, second: NamedRun, difference: Difference) -> str:
@@ -248,7 +223,7 @@ def diff_text(first: NamedRun, second: NamedRun, difference: Difference) -> str:
     blocks = [_table(lines, ["settings", *names]) if lines else "Settings: the same."]
     lines = [[key.replace("_", " "), *map(fact, values)] for key, values in difference.provenance.items()]
     blocks.append(_table(lines, ["provenance", *names]) if lines else "Provenance: the same.")
-    lines = [[key, f"{a:.2f}", f"{b:.2f}", signed(b - a)] for key, (a, b) in difference.metrics.items()]
+    lines = [[ACCURACIES[key], number(a), number(b), signed(b - a)] for key, (a, b) in difference.accuracies.items()]
     blocks.append(_table(lines, ["%", *names, "change"], "r"))
     lines = [
         [name, number(a), number(b), signed(None if a is None or b is None else b - a)]
@@ -259,7 +234,7 @@ def diff_text(first: NamedRun, second: NamedRun, difference: Difference) -> str:
         neither = len(difference.iou) - len(lines)
         rest = f"\nand {neither} classes that are not in the data of either" if neither else ""
         blocks.append(_table(lines, ["IoU by class, %", *names, "change"], "r") + rest)
-    for run, only in zip((first, second), difference.only, strict=True):
+    for run, only in zip((first, second), difference.classes_only_in, strict=True):
         if only:
             shown = [*only[:12], f"and {len(only) - 12} more"] if len(only) > 13 else only
             blocks.append(f"Classes of {run.name} alone: {', '.join(shown)}.")

@@ -19,13 +19,13 @@ mIoU, aAcc, mAcc, IoU and accuracy by class and the best constant prediction are
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, ValidationError, field_validator
 
 from danet.config.published import Published
 from danet.core import provenance
@@ -39,6 +39,8 @@ Status = Literal["measured", "not run", "stale", "left out"]
 Percent = Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]
 Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
+Rounded = Annotated[Finite, PlainSerializer(lambda value: round(value, 4))]
+"""Exact in memory, so that a page rounds it once."""
 Fact = str | int | float | None
 """Of a provenance; a bool is an int."""
 
@@ -280,6 +282,17 @@ class ModeResult(Document):
         return 100 * miou, best
 
 
+ACCURACIES = {
+    "miou": "mIoU",
+    "miou_ms_flip": "mIoU, ms+flip",
+    "aacc": "aAcc",
+    "aacc_ms": "aAcc, ms+flip",
+    "macc": "mAcc",
+    "macc_ms": "mAcc, ms+flip",
+}
+"""What is measured of a row, by the name that files and code use, and in words."""
+
+
 class Modes(Document):
     """Results by testing mode."""
 
@@ -287,21 +300,17 @@ class Modes(Document):
     ms: ModeResult | None = None
     """Multi-scale + flip, where the row defines it."""
 
-    def items(self) -> list[tuple[Literal["ss", "ms"], ModeResult]]:
+    def items(self) -> list[tuple[str, ModeResult]]:
         """The modes that there are."""
-        return [("ss", self.ss), *([("ms", self.ms)] if self.ms else [])]  # type: ignore[list-item]
+        return [("ss", self.ss)] + ([("ms", self.ms)] if self.ms else [])
 
-    def get(self, mode: str) -> ModeResult | None:
-        """One of them."""
-        return {"ss": self.ss, "ms": self.ms}[mode]
-
-    def value(self, metric: str) -> float | None:
-        """Percent: ``miou``, ``aacc``, ``macc``, ``baseline_miou``; ``miou_ms_flip``, ``aacc_ms``, ``macc_ms``."""
-        if metric == "baseline_miou":
-            return self.ss.baseline[0]
-        name, _, multi = metric.partition("_")
-        result = self.ms if multi else self.ss
-        return None if result is None else float(getattr(result, name))
+    @property
+    def accuracies(self) -> dict[str, float]:
+        """Percent, by the names of :data:`ACCURACIES`; without the mode, without its numbers."""
+        found = {"miou": self.ss.miou, "aacc": self.ss.aacc, "macc": self.ss.macc}
+        if self.ms:
+            found |= {"miou_ms_flip": self.ms.miou, "aacc_ms": self.ms.aacc, "macc_ms": self.ms.macc}
+        return found
 
 
 class BestOnVal(BestEpoch):
@@ -310,8 +319,8 @@ class BestOnVal(BestEpoch):
     modes: Modes
 
 
-class EvaluatedSeed(Document):
-    """One seed of ``evaluation.json``, or the released weights of ``verification.json``."""
+class Evaluation(Document):
+    """How a seed, or the released weights, were evaluated."""
 
     seed: int | None
     """``None``: no source says it of released weights."""
@@ -320,8 +329,6 @@ class EvaluatedSeed(Document):
     weights_sha256: str
     data: str
     """SHA-256 over the images and labels of the tested split, in their order."""
-    modes: Modes
-    best_on_val: BestOnVal | None = None
     fps: Amount | None = None
     """As published: one image at a time, its windows one after another."""
     fps_batched: Amount | None = None
@@ -342,6 +349,13 @@ class EvaluatedSeed(Document):
         """Provenance and identity, flat."""
         whole = {"seed": self.seed, "manifest_hash": self.data, "weights_sha256": self.weights_sha256}
         return self.provenance.facts | whole
+
+
+class EvaluatedSeed(Evaluation):
+    """One seed of ``evaluation.json``, or the released weights of ``verification.json``."""
+
+    modes: Modes
+    best_on_val: BestOnVal | None = None
 
 
 class EvaluationRecord(Document):
@@ -413,8 +427,9 @@ class MetricsFile(Document):
             known = [value for value in values if value is not None]
             return round(sum(known) / len(known), digits) if len(known) == len(values) else None
 
+        of = [run.modes.accuracies | {"baseline_miou": run.modes.ss.baseline[0]} for run in runs]
         names = ("miou", "aacc", "macc", "miou_ms_flip", "baseline_miou")
-        means = {name: mean([run.modes.value(name) for run in runs]) for name in names}
+        means = {name: mean([each.get(name) for each in of]) for name in names}
         seeds = None if runs[0].seed is None else len(runs)
         return cls.model_validate(means | {"fps": mean([run.fps for run in runs], 3), "seeds": seeds})
 
@@ -422,127 +437,69 @@ class MetricsFile(Document):
 # a table
 
 
-class Stage(Document):
-    """Where a number of a table came from."""
+class Accuracy(Document):
+    """An accuracy of a row, published and measured: percent; ``None`` where there is none."""
 
-    stage: Literal["train", "evaluate"]
-    seed: int
-    data: str
-    weights_sha256: str
-    provenance: Provenance
-    more: dict[str, Fact] = {}
-    """Further facts: of a training, its ImageNet weights and memory."""
-
-    @property
-    def facts(self) -> dict[str, Fact]:
-        """All of it, flat."""
-        whole = {"manifest_hash": self.data, "weights_sha256": self.weights_sha256}
-        return self.provenance.facts | whole | self.more
-
-
-class Spread(Document):
-    """A metric over the seeds."""
-
-    n: int
-    sd: float | None
-    low: float | None
+    published: Percent | None = None
+    mean: Rounded | None = None
+    """Over the seeds."""
+    sd: Rounded | None = None
+    low: Rounded | None = None
     """Ends of the 95 % interval of the mean."""
-    high: float | None
-    values: tuple[Percent, ...]
+    high: Rounded | None = None
+    difference: Rounded | None = None
+    """Measured minus published."""
+    verdict: str | None = None
+    band: Finite | None = None
+    """Points within which the verdict takes two numbers for equal; ``None`` for what is not judged."""
+    values: tuple[Rounded, ...] = ()
+    """By seed."""
 
 
-class MeasuredNumbers(Document):
-    """Means over the seeds of a row."""
-
-    n: int
-    seeds: tuple[int, ...] = Field(min_length=1)
-    miou: Percent
-    miou_ms_flip: Percent | None = None
-    aacc: Percent
-    aacc_ms: Percent | None = None
-    macc: Percent
-    baseline_miou: Percent
-    baseline_class: str
-    memory_gb: Amount | None = None
-    """GiB."""
-    fps: Amount | None = None
-    fps_batched: Amount | None = None
-    hours: Amount | None = None
-    device_hours: Amount | None = None
-    images_per_second: Amount | None = None
-    device: str | None = None
-    """Of training."""
-    fps_device: str | None = None
-    gpus: int | None = None
-    images_per_gpu: int | None = None
-
-
-class ReleasedNumbers(Document):
-    """The evaluation of the weights that a source released; percent."""
+class ReleasedResult(Document):
+    """The evaluation of the weights that a source released."""
 
     status: Status
-    band: float
-    miou: Percent | None
-    miou_ms_flip: Percent | None
-    aacc: Percent | None
-    aacc_ms: Percent | None
-    macc: Percent | None
-    difference: dict[str, float | None]
-    agreement: dict[str, str | None]
-    weights: ReleasedFile | None
-    provenance: Provenance | None
+    weights: ReleasedFile | None = None
+    evaluation: Evaluation | None = None
+    accuracies: dict[str, Accuracy] = {}
+    """Each verdict says whether it agrees with the number published for these weights."""
 
 
 class TableRow(Document):
-    """A row of a table; ``None`` where there is nothing."""
+    """A row of a table."""
 
-    row: str
-    source: str
-    dataset: str
-    method: str
-    backbone: str
-    output_stride: int
-    crop_size: str
-    schedule: str
+    name: str
+    row_hash: str
+    status: Status
     published: Published
     """All ``None`` in a table that has no published numbers."""
-    row_hash: str
-    seeds: tuple[int, ...]
-    """Planned."""
-    band: float | None
-    status: Status
-    measured: MeasuredNumbers | None
-    spread: dict[str, Spread]
-    difference: dict[str, float | None]
-    verdict: dict[str, str | None]
-    iou: dict[str, float | None] | None
-    best_on_val: dict[str, float | None] | None
-    provenance: tuple[Stage, ...]
+    accuracies: dict[str, Accuracy]
+    """Published or measured, by the names of :data:`ACCURACIES`; of the weights of the last iteration."""
+    best_on_val: dict[str, Accuracy]
+    """The same of the epoch that was best on val, where the row keeps it."""
+    released: ReleasedResult | None
+    """``None`` where the source released no weights."""
+    iou: dict[str, Rounded | None]
+    """By class, mean over the seeds that have the class, at single scale."""
+    trained: tuple[TrainedSeed, ...]
+    runs: tuple[Evaluation, ...]
     settings: dict[str, Any]
-    released: ReleasedNumbers | None
 
 
-class LeftOut(Document):
+class Problem(Document):
     """A file, or a part of one, that is not used."""
 
-    row: str
     file: str
     """Relative to the workspace."""
     reason: str
 
 
 class TableFile(Document):
-    """``reports/tables/TABLE.json``. Percentages, rounded to 4 decimals."""
+    """``reports/tables/TABLE.json``: a table's rows with all that ``danet reproduce`` compares."""
 
-    format: Literal[2] = 2
+    format: Literal[3] = 3
     table: str
     title: str
-    banner: str
-    has_published: bool
     rows: tuple[TableRow, ...]
-    left_out: tuple[LeftOut, ...]
-
-    @property
-    def by_name(self) -> Mapping[str, TableRow]:
-        """The rows by name."""
-        return {row.row: row for row in self.rows}
+    left_out: tuple[Problem, ...]

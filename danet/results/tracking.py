@@ -12,29 +12,32 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import re
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from rich.markup import escape
 
 from danet.config.params import Params
-from danet.config.published import Published, published
 from danet.config.row import Row
 from danet.config.workspace import Workspace
 from danet.core.console import console
 from danet.core.errors import DanetError, Interrupted
+from danet.core.text import number, signed
 from danet.results.identity import flat
-from danet.results.measured import Measurement, read
+from danet.results.measured import Measurement, accuracies, costs, hardware, read
 from danet.results.mlflow_store import connect, experiment, tracking_uri
-from danet.results.schema import EvaluatedSeed, TrainedSeed
-from danet.results.verdict import agreement, judge, summarise
+from danet.results.schema import ACCURACIES, Accuracy, Evaluation, TrainedSeed
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 Status = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
 
@@ -42,9 +45,6 @@ ALL_SEEDS, RELEASED = "all", "released"
 """In place of a seed: of a row's run, and of the run of its released weights."""
 CONTENT = "content"
 """Tag of a run that was sent: a digest of all that it says. A training that is followed has none."""
-ACCURACY = {"miou": "mIoU", "miou_ms_flip": "mIoU, ms+flip", "aacc": "aAcc", "aacc_ms": "aAcc, ms+flip", "macc": "mAcc"}
-COSTS = {"memory_gb": "peak_memory_gib", "fps": "fps", "images_per_second": "images_per_second", "hours": "hours"}
-"""Other metrics of :meth:`.Measurement.values`, and their names here."""
 VERDICTS = {"miou": "verdict", "miou_ms_flip": "verdict_ms_flip"}
 MAX_METRICS = 1000
 """MLflow's limit for one ``log_batch``."""
@@ -55,21 +55,22 @@ def experiment_name(table: str, params: Params) -> str:
     return f"danet / {params.tables[table].title}"
 
 
-def _open(client: Any, where: str, row: Row, seed: str, key: str, began: int, weights: str | None = None) -> Any:
-    """The newest run of a seed that is of these weights, or of none that are known; otherwise a new one."""
+def _runs(client: Any, where: str, row: Row, seed: str, key: str) -> list[Any]:
+    """The runs of a seed, the newest first."""
     query = f"tags.row = '{row.name}' and tags.seed = '{seed}' and tags.identity = '{key}'"
-    runs = client.search_runs([where], query, order_by=["attributes.start_time DESC"])
-    found = next((run for run in runs if run.data.tags.get("weights_sha256") in (None, weights)), None)
-    if found is None:
-        from mlflow.entities import Param
+    return list(client.search_runs([where], query, order_by=["attributes.start_time DESC"]))
 
-        name = row.name if seed == ALL_SEEDS else f"{row.name} {seed if seed == RELEASED else f'seed {seed}'}"
-        tags = {"mlflow.source.name": "danet", "mlflow.source.type": "LOCAL"}
-        tags |= {"row": row.name, "seed": seed, "identity": key}
-        found = client.create_run(where, start_time=began, tags=tags, run_name=name)
-        settings = flat(row.model_dump(mode="json", exclude={"name", "seeds", "notes", "protocol"}))
-        client.log_batch(found.info.run_id, params=[Param(name, str(value)) for name, value in settings.items()])
-    return found
+
+def _create(client: Any, where: str, row: Row, seed: str, key: str, began: int) -> Any:
+    from mlflow.entities import Param
+
+    name = row.name if seed == ALL_SEEDS else f"{row.name} {seed if seed == RELEASED else f'seed {seed}'}"
+    tags = {"mlflow.source.name": "danet", "mlflow.source.type": "LOCAL"}
+    tags |= {"row": row.name, "seed": seed, "identity": key}
+    made = client.create_run(where, start_time=began, tags=tags, run_name=name)
+    settings = flat(row.model_dump(mode="json", exclude={"name", "seeds", "notes", "protocol"}))
+    client.log_batch(made.info.run_id, params=[Param(name, str(value)) for name, value in settings.items()])
+    return made
 
 
 def _steps(client: Any, run: Any) -> set[int]:
@@ -96,8 +97,10 @@ class Tracker:
             client = connect(tracking_uri(workspace))
             where = experiment(client, workspace, experiment_name(row.table, workspace.params()))
             now = int(time.time() * 1000)
-            parent = _open(client, where, row, ALL_SEEDS, row.train_hash, now)
-            found = _open(client, where, row, str(seed), identity or row.train_hash, now)
+            whole, key = (ALL_SEEDS, row.train_hash), (str(seed), identity or row.train_hash)
+            parent = next(iter(_runs(client, where, row, *whole)), None) or _create(client, where, row, *whole, now)
+            known = (run for run in _runs(client, where, row, *key) if CONTENT not in run.data.tags)
+            found = next(known, None) or _create(client, where, row, *key, now)
             client.set_tag(found.info.run_id, "mlflow.parentRunId", parent.info.run_id)
             self._runs = [parent.info.run_id, found.info.run_id]
             for each in self._runs:
@@ -135,8 +138,8 @@ class Tracker:
 def run(row: Row, seed: int, workspace: Workspace, identity: str | None = None) -> Iterator[Tracker]:
     """A :class:`Tracker` for the training of one seed; the run's status follows how the block ends.
 
-    It goes on with the newest run of this row, seed and identity of which no finished weights are known, and logs no
-    iteration twice; otherwise it makes one.
+    It goes on with the newest run of this row, seed and identity that was not sent yet, and logs no iteration twice;
+    otherwise it makes one.
 
     The status is FINISHED, KILLED for an interrupted run (Ctrl-C, ``Interrupted``), else FAILED.
     """
@@ -167,7 +170,7 @@ def send(rows: Iterable[Row], workspace: Workspace) -> dict[str, int]:
         DanetError: if MLflow cannot be reached, in one line.
     """
     params = workspace.params()
-    found = [(row, parts) for row in rows if (parts := _parts(read(row, workspace), workspace, params))]
+    found = [(row, parts) for row in rows if (parts := _parts(read(row, params, workspace), workspace, params))]
     try:
         client = connect(tracking_uri(workspace)) if found else None
         return {row.name: _write(client, workspace, row, parts, params) for row, parts in found}
@@ -184,115 +187,111 @@ def log(rows: Iterable[Row], workspace: Workspace) -> None:
             _say(error, workspace)
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Part:
     """What MLflow says of one run: of all seeds of a row, of one of them, or of the released weights."""
 
     seed: str
     key: str
     """What the run is found by, beside row and seed: the training's identity; of a row's own run, its settings."""
-    measured: Measurement
-    """Of this part alone."""
-    metrics: dict[str, float] = field(default_factory=dict)
-    verdicts: dict[str, str] = field(default_factory=dict)
+    accuracies: Mapping[str, Accuracy]
+    trained: tuple[TrainedSeed, ...]
+    evaluated: tuple[Evaluation, ...]
+    curve: pd.DataFrame | None = None
     weights: str = ""
     files: Sequence[tuple[Path, str | None]] = ()
     """And their folder among the run's artifacts."""
 
+    @property
+    def stages(self) -> tuple[TrainedSeed | Evaluation, ...]:
+        """In the order in which they ran."""
+        return (*self.trained, *self.evaluated)
+
+    def metrics(self) -> dict[str, float]:
+        """Accuracies beside what is published, and costs."""
+        found: dict[str, float | None] = {}
+        for name, each in self.accuracies.items():
+            if each.mean is not None:
+                found |= {name: each.mean, f"{name}_sd": each.sd}
+                found |= {f"{name}_published": each.published, f"{name}_difference": each.difference}
+        found |= costs(self.trained, self.evaluated)
+        return {name: round(value, 4) for name, value in found.items() if value is not None}
+
     def facts(self) -> dict[str, str]:
         """As tags; several values of a fact if the stages differ in it."""
-        stages: list[TrainedSeed | EvaluatedSeed] = [*self.measured.trained, *self.measured.runs]
 
-        def of(values: Iterable[object]) -> str:
-            return "; ".join(dict.fromkeys(str(value) for value in values if value is not None))
+        def of(values: Iterable[str | None]) -> str:
+            return "; ".join(dict.fromkeys(value for value in values if value))
 
         tags = {
-            "manifest_hash": of(stage.facts.get("manifest_hash") for stage in stages),
-            "initial_weights_sha256": of(stage.facts.get("imagenet_sha256") for stage in stages),
-            "hardware": of(stage.provenance.hardware for stage in stages),
-            "mlflow.source.git.commit": of(stage.provenance.commit for stage in stages),
+            "manifest_hash": of(stage.data for stage in self.stages),
+            "initial_weights_sha256": of(run.initial_weights for run in self.trained),
+            "hardware": hardware(self.stages) or "",
+            "mlflow.source.git.commit": of(stage.provenance.commit for stage in self.stages),
             "weights_file": self.weights,
-            "weights_sha256": stages[-1].weights_sha256 if self.weights else "",
-            **self.verdicts,
+            "weights_sha256": self.stages[-1].weights_sha256 if self.weights else "",
         }
+        for name, tag in VERDICTS.items():
+            found = self.accuracies.get(name)
+            tags[tag] = found.verdict or "" if found and found.mean is not None else ""
         return {name: value for name, value in tags.items() if value}
 
     def times(self) -> tuple[int, int]:
         """Begin and end in milliseconds since 1970; between them is the work, without the time in which nothing ran."""
-        hours = sum(run.hours for run in self.measured.trained)
-        seconds = 3600 * hours + sum(run.provenance.wall_seconds or 0.0 for run in self.measured.runs)
-        stages: list[TrainedSeed | EvaluatedSeed] = [*self.measured.trained, *self.measured.runs]
-        try:  # of the first stage the files say when it ended
-            ended = datetime.fromisoformat(str(stages[0].provenance.date if stages else None)).timestamp()
-        except ValueError:
-            ended = time.time()
+        seconds = sum(3600 * run.hours for run in self.trained)
+        seconds += sum(run.provenance.wall_seconds or 0.0 for run in self.evaluated)
+        date = self.stages[0].provenance.date if self.stages else None
+        ended = datetime.fromisoformat(date).timestamp() if date else seconds
         return int(1000 * (ended - seconds)), int(1000 * ended)
 
+    def note(self, row: Row, page: str) -> str:
+        """Markdown: what was found, where, and how to do it again."""
+        lines = []
+        for name in VERDICTS:
+            found = self.accuracies.get(name)
+            if found and found.mean is not None:
+                text = f"- **{ACCURACIES[name]} {number(found.mean)}**" + (f" ± {found.sd:.2f}" if found.sd else "")
+                if found.published is not None:
+                    text += f", published {number(found.published)} ({signed(found.difference)})"
+                lines.append(text + (f": {found.verdict}" if found.verdict else ""))
+        again = f"dvc repro {'verify' if self.seed == RELEASED else 'evaluate'}@{row.name}"
+        return "\n".join([*lines, f"- [The row's page]({page})", f"- `{again}`"])
 
-def _parts(measured: Measurement, workspace: Workspace, params: Params) -> list[_Part]:
+
+def _parts(found: Measurement, workspace: Workspace, params: Params) -> list[_Part]:
     """A row's runs, the row's own first; none if there is no metrics file of its settings."""
-    row, bands = measured.row, params.bands
-    metrics, pictures, page = workspace.metrics(row), workspace.evaluation(row), workspace.reports() / row.table
-    source = published(row.name) if params.tables[row.table].published else Published()
-    parts = []
-    trained = {run.seed for run in measured.trained}
-    for seed in sorted(trained | {run.seed for run in measured.runs if run.seed is not None}):
-        one = replace(
-            measured,
-            trained=tuple(run for run in measured.trained if run.seed == seed),
-            runs=tuple(run for run in measured.runs if run.seed == seed),
+    row, band = found.row, params.bands.of(found.row.dataset)
+    pages = [(workspace.reports() / row.table / f"{row.name}{end}", None) for end in (".md", ".png", "-confusion.png")]
+    parts = [_Part(ALL_SEEDS, row.train_hash, found.accuracies, found.trained, found.runs, files=pages)]
+    trained = {run.seed: run for run in found.trained}
+    evaluated = {run.seed: run for run in found.runs if run.seed is not None}
+    for seed in sorted({*trained, *evaluated}):
+        own, run = trained.get(seed), evaluated.get(seed)
+        parts.append(
+            _Part(
+                str(seed),
+                (own.identity if own else run.training if run else None) or row.train_hash,
+                accuracies([run.modes], found.published, band) if run else {},
+                (own,) if own else (),
+                (run,) if run else (),
+                found.curves.get(seed),
+                weights=f"models/{row.name}/seed{seed}.safetensors",
+                files=_pictures(workspace.metrics(row), workspace.evaluation(row), f"seed{seed}") if run else (),
+            )
         )
-        key = one.trained[0].identity if one.trained else one.runs[0].training
-        files = _pictures(metrics, pictures, f"seed{seed}") if one.runs else []
-        weights = f"models/{row.name}/seed{seed}.safetensors"
-        parts.append(_Part(str(seed), key or row.train_hash, one, weights=weights, files=files))
-    released = measured.verification.file
-    if released is not None and released.weights is not None:
+    released = found.released
+    if released and released.weights and released.evaluation:
         file, folder = released.weights, workspace.verification(row)
-        one = replace(measured, trained=(), runs=released.runs)
         files = _pictures(folder, folder, RELEASED)
-        parts.append(_Part(RELEASED, file.sha256, one, weights=file.source or file.file or "", files=files))
-    if parts:
-        pages = [(page / f"{row.name}{end}", None) for end in (".md", ".png", "-confusion.png")]
-        parts.insert(0, _Part(ALL_SEEDS, row.train_hash, measured, files=pages))
-    for part in parts:
-        for metric in (*ACCURACY, *COSTS):
-            values, name = part.measured.values(metric), COSTS.get(metric, metric)
-            if (summary := summarise(values)) is None:
-                continue
-            part.metrics[name] = summary.mean
-            if metric in ACCURACY and summary.sd is not None:
-                part.metrics[f"{name}_sd"] = summary.sd
-            against = getattr(source, metric, None) if metric in ACCURACY else None
-            if against is not None:
-                part.metrics |= {f"{name}_published": against, f"{name}_difference": summary.mean - against}
-                if metric in VERDICTS:
-                    text = judge(values, against, bands.of(row.dataset)).text
-                    if part.seed == RELEASED:
-                        text = agreement(values[0], against, bands.released)
-                    part.verdicts[VERDICTS[metric]] = text
-        part.metrics = {name: round(value, 4) for name, value in part.metrics.items()}
-    return parts
+        weights = file.source or file.file or ""
+        result = (released.accuracies, (), (released.evaluation,))
+        parts.append(_Part(RELEASED, file.sha256, *result, weights=weights, files=files))
+    return parts if len(parts) > 1 else []
 
 
 def _pictures(tables: Path, pictures: Path, name: str) -> list[tuple[Path, str | None]]:
     found = [path for path in sorted(pictures.glob(f"{name}-*.png")) if not path.name.endswith("-prediction.png")]
     return [(path, "evaluation") for path in (tables / "per_class.csv", *found)]
-
-
-def _note(row: Row, part: _Part, page: str) -> str:
-    """Markdown: what was found, where, and how to do it again."""
-    lines, numbers = [], part.metrics
-    for metric, tag in VERDICTS.items():
-        if metric in numbers:
-            sd, verdict = numbers.get(f"{metric}_sd"), part.verdicts.get(tag)
-            text = f"- **{ACCURACY[metric]} {numbers[metric]:.2f}**" + ("" if sd is None else f" ± {sd:.2f}")
-            if f"{metric}_published" in numbers:
-                text += f", published {numbers[f'{metric}_published']:.2f} ({numbers[f'{metric}_difference']:+.2f})"
-            lines.append(text + (f": {verdict}" if verdict else ""))
-    again = f"dvc repro {'verify' if part.seed == RELEASED else 'evaluate'}@{row.name}"
-    lines += [f"- [The row's page]({page})", "", f"{row.protocol[:1].upper()}{row.protocol[1:]}.", "", f"    {again}"]
-    return "\n".join(lines)
 
 
 def _write(client: Any, workspace: Workspace, row: Row, parts: Sequence[_Part], params: Params) -> int:
@@ -301,18 +300,21 @@ def _write(client: Any, workspace: Workspace, row: Row, parts: Sequence[_Part], 
     parent, written = "", 0
     for part in parts:
         tags, (began, end) = part.facts(), part.times()
-        content = hashlib.sha256(json.dumps([part.metrics, tags, began, end]).encode()).hexdigest()[:16]
-        found = _open(client, where, row, part.seed, part.key, began, tags.get("weights_sha256"))
-        if found.data.tags.get(CONTENT, content) != content:
-            client.delete_run(found.info.run_id)
-            found = _open(client, where, row, part.seed, part.key, began, tags.get("weights_sha256"))
-        run_id = found.info.run_id
-        if found.data.tags.get(CONTENT) != content:
+        content = hashlib.sha256(json.dumps([part.metrics(), tags, began, end], sort_keys=True).encode()).hexdigest()[
+            :16
+        ]
+        run = next(iter(_runs(client, where, row, part.seed, part.key)), None)
+        if run and run.data.tags.get(CONTENT, content) != content:
+            client.delete_run(run.info.run_id)
+            run = None
+        run = run or _create(client, where, row, part.seed, part.key, began)
+        run_id = run.info.run_id
+        if CONTENT not in run.data.tags:
             written += 1
             page = f"#/experiments/{where}/runs/{parent or run_id}/artifacts/{row.name}.md"
-            tags |= {"mlflow.note.content": _note(row, part, page), CONTENT: content}
-            _fill(client, row, found, part, tags, end)
-        if parent and found.data.tags.get("mlflow.parentRunId") != parent:
+            tags |= {"mlflow.note.content": part.note(row, page), CONTENT: content}
+            _fill(client, row, run, part, tags, end)
+        if parent and run.data.tags.get("mlflow.parentRunId") != parent:
             client.set_tag(run_id, "mlflow.parentRunId", parent)
         for path, folder in part.files:
             if path.is_file():
@@ -321,20 +323,20 @@ def _write(client: Any, workspace: Workspace, row: Row, parts: Sequence[_Part], 
     return written
 
 
-def _fill(client: Any, row: Row, found: Any, part: _Part, tags: Mapping[str, str], end: int) -> None:
+def _fill(client: Any, row: Row, run: Any, part: _Part, tags: Mapping[str, str], end: int) -> None:
     """Logs what the files say of a run that says nothing yet, or only what was followed of its training."""
     from mlflow.entities import Dataset, DatasetInput, Metric, RunTag
 
-    run_id, trained = found.info.run_id, part.measured.trained if part.weights else ()
-    known: set[int] = _steps(client, found) if trained else set()
     points: list[Metric] = []
-    for curve in (part.measured.curves.get(each.seed, {}) for each in trained):
-        for place, step in enumerate(curve.get("iteration", ())):
-            if step is not None and int(step) not in known:
-                values = {name: column[place] for name, column in curve.items() if name != "iteration"}
-                points += [Metric(f"train/{n}", v, end, int(step)) for n, v in values.items() if v is not None]
-    last = trained[0].iterations if trained else 0
-    points += [Metric(name, value, end, last) for name, value in part.metrics.items()]
+    if part.curve is not None:
+        known = _steps(client, run)
+        for line in part.curve.to_dict("records"):
+            step = int(line.pop("iteration"))
+            if step not in known:
+                points += [Metric(f"train/{n}", v, end, step) for n, v in line.items() if not math.isnan(v)]
+    last = part.trained[0].iterations if part.trained else 0
+    points += [Metric(name, value, end, last) for name, value in part.metrics().items()]
+    run_id = run.info.run_id
     for first in range(0, len(points), MAX_METRICS):
         client.log_batch(run_id, metrics=points[first : first + MAX_METRICS], synchronous=True)
     client.log_batch(run_id, tags=[RunTag(name, value) for name, value in tags.items()])

@@ -28,7 +28,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -105,14 +105,18 @@ def judge(values: Sequence[float], published: float, band: float = BAND, alpha: 
     summary = summarise(values)
     if summary is None:
         return Verdict("not run")
-    gap = summary.mean - published
-    if summary.sd is None:
+    gap, sd = summary.mean - published, summary.sd
+    if sd is None:
         return Verdict("consistent" if abs(gap) <= band else "inconsistent")
+    return _decide(gap, band, alpha, summary.n, lambda n, probability: _quantile(probability, n) * sd / math.sqrt(n))
+
+
+def _decide(gap: float, band: float, alpha: float, n: int, half_width: Callable[[int, float], float]) -> Verdict:
+    """Whether ``n`` seeds decide, or how many more would; ``half_width`` is the interval's, for so many seeds."""
     inside = abs(gap) < band
     margin = abs(abs(gap) - band)  # distance of the mean from the nearer end of the band
     for more in range(MAX_MORE_SEEDS + 1):
-        n = summary.n + more
-        if _quantile(1 - (alpha if inside else alpha / 2), n) * summary.sd / math.sqrt(n) < margin:
+        if half_width(n + more, 1 - (alpha if inside else alpha / 2)) < margin:
             decided: Label = "reproduced" if inside else "lower" if gap < 0 else "higher"
             return Verdict(decided) if more == 0 else Verdict("undecided", more)
     return Verdict("undecided")
@@ -137,19 +141,16 @@ def judge_means(
         return judge(values, source.mean, band, alpha)
     if band <= 0:
         raise ValueError(f"the band {band} must be positive")
-    gap = summary.mean - source.mean
-    inside = abs(gap) < band
-    margin = abs(abs(gap) - band)
-    for more in range(MAX_MORE_SEEDS + 1):
-        n = summary.n + more
-        ours, theirs = summary.sd**2 / n, source.sd**2 / source.n
-        error = math.sqrt(ours + theirs)
+    our_variance, their_error = summary.sd**2, source.sd**2 / source.n
+
+    def half_width(n: int, probability: float) -> float:
+        ours = our_variance / n
+        error = math.sqrt(ours + their_error)
         # Welch and Satterthwaite; without any spread there is nothing to look up
-        freedom = error**4 / (ours**2 / (n - 1) + theirs**2 / (source.n - 1)) if error else 1.0
-        if float(special.stdtrit(freedom, 1 - (alpha if inside else alpha / 2))) * error < margin:
-            decided: Label = "reproduced" if inside else "lower" if gap < 0 else "higher"
-            return Verdict(decided) if more == 0 else Verdict("undecided", more)
-    return Verdict("undecided")
+        freedom = error**4 / (ours**2 / (n - 1) + their_error**2 / (source.n - 1)) if error else 1.0
+        return float(special.stdtrit(freedom, probability)) * error
+
+    return _decide(summary.mean - source.mean, band, alpha, summary.n, half_width)
 
 
 def agreement(measured: float | None, published: float | None, band: float) -> str:

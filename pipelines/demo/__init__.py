@@ -36,7 +36,6 @@ from danet.core.files import atomic_write, sha256, write_json
 from danet.core.text import duration, number, signed
 from danet.data.prepared import PreparedDataset
 from danet.results.measured import read
-from danet.results.verdict import summarise
 from pipelines import dvc_environment
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -224,14 +223,14 @@ def show(folder: Path, seconds: float) -> None:
     table = result_table("row", "mIoU", "reference", "apart", "best constant", left=["row"])
     apart = []
     for row in params.rows.values():
-        found = read(row, workspace)
-        miou, constant = summarise(found.values("miou")), summarise(found.values("baseline_miou"))
-        if miou is None or constant is None:
+        found = read(row, params, workspace)
+        miou = found.mean("miou")
+        if miou is None:
             raise DanetError(f"{row.name}: its metrics files are not those of today's settings; run the demo again")
         expected = reference[row.dataset][row.model.backbone][row.model.output_stride]
-        apart.append(abs(miou.mean - expected))
-        gap = signed(miou.mean - expected)
-        table.add_row(row.name, number(miou.mean), number(expected), gap, number(constant.mean))
+        apart.append(abs(miou - expected))
+        gap = signed(miou - expected)
+        table.add_row(row.name, number(miou), number(expected), gap, number(found.baseline[0]))
     out.print(table)
     out.print(
         "[dim]Reference: another processor. Each adds up in another order, so up to 1.8 points apart have been seen "

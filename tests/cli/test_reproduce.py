@@ -72,7 +72,7 @@ def test_our_own_report_is_reproduced_to_the_last_digit(workspace):
 
 
 def test_a_number_outside_the_band_does_not_agree(workspace):
-    path = edit(workspace, lambda row: row["measured"].update(miou=row["measured"]["miou"] + 0.06))
+    path = edit(workspace, lambda row: row["accuracies"]["miou"].update(mean=row["accuracies"]["miou"]["mean"] + 0.06))
     check = reproduce.check_row(path, NAME, workspace, device="cpu")
     assert not check.agrees
     assert "more than 0.05 points away (the same weights" in str(check)
@@ -84,8 +84,8 @@ def test_a_number_outside_the_band_does_not_agree(workspace):
 
 def test_other_hardware_is_named_and_has_the_released_band(workspace):
     def elsewhere(row):
-        row["measured"]["miou"] += 0.04
-        for stage in row["provenance"]:
+        row["accuracies"]["miou"]["mean"] += 0.04
+        for stage in row["runs"]:
             stage["provenance"] |= {"gpu": "NVIDIA H200", "torch": "2.12.0"}
 
     check = reproduce.check_row(edit(workspace, elsewhere), NAME, workspace, device="cpu")
@@ -96,8 +96,8 @@ def test_other_hardware_is_named_and_has_the_released_band(workspace):
 
 def test_other_weights_have_the_band_of_the_dataset(workspace):
     def other(row):
-        row["measured"]["miou"] += 0.3
-        for stage in row["provenance"]:
+        row["accuracies"]["miou"]["mean"] += 0.3
+        for stage in row["runs"]:
             stage["weights_sha256"] = "0" * 64
 
     check = reproduce.check_row(edit(workspace, other), NAME, workspace, device="cpu")
@@ -127,17 +127,17 @@ def test_training_again_is_done_elsewhere_with_the_reported_seeds(workspace, mon
 @pytest.mark.parametrize(
     ("change", "kind", "message"),
     [
-        (lambda row: row.update(row="camvid-r50-d9"), ConfigError, "it has: camvid-r50-d9"),
-        (lambda row: row.update(measured=None, status="not run"), DataError, '"not run" there'),
-        (lambda row: row["measured"].update(miou=float("nan")), DataError, "rows.0.measured.miou"),
-        (lambda row: row["measured"].update(seeds=[7]), CheckpointError, "seed7.safetensors: does not exist"),
+        (lambda row: row.update(name="camvid-r50-d9"), ConfigError, "it has: camvid-r50-d9"),
+        (lambda row: row.update(runs=[], status="not run"), DataError, '"not run" there'),
+        (lambda row: row["accuracies"]["miou"].update(mean=float("nan")), DataError, "rows.0.accuracies.miou"),
+        (lambda row: row["runs"][0].update(seed=7), CheckpointError, "seed7.safetensors: does not exist"),
         (lambda row: row.update(row_hash="0" * 12), ConfigError, "does not say which"),
         (
             lambda row: (row.update(row_hash="0" * 12), row["settings"]["optimizer"].update(lr=0.5)),
             ConfigError,
             "optimizer.lr 0.5 there, 0.02 here",
         ),
-        (lambda row: [stage.update(data="1" * 64) for stage in row["provenance"]], DataError, "is other data"),
+        (lambda row: row["runs"][0].update(data="1" * 64), DataError, "is other data"),
     ],
 )
 def test_what_cannot_be_compared_is_refused(workspace, change, kind, message):
@@ -156,8 +156,8 @@ def test_a_file_that_is_no_table(workspace, text):
 
 def test_a_row_that_is_unknown_here(workspace):
     def renamed(row):
-        row["row"] = "camvid-r34-d8"
-        for stage in row["provenance"]:
+        row["name"] = "camvid-r34-d8"
+        for stage in row["runs"]:
             stage["provenance"]["commit"] = "abc123"
 
     with pytest.raises(ConfigError, match=r"has no row 'camvid-r34-d8'.*git checkout abc123"):

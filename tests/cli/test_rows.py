@@ -47,7 +47,7 @@ def test_names_and_numbers_are_whole():
     records = json.loads(rows("--format", "json"))
     assert len(records) == len(load_params(ROOT / "params.yaml").rows)
     for record in records:
-        (line,) = [line.split() for line in lines if line.split()[:1] == [record["row"]]]
+        (line,) = [line.split() for line in lines if line.split()[:1] == [record["name"]]]
         if (miou := record["published"]["miou"]) is not None:
             assert line[1] == f"{miou:.2f}"
 
@@ -56,14 +56,14 @@ def test_measured_numbers_are_those_of_the_metrics_files():
     records = json.loads(rows("--measured", "--sort", "measured", "--format", "json"))
     scores = [path for path in ROOT.glob("reports/scores/*.json") if not path.stem.endswith("-released")]
     files = {path.stem: json.loads(path.read_text()) for path in scores}
-    found = [(record["row"], record["measured"]["miou"]) for record in records]
+    found = [(record["name"], record["accuracies"]["miou"]["mean"]) for record in records]
     assert {name: pytest.approx(value, abs=1e-4) for name, value in found} == {
         name: metrics["miou"] for name, metrics in files.items()
     }
     assert [value for _, value in found] == sorted((value for _, value in found), reverse=True)
     tables = [json.loads(path.read_text()) for path in ROOT.glob("reports/tables/*.json")]
-    verdicts = {row["row"]: row["verdict"] for table in tables for row in table["rows"] if row["measured"]}
-    assert {record["row"]: record["verdict"] for record in records} == verdicts
+    told = {row["name"]: row for table in tables for row in table["rows"] if row["runs"]}
+    assert {record["name"]: record for record in records} == told
 
 
 def test_a_row_tells_where_it_stands_and_is_yaml(tmp_path):

@@ -8,7 +8,6 @@ import yaml
 from danet.config.params import load_params
 from danet.config.published import check_published, load_published, published, row_record
 from danet.core.errors import ConfigError
-from danet.report.records import table_record
 
 ROOT = Path(__file__).resolve().parents[2]
 NUMBERS = ("miou", "miou_ms_flip", "aacc", "aacc_ms", "memory_gb", "fps")
@@ -71,7 +70,7 @@ def test_renamed_rows_cannot_lose_their_numbers(tmp_path):
     del raw["ssseg-r50-d16-voc2012"]
     path.write_text(yaml.safe_dump(raw))
     with pytest.raises(ConfigError, match="ssseg-r50-d16-voc2012"):
-        table_record("sssegmentation", params, [], path)
+        check_published("sssegmentation", params, path)
     check_published("official", params, path)
     with pytest.raises(ConfigError, match="cannot be read"):
         load_published(tmp_path / "missing.yaml")

@@ -53,11 +53,11 @@ def test_both_are_evaluated_and_stand_in_one_run(tmp_path, monkeypatch):
     assert first.best_on_val
     assert second.best_on_val
     assert (first.best_on_val.iteration, second.best_on_val.iteration) == (103, 105)
-    assert first.modes.value("miou") == pytest.approx(50) == result.metrics.miou
-    assert first.best_on_val.modes.value("miou") == first.best_on_val.modes.value("miou_ms_flip") == 100
-    measured = read(row, space)
+    assert first.modes.accuracies["miou"] == pytest.approx(50) == result.metrics.miou
+    assert first.best_on_val.modes.accuracies["miou"] == first.best_on_val.modes.accuracies["miou_ms_flip"] == 100
+    measured = read(row, load_params(), space)
     assert not measured.problems
-    assert measured.best_on_val("miou") == measured.best_on_val("miou_ms_flip") == [100, 100]
-    assert measured.values("miou") == [50, 50]
+    assert measured.best_on_val["miou"].values == measured.best_on_val["miou_ms_flip"].values == (100, 100)
+    assert measured.accuracies["miou"].values == (50, 50)
     again = evaluate_row(row, space, device="cpu", reuse=True)
     assert again.evaluation == result.evaluation

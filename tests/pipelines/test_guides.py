@@ -107,6 +107,6 @@ def test_a_data_set_and_a_source_by_the_guides(clone, capfd):
     assert "71.25" in page
     table = json.loads((clone / "reports" / "tables" / "acme.json").read_text())
     (row,) = table["rows"]
-    assert row["row"] == "acme-r50-d16-shapes"
+    assert row["name"] == "acme-r50-d16-shapes"
     assert row["published"]["miou"] == 71.25
-    assert row["measured"]["miou"] is not None
+    assert row["accuracies"]["miou"]["mean"] is not None

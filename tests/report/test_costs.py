@@ -8,9 +8,9 @@ from PIL import Image
 
 from danet.config.params import load_params
 from danet.config.workspace import Workspace
-from danet.report import ALL_COSTS, costs, measured_tables, write_index, write_table
-from danet.report.costs import cost_name, device_hours
-from danet.results.schema import TableFile, load
+from danet.report import ALL_COSTS, costs, figures, write_index
+from danet.report.costs import EMPTY, LARGE, SMALL, cost_name
+from danet.results.measured import read
 from tests.report import samples
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -32,13 +32,14 @@ def workspace(tmp_path):
 def drawn(monkeypatch):
     """The figures as they were before they became pixels."""
     found = []
-    save = costs.save
+    save = figures.save
 
     def kept(figure, path, photographs=False):
         found.append(figure)
         save(figure, path, photographs)
 
-    monkeypatch.setattr(costs, "save", kept)
+    for module in (figures, costs):
+        monkeypatch.setattr(module, "save", kept)
     return found
 
 
@@ -56,14 +57,14 @@ def marks(figure):
         (
             f"{axes.get_title(loc='left')}; {' '.join(axes.get_xlabel().split())}",
             float(line.get_xdata()[0]),
-            float(line.get_ydata()[0]),
+            round(float(line.get_ydata()[0]), 3),
             str(line.get_marker()),
             str(line.get_markerfacecolor()),
             float(line.get_markersize()),
         )
         for axes in figure.axes
         for line in axes.lines
-        if line.get_marker() in costs.MARKERS
+        if line.get_marker() in figures.MARKERS
     ]
 
 
@@ -88,7 +89,7 @@ def test_every_measured_row_of_every_table_is_in_it(workspace, params, drawn):
     ]
     assert len({point[3] for point in found}) == 3  # a marker for each table, not its colour alone
     assert [point[4] == "white" for point in found] == [True, False, True, False]
-    assert [point[5] for point in found] == [costs.LARGE, costs.LARGE, costs.SMALL, costs.LARGE]
+    assert [point[5] for point in found] == [LARGE, LARGE, SMALL, LARGE]
     named = [text.get_text() for text in drawn[0].legends[0].get_texts()]
     assert {params.tables[table].title for table in ("mmsegmentation", "official", "camvid")} <= set(named)
     assert [text.get_text() for text in drawn[0].axes[0].texts] == ["DRANet"]
@@ -116,18 +117,14 @@ def test_seeds_trained_on_different_machines(workspace, params):
         run["hours"] = hours
         run["provenance"].update(gpus=gpus, gpu=gpu)
     (folder / "train.json").write_text(json.dumps(data))
-    write_table("mmsegmentation", params, workspace)
-    record = load(workspace.reports() / "tables" / "mmsegmentation.json", TableFile, "").by_name[row.name]
-    assert record.measured
-    assert device_hours(record) == (8 * 2 + 12) / 2
-    assert record.measured.device == "8 x NVIDIA H200; NVIDIA L40S"
-    assert cost_name(record) == "one training, GPU-hours, NVIDIA H200; NVIDIA L40S"
+    found = read(row, params, workspace)
+    assert found.costs["device_hours"] == (8 * 2 + 12) / 2
+    assert cost_name(found) == "one training, GPU-hours, NVIDIA H200; NVIDIA L40S"
 
 
 def test_nothing_measured(workspace, params, drawn):
     page = write_index(params, workspace).read_text()
     assert ALL_COSTS not in page
     assert "No row measured yet" in page
-    assert [text.get_text() for text in drawn[0].texts] == [costs.EMPTY]
+    assert [text.get_text() for text in drawn[0].texts] == [EMPTY]
     assert (workspace.reports() / ALL_COSTS).exists()  # an output of the stage, which DVC must find
-    assert measured_tables(params, workspace) == []

@@ -44,9 +44,9 @@ def test_names_of_runs(workspace):
     assert [seed.seed for seed in one.seeds] == [1]
     assert load_run(str(path), workspace).seeds == whole.seeds
     assert load_run(f"{path}:1", workspace).seeds == one.seeds
-    assert whole.metric("ss", "miou") == pytest.approx([55.0, 56.0])
+    assert whole.accuracies["miou"].values == pytest.approx([55.0, 56.0])
     first = [seed.modes.ss.iou[0] for seed in whole.seeds]
-    assert whole.iou("ss")[0] == pytest.approx(sum(first) / 2)
+    assert whole.iou()["ss"]["sky"] == pytest.approx(sum(first) / 2)
 
 
 def test_released_weights_are_a_run(workspace):
@@ -78,7 +78,7 @@ def test_difference_of_two_rows(workspace):
     assert found.settings["model.backbone"] == ("resnet50", "resnet101")
     assert found.settings["model.output_stride"] == (8, 16)
     assert "optimizer.lr" not in found.settings
-    assert found.metrics["mIoU"] == pytest.approx((55.0, 58.5))
+    assert found.accuracies["miou"] == pytest.approx((55.0, 58.5))
     gaps = [abs(b - a) for a, b in found.iou.values() if a is not None and b is not None]
     assert gaps == sorted(gaps, reverse=True)
     assert len(found.iou) == 11
@@ -112,7 +112,7 @@ def test_other_machine_data_and_weights_are_named(workspace):
     for key in ("gpu", "manifest_hash", "weights_sha256", "dirty"):
         assert f"evaluation: {key}" in found.provenance
     assert found.provenance["training"] == ("known", "not known")
-    assert found.only == (("sky",), ("heaven",))
+    assert found.classes_only_in == (("sky",), ("heaven",))
 
 
 def test_bad_input(workspace):
@@ -135,7 +135,7 @@ def test_bad_input(workspace):
 def test_on_the_command_line(workspace):
     runner, here = CliRunner(), ["-C", str(workspace.root)]
     shown = json.loads(runner.invoke(app, ["show", f"{NAME}:0", "--format", "json", *here]).output)
-    assert shown["metrics"]["ss"]["miou"] == pytest.approx(55.0)
+    assert shown["accuracies"]["miou"] == pytest.approx(55.0)
     assert shown["provenance"]["training"]["gpu"] == "NVIDIA H200"
     assert shown["settings"]["model"]["backbone"] == "resnet50"
     found = json.loads(runner.invoke(app, ["diff", NAME, OTHER, "--format", "json", *here]).output)

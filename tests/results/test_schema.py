@@ -1,8 +1,6 @@
 """Documents: what is written is read back, each number stands once, and records of earlier versions stay readable."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -74,6 +72,14 @@ def test_an_older_format_says_what_to_run(tmp_path, kind):
         load(path, kind, "run this")
 
 
-def test_readers_need_no_pytorch():
-    script = "import sys; sys.modules['torch'] = None; import danet.results.runs, danet.report, danet.cli.reproduce"
-    subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=True)
+@pytest.mark.parametrize(
+    ("lines", "reason"),
+    [
+        (["1 2"], "not a matrix of 1 x 1 counts"),
+        (["-1"], "not a matrix"),
+        (["0 0", "0 0"], "no labelled pixel"),
+    ],
+)
+def test_what_is_no_confusion_matrix(lines, reason):
+    with pytest.raises(ValueError, match=reason):
+        ModeResult(images=1, seconds=1.0, absent_class="skip", confusion=tuple(lines))

@@ -134,7 +134,7 @@ def samples_verdict(workspace, row):
 
     write_table(row.table, workspace.params(), workspace)
     record = json.loads((workspace.reports() / "tables" / f"{row.table}.json").read_text())
-    return next(str(each["verdict"]["miou"]) for each in record["rows"] if each["row"] == row.name)
+    return next(str(each["accuracies"]["miou"]["verdict"]) for each in record["rows"] if each["name"] == row.name)
 
 
 def test_sending_again_changes_nothing(workspace, row):

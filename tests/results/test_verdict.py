@@ -109,36 +109,26 @@ def test_refuses_what_is_not_finite(bad):
         judge([80.0], 80.0, 0.0)
 
 
-@pytest.mark.parametrize("offset", [0.0, 0.25, 0.499, 0.5, 0.75, 1.5])
+@pytest.mark.parametrize("offset", [0.0, 0.499, 0.5, 1.5])
 @pytest.mark.parametrize("seeds", [2, 3, 5])
-def test_false_verdicts_are_as_rare_as_claimed(offset, seeds):
+@pytest.mark.parametrize("spreads", [[0.05, 0.1, 0.3, 0.8], [20.0]])
+def test_false_verdicts_are_as_rare_as_claimed(offset, seeds, spreads):
     """10,000 synthetic rows per case: true mean at an offset from the published number, spread drawn per row.
 
-    At offset 0.5 the true mean is on the edge of the band, where a false "reproduced" is most likely.
+    At offset 0.5 the true mean is on the edge of the band, where a false "reproduced" is most likely. With a spread far
+    wider than the band both sides can be wrong at once, at half of alpha each.
     """
     random = np.random.default_rng([int(offset * 100), seeds])
     rows = 10_000
-    spread = random.choice([0.05, 0.1, 0.3, 0.8], size=rows)
+    spread = random.choice(spreads, size=rows)
     values = 80.0 - offset + spread[:, None] * random.standard_normal((rows, seeds))
     labels = [judge(list(row), 80.0).label for row in values.tolist()]
     false = {"higher", "reproduced" if offset >= BAND else "lower"}
     rate = sum(label in false for label in labels) / rows
     # three standard errors of the simulation itself
     assert rate <= ALPHA + 3 * math.sqrt(ALPHA * (1 - ALPHA) / rows)
-    if offset in {0.0, 1.5} and seeds == 5:  # and it does decide when it can
+    if offset in {0.0, 1.5} and seeds == 5 and len(spreads) > 1:  # and it does decide when it can
         assert labels.count("reproduced" if offset == 0.0 else "lower") > rows / 2
-
-
-@pytest.mark.parametrize("offset", [0.0, 0.499, 0.501])
-@pytest.mark.parametrize("seeds", [2, 4])
-def test_a_spread_far_wider_than_the_band_costs_no_more(offset, seeds):
-    """The hardest case for "lower" and "higher": both sides can be wrong at once, at half of alpha each."""
-    random, rows = np.random.default_rng(seeds), 10_000
-    values = 80.0 - offset + 20 * random.standard_normal((rows, seeds))
-    labels = [judge(list(row), 80.0).label for row in values.tolist()]
-    false = {"higher", "reproduced" if offset > BAND else "lower"}
-    rate = sum(label in false for label in labels) / rows
-    assert rate <= ALPHA + 3 * math.sqrt(ALPHA * (1 - ALPHA) / rows)
 
 
 def welch_by_scipy(values: list[float], published: list[float], band: float) -> str:
