@@ -34,15 +34,12 @@ def configured(numerics: Numerics, *, training: bool = True) -> Iterator[None]:
     TF32 is for convolutions alone, PyTorch's default and so the sources': the energies of CAM and clustering, whose
     small differences matter, are products of matrices and stay float32.
     """
-    cudnn: Any = torch.backends.cudnn
-    matmul: Any = torch.backends.cuda.matmul
-    before = cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32, matmul.allow_tf32
-    strict = torch.are_deterministic_algorithms_enabled()
-    budget = _memory_budget(numerics.memory_budget if numerics.compile else None)
+    cudnn = torch.backends.cudnn
+    before = cudnn.benchmark, cudnn.deterministic, torch.are_deterministic_algorithms_enabled()
+    precisions, budget = _precisions(), _memory_budget(numerics.memory_budget if numerics.compile else None)
     try:
+        _set_precisions(["ieee", *["tf32" if numerics.tf32 else "ieee"] * 2], [False, numerics.tf32])
         cudnn.benchmark, cudnn.deterministic = training and not numerics.deterministic, numerics.deterministic
-        # of PyTorch's two interfaces to one switch the older one, which the compiler reads
-        cudnn.allow_tf32, matmul.allow_tf32 = numerics.tf32, False
         if training:
             if numerics.deterministic:
                 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS needs to repeat itself
@@ -50,8 +47,34 @@ def configured(numerics: Numerics, *, training: bool = True) -> Iterator[None]:
         yield
     finally:
         _memory_budget(budget)
-        cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32, matmul.allow_tf32 = before
-        _use_deterministic(strict)
+        _set_precisions(*precisions)
+        cudnn.benchmark, cudnn.deterministic = before[:2]
+        _use_deterministic(before[2])
+
+
+# PyTorch has two interfaces to one switch. The compiler reads the old one, which raises an error where a library has
+# set the new one alone; so both are set.
+_CUDNN: Any = torch.backends.cudnn
+_NEW: tuple[Any, ...] = torch.backends.cuda.matmul, _CUDNN.conv, _CUDNN.rnn
+_OLD: tuple[Any, ...] = torch.backends.cuda.matmul, _CUDNN
+
+
+def _precisions() -> tuple[list[str], list[bool | None]]:
+    old: list[bool | None] = []
+    for backend in _OLD:
+        try:
+            old.append(backend.allow_tf32)
+        except RuntimeError:
+            old.append(None)
+    return [backend.fp32_precision for backend in _NEW], old
+
+
+def _set_precisions(new: Sequence[str], old: Sequence[bool | None]) -> None:
+    for switch, allowed in zip(_OLD, old, strict=True):
+        if allowed is not None:
+            switch.allow_tf32 = allowed
+    for backend, precision in zip(_NEW, new, strict=True):
+        backend.fp32_precision = precision
 
 
 def _memory_budget(share: float | None) -> float | None:

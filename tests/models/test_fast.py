@@ -2,6 +2,9 @@
 
 import copy
 import functools
+import subprocess
+import sys
+import textwrap
 
 import pytest
 import torch
@@ -115,3 +118,21 @@ def test_tf32_is_for_convolutions_alone(allowed):
     with configured(Numerics(tf32=allowed)):
         assert [switch.allow_tf32 for switch in switches] == [allowed, False]
     assert [switch.allow_tf32 for switch in switches] == before
+
+
+def test_tf32_after_a_library_has_set_the_new_interface_alone():
+    """Reading PyTorch's older interface then raises; in a process of its own, for the switch is global."""
+    program = """
+        import torch
+        from danet.config.row import Numerics
+        from danet.models.numerics import configured
+        new = torch.backends.cudnn.conv, torch.backends.cuda.matmul
+        for switch in new:
+            switch.fp32_precision = "tf32"
+        for allowed in (False, True):
+            with configured(Numerics(tf32=allowed)):
+                print(*(switch.fp32_precision for switch in new))
+            print(*(switch.fp32_precision for switch in new))
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, check=True)
+    assert done.stdout.split("\n")[:4] == ["ieee ieee", "tf32 tf32", "tf32 ieee", "tf32 tf32"]
