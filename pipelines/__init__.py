@@ -21,6 +21,13 @@ except ModuleNotFoundError as missing:  # `.venv/bin/dvc repro` runs the stages 
 prepare_program()  # first of all, as a stage imports what it needs before it begins
 
 
+NO_GIT = (
+    "in a copy without .git (a zip, rsync) run `dvc config --local core.no_scm true` once, then the same command again "
+    "(DANET_COMMIT=<commit> tells the metrics files which code it is)"
+)
+"""What DVC does not say when it says that a folder is not a git repository."""
+
+
 def stage(work: Callable[[Workspace, str], None]) -> None:
     """Runs a stage on the workspace in the current folder; its one argument is the name that DVC filled in.
 

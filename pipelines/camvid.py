@@ -12,11 +12,13 @@ import sys
 from pathlib import Path
 
 import torch
+from dvc.repo import Repo
+from dvc.scm import SCMError
 
 from danet.config.workspace import Workspace
 from danet.core.console import console, report_errors
-from danet.core.errors import DataError
-from pipelines import dvc_environment
+from danet.core.errors import ConfigError, DataError
+from pipelines import NO_GIT, dvc_environment
 
 
 def main() -> None:
@@ -27,6 +29,10 @@ def main() -> None:
             if not Path(folder).expanduser().is_dir():
                 raise DataError(f"CAMVID={folder} is not a folder; give the one that holds train, trainannot, val, ...")
             os.environ["DANET_CAMVID"] = str(Path(folder).expanduser().resolve())
+        try:
+            Repo().close()
+        except SCMError as error:
+            raise ConfigError(f"{error}; {NO_GIT}") from error
         environment = dvc_environment()
         short = not torch.cuda.is_available()
         names = [row.name for row in Workspace().params().table_rows("camvid") if row.name.endswith("-short") == short]

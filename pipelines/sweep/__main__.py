@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import sys
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ from danet.cli.options import Root
 from danet.config.workspace import Workspace
 from danet.core.console import report_errors
 from danet.core.errors import ConfigError
+from danet.core.files import write_text
 from pipelines.sweep import local
 from pipelines.sweep.plan import choose_rows, make_plan, stages
 from pipelines.sweep.slurm import submit
@@ -46,6 +48,9 @@ def sweep(
         str | None,
         typer.Option(help='Submit to Slurm with these arguments of sbatch: "--partition gpu --time 24:00:00".'),
     ] = None,
+    numerics: Annotated[
+        str | None, typer.Option(help="The profile of all rows that name none; written to numerics.yaml.")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what is left (Slurm: print the scripts).")] = False,
     status: Annotated[bool, typer.Option("--status", help="Say which row is where.")] = False,
     workspace: Root = Path(),
@@ -57,6 +62,8 @@ def sweep(
     if slurm is not None and gpus is not None:
         raise ConfigError("--gpus is for a sweep on this machine; with --slurm give --gpus-per-row")
     root = Workspace(workspace)
+    if numerics is not None:
+        choose_numerics(root, numerics, look=status or dry_run)
     chosen = choose_rows(root.params(), table or [], rows or [])
     places = [] if status or slurm is not None else local.choose_places(gpus_per_row=gpus_per_row, gpus=gpus, jobs=jobs)
     plan = make_plan(root, chosen)
@@ -79,6 +86,24 @@ def sweep(
         print_status(found)
     left = any(each.state == "blocked" or (slurm is None and each.state != "done") for each in found)
     raise typer.Exit(code or int(left and not status and not dry_run))
+
+
+def choose_numerics(root: Workspace, profile: str, *, look: bool) -> None:
+    """Names the profile in numerics.yaml, on which the stages depend.
+
+    Raises:
+        ConfigError: if there is no such profile, or if it would change the file and ``look`` (a look changes nothing).
+    """
+    params, file = root.params(), root.root / "numerics.yaml"
+    if profile not in params.profiles:
+        raise ConfigError(f"--numerics {profile}: no such profile; allowed: {', '.join(params.profiles)}")
+    if profile == params.profile:
+        return
+    text, count = re.subn(r"^numerics:.*$", f"numerics: {profile}", file.read_text(), flags=re.MULTILINE)
+    if look or count != 1:
+        raise ConfigError(f"{file}: names numerics {params.profile}; write `numerics: {profile}` there, then run again")
+    write_text(file, text)
+    print(f"{file}: numerics: {profile}")
 
 
 def _print_plan(shared: Sequence[str], places: Sequence[str]) -> None:

@@ -8,11 +8,13 @@ from dataclasses import dataclass
 from dvc.exceptions import DvcException
 from dvc.lock import LockError
 from dvc.repo import Repo, lock_repo
+from dvc.scm import SCMError
 
 from danet.config.params import Params
 from danet.config.row import Row
 from danet.config.workspace import Workspace
 from danet.core.errors import ConfigError, DanetError
+from pipelines import NO_GIT
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,8 @@ def make_plan(workspace: Workspace, rows: Sequence[Row]) -> Plan:
                 except LockError:  # some ``dvc`` runs it now
                     stale.add(name)
                     missing.add(name)
+    except SCMError as error:
+        raise ConfigError(f"{error}; {NO_GIT}") from error
     except (DvcException, KeyError) as error:
         raise DanetError(f"{workspace.root.resolve()}: DVC cannot tell what is done: {error}") from error
     return Plan(params, tuple(rows), frozenset(stale), frozenset(missing))

@@ -20,6 +20,7 @@ from danet.config.yaml import write_raw
 from danet.core.errors import ConfigError, DanetError
 from danet.training.progress import write_status
 from pipelines.sweep import local
+from pipelines.sweep.__main__ import choose_numerics
 from pipelines.sweep.job import home, last_words, log_path, read_state, write_state
 from pipelines.sweep.launch import PROCESSES
 from pipelines.sweep.plan import Plan, check_divisible, choose_rows, make_plan
@@ -52,6 +53,19 @@ def plan_of(params, *names, stale=None):
 def workspace(tmp_path):
     write_raw(raw_params(), tmp_path)
     return Workspace(tmp_path)
+
+
+def test_numerics_are_chosen_for_all_rows(workspace):
+    file = workspace.root / "numerics.yaml"
+    before, profile = file.read_text(), workspace.params().profile
+    choose_numerics(workspace, "fast", look=False)
+    assert workspace.params().row(VOC).profile == "fast"
+    with pytest.raises(ConfigError, match=r"numerics\.yaml: names numerics fast; write"):
+        choose_numerics(workspace, profile, look=True)
+    choose_numerics(workspace, profile, look=False)
+    assert file.read_text() == before
+    with pytest.raises(ConfigError, match=r"--numerics quick: no such profile; allowed: .*published"):
+        choose_numerics(workspace, "quick", look=False)
 
 
 def wait(what, ready, seconds=180):
