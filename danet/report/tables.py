@@ -99,8 +99,8 @@ class _Table:
         """To the row's page; with the letter of its protocol, or with its data set where the table has several."""
         letter = f"&nbsp;<sup>{self._marks[name]}</sup>" if mark and self._marks[name] else ""
         title = f"{self._datasets[name]} " if dataset and len(self._groups) > 1 else ""
-        # at most two lines on a phone: only the schedule comes on another one
-        label = re.sub(r" (?=\d+x\d|it\b|epochs)", "&nbsp;", self._labels[name].replace("-", "\u2011"))
+        # fewer lines on a phone; the hyphens stay plain, so that a search for R-50-D8 finds the row
+        label = re.sub(r" (?=\d+x\d|it\b|epochs)", "&nbsp;", self._labels[name])
         return f"[{title}{label}]({self._name}/{name}.md){letter}"
 
     def grids(self, page: Page, section: str, grid: Callable[[Sequence[Measurement]], Grid]) -> None:
