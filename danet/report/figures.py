@@ -57,16 +57,14 @@ WIDTH = 5.0
 MAX_POINTS = 300
 
 
-def save(figure: Figure, path: Path, photographs: bool = False) -> None:
-    """Writes a PNG at 180 dpi without date or software version, in 128 colours (photographs: all of them)."""
+def save(figure: Figure, path: Path) -> None:
+    """Writes a PNG at 180 dpi in 128 colours, without date or software version."""
     from PIL import Image
 
     drawn = io.BytesIO()
     figure.savefig(drawn, format="png", dpi=180, metadata={"Software": None})
     with Image.open(drawn) as image, atomic_write(path) as temporary:
-        flat = image.convert("RGB")
-        if not photographs:
-            flat = flat.quantize(128, dither=Image.Dither.NONE)
+        flat = image.convert("RGB").quantize(128, dither=Image.Dither.NONE)
         flat.save(temporary, format="PNG", optimize=True)
 
 
