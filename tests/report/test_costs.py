@@ -34,9 +34,9 @@ def drawn(monkeypatch):
     found = []
     save = figures.save
 
-    def kept(figure, path, photographs=False):
+    def kept(figure, path):
         found.append(figure)
-        save(figure, path, photographs)
+        save(figure, path)
 
     for module in (figures, costs):
         monkeypatch.setattr(module, "save", kept)
