@@ -45,6 +45,7 @@ from danet.core.console import report_errors
 from danet.core.errors import ConfigError
 from danet.core.files import write_text
 from danet.evaluation import cost
+from danet.report import cost_page
 from danet.results.speed import read
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -212,7 +213,7 @@ def take(folder: Path) -> None:
     for path in (folder / "benchmarks").glob("*.[cj]s*"):
         shutil.copyfile(path, REPORTS / "benchmarks" / path.name)
     finish(REPORTS / "benchmarks")
-    cost.write(Workspace(ROOT))
+    cost_page.write(Workspace(ROOT))
     write_text(REPORTS / "gpu.md", page(REPORTS / "gpu", REPORTS / "benchmarks"))
 
 

@@ -16,8 +16,8 @@ from danet.cli.options import Device, Root
 from danet.config.workspace import Workspace
 from danet.core.console import report_errors
 from danet.core.errors import ConfigError
-from danet.evaluation import cost
 from danet.evaluation.flops import size_text
+from danet.report import cost_page
 
 app = typer.Typer(
     pretty_exceptions_enable=False, add_completion=False, context_settings={"help_option_names": ["-h", "--help"]}
@@ -83,7 +83,7 @@ def time_command(
     ):
         written = write(folder, measured, peaks, facts, chosen.name if chosen else "")
     finish(folder)
-    for path in [*written, folder / "README.md", *([cost.write(space)] if out is None else [])]:
+    for path in [*written, folder / "README.md", *([cost_page.write(space)] if out is None else [])]:
         typer.echo(path)
 
 

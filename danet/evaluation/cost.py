@@ -7,7 +7,7 @@ shapes like the row's: linear between benchmarked numbers of FLOP per image, the
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,6 @@ from danet.config.row import Row
 from danet.config.workspace import Workspace
 from danet.core import provenance
 from danet.core.errors import ConfigError
-from danet.core.files import write_text
 from danet.evaluation import flops
 from danet.results.speed import device_name, read
 
@@ -152,71 +151,3 @@ def hours_here(workspace: Workspace, params: Params, chosen: Iterable[Row]) -> d
                 if each.profile == own:
                     found[row.name]["own"] = hours
     return found
-
-
-def report(params: Params, devices: Sequence[Rates]) -> str:
-    """``reports/cost.md``."""
-    lines = [
-        "# Cost",
-        "",
-        "Written by `make benchmark`; do not edit. Hours on one device under each profile of numerics.yaml, all seeds",
-        "of `params.yaml`, from measured throughput ([benchmarks/](benchmarks/README.md)) and counted operations",
-        "(`danet flops --all`):",
-        "",
-        "    training = 3 x forward FLOP at the crop x images seen / measured FLOP/s of our training step",
-        "    testing  = FLOP of a validation image (windows, mirror images) x images / measured FLOP/s of prediction",
-        "",
-        "The rate is taken at the row's FLOP per image, linearly between the benchmarked shapes, that of the nearest",
-        "shape beyond them. Loading is not in it: it runs beside. Multi-scale tests are not in it. *Numerics* is what",
-        "a row runs with, as `params.yaml` and `numerics.yaml` are now.",
-        "",
-    ]
-    if not any("cores" not in each.device for each in devices):
-        lines += [
-            "No GPU has been measured: its column says not run (`make benchmark` on one fills it).",
-            "",
-        ]
-    shown: list[Rates | None] = [*devices]
-    titles = [f"{each.device}, {each.profile}" for each in devices]
-    if not any("cores" not in title for title in titles):
-        shown.append(None)
-        titles.append("GPU")
-    published = params.published_rows()
-    others = [row for row in params.rows.values() if row not in published]
-    for title, chosen in (("Published tables", published), ("Others", others)):
-        lines += [f"## {title}", "", "| row | numerics | training PFLOP | testing PFLOP | " + " | ".join(titles) + " |"]
-        lines.append("|-|-|-:|-:|" + "-:|" * len(titles))
-        totals = [0.0] * len(titles)
-        work = [0.0, 0.0]
-        for row in chosen:
-            costs = [row_cost(row, params, each) for each in shown]
-            work = [work[0] + costs[0].train_flop, work[1] + costs[0].test_flop]
-            cells = []
-            for index, cost in enumerate(costs):
-                cells.append("not run" if cost.hours is None else f"{cost.hours:,.1f} h")
-                totals[index] += cost.hours or 0.0
-            counted = [f"{costs[0].train_flop / 1e15:,.0f}", f"{costs[0].test_flop / 1e15:,.1f}"]
-            lines.append("| " + " | ".join([row.name, row.profile, *counted, *cells]) + " |")
-        sums = ["not run" if each is None else f"**{total:,.0f} h**" for each, total in zip(shown, totals, strict=True)]
-        total_work = f"{work[0] / 1e15:,.0f} | {work[1] / 1e15:,.1f}"
-        lines += [f"| **all {len(chosen)}** | | {total_work} | " + " | ".join(sums) + " |", ""]
-    for each in devices:
-        lines.append(
-            f"{each.device}, {each.profile}: {each.threads} threads, measured {each.date}: "
-            f"training {_span(each.train)}, prediction {_span(each.infer)}."
-        )
-    return "\n".join(lines).rstrip() + "\n"
-
-
-def _span(points: Sequence[tuple[float, float]]) -> str:
-    if not points:
-        return "not measured"
-    values = [rate / 1e12 for _, rate in points]
-    return f"{min(values):.2f} to {max(values):.2f} TFLOP/s over {len(points)} shapes"
-
-
-def write(workspace: Workspace) -> Path:
-    """Writes ``reports/cost.md`` from the benchmark files at hand."""
-    path = workspace.reports() / "cost.md"
-    write_text(path, report(workspace.params(), rates(workspace.reports() / "benchmarks")))
-    return path

@@ -30,7 +30,7 @@ def row_page(item: Measurement, params: Params, figures: Sequence[tuple[str, str
     page.text(f"Protocol: {row.protocol}. Numerics (`numerics.yaml`): {row.profile}.")
     page.bullets(row.notes)
     page.heading(2, "Result")
-    if item.measured:
+    if item.accuracies:
         page.table(_results(item, table.published))
         page.text(CHOSEN_NOTE if row.checkpoint == "best-on-val" else "")
     else:

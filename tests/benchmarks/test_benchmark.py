@@ -13,7 +13,9 @@ from benchmarks.speed import cases, page, results, rounds, worker
 from danet.config.params import load_params
 from danet.config.row import Numerics, Test
 from danet.core import provenance
+from danet.core.text import duration
 from danet.evaluation import cost, flops
+from danet.report import cost_page
 
 ROOT = provenance.PACKAGE_ROOT
 R50 = cases.published_model("resnet50", 8)
@@ -155,9 +157,11 @@ def test_tables_pages_and_cost_are_made_from_the_files(tmp_path, params):
     assert reckoned.train_hours == pytest.approx(3 * forward * 20_000 * 16 / rate / 3600, rel=1e-6)
     few = copy.copy(params)
     few.rows = {name: params.rows[name] for name in (row.name, "camvid-r50-d16-short")}
-    text = cost.report(few, [measured])
-    assert "not run" in text
+    text = cost_page.cost_page(few, [measured])
+    assert "No GPU has been measured" in text
     assert "Test CPU, 2 cores" in text
+    hours = reckoned.train_hours + reckoned.test_hours
+    assert f"| {duration(3600 * hours)} |" in text
     assert cost.row_cost(row, params, None).hours is None
 
 
