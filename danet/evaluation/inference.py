@@ -160,11 +160,6 @@ class Predictor:
         """Whether the prediction is the argmax of one logit map: one scale, no mirror image, no exp."""
         return len(self._scales) == 1 and not self._flip and self.test.score != "exp"
 
-    @property
-    def batches(self) -> bool:
-        """Whether an image can take more than one forward pass, which ``max_batch`` puts together."""
-        return self._window is not None or self._flip
-
     def prepare(self, image_bgr: NDArray[np.uint8]) -> Inputs:
         """Resizes a ``H x W x 3`` BGR image to the network's input sizes (cv2, bilinear)."""
         size = image_bgr.shape[0], image_bgr.shape[1]

@@ -41,8 +41,6 @@ class PassResult:
     fps: float | None
     """Images per second by the published method, windows one after another; of this process alone. None if nothing was
     timed."""
-    fps_batched: float | None = None
-    """The same with the windows and mirror images of an image batched; None where there is nothing to batch."""
     predictions: dict[int, _Image] = field(default_factory=dict)
     """Label maps that were asked for, by index in the dataset."""
 
@@ -73,8 +71,7 @@ def evaluate_model(
     The frame rate is measured by the published method (mmsegmentation's tools/benchmark.py) on the way: one image at a
     time and its windows one after another, the first 5 images skipped (of fewer than 10: half of them), up to
     ``row.runtime.benchmark_images`` timed; network, resize of the logits, argmax and copy to the host, without loading;
-    CUDA is synchronised before and after. Where windows or mirror images can be batched, as many images after these
-    are timed so, too.
+    CUDA is synchronised before and after.
 
     Args:
         model: gives ``{"main": logits}``; on ``device``.
@@ -101,13 +98,13 @@ def evaluate_model(
             model, row.test, row.model.align_corners, mode=mode, device=device, numerics=row.numerics,
             max_batch=max_batch,
         )  # fmt: skip
-        rates = _FrameRates(predictor, len(mine), row.runtime.benchmark_images if mode == "ss" else 0)
+        rate = _FrameRate(predictor, len(mine), row.runtime.benchmark_images if mode == "ss" else 0)
         confusion = Confusion(dataset.num_classes, device)
         predictions: dict[int, _Image] = {}
         start = time.perf_counter()
         for done, (index, inputs, mask) in enumerate(ahead(_loader(dataset, predictor), mine, row.runtime.workers)):
             try:
-                labels = rates.labels(done, inputs)
+                labels = rate.labels(done, inputs)
                 confusion.update(labels, mask.to(device, non_blocking=True))
             except (RuntimeError, MemoryError) as error:
                 if not out_of_memory(error):
@@ -125,9 +122,7 @@ def evaluate_model(
     for other in process.gather(predictions) if keep and process.world > 1 else ():
         predictions |= other
     seconds = time.perf_counter() - start
-    return PassResult(
-        confusion, row.test.absent_class, len(dataset), seconds, rates.fps, rates.fps_batched, predictions
-    )
+    return PassResult(confusion, row.test.absent_class, len(dataset), seconds, rate.fps, predictions)
 
 
 def _loader(dataset: PreparedDataset, predictor: Predictor) -> Callable[[int], tuple[int, Inputs, Tensor]]:
@@ -166,42 +161,30 @@ def _evaluating(network: nn.Module) -> Iterator[None]:
         network.train(was_training)
 
 
-class _FrameRates:
-    """Predicts the images of a pass and times some: first as published, windows one after another, then batched."""
+class _FrameRate:
+    """Predicts the images of a pass and times some as published, their windows one after another."""
 
     def __init__(self, predictor: Predictor, images: int, timed: int) -> None:
         self._predictor, self._max_batch = predictor, predictor.max_batch
         skipped = min(FPS_WARM_UP, images // 2)
-        self._published = range(skipped, skipped + timed)
-        again = self._published.stop + FPS_WARM_UP
-        self._batched = range(again, again + timed if predictor.batches and self._max_batch > 1 else again)
-        self._seconds: dict[range, list[float]] = {self._published: [], self._batched: []}
+        self._timed = range(skipped, skipped + timed)
+        self._seconds: list[float] = []
 
     def labels(self, number: int, inputs: Inputs) -> Tensor:
         """The label map of image ``number`` of the pass, on the device."""
         device = self._predictor.device
-        self._predictor.max_batch = 1 if self._published and number < self._published.stop else self._max_batch
-        seconds = next((times for images, times in self._seconds.items() if number in images), None)
-        if seconds is None:
+        self._predictor.max_batch = 1 if self._timed and number < self._timed.stop else self._max_batch
+        if number not in self._timed:
             return self._predictor.labels(inputs)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         before = time.perf_counter()
         labels = self._predictor.labels(inputs)
         labels.cpu()
-        seconds.append(time.perf_counter() - before)
+        self._seconds.append(time.perf_counter() - before)
         return labels
 
     @property
     def fps(self) -> float | None:
         """See :class:`PassResult`."""
-        return _rate(self._seconds[self._published])
-
-    @property
-    def fps_batched(self) -> float | None:
-        """See :class:`PassResult`."""
-        return _rate(self._seconds[self._batched])
-
-
-def _rate(seconds: Collection[float]) -> float | None:
-    return len(seconds) / sum(seconds) if seconds else None
+        return len(self._seconds) / sum(self._seconds) if self._seconds else None

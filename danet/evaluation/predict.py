@@ -15,7 +15,7 @@ from torch import nn
 
 from danet.config.row import Row
 from danet.core.errors import DanetError, DataError, out_of_memory
-from danet.core.files import atomic_write, refuse_existing
+from danet.core.files import refuse_existing
 from danet.core.process import select_device
 from danet.core.progress import Progress
 from danet.data.layout import check_image
@@ -35,18 +35,13 @@ def predict_files(
     out: Path,
     adapter: str,
     mode: Mode = "ss",
-    logits: bool = False,
     device: str | torch.device | None = None,
     force: bool = False,
 ) -> list[Path]:
     """Writes, for each image ``<stem>.*``, into ``out``:
 
     - ``<stem>.png``: class ids as an indexed PNG in the dataset's palette, of the image's size;
-    - ``<stem>-overlay.png``: the image with the colours laid over it, and a legend of the classes that occur;
-    - with ``logits``, ``<stem>.npy``: float32 ``C x H x W`` at the image's size. Under a protocol of one scale without
-      mirror image (all rows' single scale but the official ones') these are the logits resized to the image's size,
-      before any softmax. Otherwise it is the protocol's score map (:meth:`Predictor.scores`): mean of softmax, or the
-      logarithm of the official exp score.
+    - ``<stem>-overlay.png``: the image with the colours laid over it, and a legend of the classes that occur.
 
     Of images that share a stem, ``<stem>`` is the whole name: ``a.jpg`` gives ``a.jpg.png``. Every image is checked
     before the first is segmented, and every file is complete or not there.
@@ -64,7 +59,7 @@ def predict_files(
     """
     dataset = ADAPTERS[adapter]
     images = _files(images)
-    names = _outputs(images, out, (".png", "-overlay.png", ".npy") if logits else (".png", "-overlay.png"))
+    names = _outputs(images, out)
     refuse_existing([path for paths in names for path in paths], force=force)
     for path in images:
         read_image(path)
@@ -73,12 +68,10 @@ def predict_files(
     written: list[Path] = []
     show = row.runtime.progress != "never" and len(images) > 1
     with configured(row.numerics, training=False), Progress("predict", len(images), show=show) as progress:
-        for path, (mask_path, overlay_path, *scores_path) in zip(images, names, strict=True):
+        for path, (mask_path, overlay_path) in zip(images, names, strict=True):
             image = read_image(path)
-            inputs = predictor.prepare(image)
             try:
-                mask = predictor.labels(inputs).cpu().numpy()
-                scores = [predictor.scores(inputs).cpu().numpy() for _ in scores_path]
+                mask = predictor.labels(predictor.prepare(image)).cpu().numpy()
             except (RuntimeError, MemoryError) as error:
                 if not out_of_memory(error):
                     raise
@@ -89,10 +82,7 @@ def predict_files(
             predictor.check(f"{weights}, on {path}")
             save_palette_png(mask_path, mask, dataset.palette)
             save_overlay(overlay_path, image, mask, dataset.classes, dataset.palette)
-            for name, array in zip(scores_path, scores, strict=True):
-                with atomic_write(name) as temporary, temporary.open("wb") as stream:
-                    np.save(stream, array)
-            written += [mask_path, overlay_path, *scores_path]
+            written += [mask_path, overlay_path]
             progress.advance()
     return written
 
@@ -163,13 +153,13 @@ def _files(given: Sequence[Path]) -> list[Path]:
     return found
 
 
-def _outputs(images: Sequence[Path], out: Path, endings: Sequence[str]) -> list[list[Path]]:
-    """The files that each image gives. Raises DataError if one would overwrite an image, or another result."""
+def _outputs(images: Sequence[Path], out: Path) -> list[list[Path]]:
+    """The mask and the overlay of each image. Raises DataError if one would overwrite an image, or another result."""
     if not images:
         raise DataError("no image was given")
     stems = Counter(path.stem for path in images)
     names = [path.stem if stems[path.stem] == 1 else path.name for path in images]
-    outputs = [[out / f"{name}{ending}" for ending in endings] for name in names]
+    outputs = [[out / f"{name}{ending}" for ending in (".png", "-overlay.png")] for name in names]
     files = Counter(path.resolve() for path in (*images, *itertools.chain.from_iterable(outputs)))
     if twice := next((path for path, times in files.items() if times > 1), None):
         raise DataError(f"{twice}: a result would overwrite this image or result; rename it, or give another --out")

@@ -93,7 +93,6 @@ class Bench:
             data=self.dataset.manifest_hash,
             modes=Modes(ss=single, ms=multi),
             fps=None if first.fps is None else round(first.fps, 3),
-            fps_batched=None if first.fps_batched is None else round(first.fps_batched, 3),
             peak_memory_gib=round(memory, 3),
             provenance=self._provenance(
                 wall_seconds=round(time.perf_counter() - started, 1),

@@ -11,7 +11,7 @@ from danet.config.published import row_record
 from danet.results.measured import JUDGED, Measurement, hardware
 from danet.results.schema import ACCURACIES, Accuracy
 
-COSTS = ("peak_memory_gib", "fps", "fps_batched", "hours", "device_hours", "images_per_second")
+COSTS = ("peak_memory_gib", "fps", "hours", "device_hours", "images_per_second")
 
 
 def csv_table(items: Sequence[Measurement]) -> pd.DataFrame:

@@ -36,9 +36,8 @@ SHORT_STATUS = {"not run": "not run", "stale": "stale: run again", "left out": "
 SPEED_NOTE = (
     "Memory is that of training, per GPU (on a CPU: of the process), in brackets the images on it at each step{held}. "
     "*fps*, as published: one image at a time, its windows and mirror images one by one, 5 images skipped and 200 "
-    "timed; network, resize, argmax and copy to the host, in the row's precision (mmsegmentation: fp32). *fps, "
-    "batched*: the same with windows and mirror images batched; a dash where there are none, and on CPUs. Neither can "
-    "be compared across hardware: `python -m benchmarks.speed time ROW` times mmsegmentation, our explicit map and our "
+    "timed; network, resize, argmax and copy to the host, in the row's precision (mmsegmentation: fp32). It cannot be "
+    "compared across hardware: `python -m benchmarks.speed time ROW` times mmsegmentation, our explicit map and our "
     "fastest path on one machine."
 )
 HELD = "; the published one is that of an explicit attention map, which ours never holds"
@@ -161,15 +160,14 @@ class _Table:
             if row.measured:
                 gpus = row.trained[0].devices if row.trained else 1
                 line.append(_memory(cost.get("peak_memory_gib"), row.row.schedule.batch_size // gpus))
-                line += [number(cost.get("fps")), number(cost.get("fps_batched"))]
-                line.append(duration(3600 * cost["hours"]) if "hours" in cost else "-")
+                line += [number(cost.get("fps")), duration(3600 * cost["hours"]) if "hours" in cost else "-"]
                 line += [row.row.profile, hardware([*row.trained, *row.runs]) or "-"]
             else:
-                line += [SHORT_STATUS[row.status], *["-"] * 5]
+                line += [SHORT_STATUS[row.status], *["-"] * 4]
             lines.append(line)
         head = ["Published: GB", "fps", "on"] if published else []
-        head += ["Here: GiB", "fps", "fps, batched", "trained in", "numerics", "on"]
-        return head, lines, "rrl" * published + "rrrrll"
+        head += ["Here: GiB", "fps", "trained in", "numerics", "on"]
+        return head, lines, "rrl" * published + "rrrll"
 
     def provenance(self, rows: Sequence[Measurement], environments: dict[str, str]) -> Grid:
         """A line per row and seed; fills the environments that the lines name by number."""

@@ -100,7 +100,7 @@ def costs(trained: Sequence[TrainedSeed], runs: Sequence[Evaluation]) -> dict[st
     """What seeds took, as far as it is known, mean over the seeds.
 
     Of training ``peak_memory_gib``, ``images_per_second``, ``hours``, ``device_hours`` (hours times GPUs); of testing
-    ``fps``, ``fps_batched``.
+    ``fps``.
     """
     found = {
         "peak_memory_gib": mean(run.peak_memory_gib for run in trained),
@@ -108,7 +108,6 @@ def costs(trained: Sequence[TrainedSeed], runs: Sequence[Evaluation]) -> dict[st
         "hours": mean(run.hours for run in trained),
         "device_hours": mean(run.hours * run.devices for run in trained),
         "fps": mean(run.fps for run in runs),
-        "fps_batched": mean(run.fps_batched for run in runs),
     }
     return {name: value for name, value in found.items() if value is not None}
 

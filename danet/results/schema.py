@@ -331,8 +331,6 @@ class Evaluation(Document):
     """SHA-256 over the images and labels of the tested split, in their order."""
     fps: Amount | None = None
     """As published: one image at a time, its windows one after another."""
-    fps_batched: Amount | None = None
-    """With the windows and mirror images of an image batched."""
     peak_memory_gib: Amount
     """Of CUDA's allocator, or of the process on a CPU."""
     provenance: Provenance

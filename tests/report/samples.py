@@ -99,7 +99,6 @@ def evaluation(row, mious, *, ms=None, gpu="NVIDIA H200"):
                 data=DATA,
                 modes=Modes(ss=mode(row, miou), ms=None if ms is None else mode(row, miou + ms)),
                 fps=12.5,
-                fps_batched=20.0,
                 peak_memory_gib=4.0,
                 provenance=provenance(row, gpu),
             )

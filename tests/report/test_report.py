@@ -110,7 +110,7 @@ def test_one_seed_by_hand(workspace, params):
     assert main[1:] == ["81.63", "81.23", "-", "-0.40", "consistent", "not run"]
     # of IoU x and classes of one size: 2x / (1 + x)
     assert accuracy[1:] == ["96.62", "89.58", "-", "-7.04", "-", "not run"]
-    assert cost[1:] == ["-", "-", "-", "14.8 (8)", "12.50", "20.00", "3 h 15 min", "published", "NVIDIA H200"]
+    assert cost[1:] == ["-", "-", "-", "14.8 (8)", "12.50", "3 h 15 min", "published", "NVIDIA H200"]
     assert provenance[1:] == ["0", "`01234567`, 2026-01-02", "`01234567`, 2026-01-02", "1"]
     (other,) = cells(report.page.read_text(), OFFICIAL)[:1]
     assert other[1:] == ["79.93", "not run †", "-", "-", "not run", "not run"]
