@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -81,7 +84,18 @@ def open_(
     port: Annotated[int, typer.Option(help="For the pages, where no server is named by MLFLOW_TRACKING_URI.")] = 5000,
     workspace: Root = Path(),
 ) -> None:
-    """Serve MLflow's pages and print the address where published, measured, difference and verdict are columns."""
-    from danet.cli.mlflow_pages import show
+    """Print the address where published, measured, difference and verdict are columns, and serve it until Ctrl-C.
 
-    show(Workspace(workspace), table, port)
+    Where MLFLOW_TRACKING_URI names a server, that one's address is printed.
+    """
+    from danet.results.mlflow_store import address, tracking_uri
+
+    space = Workspace(workspace)
+    uri = tracking_uri(space)
+    if uri.startswith("http"):
+        typer.echo(address(space, table, uri))
+        return
+    typer.echo(f"{address(space, table, f'http://127.0.0.1:{port}')} (Ctrl-C ends it)")
+    command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri, "--port", str(port), "--workers", "1"]
+    with contextlib.suppress(KeyboardInterrupt):
+        subprocess.run(command, check=False)
