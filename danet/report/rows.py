@@ -12,7 +12,7 @@ from danet.core.text import number, signed
 from danet.report.labels import METHODS, backbone_text
 from danet.report.markdown import Grid, Page, escape
 from danet.report.tables import CHOSEN_NOTE, SHORT_STATUS, environment, given, released, retrained, when
-from danet.results.measured import Measurement, class_iou, facts_in_words
+from danet.results.measured import Measurement, class_iou, facts, facts_table
 from danet.results.schema import ACCURACIES, ReleasedResult
 
 
@@ -61,9 +61,9 @@ def row_page(item: Measurement, params: Params, figures: Sequence[tuple[str, str
             lines = [[escape(is_), escape(taken), f"{share:.1f}"] for is_, taken, share in confused]
             page.table((["Is", "Predicted as", "%"], lines, "llr"))
         page.heading(2, "Environment")
-        facts = facts_in_words(item.trained, item.runs)
-        lines = [[escape(name), "<br>".join(map(escape, values))] for name, values in facts]
-        page.table((["Fact", "Value"], lines, "ll"))
+        head, lines = facts_table(facts(item.trained, item.runs))
+        lines = [["<br>".join(map(escape, cell.split("\n"))) for cell in line] for line in lines]
+        page.table((head, lines, "l" * len(head)))
     page.heading(2, "Settings")
     page.text(f"Row hash `{row.hash}`, training hash `{row.train_hash}`.")
     page.code(yaml.safe_dump(row.model_dump(mode="json"), sort_keys=False, default_flow_style=None, width=100), "yaml")

@@ -28,7 +28,6 @@ from danet.results.schema import (
     EvaluatedSeed,
     Evaluation,
     EvaluationFile,
-    Fact,
     ModeResult,
     Modes,
     Problem,
@@ -293,17 +292,12 @@ class _Files:
 
         try:
             table = pd.read_csv(path)
-            needed = ["seed", "iteration", "loss"]
-            if not set(needed) <= set(table.columns):
-                raise DataError(f"needs the columns {', '.join(needed)}")
-            table = table[[name for name in (*needed[:2], *CURVE_VALUES) if name in table.columns]].astype(float)
-            if table[needed].isna().to_numpy().any() or np.isinf(table.to_numpy()).any():
-                raise DataError("a number in it is missing or is not finite")
-        except (OSError, ValueError, DataError) as error:
+            columns = [name for name in CURVE_VALUES if name in table.columns]
+            curves = table[["seed", "iteration", *columns]].astype(float).sort_values("iteration").groupby("seed")
+        except (OSError, ValueError, KeyError) as error:
             self._leave_out("curve.csv", f"cannot be used: {error}")
             return {}
-        curves = table.sort_values("iteration").groupby("seed")
-        return {int(seed): curves.get_group(seed).drop(columns="seed") for seed in sorted({*table["seed"]} & seeds)}
+        return {seed: curves.get_group(seed).drop(columns="seed") for seed in sorted({*curves.groups} & seeds)}
 
 
 def _of_today(file: EvaluationFile | TrainingFile, row: Row, again: str) -> None:
@@ -321,26 +315,18 @@ def _of_today(file: EvaluationFile | TrainingFile, row: Row, again: str) -> None
             )
 
 
-def fact_name(key: str) -> str:
-    """A fact of the provenance in words: ``wall seconds``, ``energy, kJ``."""
-    return {"peak_memory_gib": "peak memory, GiB", "energy_kj": "energy, kJ"}.get(key, key.replace("_", " "))
+def facts(trained: Sequence[TrainedSeed], evaluated: Sequence[Evaluation]) -> dict[str, dict[str, Any]]:
+    """Identity and provenance by stage and name: the value that all seeds share, else a list of theirs."""
+    found = {}
+    for stage, runs in {"training": trained, "evaluation": evaluated}.items():
+        left_out = {"provenance", "modes", "best_on_val"}
+        whole = [run.model_dump(exclude=left_out) | run.provenance.model_dump() for run in runs]
+        columns = {key: [one[key] for one in whole] for key in (whole[0] if whole else ())}
+        found[stage] = {key: values if len(set(values)) > 1 else values[0] for key, values in columns.items()}
+    return {stage: known for stage, known in found.items() if known}
 
 
-def facts_in_words(trained: Sequence[TrainedSeed], evaluated: Sequence[Evaluation]) -> list[tuple[str, list[str]]]:
-    """Where results come from, fact by fact; where stages or seeds differ in one, each with its own value, in as few
-    words as can be."""
-    stages: list[tuple[str, int | None, dict[str, Fact]]] = [("train", run.seed, run.facts) for run in trained]
-    stages += [("evaluate", run.seed, run.facts) for run in evaluated]
-    lines = []
-    for key in dict.fromkeys(key for *_, known in stages for key in known if key != "seed"):
-        having = {stage for stage, _, known in stages if known.get(key) is not None}
-        ways: list[dict[str, set[str]]] = [{}, {}, {}, {}]
-        for stage, number, known in stages:
-            if stage in having:
-                seed = f"seed {number}"
-                for found, who in zip(ways, ("", stage, seed, f"{stage}, {seed}"), strict=True):
-                    found.setdefault(who, set()).add(fact(known.get(key)))
-        clear = next(found for found in ways if all(len(values) == 1 for values in found.values()))
-        shown = [f"{who}: {min(values)}" if who else min(values) for who, values in clear.items()]
-        lines.append((fact_name(key), shown or ["-"]))
-    return lines
+def facts_table(stages: dict[str, dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
+    """Head and lines: a column for each stage of :func:`facts`."""
+    names = dict.fromkeys(name for known in stages.values() for name in known)
+    return ["", *stages], [[name, *(fact(known.get(name)) for known in stages.values())] for name in names]

@@ -19,7 +19,7 @@ from danet.config.workspace import Workspace
 from danet.core.errors import ConfigError, DataError
 from danet.core.text import fact, number, signed
 from danet.results.identity import differing, flat
-from danet.results.measured import accuracies, class_iou, facts_in_words
+from danet.results.measured import accuracies, class_iou, facts, facts_table
 from danet.results.schema import (
     ACCURACIES,
     Accuracy,
@@ -60,22 +60,8 @@ class NamedRun:
         return {mode: class_iou(self.file.classes, results) for mode, results in modes.items()}
 
     def facts(self) -> dict[str, dict[str, Any]]:
-        """Provenance by stage: ``evaluation`` and, where it is known, ``training``; a list where seeds differ."""
-        training = [
-            run.facts | {"iterations": run.iterations, "hours": run.hours, "images_per_second": run.images_per_second}
-            for run in self.trained
-        ]
-        evaluation = [run.facts | {"fps": run.fps} for run in self.seeds]
-        stages = {"training": training, "evaluation": evaluation}
-        return {stage: _joined(found) for stage, found in stages.items() if found}
-
-
-def _joined(seeds: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """By fact the value that all seeds share, else a list of all of them."""
-    columns = {key: [each[key] for each in seeds] for key in seeds[0]}
-    return {
-        key: values[0] if all(value == values[0] for value in values) else values for key, values in columns.items()
-    }
+        """See :func:`danet.results.measured.facts`; without ``training`` where that is not known."""
+        return facts(self.trained, self.seeds)
 
 
 def load_run(name: str, workspace: Workspace) -> NamedRun:
@@ -153,42 +139,35 @@ class Difference:
     """Percent, of those that both have."""
     iou: dict[str, tuple[float | None, float | None]]
     """By class, single scale, percent; the classes that both runs have, largest change first."""
-    classes_only_in: tuple[tuple[str, ...], tuple[str, ...]]
 
 
-UNCOMPARED = {"date", "wall_seconds", "energy_kj", "fps", "hours", "images_per_second", "peak_memory_gib"}
+UNCOMPARED = {
+    *("date", "wall_seconds", "energy_kj", "fps", "hours", "images_per_second", "peak_memory_gib"),
+    *("final_loss", "data_wait_share", "resumed"),
+}
 """What is measured of a run, not what it was made from: two runs never share it."""
 
 
 def compare(first: NamedRun, second: NamedRun) -> Difference:
     """What differs between two runs, and by how much their per-class IoU differs."""
-    means = [
-        {name: found.mean for name, found in run.accuracies.items() if found.mean is not None}
-        for run in (first, second)
-    ]
+    means = [{name: found.mean or 0.0 for name, found in run.accuracies.items()} for run in (first, second)]
     ious = [run.iou()["ss"] for run in (first, second)]
     shared = [name for name in ious[0] if name in ious[1]]
     shared.sort(key=lambda name: -abs((ious[0][name] or 0.0) - (ious[1][name] or 0.0)))
-    only = [tuple(name for name in a if name not in b) for a, b in (ious, ious[::-1])]
     return Difference(
         settings=differing(flat(first.file.settings), flat(second.file.settings)),
         provenance=_differing_facts(first, second),
         accuracies={name: (mean, means[1][name]) for name, mean in means[0].items() if name in means[1]},
         iou={name: (ious[0][name], ious[1][name]) for name in shared},
-        classes_only_in=(only[0], only[1]),
     )
 
 
 def _differing_facts(first: NamedRun, second: NamedRun) -> dict[str, tuple[Any, Any]]:
     found = differing(*(run.file.model_dump(include=OF_FILE) for run in (first, second)))
-    facts = first.facts(), second.facts()
-    for stage in ("training", "evaluation"):
-        known = [each.get(stage) for each in facts]
-        if known[0] and known[1]:
-            changed = differing(known[0], known[1])
-            found |= {f"{stage}: {key}": values for key, values in changed.items() if key not in UNCOMPARED}
-        elif any(known):
-            found[stage] = ("known" if known[0] else "not known", "known" if known[1] else "not known")
+    there, here = first.facts(), second.facts()
+    for stage in (stage for stage in there if stage in here):
+        changed = differing(there[stage], here[stage])
+        found |= {f"{stage}: {key}": values for key, values in changed.items() if key not in UNCOMPARED}
     return found
 
 
@@ -204,10 +183,9 @@ def show_text(run: NamedRun) -> str:
     lines.append(["best constant mIoU", number(run.seeds[0].modes.ss.baseline[0]), "", ""])
     width = 4 if len(run.seeds) > 1 else 2
     numbers = _table([line[:width] for line in lines], ["%", "mean" if width == 4 else "", "sd", "seeds"][:width])
-    facts = [("row hash", [file.row_hash]), ("training hash", [file.train_hash])]
-    facts += facts_in_words(run.trained, run.seeds)
-    where = _table([[name, "\n".join(values)] for name, values in facts], ["provenance", ""])
-    blocks = [f"{file.row}, {of}\n{file.dataset} {file.split}, from {run.path}", numbers, where]
+    head, facts = facts_table(run.facts())
+    hashes = f"row hash {file.row_hash}, training hash {file.train_hash}"
+    blocks = [f"{file.row}, {of}\n{file.dataset} {file.split}, {hashes}\n{run.path}", numbers, _table(facts, head)]
     if file.weights:
         blocks.append(_table([[key, fact(value)] for key, value in file.weights.model_dump().items()], ["weights", ""]))
     by_mode = run.iou()
@@ -221,7 +199,7 @@ def diff_text(first: NamedRun, second: NamedRun, difference: Difference) -> str:
     names = [first.name, second.name]
     lines = [[key, *map(fact, values)] for key, values in difference.settings.items() if key != "name"]
     blocks = [_table(lines, ["settings", *names]) if lines else "Settings: the same."]
-    lines = [[key.replace("_", " "), *map(fact, values)] for key, values in difference.provenance.items()]
+    lines = [[key, *map(fact, values)] for key, values in difference.provenance.items()]
     blocks.append(_table(lines, ["provenance", *names]) if lines else "Provenance: the same.")
     lines = [[ACCURACIES[key], number(a), number(b), signed(b - a)] for key, (a, b) in difference.accuracies.items()]
     blocks.append(_table(lines, ["%", *names, "change"], "r"))
@@ -234,13 +212,15 @@ def diff_text(first: NamedRun, second: NamedRun, difference: Difference) -> str:
         neither = len(difference.iou) - len(lines)
         rest = f"\nand {neither} classes that are not in the data of either" if neither else ""
         blocks.append(_table(lines, ["IoU by class, %", *names, "change"], "r") + rest)
-    for run, only in zip((first, second), difference.classes_only_in, strict=True):
-        if only:
-            shown = [*only[:12], f"and {len(only) - 12} more"] if len(only) > 13 else only
-            blocks.append(f"Classes of {run.name} alone: {', '.join(shown)}.")
     return "\n\n".join(blocks)
 
 
 def _table(lines: Sequence[Sequence[str]], head: Sequence[str], align: str = "l") -> str:
+    """At most 80 columns wide: long words are broken."""
     sides = ["left"] + ["right" if align == "r" else "left"] * (len(head) - 1)
-    return tabulate(lines, headers=head, tablefmt="plain", colalign=sides, disable_numparse=True)
+    first = min(29, max(len(line[0]) for line in (*lines, head)))
+    widths = [first] + [(80 - first) // max(1, len(head) - 1) - 2] * (len(head) - 1)
+    return tabulate(
+        lines, headers=head, tablefmt="plain", colalign=sides, disable_numparse=True, maxcolwidths=widths,
+        maxheadercolwidths=widths,
+    )  # fmt: skip

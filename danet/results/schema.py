@@ -118,11 +118,6 @@ class Provenance(Document):
         """``None`` also where the code lay in no repository."""
         return None if self.commit == "unknown" else self.commit
 
-    @property
-    def facts(self) -> dict[str, Fact]:
-        """All of it, flat."""
-        return self.model_dump()
-
 
 # training
 
@@ -186,17 +181,6 @@ class TrainedSeed(Training):
         whole = record.identity
         identity = {"seed": whole.seed, "data": whole.data, "initial_weights": whole.initial_weights}
         return cls(**identity, identity=whole.digest, weights_sha256=record.weights_sha256, **dict(record.run))
-
-    @property
-    def facts(self) -> dict[str, Fact]:
-        """Provenance and identity, flat."""
-        return self.provenance.facts | {
-            "seed": self.seed,
-            "manifest_hash": self.data,
-            "weights_sha256": self.weights_sha256,
-            "imagenet_sha256": self.initial_weights,
-            "peak_memory_gib": self.peak_memory_gib,
-        }
 
 
 class TrainingFile(Document):
@@ -341,12 +325,6 @@ class Evaluation(Document):
             row_hash=row_hash, weights=self.weights_sha256, data=self.data, setup=self.provenance.setup,
             processes=self.provenance.processes or 1,
         )  # fmt: skip
-
-    @property
-    def facts(self) -> dict[str, Fact]:
-        """Provenance and identity, flat."""
-        whole = {"seed": self.seed, "manifest_hash": self.data, "weights_sha256": self.weights_sha256}
-        return self.provenance.facts | whole
 
 
 class EvaluatedSeed(Evaluation):

@@ -301,14 +301,12 @@ def test_a_page_says_what_was_left_out(workspace, params):
     [
         (spoil(lambda d: d.update(format=1), "train.json"), "train.json", "--force train@"),
         (spoil(lambda d: d["runs"][0].update(final_loss=float("nan")), "train.json"), "train.json", "final_loss"),
-        (lambda folder: (folder / "curve.csv").write_text("seed,iteration,loss\n0,1,nan\n"), "curve.csv", "not finite"),
         (
             lambda folder: (folder / "curve.csv").write_text("seed,iteration,loss\n0,1,x\n"),
             "curve.csv",
             "could not convert",
         ),
-        (lambda folder: (folder / "curve.csv").write_text("seed,iteration,loss\n0,1\n"), "curve.csv", "missing"),
-        (lambda folder: (folder / "curve.csv").write_text("a,b\n1,2\n"), "curve.csv", "needs the columns"),
+        (lambda folder: (folder / "curve.csv").write_text("a,b\n1,2\n"), "curve.csv", "'seed'"),
     ],
 )
 def test_bad_training_files_cost_only_their_own_numbers(workspace, params, edit, file, reason):
@@ -508,28 +506,24 @@ def test_csv_has_every_number_of_the_json(workspace, params):
     assert (lines[0]["device_hours"], lines[0]["miou_band"]) == ("3.25", "0.7")
 
 
-def test_environment_says_each_fact_as_briefly_as_it_can(workspace, params):
+def test_environment_has_the_facts_of_every_stage_and_seed(workspace, params):
     row = params.row(OFFICIAL)
     folder = samples.write(row, workspace, {0: 79.6, 1: 79.9, 2: 79.75}, points=0)
     for name, stage in (("train", 0), ("evaluation", 1)):
         data = json.loads((folder / f"{name}.json").read_text())
         for run in data["runs"]:
-            digest = str(run["seed"]) * 64
-            run["weights_sha256"] = digest  # the same weights are trained and evaluated
-            run["provenance"].update(command=f"stage {stage}", date=f"{stage}.{run['seed']}")
-        data["runs"][1]["provenance"].update(driver=None if stage else "580.95.05", device="cuda" if stage else None)
+            run["weights_sha256"] = str(run["seed"]) * 64  # the same weights are trained and evaluated
+            run["provenance"].update(command=f"stage {stage}")
+        data["runs"][1]["provenance"].update(driver=None if stage else "580.95.05")
         (folder / f"{name}.json").write_text(json.dumps(data))
     whole("official", params, workspace)
     own = (workspace.reports() / "official" / f"{OFFICIAL}.md").read_text()
-    facts = dict(line.strip("| ").split(" | ") for line in own.splitlines() if line.count("|") == 3)
-    assert facts["torch"] == "2.15.0+cu130"
-    assert facts["command"] == "train: stage 0<br>evaluate: stage 1"
-    assert facts["weights sha256"] == "<br>".join(f"seed {seed}: {str(seed) * 16}" for seed in range(3))
-    assert facts["date"].startswith(
-        "train, seed 0: 0.0<br>train, seed 1: 0.1<br>train, seed 2: 0.2<br>evaluate, seed 0: 1.0"
-    )
-    assert "evaluate, seed 1: -<br>evaluate, seed 2: 580.95.05" in facts["driver"]  # what is missing is not made up
-    assert facts["device"] == "seed 0: -<br>seed 1: cuda<br>seed 2: -"
+    facts = dict(line.strip("| ").split(" | ", 1) for line in own.splitlines() if line.count("|") == 4)
+    assert facts["torch"] == "2.15.0+cu130 | 2.15.0+cu130"
+    assert facts["command"] == "stage 0 | stage 1"
+    weights = "<br>".join(str(seed) * 16 for seed in range(3))
+    assert facts["weights\\_sha256"] == f"{weights} | {weights}"
+    assert facts["driver"] == "580.95.05 | 580.95.05<br>-<br>580.95.05"  # what is missing is not made up
 
 
 def test_a_row_is_reproduced_by_its_stages_or_by_what_makes_its_table(workspace, params):

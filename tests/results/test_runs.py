@@ -68,7 +68,7 @@ def test_show_several_seeds(workspace):
     text = show_text(load_run(NAME, workspace))
     # mean 55.5, sample standard deviation sqrt(0.5)
     assert ["mIoU", "55.50", "0.71", "55.00,", "56.00"] in [line.split() for line in text.splitlines()]
-    assert max(map(len, text.splitlines()[2:])) < 120
+    assert max(map(len, [line for line in text.splitlines() if "evaluation.json" not in line])) <= 80
     assert describe(load_run(NAME, workspace))["provenance"]["evaluation"]["seed"] == [0, 1]
 
 
@@ -94,7 +94,7 @@ def test_difference_of_two_seeds_is_no_setting(workspace):
     found = compare(load_run(f"{NAME}:0", workspace), load_run(f"{NAME}:1", workspace))
     assert found.settings == {}
     assert found.provenance["evaluation: seed"] == (0, 1)
-    assert not {key for key in found.provenance if "hash" in key}
+    assert not {key for key in found.provenance if "hash" in key or "data" in key}
 
 
 def test_other_machine_data_and_weights_are_named(workspace):
@@ -105,14 +105,10 @@ def test_other_machine_data_and_weights_are_named(workspace):
         for run in data["runs"]:
             run |= {"data": "b" * 16, "weights_sha256": "c" * 64}
             run["provenance"].update({"gpu": "NVIDIA A100", "dirty": True})
-        data["classes"][0] = "heaven"
 
     change(folder / "copy.json", elsewhere)
     found = compare(load_run(NAME, workspace), load_run(str(folder / "copy.json"), workspace))
-    for key in ("gpu", "manifest_hash", "weights_sha256", "dirty"):
-        assert f"evaluation: {key}" in found.provenance
-    assert found.provenance["training"] == ("known", "not known")
-    assert found.classes_only_in == (("sky",), ("heaven",))
+    assert set(found.provenance) == {f"evaluation: {key}" for key in ("gpu", "data", "weights_sha256", "dirty")}
 
 
 def test_bad_input(workspace):
