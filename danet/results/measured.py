@@ -297,7 +297,7 @@ class _Files:
         except (OSError, ValueError, KeyError) as error:
             self._leave_out("curve.csv", f"cannot be used: {error}")
             return {}
-        return {seed: curves.get_group(seed).drop(columns="seed") for seed in sorted({*curves.groups} & seeds)}
+        return {seed: curves.get_group(seed).drop(columns="seed") for seed in sorted(seeds) if seed in curves.groups}
 
 
 def _of_today(file: EvaluationFile | TrainingFile, row: Row, again: str) -> None:
@@ -317,8 +317,9 @@ def _of_today(file: EvaluationFile | TrainingFile, row: Row, again: str) -> None
 
 def facts(trained: Sequence[TrainedSeed], evaluated: Sequence[Evaluation]) -> dict[str, dict[str, Any]]:
     """Identity and provenance by stage and name: the value that all seeds share, else a list of theirs."""
+    stages: dict[str, Sequence[TrainedSeed | Evaluation]] = {"training": trained, "evaluation": evaluated}
     found = {}
-    for stage, runs in {"training": trained, "evaluation": evaluated}.items():
+    for stage, runs in stages.items():
         left_out = {"provenance", "modes", "best_on_val"}
         whole = [run.model_dump(exclude=left_out) | run.provenance.model_dump() for run in runs]
         columns = {key: [one[key] for one in whole] for key in (whole[0] if whole else ())}
