@@ -18,7 +18,7 @@ metrics            also torchmetrics, and pixel-by-pixel Python
 =================  =========================================================================================
 
 Weights and inputs are functions of names (``common.py``), so nothing large is stored. ``tests/parity/data`` holds the
-small cases' outputs of our own runs of the peers; ``--write-fixtures`` renews them after a run.
+small cases' outputs of our own runs of the peers; ``--write-fixtures`` renews them.
 
 Gradients and training are compared in float64, where nothing hangs on rounding (``compare.py``, ``training.py``).
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import argparse
 import functools
 import hashlib
-import multiprocessing
-import os
 import platform
 import shutil
 import subprocess
@@ -14,17 +12,18 @@ import sys
 import time
 import venv
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 
 import cv2
 import numpy as np
 import torch
+from joblib import Parallel, delayed
 
-from benchmarks.parity import common, compare, training
-from benchmarks.parity.results import ASPECTS, Result, measure
+from benchmarks.parity import compare, training
+from benchmarks.parity.results import ASPECTS, Result
 from danet.core.files import write_text
+from danet.core.provenance import code_version
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
@@ -32,34 +31,17 @@ ENVIRONMENT = ROOT / "build" / "parity-env"
 OUTPUT = ROOT / "build" / "parity"
 REPORT = ROOT / "reports" / "parity.md"
 FIXTURES = ROOT / "tests" / "parity" / "data"
-STORED = (
-    "model-mmseg-small",
-    "model-ssseg-small",
-    "augment-mmseg-small",
-    "augment-ssseg-small",
-    "inference-mmseg-inference-small",
-    "inference-ssseg-inference-small",
-    "metrics-mmseg",
-    "metrics-ssseg",
-    "training-mmseg-small",
-    "training-ssseg-small",
-)
-PEERS: dict[str, tuple[str, ...]] = {
-    "mmseg_peer": (),
-    "ssseg_peer": ("models", "initialisation", "schedule", "augmentation", "inference", "training"),
-}
-"""Modules of ``peers`` and their steps (all of them if none is named)."""
+PEERS = ("mmseg_peer", "ssseg_peer")
 SOURCES = ("mmsegmentation", "sssegmentation", "official", "clusterdanet", "all")
 
 CHECKS: tuple[Callable[[], Iterator[Result]], ...] = (
     # the longest first
     *(functools.partial(training.check_official_training, kind) for kind in ("dranet", "danet", "clusterdanet")),
     functools.partial(training.check_training, OUTPUT),
-    compare.check_official_models,
+    *(functools.partial(compare.check_official_model, kind) for kind in compare.OFFICIAL),
     functools.partial(compare.check_models, OUTPUT),
     functools.partial(compare.check_initialisation, OUTPUT),
     compare.check_official_initialisation,
-    compare.check_backbone_initialisation,
     functools.partial(compare.check_schedule, OUTPUT),
     compare.check_row_schedules,
     functools.partial(compare.check_augmentation, OUTPUT),
@@ -69,20 +51,6 @@ CHECKS: tuple[Callable[[], Iterator[Result]], ...] = (
     compare.check_padded_windows,
     functools.partial(compare.check_metrics, OUTPUT),
 )
-EXPECTED = {
-    "logits in float64",
-    "gradients in float64",
-    "initialisation",
-    "learning rate",
-    "augmentation, pixels",
-    "inference, scores",
-    "metrics",
-    "training, loss curve",
-    "training, weights",
-}
-"""What a complete run must have measured for each source; a peer that wrote nothing must not look like success."""
-
-
 NOTES = (
     "- What hangs on a ReLU's kink or on a norm over few values is compared in float64, in which rounding decides",
     "  nothing: the bounds hold on every processor. Float32 has a bound in evaluation mode.",
@@ -119,40 +87,23 @@ def prepare_environment() -> Path:
 
 
 def run_peers(python: Path) -> None:
-    """Runs both peers at once, each in one thread, into an empty folder; last what one needs of the other."""
+    """Runs both peers at once, each in one thread, into an empty folder."""
     shutil.rmtree(OUTPUT, ignore_errors=True)
     OUTPUT.mkdir(parents=True)
-
-    def run(steps: dict[str, tuple[str, ...]]) -> None:
-        command: list[str | Path] = [python, "-W", "ignore", "-m"]
-        running = [
-            subprocess.Popen([*command, f"benchmarks.parity.peers.{peer}", OUTPUT, *names], cwd=ROOT)
-            for peer, names in steps.items()
-        ]
-        if failed := [process for process in running if process.wait()]:
-            raise subprocess.CalledProcessError(failed[0].returncode, failed[0].args)
-
-    run(PEERS)
-    run({"ssseg_peer": ("metrics",)})
+    command: list[str | Path] = [python, "-W", "ignore", "-m"]
+    running = [subprocess.Popen([*command, f"benchmarks.parity.peers.{peer}", OUTPUT], cwd=ROOT) for peer in PEERS]
+    if failed := [process for process in running if process.wait()]:
+        raise subprocess.CalledProcessError(failed[0].returncode, failed[0].args)
 
 
-def run_checks(jobs: int) -> list[Result]:
-    """All comparisons, ``jobs`` at a time, each in one thread."""
+def run_checks() -> list[Result]:
+    """All comparisons, two at a time."""
     results: list[Result] = []
-    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
-        for measured, seconds in pool.map(measure, CHECKS):
-            results.extend(measured)
-            print(f"parity: {len(results)} measured, {seconds:.0f} s", flush=True)
-    for source in SOURCES[:-1]:
-        for aspect in sorted(EXPECTED - {r.aspect for r in results if r.source == source}):
-            results.append(Result(source, aspect, "nothing was measured", float("inf"), "-"))
+    work = (delayed(lambda check: list(check()))(check) for check in CHECKS)
+    for measured in Parallel(n_jobs=2, return_as="generator")(work):
+        results += measured
+        print(f"parity: {len(results)} measured", flush=True)
     return results
-
-
-def git(*arguments: str) -> str:
-    """Output of a git command in the repository, or a dash."""
-    done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
-    return done.stdout.strip() if done.returncode == 0 else "-"
 
 
 def number(value: float) -> str:
@@ -163,8 +114,7 @@ def number(value: float) -> str:
 def report(results: list[Result], seconds: float) -> str:
     """The Markdown page."""
     broken = [result for result in results if not result.passed]
-    changed = git("status", "--porcelain", "--", "danet", "params.yaml", "benchmarks")
-    commit = git("rev-parse", "--short=12", "HEAD") + (" and uncommitted changes" if changed not in ("", "-") else "")
+    commit, dirty = code_version()
     packages = ("mmsegmentation", "sssegmentation", "torchmetrics")
     peers = sorted({r.against.split(" (")[0] for r in results if r.against.startswith(packages)})
     lines = [
@@ -178,7 +128,7 @@ def report(results: list[Result], seconds: float) -> str:
         "",
         "| | |",
         "|-|-|",
-        f"| commit | {commit} |",
+        f"| commit | {commit[:12]}{' and uncommitted changes' if dirty else ''} |",
         f"| date | {datetime.now(UTC):%Y-%m-%d %H:%M} UTC |",
         f"| ours | Python {platform.python_version()}, torch {torch.__version__}, numpy {np.__version__}, "
         f"OpenCV {cv2.__version__} |",
@@ -222,31 +172,17 @@ def report(results: list[Result], seconds: float) -> str:
     return "\n".join(lines) + "\n"
 
 
-def write_fixtures() -> None:
-    """Copies the small cases for CI, of inference the published rule alone.
-
-    Of scores every third pixel in float32, whose rounding is far below their bound.
-    """
-    for name in STORED:
-        arrays, meta = common.load(OUTPUT / f"{name}.npz")
-        if name.startswith("inference-"):
-            meta["step"] = 3
-            arrays = {k: common.thinned(v, meta) for k, v in arrays.items() if not k.startswith("multi_image")}
-            arrays = {k: v.astype(np.float32) if v.dtype == np.float64 else v for k, v in arrays.items()}
-        common.save(FIXTURES, name, arrays, meta)
-
-
 def main() -> int:
     """Runs everything; 0 if every bound holds."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.parity", description="Compare with the sources' code.")
-    parser.add_argument("--reuse", action="store_true", help="take the peers' outputs of the last run")
     parser.add_argument("--write-fixtures", action="store_true", help="renew tests/parity/data")
-    parser.add_argument("--jobs", type=int, default=min(2, os.cpu_count() or 1), help="comparisons at a time")
     arguments = parser.parse_args()
     start = time.monotonic()
-    if not arguments.reuse:
-        run_peers(prepare_environment())
-    results = run_checks(arguments.jobs)
+    run_peers(prepare_environment())
+    if arguments.write_fixtures:
+        for path in (*OUTPUT.glob("*-small.npz"), *OUTPUT.glob("metrics-*.npz")):
+            shutil.copy(path, FIXTURES)
+    results = run_checks()
     write_text(REPORT, report(results, time.monotonic() - start))
     broken = [result for result in results if not result.passed]
     for result in broken:
@@ -256,8 +192,6 @@ def main() -> int:
             file=sys.stderr,
         )
     print(f"parity: {len(results) - len(broken)} of {len(results)} within their bounds; {REPORT.relative_to(ROOT)}")
-    if arguments.write_fixtures:
-        write_fixtures()
     return 1 if broken else 0
 
 

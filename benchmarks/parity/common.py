@@ -39,45 +39,30 @@ def weight(case: str, name: str, shape: tuple[int, ...]) -> np.ndarray:
     residual branch 0 (mmsegmentation's ``zero_init_residual``). From arbitrary weights twenty steps at the recipe's
     rate are chaotic: two runs of one and the same program that differ by a rounding error end 50% apart.
     """
-    rng = generator(case, name)
-    leaf = name.rsplit(".", 1)[-1]
-    if "training" in case:
-        return starting_weight(rng, name, leaf, shape)
+    rng, leaf, start = generator(case, name), name.rsplit(".", 1)[-1], "training" in case
     if leaf == "num_batches_tracked":
         return np.zeros(shape, np.int64)
     if leaf == "V_count_buffer":
         return np.ones(shape, np.float64)
-    if leaf == "running_var":
-        return rng.uniform(0.5, 1.5, shape).astype(np.float32)
-    if leaf == "running_mean":
-        return (0.1 * rng.standard_normal(shape)).astype(np.float32)
-    if shape in ((), (1,)) and any(word in name for word in ("gamma", "scale")):
-        return np.full(shape, ATTENTION_SCALES["cam" if "cam" in name or ".sc." in name else "pam"], np.float32)
-    if len(shape) <= 1:
-        if leaf == "bias":
-            return (0.1 * rng.standard_normal(shape)).astype(np.float32)
-        size = 0.3 if ".bn3." in name else 1.0
-        return (size * rng.uniform(0.7, 1.3, shape)).astype(np.float32)
-    fan_in = int(np.prod(shape[1:]))
-    value: np.ndarray = (np.sqrt(1.5 / fan_in) * rng.standard_normal(shape, np.float32)).astype(np.float32)
-    return value
-
-
-def starting_weight(rng: np.random.Generator, name: str, leaf: str, shape: tuple[int, ...]) -> np.ndarray:
-    """The value of an entry at the start of training."""
-    if leaf == "num_batches_tracked":
-        return np.zeros(shape, np.int64)
-    if leaf == "V_count_buffer":
-        return np.ones(shape, np.float64)
-    if leaf in {"running_mean", "bias"} or shape in ((), (1,)):
-        one = name.endswith("clgd.gamma")  # the gate of DRANet's decoder starts open
-        return np.full(shape, float(one), np.float32)
-    if len(shape) == 1:
-        return np.full(shape, 0.0 if ".bn3." in name and leaf == "weight" else 1.0, np.float32)
-    fan_out = shape[0] * int(np.prod(shape[2:]))
-    classifier = shape[2:] == (1, 1) and shape[0] in (19, 21)
-    spread = 0.01 if classifier else np.sqrt(2 / fan_out)
-    return (spread * rng.standard_normal(shape, np.float32)).astype(np.float32)
+    if shape in ((), (1,)) and ("gamma" in name or "scale" in name):
+        scale = ATTENTION_SCALES["cam" if "cam" in name or ".sc." in name else "pam"]
+        first = float(name.endswith("clgd.gamma"))  # the gate of DRANet's decoder starts open
+        return np.full(shape, first if start else scale, np.float32)
+    value: np.ndarray
+    if leaf in {"running_mean", "bias"}:
+        value = np.zeros(shape) if start else 0.1 * rng.standard_normal(shape)
+    elif leaf == "running_var":
+        value = np.ones(shape) if start else rng.uniform(0.5, 1.5, shape)
+    elif len(shape) <= 1:
+        last = ".bn3." in name
+        value = np.full(shape, float(not last)) if start else (0.3 if last else 1.0) * rng.uniform(0.7, 1.3, shape)
+    else:
+        spread = np.sqrt(1.5 / np.prod(shape[1:]))
+        if start:
+            classifier = shape[2:] == (1, 1) and shape[0] in (19, 21)
+            spread = 0.01 if classifier else np.sqrt(2 / (shape[0] * np.prod(shape[2:])))
+        value = spread * rng.standard_normal(shape, np.float32)
+    return value.astype(np.float32)
 
 
 def network_input(case: str, batch: int, height: int, width: int) -> np.ndarray:
@@ -146,6 +131,26 @@ def annotation(case: str, height: int, width: int, classes: int, dominant: float
     return label
 
 
+METRIC_CLASSES = 19
+
+
+def metric_pairs() -> list[tuple[np.ndarray, np.ndarray]]:
+    """Predictions and labels, uint8, in which two classes are absent, pixels are ignored, and one image is empty."""
+    rng = generator("metrics")
+    present = [c for c in range(METRIC_CLASSES) if c not in (7, 12)]
+    pairs = []
+    for index, (height, width) in enumerate([(37, 53), (64, 48), (20, 20), (50, 70)]):
+        label = rng.choice(present, (height, width)).astype(np.uint8)
+        prediction = np.where(rng.random((height, width)) < 0.7, label, rng.choice(present, (height, width)))
+        label[rng.random((height, width)) < 0.1] = 255
+        if index == 2:
+            label[:] = 255  # nothing labelled
+        if index == 3:
+            prediction[:5] = 12  # predicted, never labelled: IoU 0, not absent
+        pairs.append((prediction.astype(np.uint8), label))
+    return pairs
+
+
 def projections(name: str, value: np.ndarray) -> np.ndarray:
     """Norm and four random projections of a tensor: enough to notice any difference, small enough to store."""
     flat = value.astype(np.float64).ravel()
@@ -180,12 +185,6 @@ def save_training(
     """Writes a peer's training run: its curves, and projections of the final state."""
     final = {f"state/{key}": projections(key, value.numpy()) for key, value in state.items()}
     save(folder, f"training-{name}", {"loss": np.array(losses), "lr": np.array(rates), **final}, meta)
-
-
-def thinned(values: Any, meta: dict[str, Any]) -> Any:
-    """Of ``... x H x W`` the pixels that a case's file holds: all of them, in the stored set every third."""
-    step = meta.get("step", 1)
-    return values[..., ::step, ::step]
 
 
 def load(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:

@@ -1,8 +1,7 @@
 """Our side of every comparison: the harness's own models, losses, trainer, transforms, predictor on the peer's inputs.
 
-Each ``check_*`` reads what a peer stored in a folder (or runs ``reference``) and returns :class:`Result` objects; no
-assertion is made here. A case whose files are not in the folder is skipped, so that the same functions serve the
-small stored set of CI and the full run.
+Each ``check_*`` reads what the peers stored in a folder (or runs ``reference``) and returns :class:`Result` objects; no
+assertion is made here. They take the cases that are in the folder: all in the full run, the small stored set in CI.
 
 Networks run in float64 on both sides wherever a result hangs on the sign of an activation or on an argmax. Two correct
 float32 programs that add up in different orders (another processor, another version of a library) put a few of a
@@ -14,7 +13,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +20,12 @@ import cv2
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from benchmarks.parity import common, reference
 from benchmarks.parity.results import ASPECTS, Result
 from danet.config.params import Params, load_params
-from danet.config.row import Augment, Loss, Model, MultiScale, Row, Test
+from danet.config.row import Augment, Loss, MultiScale, Row, Test
 from danet.data import transforms
 from danet.evaluation import inference, metrics
 from danet.models import Segmentor, build_model
@@ -36,7 +35,6 @@ from danet.training.schedule import learning_rate
 from danet.weights.released import SOURCES
 
 PARAMS = Path(__file__).resolve().parents[2] / "params.yaml"
-PEERS = {"mmseg": "mmsegmentation", "ssseg": "sssegmentation"}
 ROWS = {
     "mmseg": "mmseg-r50-d8-cityscapes-512x1024-40k",
     "ssseg": "ssseg-r50-d8-voc2012",
@@ -44,14 +42,9 @@ ROWS = {
     "dranet": "official-dranet-r101-d8-cityscapes",
     "clusterdanet": "clusterdanet-r101-d8-voc2012",
 }
-TABLES = {
-    "mmseg": "mmsegmentation",
-    "ssseg": "sssegmentation",
-    "danet": "official",
-    "dranet": "official-dranet",
-    "clusterdanet": "clusterdanet",
-}
+"""The row that a kind of network is compared by; its source is what the report names."""
 REFERENCE = "own float64 reference"
+LOOPS = "own plain loops"
 
 
 @functools.cache
@@ -65,15 +58,24 @@ def row(name: str) -> Row:
     return params().row(ROWS.get(name, name))
 
 
-def title_of(kind: str) -> str:
-    """The source of an official network in the report."""
-    return "clusterdanet" if kind == "clusterdanet" else "official"
-
-
 def against(source: str, meta: dict[str, Any]) -> str:
     """The peer package and its version."""
-    package = PEERS[source]
+    package = row(source).source
     return f"{package} {meta['versions'][package]}"
+
+
+def stored(folder: Path, aspect: str) -> Iterator[tuple[str, str, dict[str, np.ndarray], dict[str, Any]]]:
+    """Of each file of an aspect its source, its case, its arrays and what it says of them.
+
+    Raises:
+        FileNotFoundError: if there is none.
+    """
+    paths = sorted(folder.glob(f"{aspect}-*.npz"))
+    if not paths:
+        raise FileNotFoundError(f"{folder}: the peers have stored nothing about {aspect}")
+    for path in paths:
+        _, source, *case = path.stem.split("-", 2)
+        yield source, "".join(case), *common.load(path)
 
 
 def difference(a: Tensor | np.ndarray, b: Tensor | np.ndarray) -> float:
@@ -85,10 +87,10 @@ def difference(a: Tensor | np.ndarray, b: Tensor | np.ndarray) -> float:
     return float(np.abs(x - y).max() / (scale or 1.0)) if y.size else 0.0
 
 
-def our_names(source: str, model: nn.Module) -> dict[str, str]:
+def our_names(kind: str, model: nn.Module) -> dict[str, str]:
     """Our name of each tensor of a source's network, by the table by which its released weights are imported."""
     assert isinstance(model, Segmentor)
-    toolbox = SOURCES[TABLES[source]]
+    toolbox = SOURCES["official-dranet" if kind == "dranet" else row(kind).source]
     return {toolbox.name(key, model.config.stem): key for key in model.state_dict()}
 
 
@@ -187,56 +189,50 @@ def check_network(
 # ---------------------------------------------------------------------------------------------- models of the packages
 
 
-def peer_model_config(source: str, meta: dict[str, Any]) -> Model:
-    """The row's model section, with what the case varies."""
-    base = row(source).model
-    if source == "mmseg":
-        depth = "resnet101" if "r101" in meta["config"] else "resnet50"
-        return base.model_copy(update={"backbone": depth, "align_corners": bool(meta["align_corners"])})
-    return base.model_copy(
-        update={"backbone": f"resnet{meta['depth']}", "output_stride": meta["output_stride"], "align_corners": False}
-    )
+def peer_model(source: str, case: str, meta: dict[str, Any]) -> tuple[Segmentor, dict[str, str]]:
+    """Our network of a stored case with the shared weights, and our name of each of the peer's names."""
+    names = ("output_stride", "align_corners")
+    changes = {"backbone": f"resnet{meta['depth']}"} | {name: meta[name] for name in names}
+    model = build_model(row(source).model.model_copy(update=changes), meta["classes"], "fused")
+    return model, load_shared(model, source, case, meta["keys"])
 
 
-def check_models(folder: Path, only: str | None = None) -> Iterator[Result]:
+def check_models(folder: Path) -> Iterator[Result]:
     """Parameters, logits, loss, gradients and statistics of each stored model case."""
-    for path in sorted(folder.glob("model-*.npz")):
-        case = path.stem.removeprefix("model-")
-        if only is not None and case != only:
-            continue
-        source = case.split("-")[0]
-        yield from check_model(source, case, *common.load(path))
-
-
-def check_model(source: str, case: str, arrays: dict[str, np.ndarray], meta: dict[str, Any]) -> Iterator[Result]:
-    """One case."""
-    peer, title = against(source, meta), PEERS[source]
-    config = peer_model_config(source, meta)
-    model = build_model(config, meta["classes"], "fused")
-    parameters = sum(p.numel() for p in model.parameters())
-    yield Result(title, "parameters", case, abs(parameters - meta["parameters"]), peer, f"{parameters:,}")
-    mapping = load_shared(model, source, case, meta["keys"])
-    image = common.network_input(case, *meta["shape"])
-    label = common.network_label(case, *meta["shape"], meta["classes"])
-    loss = row(source).loss.model_copy(update={"replicas": 1})  # the peers are one process
-    yield from check_network(title, case, peer, model, mapping, arrays, image, label, loss, config.align_corners)
+    for source, name, arrays, meta in stored(folder, "model"):
+        case, title, peer = f"{source}-{name}", row(source).source, against(source, meta)
+        model, mapping = peer_model(source, case, meta)
+        parameters = sum(p.numel() for p in model.parameters())
+        yield Result(title, "parameters", case, abs(parameters - meta["parameters"]), peer, f"{parameters:,}")
+        image = common.network_input(case, *meta["shape"])
+        label = common.network_label(case, *meta["shape"], meta["classes"])
+        loss = row(source).loss.model_copy(update={"replicas": 1})  # the peers are one process
+        yield from check_network(title, case, peer, model, mapping, arrays, image, label, loss, meta["align_corners"])
 
 
 # ------------------------------------------------------------------------------------------------ the official networks
 
-OFFICIAL_CASES = {
-    # case: (row, backbone, classes, batch, height, width)
-    "official-danet": ("danet", 101, 19, 2, 65, 81),
-    "official-dranet": ("dranet", 101, 19, 2, 65, 81),
-    "official-clusterdanet": ("clusterdanet", 101, 21, 2, 97, 113),
+OFFICIAL = {
+    # kind: (classes, height, width, parameters of the official modules)
+    "danet": (19, 65, 81, 66_454_779),
+    "dranet": (19, 65, 81, 73_741_962),
+    "clusterdanet": (21, 97, 113, 66_581_633),
 }
 
 
-def official_network(kind: str, depth: int, classes: int, case: str, config: Model) -> reference.Network:
-    """The slow reference with the shared weights."""
+def official_pair(kind: str, depth: int, case: str) -> tuple[Segmentor, reference.Network, dict[str, str]]:
+    """Our network and the slow reference with the same shared weights, and our name of each of the official names.
+
+    The table of released weights gives the official names of our tensors. The reference asks for its own names, and
+    :data:`OFFICIAL` counts the parameters, so a name or a tensor too many or too few does not pass.
+    """
+    config = row(kind).model.model_copy(update={"backbone": f"resnet{depth}"})
+    model = build_model(config, OFFICIAL[kind][0], "fused")
+    shapes = {theirs: model.state_dict()[ours].shape for theirs, ours in our_names(kind, model).items()}
     weights = {
-        key: torch.from_numpy(common.weight(case, key, shape)).double()
-        for key, shape in reference.weight_shapes(kind, depth, classes, config.stem)
+        key: torch.from_numpy(common.weight(case, key, tuple(shape))).double()
+        for key, shape in shapes.items()
+        if not key.endswith("num_batches_tracked")
     }
     if kind == "clusterdanet":  # centres of unit length, as training starts with
         for key in ("head.ca.V_buffer", "head.cc.V_buffer"):
@@ -245,34 +241,22 @@ def official_network(kind: str, depth: int, classes: int, case: str, config: Mod
     for key, value in weights.items():
         if not key.endswith(("running_mean", "running_var", "V_buffer", "V_count_buffer")):
             value.requires_grad_()
-    return reference.Network(kind, depth, weights, config.multi_grid)
+    return model, reference.Network(kind, depth, weights, config.multi_grid), give(model, kind, weights)
 
 
-PARAMETERS = {"official-danet": 66_454_779, "official-dranet": 73_741_962, "official-clusterdanet": 66_581_633}
-"""Of the official modules (ClusterDANet's with its count of classes, 21)."""
-
-
-def check_official_models(
-    depth: int | None = None, only: str | None = None, size: tuple[int, int] | None = None
-) -> Iterator[Result]:
+def check_official_model(kind: str, depth: int = 101, size: tuple[int, int] | None = None) -> Iterator[Result]:
     """Ours against the slow reference: all heads in both modes, loss, gradients and buffers."""
-    for case, (kind, published_depth, classes, batch, height, width) in OFFICIAL_CASES.items():
-        if only is not None and case != only:
-            continue
-        shape = (batch, *(size or (height, width)))
-        recipe, title = row(kind), title_of(kind)
-        backbone = depth or published_depth
-        config = recipe.model.model_copy(update={"backbone": f"resnet{backbone}"})
-        model = build_model(config, classes, "fused")
-        if backbone == published_depth:
-            count = sum(p.numel() for p in model.parameters())
-            yield Result(title, "parameters", case, abs(count - PARAMETERS[case]), "the official modules", f"{count:,}")
-        network = official_network(kind, backbone, classes, case, config)
-        mapping = give(model, kind, network.weights)
-        image, label = common.network_input(case, *shape), common.network_label(case, *shape, classes)
-        loss = recipe.loss.model_copy(update={"replicas": 1})  # two images
-        theirs = official_step(network, torch.from_numpy(image).double(), torch.from_numpy(label), loss)
-        yield from check_network(title, case, REFERENCE, model, mapping, theirs, image, label, loss, True)
+    classes, height, width, parameters = OFFICIAL[kind]
+    case, recipe = f"official-{kind}", row(kind)
+    model, network, mapping = official_pair(kind, depth, case)
+    if depth == 101:
+        count = sum(p.numel() for p in model.parameters())
+        yield Result(recipe.source, "parameters", case, abs(count - parameters), "the official modules", f"{count:,}")
+    shape = (2, *(size or (height, width)))
+    image, label = common.network_input(case, *shape), common.network_label(case, *shape, classes)
+    loss = recipe.loss.model_copy(update={"replicas": 1})  # two images
+    theirs = official_step(network, torch.from_numpy(image).double(), torch.from_numpy(label), loss)
+    yield from check_network(recipe.source, case, REFERENCE, model, mapping, theirs, image, label, loss, True)
 
 
 def official_step(network: reference.Network, image: Tensor, label: Tensor, loss: Loss) -> dict[str, np.ndarray]:
@@ -296,119 +280,88 @@ def official_loss(outputs: dict[str, Tensor], label: Tensor, weights: Loss) -> T
 
     With replicas each takes the mean over its own images, and the means are averaged.
     """
-    parts = [
-        getattr(weights, head) * reference.cross_entropy(value, its_label, True, "valid") / weights.replicas
-        for head, values in outputs.items()
-        for value, its_label in zip(values.chunk(weights.replicas), label.chunk(weights.replicas), strict=True)
-        if getattr(weights, head)
-    ]
-    return torch.stack(parts).sum()
+    total = torch.zeros((), dtype=torch.float64)
+    for head in (name for name in outputs if getattr(weights, name)):
+        logits = reference.bilinear(outputs[head], (label.shape[1], label.shape[2]))
+        for its_logits, its_label in zip(logits.chunk(weights.replicas), label.chunk(weights.replicas), strict=True):
+            mean = functional.cross_entropy(its_logits, its_label, ignore_index=255)
+            total = total + getattr(weights, head) * mean / weights.replicas
+    return total
 
 
 # ------------------------------------------------------------------------------------------------------- initialisation
 
 
-def check_initialisation(folder: Path) -> Iterator[Result]:
-    """Mean and standard deviation of each parameter, 4 seeds of ours against 4 of the peer, in standard errors.
-
-    The backbone too, which starts so where a row has no ImageNet weights (the rehearsal's). The mean of n values
-    scatters by s/sqrt(n), their standard deviation by at most s/sqrt(2n); a difference of two by sqrt(2) more.
-    """
-    for source, start in (("mmseg", "mmsegmentation"), ("ssseg", "pytorch")):
-        path = folder / f"init-{source}.npz"
-        if not path.exists():
-            continue
-        arrays, meta = common.load(path)
-        mapping: dict[str, str] = {}
-        ours: dict[str, list[tuple[float, float]]] = {}
-        for seed in range(4):
-            torch.manual_seed(1000 + seed)
-            model = build_model(row(source).model.model_copy(update={"backbone_init": start}), 19)
-            mapping = our_names(source, model)
-            for key, value in model.named_parameters():
-                ours.setdefault(key, []).append((value.double().mean().item(), value.double().std(correction=0).item()))
-        worst, where = 0.0, ""
-        for key, values in arrays.items():
-            theirs, mine = values.mean(0), np.array(ours[mapping[key]]).mean(0)
-            count = meta["sizes"][key] * len(values)
-            spread = max(float(theirs[1]), float(mine[1]))
-            if count == len(values) or spread == 0.0:  # constants: exact
-                score = 0.0 if np.array_equal(theirs, mine) else float("inf")
-            else:
-                score = max(
-                    abs(float(theirs[0] - mine[0])) / (spread * np.sqrt(2 / count)),
-                    abs(float(theirs[1] - mine[1])) / (spread * np.sqrt(1 / count)),
-                )
-            if score > worst:
-                worst, where = score, key
-        note = f"{len(arrays)} parameters, 4 seeds; worst: {where}"
-        yield Result(PEERS[source], "initialisation", "backbone and heads", worst, against(source, meta), note)
+def starts(build: Callable[[], nn.Module]) -> dict[str, tuple[float, float, int]]:
+    """Mean, standard deviation and number of the values of each parameter, over four seeds."""
+    found: dict[str, list[tuple[float, float, int]]] = {}
+    for seed in range(4):
+        torch.manual_seed(1000 + seed)
+        for key, value in build().named_parameters():
+            values = value.detach().double()
+            found.setdefault(key, []).append((values.mean().item(), values.std(correction=0).item(), values.numel()))
+    return {key: (*np.mean([seen[:2] for seen in each], 0), 4 * each[0][2]) for key, each in found.items()}
 
 
-def worst_initialisation(
-    values: dict[str, list[Tensor]], expected: Callable[[str], float | Constant]
+def worst_start(
+    ours: dict[str, tuple[float, float, int]], expected: dict[str, tuple[float, float]], draws: int
 ) -> tuple[float, str]:
-    """The parameter furthest from its closed form, in standard errors of mean and standard deviation, and its name."""
+    """The parameter furthest from the mean and deviation expected of it, in standard errors, and its name.
+
+    The mean of n values scatters by s/sqrt(n), their standard deviation by at most s/sqrt(2n); a difference of two
+    samples (``draws`` 2) by sqrt(2) more. Constants must be equal.
+    """
     worst, where = 0.0, ""
-    for key, seeds in values.items():
-        flat, wanted = torch.cat(seeds), expected(key)
-        if isinstance(wanted, Constant):
-            score = 0.0 if bool((flat == wanted.value).all()) else float("inf")
-        else:
-            score = max(
-                abs(flat.mean().item()) / (wanted / np.sqrt(flat.numel())),
-                abs(flat.std(correction=0).item() - wanted) / (wanted / np.sqrt(2 * flat.numel())),
-            )
+    for key, (wanted_mean, wanted_spread) in expected.items():
+        mean, spread, count = ours[key]
+        error = max(spread, wanted_spread) / np.sqrt(count / draws)
+        apart = max(abs(mean - wanted_mean), np.sqrt(2) * abs(spread - wanted_spread))
+        score = float(apart / error) if error else apart and float("inf")
         if score > worst:
             worst, where = score, key
     return worst, where
 
 
-@dataclass(frozen=True)
-class Constant:
-    """All entries of a parameter."""
+def check_initialisation(folder: Path) -> Iterator[Result]:
+    """Mean and standard deviation of each parameter against those of four seeds of the peers.
 
-    value: float
+    The backbone too, which starts so where a row has no ImageNet weights (the rehearsal's).
+    """
+    for source, _, arrays, meta in stored(folder, "init"):
+        start = {"mmseg": "mmsegmentation", "ssseg": "pytorch"}[source]
+        config = row(source).model.model_copy(update={"backbone_init": start})
+        ours, mapping = (
+            starts(lambda config=config: build_model(config, 19)),
+            our_names(source, build_model(config, 19)),
+        )
+        expected = {mapping[key]: (values[:, 0].mean(), values[:, 1].mean()) for key, values in arrays.items()}
+        worst, where = worst_start(ours, expected, draws=2)
+        note = f"{len(arrays)} parameters, 4 seeds; worst: {where}"
+        yield Result(row(source).source, "initialisation", "backbone and heads", worst, against(source, meta), note)
 
 
 def check_official_initialisation() -> Iterator[Result]:
-    """Heads against the closed form of PyTorch's default: uniform, standard deviation 1/sqrt(3 fan_in), 0 gates."""
+    """Heads: PyTorch's default, uniform with standard deviation 1/sqrt(3 fan_in), gates 0.
+
+    ClusterDANet's backbone, which has no ImageNet weights: N(0, sqrt(2 / (k k out))), norms the identity.
+    """
     for kind in ("danet", "dranet", "clusterdanet"):
-        values: dict[str, list[Tensor]] = {}
-        for seed in range(4):
-            torch.manual_seed(seed)
-            model = build_model(row(kind).model.model_copy(update={"backbone": "resnet50"}), 19)
-            for key, value in model.named_parameters():
-                if not key.startswith("backbone."):
-                    values.setdefault(key, []).append(value.detach().double().flatten())
-        modules = dict(model.named_modules())
-
-        def expected(key: str, modules: dict[str, nn.Module] = modules) -> float | Constant:
-            module = modules[key.rpartition(".")[0]]
-            if isinstance(module, nn.Conv2d | nn.Linear):
-                return float(1 / np.sqrt(3 * module.weight[0].numel()))
-            return Constant(1.0 if key.endswith((".weight", "gate.gamma")) else 0.0)
-
-        worst, where = worst_initialisation(values, expected)
-        yield Result(title_of(kind), "initialisation", f"{kind}, heads", worst, "closed form", f"worst: {where}")
-
-
-def check_backbone_initialisation() -> Iterator[Result]:
-    """Backbone from scratch (ClusterDANet: no ImageNet weights): N(0, sqrt(2 / (k k out))), norms the identity."""
-    torch.manual_seed(0)
-    shapes = {}
-    values = {}
-    for key, value in build_model(row("clusterdanet").model, 21).backbone.named_parameters():
-        shapes[key], values[key] = value.shape, [value.detach().double().flatten()]
-
-    def expected(key: str) -> float | Constant:
-        shape = shapes[key]
-        if len(shape) == 4:
-            return float(np.sqrt(2 / (shape[0] * shape[2] * shape[3])))
-        return Constant(1.0 if key.endswith("weight") else 0.0)
-
-    worst, where = worst_initialisation(values, expected)
-    yield Result("clusterdanet", "initialisation", "backbone", worst, "closed form", f"worst: {where}")
+        config = row(kind).model.model_copy(update={"backbone": "resnet50"})
+        model, expected = build_model(config, 19), {}
+        for key, value in model.named_parameters():
+            layer = model.get_submodule(key.rpartition(".")[0])
+            if key.startswith("backbone."):
+                if kind != "clusterdanet":
+                    continue
+                spread = float(np.sqrt(2 / (value.shape[0] * value[0, 0].numel()))) if value.dim() == 4 else 0.0
+            else:
+                drawn = isinstance(layer, nn.Conv2d | nn.Linear)
+                spread = float(1 / np.sqrt(3 * layer.weight[0].numel())) if drawn else 0.0
+            constant = key.endswith((".weight", "gate.gamma")) and not spread
+            expected[key] = (float(constant), spread)
+        worst, where = worst_start(starts(lambda config=config: build_model(config, 19)), expected, draws=1)
+        case = f"{kind}, {'backbone and heads' if kind == 'clusterdanet' else 'heads'}"
+        yield Result(row(kind).source, "initialisation", case, worst, "closed form", f"worst: {where}")
 
 
 # -------------------------------------------------------------------------------------------------------- learning rate
@@ -416,32 +369,19 @@ def check_backbone_initialisation() -> Iterator[Result]:
 
 def check_schedule(folder: Path) -> Iterator[Result]:
     """The packages' schedulers at every iteration (mmengine's by denominator T-1), every row by its closed form."""
-    path = folder / "schedule-mmseg.npz"
-    if path.exists():
-        arrays, meta = common.load(path)
-        variant = row("mmseg").schedule.model_copy(update={"denominator": "T-1"})
-        for total, values in arrays.items():
-            ours = [learning_rate(variant, 0.01, i, int(total)) for i in range(int(total))]
-            yield Result(
-                "mmsegmentation",
-                "learning rate",
-                f"{total} iterations, denominator T-1",
-                float(np.abs(np.array(ours) - values).max()),
-                f"{against('mmseg', meta)} (mmengine PolyLR)",
-            )
-    path = folder / "schedule-ssseg.npz"
-    if path.exists():
-        arrays, meta = common.load(path)
-        for dataset, values in arrays.items():
-            recipe = row(f"ssseg-r50-d8-{dataset}")
-            samples = params().dataset(dataset).counts[recipe.train_split]
-            length = recipe.schedule.total_iterations(samples)
-            if length != len(values):
-                measured, note = float("inf"), f"{length} iterations here, {len(values)} there"
+    for source, _, arrays, meta in stored(folder, "schedule"):
+        for name, values in arrays.items():
+            if source == "mmseg":
+                schedule = row(source).schedule.model_copy(update={"denominator": "T-1"})
+                total, case = int(name), f"{name} iterations, denominator T-1"
             else:
-                ours = [learning_rate(recipe.schedule, 0.01, i, length) for i in range(length)]
-                measured, note = float(np.abs(np.array(ours) - values).max()), f"{length} iterations in both"
-            yield Result("sssegmentation", "learning rate", f"{recipe.name}", measured, against("ssseg", meta), note)
+                recipe = row(f"ssseg-r50-d8-{name}")
+                schedule, case = recipe.schedule, recipe.name
+                total = schedule.total_iterations(params().dataset(name).counts[recipe.train_split])
+            ours = np.array([learning_rate(schedule, 0.01, i, total) for i in range(total)])
+            worst = float(np.abs(ours - values).max()) if total == len(values) else float("inf")
+            note = f"{total} iterations here, {len(values)} there"
+            yield Result(row(source).source, "learning rate", case, worst, against(source, meta), note)
 
 
 def check_row_schedules(every: int = 1) -> Iterator[Result]:
@@ -525,11 +465,24 @@ def grey_levels(final: np.ndarray) -> np.ndarray:
     return levels
 
 
+def replayed(
+    augment: Augment, key: str, size: tuple[int, int], classes: int, draws: dict[str, Any]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """The picture and label map of a sample, and what our pipeline makes of them with given draws.
+
+    Raises:
+        AssertionError: if ours asks for other draws, or leaves some.
+    """
+    image, mask = common.photograph(key, *size), common.annotation(key, *size, classes)
+    replay = Replay(augment, draws)
+    final, label = transforms.augmented(augment, image, mask, replay)  # type: ignore[arg-type]
+    assert not replay.left, f"{key}: {replay.left} of the peer's draws were not used"
+    return image, mask, final, label
+
+
 def check_augmentation(folder: Path) -> Iterator[Result]:
     """Our pipeline on the peer's images and draws."""
-    for path in sorted(folder.glob("augment-*.npz")):
-        _, source, name = path.stem.split("-", 2)
-        arrays, meta = common.load(path)
+    for source, name, arrays, meta in stored(folder, "augment"):
         base = row(source).augment
         scale = (min(meta["scale"]), max(meta["scale"]))
         update: dict[str, Any] = {
@@ -542,16 +495,11 @@ def check_augmentation(folder: Path) -> Iterator[Result]:
         pixels = labels = normalised = 0.0
         redraws = 0
         for case in meta["cases"]:
-            key = f"{source}-augment-{name}-{case['seed']}"
             seed, draws = case["seed"], case["draws"]
-            image = common.photograph(key, *case["size"])
-            height, width = case["size"]
-            mask = common.annotation(key, height, width, meta["classes"])
-            replay = Replay(augment, draws)
-            final, label = transforms.augmented(augment, image, mask, replay)  # type: ignore[arg-type]
+            _, _, final, label = replayed(
+                augment, f"{source}-augment-{name}-{seed}", case["size"], meta["classes"], draws
+            )
             redraws += len(draws["crops"]) - 1
-            if replay.left:
-                raise AssertionError(f"{path.name}, seed {seed}: {replay.left} of the peer's draws were not used")
             expected = arrays[f"{seed}/label"]
             labels += float("inf") if expected.shape != label.shape else int((expected != label).sum())
             theirs = arrays[f"{seed}/image"]
@@ -565,17 +513,16 @@ def check_augmentation(folder: Path) -> Iterator[Result]:
             normalised = max(normalised, difference(final[:, -2:, -2:], arrays[f"{seed}/corner"]))
             normalised = max(normalised, float(np.abs(projection - arrays[f"{seed}/projection"]).max() / projection[0]))
         note = f"{len(meta['cases'])} samples, {redraws} redrawn crops"
-        peer = against(source, meta)
         case_name = f"{name}{', 1.x padding' if meta.get('pads_before_normalising') else ''}"
-        yield Result(PEERS[source], "augmentation, pixels", case_name, pixels, peer, f"{note}; HSV included")
-        yield Result(PEERS[source], "augmentation, labels", case_name, labels, peer, note)
-        yield Result(PEERS[source], "augmentation, normalised", case_name, normalised, peer, note)
+        for what, worst in (("pixels", pixels), ("labels", labels), ("normalised", normalised)):
+            yield Result(row(source).source, f"augmentation, {what}", case_name, worst, against(source, meta), note)
 
 
-def check_official_augmentation(samples: int = 12) -> Iterator[Result]:
+def check_official_augmentation() -> Iterator[Result]:
     """The official order with PIL, both rules (2018: short side; HEAD and fork: long side, labels padded with 0)."""
+    samples = 12
     for kind, rule, base, crop in (("danet", "short", 96, 72), ("clusterdanet", "long", 78, 72)):
-        recipe, title = row(kind).augment, title_of(kind)
+        recipe, title = row(kind).augment, row(kind).source
         augment = recipe.model_copy(
             update={"resize": recipe.resize.model_copy(update={"base": base}), "crop_size": (crop, crop)}
         )
@@ -583,19 +530,15 @@ def check_official_augmentation(samples: int = 12) -> Iterator[Result]:
         pixels = labels = 0.0
         for index in range(samples):
             key = f"official-augment-{rule}-{index}"
-            rng = common.generator(key)
-            size = [(96, 192), (75, 100), (100, 67)][index % 3]
-            image, mask = common.photograph(key, *size), common.annotation(key, *size, 19)
+            rng, size = common.generator(key), [(96, 192), (75, 100), (100, 67)][index % 3]
             low, high = (int(base * limit) for limit in augment.resize.range)
             side = int(rng.integers(low, high + 1))
             height, width = transforms.side_size(size, rule, side)
             top = int(rng.integers(0, max(height, crop) - crop + 1))
             left = int(rng.integers(0, max(width, crop) - crop + 1))
             draws = {"side": side, "flip": bool(index % 2), "left": left, "top": top, "crops": [[top, left]]}
+            image, mask, final, label = replayed(augment, key, size, 19, draws)
             expected_image, expected_label = reference.official_augmentation(image, mask, rule, crop, draws)
-            replay = Replay(augment, draws)
-            final, label = transforms.augmented(augment, image, mask, replay)  # type: ignore[arg-type]
-            assert not replay.left
             pixels = max(pixels, float(np.abs(grey_levels(final).transpose(1, 2, 0) - expected_image).max()))
             labels += int((label != expected_label).sum())
         note = f"{samples} samples, rule {rule}"
@@ -620,40 +563,33 @@ def misplaced(labels: np.ndarray, theirs: np.ndarray, scores: np.ndarray) -> flo
 
 def check_inference(folder: Path) -> Iterator[Result]:
     """Scores and labels of whole, slide and multi-scale + flip testing."""
-    for path in sorted(folder.glob("inference-*.npz")):
-        case = path.stem.removeprefix("inference-")
-        source = case.split("-")[0]
-        arrays, meta = common.load(path)
-        base = row(source)
-        config = base.model
-        if source == "ssseg":
-            config = config.model_copy(update={"output_stride": meta["output_stride"]})
-        config = config.model_copy(update={"align_corners": meta["align_corners"]})
-        model = build_model(config, meta["classes"]).eval()
-        load_shared(model, source, case, meta["keys"])
-        model.double().register_forward_pre_hook(lambda _, inputs: inputs[0].double())
-        size = tuple(meta["size"])
-        image = common.photograph(case, *size)
+    for source, name, arrays, meta in stored(folder, "inference"):
+        case = f"{source}-{name}"
+        model, _ = peer_model(source, case, meta)
+        model.double().eval().register_forward_pre_hook(lambda _, inputs: inputs[0].double())
+        image = common.photograph(case, *meta["size"])
         update: dict[str, Any] = {"scale": (meta["scale"][1], meta["scale"][0])}
         if meta["window"]:
             update |= {"mode": "slide", "window": tuple(meta["window"]), "stride": tuple(meta["stride"])}
-        modes: list[tuple[str, str, MultiScale | None]] = [("single", "ss", None)]
-        if "ratios" in meta:
-            for rule in ("test-scale", "image"):  # 0.x, 1.x
-                scales = tuple(meta["ratios"])
-                multi = MultiScale.model_validate({"scales": scales, "relative_to": rule, "flip": True})
-                if f"multi_{rule}" in arrays:
-                    modes.append((f"multi_{rule}", "ms", multi))
-        for key, mode, multi_scale in modes:
-            test = base.test.model_copy(update=update | {"multi_scale": multi_scale})
-            scores, labels = predicted(model, image, test, meta["align_corners"], mode)
-            scores, labels = common.thinned(scores, meta), common.thinned(labels, meta)
-            title = f"{case.split('-', 2)[2]}, {key.replace('_', ', ')}"
-            yield Result(
-                PEERS[source], "inference, scores", title, difference(scores, arrays[key]), against(source, meta)
-            )
-            wrong = misplaced(labels, arrays[f"{key}_class"], arrays[key])
-            yield Result(PEERS[source], "inference, argmax", title, wrong, against(source, meta))
+        for key in (key for key in arrays if not key.endswith("_class")):
+            multi = None
+            if key != "single":  # multi_test-scale of 0.x, multi_image of 1.x
+                rule = key.removeprefix("multi_")
+                settings = {"scales": tuple(meta["ratios"]), "relative_to": rule, "flip": True}
+                multi = MultiScale.model_validate(settings)
+            test = row(source).test.model_copy(update=update | {"multi_scale": multi})
+            ours = predicted(model, image, test, meta["align_corners"], "ms" if multi else "ss")
+            title = f"{name.removeprefix('inference-')}, {key.replace('_', ', ')}"
+            theirs = arrays[key], arrays[f"{key}_class"]
+            yield from inference_results(row(source).source, title, against(source, meta), ours, theirs)
+
+
+def inference_results(
+    title: str, case: str, peer: str, ours: tuple[Tensor, np.ndarray], theirs: tuple[np.ndarray, np.ndarray]
+) -> Iterator[Result]:
+    """Scores (``C x H x W``) and labels (``H x W``), ours and theirs."""
+    yield Result(title, "inference, scores", case, difference(ours[0], theirs[0]), peer)
+    yield Result(title, "inference, argmax", case, misplaced(ours[1], theirs[1], theirs[0]), peer)
 
 
 def predicted(
@@ -683,18 +619,21 @@ class Thumb(nn.Module):
         return {"main": 4 * self.second(torch.tanh(self.first(image)))}
 
 
+def normalised(image: np.ndarray) -> Tensor:
+    """``1 x 3 x H x W`` of a BGR image, in float64."""
+    mean, std = (torch.tensor(x).view(1, 3, 1, 1) for x in (transforms.MEAN_RGB, transforms.STD_RGB))
+    return (torch.from_numpy(image[:, :, ::-1].copy()).permute(2, 0, 1)[None].double() - mean) / std
+
+
 def check_official_inference() -> Iterator[Result]:
     """Windows padded with black, flip always on, exp of the sum, sum over scales: by plain loops."""
     model = Thumb().double().eval()
     model.register_forward_pre_hook(lambda _, inputs: inputs[0].double())
-    mean, std = (torch.tensor(x).view(1, 3, 1, 1) for x in (transforms.MEAN_RGB, transforms.STD_RGB))
-    black = (-mean / std).double()
+    black = normalised(np.zeros((1, 1, 3), np.uint8))
     for kind in ("danet", "clusterdanet"):
-        recipe, title = row(kind), title_of(kind)
+        recipe = row(kind)
         for size in ((64, 128), (75, 100), (100, 70), (30, 150)):
-            case = f"official-inference-{size[0]}x{size[1]}"
-            image = common.photograph(case, *size)
-            tensor = (torch.from_numpy(image[:, :, ::-1].copy()).permute(2, 0, 1)[None].double() - mean) / std
+            image = common.photograph(f"official-inference-{size[0]}x{size[1]}", *size)
             base, crop, stride = 128, 48, 32
             for mode in recipe.modes:
                 multi = recipe.test.multi_scale
@@ -710,13 +649,11 @@ def check_official_inference() -> Iterator[Result]:
                 )
                 with torch.no_grad():
                     expected = reference.official_scores(
-                        lambda x: model(x)["main"], tensor, base, crop, stride, scales, black
+                        lambda x: model(x)["main"], normalised(image), base, crop, stride, scales, black
                     )
-                scores, labels = predicted(model, image, test, True, mode)
+                ours, theirs = predicted(model, image, test, True, mode), expected.log().numpy()
                 name = f"{size[0]}x{size[1]}, {mode}"
-                yield Result(title, "inference, scores", name, difference(scores, expected.log()), "own plain loops")
-                wrong = misplaced(labels, expected.argmax(0).numpy(), expected.log().numpy())
-                yield Result(title, "inference, argmax", name, wrong, "own plain loops")
+                yield from inference_results(recipe.source, name, LOOPS, ours, (theirs, theirs.argmax(0)))
 
 
 def check_padded_windows() -> Iterator[Result]:
@@ -726,22 +663,18 @@ def check_padded_windows() -> Iterator[Result]:
     small = {"scale": (129, 257), "window": (97, 97), "stride": (65, 65)}
     test = recipe.test.model_copy(update=small)
     assert test.multi_scale is not None
-    mean, std = (torch.tensor(x).view(1, 3, 1, 1) for x in (transforms.MEAN_RGB, transforms.STD_RGB))
     for size in ((128, 256), (100, 90)):
         image = common.photograph(f"padded-windows-{size[0]}x{size[1]}", *size)
         views = []
         for ratio in test.multi_scale.scales:
             fits = min(int(257 * ratio) / max(size), int(129 * ratio) / min(size))
             height, width = (int(side * fits + 0.5) for side in size)
-            seen = cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
-            views.append((torch.from_numpy(seen[:, :, ::-1].copy()).permute(2, 0, 1)[None].float() - mean) / std)
+            views.append(normalised(cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)).float())
         with torch.no_grad():
-            expected = reference.padded_window_scores(lambda x: model(x)["main"], views, size, 97, 65)
-        title = f"zero-padded windows, {size[0]}x{size[1]}, ms"
-        scores, labels = predicted(model, image, test, recipe.model.align_corners, "ms")
-        yield Result("mmsegmentation", "inference, scores", title, difference(scores, expected), "own plain loops")
-        wrong = float((torch.from_numpy(labels.astype(np.int64)) != expected.argmax(0)).float().mean())
-        yield Result("mmsegmentation", "inference, argmax", title, wrong, "own plain loops")
+            theirs = reference.padded_window_scores(lambda x: model(x)["main"], views, size, 97, 65).numpy()
+        ours = predicted(model, image, test, recipe.model.align_corners, "ms")
+        case = f"zero-padded windows, {size[0]}x{size[1]}, ms"
+        yield from inference_results(recipe.source, case, LOOPS, ours, (theirs, theirs.argmax(0)))
 
 
 # -------------------------------------------------------------------------------------------------------------- metrics
@@ -749,71 +682,51 @@ def check_padded_windows() -> Iterator[Result]:
 
 def check_metrics(folder: Path) -> Iterator[Result]:
     """Absent classes, ignored pixels and an empty image, in both conventions."""
-    path = folder / "metrics-mmseg.npz"
-    if not path.exists():
-        return
-    arrays, meta = common.load(path)
-    confusion = metrics.Confusion(meta["classes"])
-    truth: np.ndarray = np.zeros((meta["classes"], meta["classes"]), np.int64)
-    for index in range(meta["pairs"]):
-        prediction, label = arrays[f"prediction{index}"], arrays[f"label{index}"]
+    peers = {source: (arrays, meta) for source, _, arrays, meta in stored(folder, "metrics")}
+    confusion = metrics.Confusion(common.METRIC_CLASSES)
+    truth: np.ndarray = np.zeros((common.METRIC_CLASSES, common.METRIC_CLASSES), np.int64)
+    for prediction, label in common.metric_pairs():
         confusion.update(prediction, label)
         for t, p in zip(label.ravel().tolist(), prediction.ravel().tolist(), strict=True):
             if t != 255:
                 truth[t, p] += 1
     exact = float(np.abs(confusion.matrix - truth).max())
     yield Result("all", "metrics", "confusion matrix", exact, "pixel by pixel in Python")
-    peer = against("mmseg", meta)
 
     def plain(values: tuple[float | None, ...]) -> np.ndarray:
         return np.array([np.nan if value is None else value for value in values])
 
-    ours = confusion.scores("skip")
-    # the peer's sums and quotients are float32
-    for convention in ("skip", "zero"):
-        scores = confusion.scores(convention)
-        pairs = [(plain(scores.iou), "iou"), (plain(scores.acc), "acc"), (np.array(scores.aacc), "aacc")]
-        worst = 0.0
-        for mine, key in pairs:
-            filled = np.nan_to_num(mine) if convention == "zero" else mine
-            theirs = arrays[f"{convention}_{key}"]
-            if not np.array_equal(np.isnan(filled), np.isnan(theirs)):
-                worst = float("inf")
-            worst = max(worst, float(np.nanmax(np.abs(filled - theirs))))
-        rounded = np.round(100 * np.array([scores.miou, scores.aacc, scores.macc]), 2)
-        worst_rounded = float(np.abs(rounded - arrays[f"{convention}_rounded"].astype(np.float64)).max())
+    def apart(*pairs: tuple[Any, Any]) -> float:
+        """The largest difference; what one side alone does not define is infinitely far."""
+        differences = [
+            np.abs(np.asarray(mine) - theirs)[~(np.isnan(mine) & np.isnan(theirs))] for mine, theirs in pairs
+        ]
+        return float(np.nan_to_num(np.concatenate([np.ravel(d) for d in differences]), nan=np.inf).max())
+
+    arrays, meta = peers["mmseg"]
+    peer = against("mmseg", meta)
+    skip, zero = confusion.scores("skip"), confusion.scores("zero")
+    for convention, scores, absent in (("skip", skip, np.nan), ("zero", zero, 0.0)):
+        iou, acc = (np.nan_to_num(plain(values), nan=absent) for values in (scores.iou, scores.acc))
+        theirs = (arrays[f"{convention}_{key}"] for key in ("iou", "acc", "aacc"))
+        worst = apart(*zip((iou, acc, scores.aacc), theirs, strict=True))
         note = "per class; the peer divides in float32"
         yield Result("mmsegmentation", "metrics", f"absent: {convention}", worst, peer, note, bound=1e-7)
-        yield Result(
-            "mmsegmentation",
-            "metrics",
-            f"absent: {convention}, mIoU, aAcc, mAcc as printed",
-            worst_rounded,
-            peer,
-            "percent, two decimals (stored in float32)",
-            bound=1e-5,
-        )
-    present = ~np.isnan(plain(ours.iou))
-    theirs = arrays["torchmetrics_iou"]
+        rounded = np.round(100 * np.array([scores.miou, scores.aacc, scores.macc]), 2)
+        worst = apart((rounded, arrays[f"{convention}_rounded"].astype(np.float64)))
+        case, note = f"absent: {convention}, mIoU, aAcc, mAcc as printed", "percent, two decimals (stored in float32)"
+        yield Result("mmsegmentation", "metrics", case, worst, peer, note, bound=1e-5)
+    iou = plain(skip.iou)
+    present = ~np.isnan(iou)
+    worst = apart((iou[present], arrays["torchmetrics_iou"][present]))
     package = f"torchmetrics {meta['versions']['torchmetrics']}"
-    worst = float(np.abs(plain(ours.iou)[present] - theirs[present]).max())
     yield Result("all", "metrics", "IoU of present classes", worst, package, "in float32", bound=1e-7)
-    path = folder / "metrics-ssseg.npz"
-    if path.exists():
-        stored, peer_meta = common.load(path)
-        worst = max(
-            abs(ours.miou - float(stored["miou"])),
-            abs(ours.aacc - float(stored["aacc"])),
-            float(np.nanmax(np.abs(plain(ours.iou) - stored["iou"]))),
-        )
-        yield Result("sssegmentation", "metrics", "absent: skip", worst, against("ssseg", peer_meta), "float64 sums")
+    arrays, meta = peers["ssseg"]
+    worst = apart((skip.miou, arrays["miou"]), (skip.aacc, arrays["aacc"]), (iou, arrays["iou"]))
+    yield Result("sssegmentation", "metrics", "absent: skip", worst, against("ssseg", meta), "float64 sums")
     eps = np.spacing(1, dtype=np.float64)
     inter = np.diag(truth).astype(np.float64)
     union = truth.sum(0) + truth.sum(1) - np.diag(truth)
-    official = confusion.scores("zero")
-    worst = max(
-        abs(official.miou - float((inter / (eps + union)).mean())),
-        abs(official.aacc - float(inter.sum() / (eps + truth.sum()))),
-    )
+    worst = apart((zero.miou, (inter / (eps + union)).mean()), (zero.aacc, inter.sum() / (eps + truth.sum())))
     yield Result("official", "metrics", "absent: zero", worst, "closed form (+ 2.2e-16)")
     yield Result("clusterdanet", "metrics", "absent: zero", worst, "closed form (+ 2.2e-16)")

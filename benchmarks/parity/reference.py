@@ -7,7 +7,7 @@ Written from the official code's formulas for comparison only: float64, function
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,7 +25,7 @@ BLOCKS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
 class Network:
     """One official network as a function.
 
-    ``statistics`` collects, in training mode, the batch-norm buffers after the step; ``clusters`` the centres.
+    ``statistics`` collects, in training mode, the buffers after the step.
     """
 
     kind: str  # danet, dranet, clusterdanet
@@ -36,19 +36,13 @@ class Network:
     statistics: Weights = field(default_factory=dict)
 
     def norm(self, x: Tensor, name: str) -> Tensor:
-        """Batch normalisation, eps 1e-5, momentum 0.1, biased variance for the output and unbiased for the buffer."""
-        shape = (1, -1, 1, 1)
-        mean, var = self.weights[f"{name}.running_mean"], self.weights[f"{name}.running_var"]
+        """Batch normalisation, eps 1e-5, momentum 0.1."""
+        mean, var = (self.weights[f"{name}.running_{which}"].clone() for which in ("mean", "var"))
+        weight, bias = self.weights[f"{name}.weight"], self.weights[f"{name}.bias"]
+        x = F.batch_norm(x, mean, var, weight, bias, self.training, 0.1, 1e-5)
         if self.training:
-            count = x.numel() // x.shape[1]
-            batch_mean = x.mean((0, 2, 3))
-            batch_var = ((x - batch_mean.view(shape)) ** 2).mean((0, 2, 3))
-            with torch.no_grad():
-                self.statistics[f"{name}.running_mean"] = 0.9 * mean + 0.1 * batch_mean
-                self.statistics[f"{name}.running_var"] = 0.9 * var + 0.1 * batch_var * count / (count - 1)
-            mean, var = batch_mean, batch_var
-        scaled = (x - mean.view(shape)) / torch.sqrt(var.view(shape) + 1e-5)
-        return scaled * self.weights[f"{name}.weight"].view(shape) + self.weights[f"{name}.bias"].view(shape)
+            self.statistics |= {f"{name}.running_mean": mean, f"{name}.running_var": var}
+        return x
 
     def conv(self, x: Tensor, name: str, stride: int = 1, dilation: int = 1) -> Tensor:
         """Convolution padded to keep the size (over the stride)."""
@@ -169,7 +163,7 @@ class Network:
         b = self.unit(features[3], "head.conv_cpam_b")
         centres = []
         for index, grid in enumerate((1, 2, 3, 6), 1):
-            pooled = pool(b, grid)
+            pooled = F.adaptive_avg_pool2d(b, grid)
             centres.append(self.unit(pooled, f"head.cpam_enc.conv{index}").flatten(2))
         y = torch.cat(centres, 2).transpose(1, 2)
         query = self.conv(b, "head.cpam_dec.conv_query").flatten(2).transpose(1, 2)
@@ -180,7 +174,7 @@ class Network:
         position = self.unit(position, "head.conv_cpam_e")
         high = self.unit(torch.cat([position, channel], 1), "head.conv_cat")
         low = self.unit(features[0], "head.clgd.conv_low")
-        high = bilinear(high, (low.shape[2], low.shape[3]), True)
+        high = bilinear(high, (low.shape[2], low.shape[3]))
         gate = torch.sigmoid(self.conv(torch.cat([low, high], 1), "head.clgd.conv_att.0"))
         refined = w["head.clgd.gamma"] * gate * low
         final = self.unit(self.unit(torch.cat([refined, high], 1), "head.clgd.conv_cat"), "head.clgd.conv_out")
@@ -188,129 +182,9 @@ class Network:
         return {"main": self.conv(final, "cls_seg.1"), "aux": self.conv(aux, "cls_aux.4")}
 
 
-def pool(x: Tensor, grid: int) -> Tensor:
-    """Adaptive average pooling cell by cell."""
-    height, width = x.shape[2:]
-    rows = []
-    for i in range(grid):
-        top, bottom = i * height // grid, -(-(i + 1) * height // grid)
-        cells = []
-        for j in range(grid):
-            left, right = j * width // grid, -(-(j + 1) * width // grid)
-            cells.append(x[:, :, top:bottom, left:right].mean((2, 3)))
-        rows.append(torch.stack(cells, 2))
-    return torch.stack(rows, 2)
-
-
-def interpolation(size: int, target: int, align_corners: bool) -> Tensor:
-    """Matrix ``target x size`` of linear interpolation, by its definition."""
-    matrix = torch.zeros(target, size, dtype=torch.float64)
-    for i in range(target):
-        if align_corners:
-            place = i * (size - 1) / (target - 1) if target > 1 else 0.0
-        else:
-            place = max(0.0, (i + 0.5) * size / target - 0.5)
-        low = min(int(place), size - 1)
-        high = min(low + 1, size - 1)
-        matrix[i, low] += 1 - (place - low)
-        matrix[i, high] += place - low
-    return matrix
-
-
-def bilinear(x: Tensor, size: tuple[int, int], align_corners: bool) -> Tensor:
-    """Bilinear resize by two matrix products."""
-    return interpolation(x.shape[-2], size[0], align_corners) @ x @ interpolation(x.shape[-1], size[1], align_corners).T
-
-
-def cross_entropy(logits: Tensor, label: Tensor, align_corners: bool, average: str) -> Tensor:
-    """Mean of -log p over valid or over all pixels, after the bilinear resize."""
-    logits = bilinear(logits, (label.shape[1], label.shape[2]), align_corners)
-    logp = logits - torch.logsumexp(logits, 1, keepdim=True)
-    valid = label != 255
-    picked = -logp.gather(1, torch.where(valid, label, 0)[:, None])[:, 0]
-    return picked[valid].sum() / (valid.sum() if average == "valid" else label.numel())
-
-
-def weight_shapes(  # noqa: PLR0915
-    kind: str, depth: int, classes: int, stem: str
-) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Names and shapes of the official state dict."""
-
-    def norm(name: str, channels: int) -> Iterator[tuple[str, tuple[int, ...]]]:
-        for leaf in ("weight", "bias", "running_mean", "running_var"):
-            yield f"{name}.{leaf}", (channels,)
-
-    def conv(name: str, out: int, into: int, kernel: int, bias: bool = False) -> Iterator[tuple[str, tuple[int, ...]]]:
-        yield f"{name}.weight", (out, into, kernel, kernel)
-        if bias:
-            yield f"{name}.bias", (out,)
-
-    def unit(name: str, out: int, into: int, kernel: int = 3) -> Iterator[tuple[str, tuple[int, ...]]]:
-        yield from conv(f"{name}.0", out, into, kernel)
-        yield from norm(f"{name}.1", out)
-
-    channels = 128 if stem == "deep-64-64-128" else 64
-    if stem == "7x7":
-        yield from conv("pretrained.conv1", 64, 3, 7)
-    else:
-        yield from conv("pretrained.conv1.0", 64, 3, 3)
-        yield from norm("pretrained.conv1.1", 64)
-        yield from conv("pretrained.conv1.3", 64, 64, 3)
-        yield from norm("pretrained.conv1.4", 64)
-        yield from conv("pretrained.conv1.6", 128, 64, 3)
-    yield from norm("pretrained.bn1", channels)
-    for layer, (width, blocks) in enumerate(zip((64, 128, 256, 512), BLOCKS[depth], strict=True), 1):
-        for block in range(blocks):
-            name = f"pretrained.layer{layer}.{block}"
-            yield from conv(f"{name}.conv1", width, channels, 1)
-            yield from norm(f"{name}.bn1", width)
-            yield from conv(f"{name}.conv2", width, width, 3)
-            yield from norm(f"{name}.bn2", width)
-            yield from conv(f"{name}.conv3", 4 * width, width, 1)
-            yield from norm(f"{name}.bn3", 4 * width)
-            if block == 0:
-                yield from conv(f"{name}.downsample.0", 4 * width, channels, 1)
-                yield from norm(f"{name}.downsample.1", 4 * width)
-            channels = 4 * width
-    if kind == "dranet":
-        yield from unit("head.conv_cpam_b", 512, 2048)
-        for index in range(1, 5):
-            yield from unit(f"head.cpam_enc.conv{index}", 512, 512, 1)
-        yield "head.cpam_dec.scale", (1,)
-        yield from conv("head.cpam_dec.conv_query", 128, 512, 1, True)
-        for leaf, out in (("key", 128), ("value", 512)):
-            yield f"head.cpam_dec.conv_{leaf}.weight", (out, 512)
-            yield f"head.cpam_dec.conv_{leaf}.bias", (out,)
-        yield from unit("head.conv_cpam_e", 512, 512)
-        yield from unit("head.conv_ccam_b", 512, 2048)
-        yield from unit("head.ccam_enc", 32, 512, 1)
-        yield "head.ccam_dec.scale", (1,)
-        yield from unit("head.conv_ccam_e", 512, 512)
-        yield from unit("head.conv_cat", 256, 1024)
-        yield "head.clgd.gamma", (1,)
-        yield from unit("head.clgd.conv_low", 32, 256)
-        yield from unit("head.clgd.conv_cat", 256, 288)
-        yield from conv("head.clgd.conv_att.0", 1, 288, 1, True)
-        yield from unit("head.clgd.conv_out", 256, 256)
-        yield from unit("cls_aux", 256, 1024)
-        yield from conv("cls_aux.4", classes, 256, 1, True)
-        yield from conv("cls_seg.1", classes, 256, 1, True)
-        return
-    yield from unit("head.conv5a", 512, 2048)
-    yield from unit("head.conv5c", 512, 2048)
-    if kind == "clusterdanet":
-        for name in ("head.ca", "head.cc"):
-            yield f"{name}.V_buffer", (512, 512)
-            yield f"{name}.V_count_buffer", (512,)
-    yield "head.sa.gamma", (1,)
-    yield from conv("head.sa.query_conv", 64, 512, 1, True)
-    yield from conv("head.sa.key_conv", 64, 512, 1, True)
-    yield from conv("head.sa.value_conv", 512, 512, 1, True)
-    yield "head.sc.gamma", (1,)
-    yield from unit("head.conv51", 512, 512)
-    yield from unit("head.conv52", 512, 512)
-    for index in (6, 7, 8):
-        yield from conv(f"head.conv{index}.1", classes, 512, 1, True)
+def bilinear(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """As the official code resizes."""
+    return F.interpolate(x, size, mode="bilinear", align_corners=True)
 
 
 def official_augmentation(
@@ -369,7 +243,7 @@ def official_scores(
             h, w = long, int(1.0 * width * long / height + 0.5)
         else:
             h, w = int(1.0 * height * long / width + 0.5), long
-        scaled = bilinear(image, (h, w), True)
+        scaled = bilinear(image, (h, w))
         rows = max(0, math.ceil((max(h, crop) - crop) / stride)) + 1
         columns = max(0, math.ceil((max(w, crop) - crop) / stride)) + 1
         canvas = black.repeat(1, 1, (rows - 1) * stride + crop, (columns - 1) * stride + crop).clone()
@@ -379,14 +253,14 @@ def official_scores(
             for j in range(columns):
                 y, x = i * stride, j * stride
                 window = canvas[:, :, y : y + crop, x : x + crop]
-                plain = bilinear(network(window), (crop, crop), True)
-                mirrored = bilinear(network(window.flip(3)), (crop, crop), True).flip(3)
+                plain = bilinear(network(window), (crop, crop))
+                mirrored = bilinear(network(window.flip(3)), (crop, crop)).flip(3)
                 if sums is None:
                     sums = torch.zeros(1, plain.shape[1], *canvas.shape[2:], dtype=torch.float64)
                 sums[:, :, y : y + crop, x : x + crop] += torch.exp(plain + mirrored)
                 counts[y : y + crop, x : x + crop] += 1
         assert sums is not None
-        total = total + bilinear((sums / counts)[:, :, :h, :w], (height, width), True)[0]
+        total = total + bilinear((sums / counts)[:, :, :h, :w], (height, width))[0]
     return total
 
 
@@ -421,12 +295,12 @@ def padded_window_scores(
                     top, left = max(0, bottom - crop), max(0, right - crop)
                     window = torch.zeros(1, 3, crop, crop, dtype=x.dtype)
                     window[:, :, : bottom - top, : right - left] = x[:, :, top:bottom, left:right]
-                    logits = bilinear(network(window).double(), (crop, crop), True)
+                    logits = bilinear(network(window).double(), (crop, crop))
                     if sums.dim() == 0:
                         sums = torch.zeros(1, logits.shape[1], height, width, dtype=torch.float64)
                     sums[:, :, top:bottom, left:right] += logits[:, :, : bottom - top, : right - left]
                     seen[top:bottom, left:right] += 1
             logits = sums / seen
-            logits = bilinear(logits.flip(3) if mirrored else logits, size, True)
+            logits = bilinear(logits.flip(3) if mirrored else logits, size)
             total, count = total + torch.softmax(logits[0], 0), count + 1
     return total / count

@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import time
-import traceback
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-
-import torch
 
 ASPECTS = {
     # aspect: (what is measured, bound)
@@ -67,19 +62,3 @@ class Result:
     def passed(self) -> bool:
         """Whether the bound holds; NaN does not."""
         return self.measured <= self.limit
-
-
-def measure(check: Callable[[], Iterator[Result]]) -> tuple[list[Result], float]:
-    """A check's results and its seconds, in one thread; if it raises, a broken bound with the error as its note.
-
-    Not in ``__main__``, from which a spawned process can import nothing.
-    """
-    torch.set_num_threads(1)  # several run at once
-    start = time.monotonic()
-    try:
-        results = list(check())
-    except Exception as error:
-        traceback.print_exc()
-        message = f"{type(error).__name__}: {error}".splitlines()[0]
-        results = [Result("all", "metrics", "a check failed to run", float("inf"), "-", message)]
-    return results, time.monotonic() - start

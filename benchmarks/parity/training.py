@@ -83,30 +83,8 @@ class _Stream:
         pass
 
 
-class _Source:
-    """A dataset that is never asked for an image."""
-
-    ids: tuple[str, ...] = ()
-
-    def __init__(self, samples: int) -> None:
-        self._samples = samples
-
-    def __len__(self) -> int:
-        return self._samples
-
-    def image(self, i: int) -> Any:
-        raise NotImplementedError
-
-    def mask(self, i: int) -> Any:
-        raise NotImplementedError
-
-
 def trained(model: nn.Module, recipe: Row, case: str, run: dict[str, int], epsilon: float = 0.0) -> Trained:
     """The Trainer on any model, in place and in float64; losses are divided by the count of pixels plus ``epsilon``."""
-    if run["batch"] % recipe.loss.replicas:
-        raise ValueError(
-            f"{run['batch']} images do not divide over the {recipe.loss.replicas} replicas of {recipe.name}"
-        )
     divisors = loop.loss_divisors
 
     def shifted(*arguments: Any) -> Tensor:
@@ -131,7 +109,8 @@ def trained(model: nn.Module, recipe: Row, case: str, run: dict[str, int], epsil
     ):
         identity = TrainingIdentity.of(recipe, 0, data="", initial_weights=None)
         store = CheckpointStore(Path(folder), identity)
-        history = loop.Trainer(recipe, 0, model.double(), _Source(batch * total), store).run()
+        samples: Any = range(batch * total)  # the trainer asks for their number alone
+        history = loop.Trainer(recipe, 0, model.double(), samples, store).run()
     losses = np.array([float(entry["loss"] or 0.0) for entry in history.curve])
     rates = np.array([float(entry["lr"] or 0.0) for entry in history.curve])
     return Trained(losses, rates, {key: value.detach() for key, value in model.state_dict().items()})
@@ -148,32 +127,23 @@ def package_recipe(source: str) -> Row:
 
 def check_training(folder: Path) -> Iterator[Result]:
     """The packages' own optimisers and schedulers: the runs that the peers stored in ``folder``."""
-    for source in PACKAGE_ROWS:
-        for name, run in common.TRAININGS.items():
-            path = folder / f"training-{source}-{name}.npz"
-            if not path.exists():
-                continue
-            theirs, meta = common.load(path)
-            recipe, case = package_recipe(source), f"{source}-training"
-            model = build_model(recipe.model, meta["classes"])
-            mapping = compare.load_shared(model, source, case, meta["keys"])
-            mine = trained(model, recipe, case, run, EPSILON[source])
-            yield from compared(compare.PEERS[source], name, compare.against(source, meta), mine, theirs, mapping)
+    for source, name, theirs, meta in compare.stored(folder, "training"):
+        recipe, case = package_recipe(source), f"{source}-training"
+        model = build_model(recipe.model, meta["classes"])
+        mapping = compare.load_shared(model, source, case, meta["keys"])
+        mine = trained(model, recipe, case, common.TRAININGS[name], EPSILON[source])
+        yield from compared(recipe.source, name, compare.against(source, meta), mine, theirs, mapping)
 
 
 def check_official_training(kind: str) -> Iterator[Result]:
     """The reference with SGD written out: two groups, poly over T."""
-    recipe = compare.row(kind)
-    config = recipe.model.model_copy(update={"backbone": "resnet50"})
-    recipe = recipe.model_copy(update={"model": config})
-    classes, case, run = (21 if kind == "clusterdanet" else 19), f"official-training-{kind}", common.TRAININGS["full"]
-    network = compare.official_network(kind, 50, classes, case, config)
+    recipe, case, run = compare.row(kind), f"official-training-{kind}", common.TRAININGS["full"]
+    model, network, mapping = compare.official_pair(kind, 50, case)
     network.training = True
-    model = build_model(config, classes)
-    mapping = compare.give(model, kind, network.weights)
+    recipe = recipe.model_copy(update={"model": model.config})
     mine = trained(model, recipe, case, run)
     theirs = reference_training(network, recipe.loss, case, run).projected()
-    yield from compared(compare.title_of(kind), kind, compare.REFERENCE, mine, theirs, mapping)
+    yield from compared(recipe.source, kind, compare.REFERENCE, mine, theirs, mapping)
 
 
 def reference_training(network: reference.Network, loss: Loss, case: str, run: dict[str, int]) -> Trained:

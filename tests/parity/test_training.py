@@ -1,12 +1,9 @@
 """The comparison of training runs: what it must let pass, and what it must notice."""
 
-import pickle
-
 import pytest
 import torch
 from torch import nn
 
-from benchmarks.parity import __main__ as command
 from benchmarks.parity import compare, reference, training
 from benchmarks.parity.results import ASPECTS
 
@@ -86,8 +83,3 @@ def test_a_deviation_from_the_recipe_is_noticed(changes):
     results = tiny_results(**changes)
     for aspect in ("training, loss curve", "training, weights"):
         assert results[aspect].measured > 1e2 * ASPECTS[aspect][1]
-
-
-@pytest.mark.parametrize("function", [*command.CHECKS, command.measure])
-def test_spawned_processes_can_import_every_check(function):
-    assert b"__main__" not in pickle.dumps(function)

@@ -70,6 +70,18 @@ def build(settings: Any, case: str | None, dropout: bool = False) -> Any:
     return shared.prepared(model, case, dropout)
 
 
+def described(model: Any) -> dict[str, Any]:
+    """What our side needs to make the same network."""
+    return {
+        "keys": shared.keys(model),
+        "depth": model.backbone.depth,
+        "output_stride": 8,
+        "classes": model.num_classes,
+        "align_corners": model.align_corners,
+        "versions": VERSIONS,
+    }
+
+
 def samples(label: np.ndarray) -> list[Any]:
     """Labels N x H x W as the peer's data samples."""
     result = []
@@ -115,13 +127,9 @@ def models(folder: Path) -> None:
         loss.backward()
         arrays |= {"loss": loss.detach().numpy(), **common.after_a_step(model)}
         meta = {
-            "keys": shared.keys(model),
-            "config": file,
-            "classes": model.num_classes,
-            "align_corners": model.align_corners,
+            **described(model),
             "shape": [batch, height, width],
             "parameters": sum(p.numel() for p in model.parameters()),
-            "versions": VERSIONS,
         }
         common.save(folder, f"model-{case}", arrays, meta)
 
@@ -238,7 +246,7 @@ INFERENCE_CASES = {
     # name: (config, image size, test scale (w, h), window or None, stride)
     "whole": ("danet_r50-d8_4xb4-20k_voc12aug-512x512", (60, 80), (256, 80), None, None),
     "slide": ("danet_r50-d8_4xb2-40k_cityscapes-769x769", (70, 140), (161, 81), (65, 65), (43, 43)),
-    "small": ("danet_r50-d8_4xb2-40k_cityscapes-769x769", (40, 60), (73, 49), (33, 33), (22, 22)),
+    "small": ("danet_r50-d8_4xb2-40k_cityscapes-769x769", (20, 30), (73, 49), (33, 33), (22, 22)),
 }
 RATIOS = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
 
@@ -273,19 +281,8 @@ def inference(folder: Path) -> None:
             merged = merger.merge_preds([copy.deepcopy(parts)])[0]
             arrays[f"multi_{rule}"] = mean.numpy()
             arrays[f"multi_{rule}_class"] = merged.pred_sem_seg.data.numpy().reshape(size)
-        arrays = {key: value.astype(np.uint8) if key.endswith("_class") else value for key, value in arrays.items()}
-        meta = {
-            "keys": shared.keys(model),
-            "classes": model.num_classes,
-            "align_corners": model.align_corners,
-            "size": size,
-            "scale": scale,
-            "window": window,
-            "stride": stride,
-            "ratios": ratios,
-            "versions": VERSIONS,
-        }
-        common.save(folder, f"inference-{case}", arrays, meta)
+        meta = {"size": size, "scale": scale, "window": window, "stride": stride, "ratios": ratios}
+        shared.save_scores(folder, case, arrays, meta | described(model))
 
 
 def metrics(folder: Path) -> None:
@@ -294,20 +291,7 @@ def metrics(folder: Path) -> None:
     from torchmetrics.classification import MulticlassJaccardIndex
 
     arrays: dict[str, Any] = {}
-    classes = 19
-    rng = common.generator("metrics")
-    present = [c for c in range(classes) if c not in (7, 12)]
-    pairs = []
-    for index, (height, width) in enumerate([(37, 53), (64, 48), (20, 20), (50, 70)]):
-        label = rng.choice(present, (height, width)).astype(np.uint8)
-        prediction = np.where(rng.random((height, width)) < 0.7, label, rng.choice(present, (height, width)))
-        label[rng.random((height, width)) < 0.1] = 255
-        if index == 2:
-            label[:] = 255  # nothing labelled
-        if index == 3:
-            prediction[:5] = 12  # predicted, never labelled: IoU 0, not absent
-        pairs.append((prediction.astype(np.uint8), label))
-        arrays[f"prediction{index}"], arrays[f"label{index}"] = pairs[-1]
+    classes, pairs = common.METRIC_CLASSES, common.metric_pairs()
     for convention, value in (("skip", None), ("zero", 0)):
         metric = IoUMetric(iou_metrics=["mIoU"], nan_to_num=value)
         metric.dataset_meta = {"classes": [str(c) for c in range(classes)]}
@@ -325,8 +309,7 @@ def metrics(folder: Path) -> None:
     for prediction, label in pairs:
         index_metric.update(torch.from_numpy(prediction).long(), torch.from_numpy(label).long())
     arrays["torchmetrics_iou"] = index_metric.compute().numpy()
-    meta = {"classes": classes, "pairs": len(pairs), "versions": VERSIONS | {"torchmetrics": torchmetrics.__version__}}
-    common.save(folder, "metrics-mmseg", arrays, meta)
+    common.save(folder, "metrics-mmseg", arrays, {"versions": VERSIONS | {"torchmetrics": torchmetrics.__version__}})
 
 
 def training(folder: Path) -> None:

@@ -70,12 +70,17 @@ def sample_arrays(seed: int, image: np.ndarray, label: np.ndarray, final: np.nda
     }
 
 
+def save_scores(folder: Path, case: str, arrays: dict[str, Any], meta: dict[str, Any]) -> None:
+    """Writes scores in float32, whose rounding is far below their bound, and classes as bytes."""
+    kinds = {key: np.uint8 if key.endswith("_class") else np.float32 for key in arrays}
+    common.save(folder, f"inference-{case}", {key: arrays[key].astype(kinds[key]) for key in arrays}, meta)
+
+
 def main(package: str, steps: Sequence[Callable[[Path], None]]) -> None:
-    """Runs every step into the folder of the first argument, or those named after it."""
+    """Runs every step into the folder of the first argument."""
     folder = Path(sys.argv[1])
     folder.mkdir(parents=True, exist_ok=True)
     for step in steps:
-        if len(sys.argv) == 2 or step.__name__ in sys.argv[2:]:
-            start = time.monotonic()
-            step(folder)
-            print(f"{package}: {step.__name__}, {time.monotonic() - start:.0f} s", flush=True)
+        start = time.monotonic()
+        step(folder)
+        print(f"{package}: {step.__name__}, {time.monotonic() - start:.0f} s", flush=True)

@@ -36,6 +36,18 @@ def build(config: dict[str, Any], case: str | None) -> Any:
     return shared.prepared(BuildSegmentor(segmentor_cfg=config, mode="TRAIN"), case)
 
 
+def described(model: Any, depth: int, stride: int, classes: int) -> dict[str, Any]:
+    """What our side needs to make the same network."""
+    return {
+        "keys": shared.keys(model),
+        "depth": depth,
+        "output_stride": stride,
+        "classes": classes,
+        "align_corners": False,
+        "versions": VERSIONS,
+    }
+
+
 def structure(image: np.ndarray, label: np.ndarray | None, mode: str) -> Any:
     """The peer's input, with its ignored label -100."""
     targets = None
@@ -77,14 +89,9 @@ def models(folder: Path) -> None:
         arrays |= {f"train_{head}": value.numpy() for head, value in seen.items()}
         arrays |= {"loss": output.loss.detach().numpy(), **common.after_a_step(model)}
         meta = {
-            "keys": shared.keys(model),
-            "depth": depth,
-            "output_stride": stride,
-            "classes": classes,
-            "align_corners": False,
+            **described(model, depth, stride, classes),
             "shape": [batch, height, width],
             "parameters": sum(p.numel() for p in model.parameters()),
-            "versions": VERSIONS,
         }
         common.save(folder, f"model-{case}", arrays, meta)
 
@@ -161,7 +168,7 @@ def augmentation(folder: Path) -> None:
 
 def inference(folder: Path) -> None:
     """Single scale: resize, whole image, logits straight to the image's size (its test.py)."""
-    for name, stride, size, scale in (("whole", 8, (60, 80), (256, 80)), ("small", 16, (40, 60), (96, 64))):
+    for name, stride, size, scale in (("whole", 8, (60, 80), (256, 80)), ("small", 16, (20, 30), (96, 64))):
         case = f"ssseg-inference-{name}"
         config = settings(50, stride, 21)
         model = build(config, case).double()
@@ -174,29 +181,19 @@ def inference(folder: Path) -> None:
             outputs = model.auginference(sample["image"][None].double())
             resized = [F.interpolate(one, size=size, mode="bilinear", align_corners=False) for one in outputs]
             logits = (sum(resized) / len(resized))[0]
-        arrays = {"single": logits.numpy(), "single_class": logits.argmax(0).numpy().astype(np.uint8)}
-        meta = {
-            "keys": shared.keys(model),
-            "classes": 21,
-            "output_stride": stride,
-            "align_corners": False,
-            "size": size,
-            "scale": scale,
-            "window": None,
-            "stride": None,
-            "versions": VERSIONS,
-        }
-        common.save(folder, f"inference-{case}", arrays, meta)
+        arrays = {"single": logits.numpy(), "single_class": logits.argmax(0).numpy()}
+        meta = {"size": size, "scale": scale, "window": None, "stride": None}
+        shared.save_scores(folder, case, arrays, meta | described(model, 50, stride, 21))
 
 
 def metrics(folder: Path) -> None:
-    """Its own evaluation on the pairs that the mmsegmentation peer stored."""
-    stored, meta = common.load(folder / "metrics-mmseg.npz")
-    count = meta["pairs"]
-    predictions = [stored[f"prediction{i}"].astype(np.int32) for i in range(count)]
-    labels = [stored[f"label{i}"].astype(np.int32) for i in range(count)]
-    labels = [np.where(label == 255, -1, label) for label in labels]
-    result = Evaluation(seg_preds=predictions, seg_targets=labels, num_classes=19, ignore_index=-1).all_metric_results
+    """Its own evaluation."""
+    pairs = [(prediction.astype(np.int32), label.astype(np.int32)) for prediction, label in common.metric_pairs()]
+    predictions, labels = [p for p, _ in pairs], [np.where(label == 255, -1, label) for _, label in pairs]
+    classes = common.METRIC_CLASSES
+    result = Evaluation(
+        seg_preds=predictions, seg_targets=labels, num_classes=classes, ignore_index=-1
+    ).all_metric_results
     arrays = {"miou": np.array(result["miou"]), "iou": result["iou"], "aacc": np.array(result["all_accuracy"])}
     common.save(folder, "metrics-ssseg", arrays, {"versions": VERSIONS})
 
