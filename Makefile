@@ -60,13 +60,13 @@ rehearsal: $(READY)  ## let mmsegmentation and sssegmentation train on CamVid (C
 	@CAMVID="$(CAMVID)" $(BIN)/python -m benchmarks.rehearsal
 
 loading: $(READY)  ## training images a second on one core, beside mmsegmentation's
-	@$(BIN)/python -m benchmarks.speed time --all-shapes --what loading
+	@$(BIN)/python -m benchmarks.speed time --what loading
 
 report-diff: $(READY)  ## how the metrics differ from BASE (default main), as markdown for a pull request
 	@$(BIN)/dvc metrics diff --md $(or $(BASE),main)
 
 benchmark: $(READY)  ## speed beside mmsegmentation on this machine, which must be idle: half an hour on 2 cores
-	@$(BIN)/python -m benchmarks.speed time --all-shapes --repeat $(or $(REPEAT),3)
+	@$(BIN)/python -m benchmarks.speed time --repeat $(or $(REPEAT),3)
 
 gpu: $(READY)  ## prove and time everything on one GPU, in BUDGET seconds (default 1200); writes reports/gpu.md
 	@$(BIN)/python -m benchmarks.gpu --budget $(or $(BUDGET),1200)

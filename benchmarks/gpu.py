@@ -71,7 +71,7 @@ def _tests() -> str:
     return f"-m pytest -m gpu -v -rs -p no:cacheprovider {how} {shlex.join(files)}"
 
 
-SPEED = "-m benchmarks.speed time --all-shapes --device cuda --out {out}/benchmarks --what"
+SPEED = "-m benchmarks.speed time --device cuda --out {out}/benchmarks --what"
 STEPS = (
     Step("speed-train", 600, f"{SPEED} train --network 'R-50 D8' --size 512x1024"),
     Step("speed-infer", 300, f"{SPEED} infer --network 'R-50 D8' --size 1024x2048"),

@@ -1,4 +1,4 @@
-"""``python -m benchmarks.speed time ROW`` or ``--all-shapes``; ``make benchmark`` runs the standing grid."""
+"""``python -m benchmarks.speed time [ROW]``; ``make benchmark`` runs it without a row, on the standing grid."""
 
 from __future__ import annotations
 
@@ -31,22 +31,20 @@ def speed() -> None:
 
 @app.command("time")
 def time_command(
-    row: Annotated[str | None, typer.Argument(metavar="[ROW]", help="A row's shapes; or --all-shapes.")] = None,
-    all_shapes: Annotated[
-        bool, typer.Option("--all-shapes", help="The standing grid of networks and sizes (on a CPU a part of it).")
-    ] = False,
+    row: Annotated[
+        str | None,
+        typer.Argument(metavar="[ROW]", help="Whose shapes (default: the standing grid, on a CPU a part of it)."),
+    ] = None,
     what: Annotated[str, typer.Option(help=f"Of {', '.join(SUBJECTS)}; commas.")] = ",".join(SUBJECTS[:4]),
     network: Annotated[
-        list[str] | None, typer.Option(help="With --all-shapes: only this one, such as 'R-50 D8'.", show_default=False)
+        list[str] | None, typer.Option(help="Of the grid only this one, such as 'R-50 D8'.", show_default=False)
     ] = None,
     size: Annotated[
-        list[str] | None, typer.Option(help="With --all-shapes: only this one, such as 512x1024.", show_default=False)
+        list[str] | None, typer.Option(help="Of the grid only this one, such as 512x1024.", show_default=False)
     ] = None,
     repeat: Annotated[
         int | None, typer.Option(min=1, help="Rounds (default: 5 on a CPU, 20 or 40 on a GPU).", show_default=False)
     ] = None,
-    batch: Annotated[int | None, typer.Option(min=1, help="Images of a training step.", show_default=False)] = None,
-    peer: Annotated[bool, typer.Option("--peer/--no-peer", help="Time mmsegmentation too.")] = True,
     out: Annotated[Path | None, typer.Option(help="Folder (default: reports/benchmarks).", show_default=False)] = None,
     device: Device = None,
     workspace: Root = Path(),
@@ -59,14 +57,12 @@ def time_command(
     subjects = what.split(",")
     if unknown := set(subjects) - {*SUBJECTS}:
         raise ConfigError(f"--what {sorted(unknown)[0]!r} is unknown; allowed: {', '.join(SUBJECTS)}")
-    if all_shapes == (row is not None):
-        raise ConfigError("give either a ROW or --all-shapes")
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if device != "cpu" and not torch.cuda.is_available():
         raise ConfigError(f"device {device!r}: no GPU was found here; use cpu")
     params = space.params()
     chosen = params.row(row) if row else None
-    cases = row_cases(chosen, params, subjects, batch) if chosen else shapes(device, subjects)
+    cases = row_cases(chosen, params, subjects) if chosen else shapes(device, subjects)
     cases = [c for c in cases if (not network or c.network in network) and (not size or size_text(c.size) in size)]
     if not cases:
         raise ConfigError("there is nothing to measure: no case has this network and size")
@@ -77,7 +73,7 @@ def time_command(
         cases,
         device,
         repeat=repeat,
-        peer=peer_command(typer.echo) if peer else None,
+        peer=peer_command(typer.echo),
         own=chosen.numerics if chosen else None,
         say=typer.echo,
     ):

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
+from pydantic import BaseModel
 
 from danet.config.params import Params, load_params
 from danet.config.published import published
@@ -34,12 +35,17 @@ class Implementation:
     name: str
     numerics: Numerics | None
     """None for the peer."""
-    precision: str = "fp32"
-    """Of ours that of the numerics; the peer's half precision is its AMP."""
+    amp: str = "fp32"
+    """The peer's precision; half is its AMP."""
     one_by_one: bool = False
     """As published: windows and mirror images of an image one after another, and not batched."""
     graph: bool = False
     """Prediction: the network as a CUDA graph."""
+
+    @property
+    def precision(self) -> str:
+        """In which it computes."""
+        return self.numerics.precision if self.numerics else self.amp
 
 
 @dataclass(frozen=True)
@@ -76,29 +82,13 @@ class Case:
 
     def request(self, implementation: Implementation, device: str, warm_up: int) -> dict[str, Any]:
         """The case as a worker gets it."""
-        model = self.model
+        fields = vars(self) | vars(implementation)
         return {
-            "what": self.what,
-            "network": self.network,
+            **{name: each.model_dump() if isinstance(each, BaseModel) else each for name, each in fields.items()},
             "device": device,
             "threads": self.threads or cpu_cores(),
             "warm_up": warm_up,
-            "height": self.size[0],
-            "width": self.size[1],
-            "batch": self.batch,
-            "classes": self.classes,
-            "backward": self.backward,
-            "precision": implementation.precision,
-            "numerics": implementation.numerics.model_dump() if implementation.numerics else None,
-            "align_corners": model.align_corners if model else False,
-            "model": model.model_dump() if model else None,
-            "loss": self.loss.model_dump(),
-            "test": self.test.model_dump(),
-            "one_by_one": implementation.one_by_one,
-            "graph": implementation.graph,
             "input": input_size(self.size, self.test),
-            "depth": 101 if model and model.backbone == "resnet101" else 50,
-            "output_stride": model.output_stride if model else 8,
         }
 
 
@@ -115,12 +105,12 @@ def implementations(what: str, device: str, own: Numerics | None = None) -> list
         reference = Implementation("reference", Numerics(attention="reference"))
         return [Implementation("fast", Numerics()), Implementation(PEER, None), reference]
     fast = profile("fast")
-    eager, half = profile("fast", compile=False), fast.precision
+    eager = profile("fast", compile=False)
     result = [  # what is worth most first: a rented GPU may be taken away
-        Implementation("fast", fast, half),
-        Implementation(f"{PEER} AMP", None, half if device == "cpu" else "fp16"),
+        Implementation("fast", fast),
+        Implementation(f"{PEER} AMP", None, fast.precision if device == "cpu" else "fp16"),
         Implementation(PEER, None),
-        Implementation("fast, not compiled", eager, half),
+        Implementation("fast, not compiled", eager),
         Implementation("published", profile("published")),
         Implementation("reference", Numerics(attention="reference"), one_by_one=True),
     ]
@@ -129,13 +119,13 @@ def implementations(what: str, device: str, own: Numerics | None = None) -> list
         if not has_fast_bf16():
             result = [each for each in result if each.precision == "fp32"]
     elif what == "infer":
-        result.append(Implementation("fast, graph", fast, half, graph=True))
+        result.append(Implementation("fast, graph", fast, graph=True))
     elif what == "train":
         budget = profile("fast", memory_budget=BUDGET)
-        result.append(Implementation(f"fast, memory budget {BUDGET}", budget, half))
-        result.append(Implementation("fp16, not compiled", profile("fast", compile=False, precision="fp16"), "fp16"))
+        result.append(Implementation(f"fast, memory budget {BUDGET}", budget))
+        result.append(Implementation("fp16, not compiled", profile("fast", compile=False, precision="fp16")))
     if own is not None and own not in [each.numerics for each in result]:
-        result.insert(1, Implementation("row's numerics", own, own.precision))
+        result.insert(1, Implementation("row's numerics", own))
     if what == "attention":
         return [each for each in result if each.numerics is None or not each.numerics.compile]
     return result
@@ -151,11 +141,7 @@ def has_fast_bf16() -> bool:
 
 
 def shapes(device: str, what: Iterable[str]) -> list[Case]:
-    """The standing grid: R-50 and R-101, strides 8 and 16, the sources' sizes; on a CPU a part that takes minutes.
-
-    An empty ``device`` is the one found.
-    """
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    """The standing grid: R-50 and R-101, strides 8 and 16, the sources' sizes; on a CPU a part that takes minutes."""
     result: list[Case] = []
     sizes = ((512, 512), (512, 1024), (769, 769), (1024, 2048))
     for subject in what:
@@ -211,10 +197,10 @@ def published_model(backbone: str, stride: int, align_corners: bool = False) -> 
     )
 
 
-def row_cases(row: Row, params: Params, what: Iterable[str], batch: int | None = None) -> list[Case]:
+def row_cases(row: Row, params: Params, what: Iterable[str]) -> list[Case]:
     """A row's crop in training and its protocol in testing, of a whole image with all its windows.
 
-    By default a training step has the images of a GPU in the published training, where its memory is published (2 on
+    A training step has the images of a GPU in the published training, where its memory is published (2 on
     Cityscapes, 4 else), or else 2 (CPU) or the row's whole batch.
     """
     counted, classes = flops.count_row(row, params), flops.classes_of(row, params)
@@ -222,7 +208,7 @@ def row_cases(row: Row, params: Params, what: Iterable[str], batch: int | None =
     for subject in what:
         if subject == "train":
             found = published(row.name).images_per_gpu
-            images = batch or found or (row.schedule.batch_size if torch.cuda.is_available() else 2)
+            images = found or (row.schedule.batch_size if torch.cuda.is_available() else 2)
             # the parts of another batch would not be the source's
             loss = row.loss.model_copy(update={"replicas": 1})
             result.append(Case("train", row.name, counted.crop, images, row.model, classes, loss))

@@ -39,11 +39,11 @@ CONFIG = "danet_r50-d8_4xb2-80k_cityscapes-512x1024"
 def network(case: Mapping[str, Any]) -> Any:
     """The package's network for a case."""
     settings = peer.config(CONFIG)
-    settings.model.backbone.depth = case["depth"]
-    if case["output_stride"] == 16:
+    settings.model.backbone.depth = int(case["model"]["backbone"].removeprefix("resnet"))
+    if case["model"]["output_stride"] == 16:
         settings.model.backbone.strides, settings.model.backbone.dilations = (1, 2, 2, 1), (1, 1, 1, 2)
     for head in (settings.model.decode_head, settings.model.auxiliary_head):
-        head.num_classes, head.align_corners = case["classes"], case["align_corners"]
+        head.num_classes, head.align_corners = case["classes"], case["model"]["align_corners"]
     if case["what"] == "infer" and case["test"]["mode"] == "slide":
         window, stride = case["test"]["window"], case["test"]["stride"]
         settings.model.test_cfg = {"mode": "slide", "crop_size": tuple(window), "stride": tuple(stride)}
@@ -62,13 +62,13 @@ def sample(size: tuple[int, int], label: np.ndarray | None = None, original: tup
 def amp(case: Mapping[str, Any]) -> AbstractContextManager[object]:
     """Autocast to the case's precision."""
     dtypes = {"fp16": torch.float16, "bf16": torch.bfloat16}
-    half = dtypes.get(case["precision"])
+    half = dtypes.get(case["amp"])
     return torch.autocast(torch.device(case["device"]).type, half) if half else nullcontext()
 
 
 def infer(case: Mapping[str, Any]) -> Callable[[], object]:
     """From the 8-bit image to the label map on the host."""
-    model, size, original = network(case).eval(), tuple(case["input"]), (case["height"], case["width"])
+    model, size, original = network(case).eval(), tuple(case["input"]), tuple(case["size"])
     image = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (3, *size)).astype(np.uint8))
 
     def run() -> object:
@@ -81,12 +81,12 @@ def infer(case: Mapping[str, Any]) -> Callable[[], object]:
 
 def train(case: Mapping[str, Any]) -> Callable[[], object]:
     """One optimizer step on a batch that lies on the device."""
-    model, size = network(case).train(), (case["height"], case["width"])
+    model, size = network(case).train(), tuple(case["size"])
     generator, device = torch.Generator().manual_seed(0), case["device"]
     images = torch.randn((case["batch"], 3, *size), generator=generator).to(device)
     labels = torch.randint(case["classes"], (case["batch"], *size), generator=generator).numpy()
     samples = [sample(size, label).to(device) for label in labels]
-    scaled = case["precision"] == "fp16"
+    scaled = case["amp"] == "fp16"
     kind = AmpOptimWrapper if scaled else OptimWrapper
     torch.backends.cudnn.benchmark = peer.config(CONFIG).env_cfg.cudnn_benchmark
     wrapper = kind(optimizer=torch.optim.SGD(model.parameters(), lr=1e-4, momentum=0.9, weight_decay=5e-4))
@@ -106,7 +106,7 @@ def attention(case: Mapping[str, Any]) -> Callable[[], object]:
     """The position attention alone, forward and, with ``backward``, backward."""
     module = PAM(512, 64).to(case["device"])
     torch.nn.init.ones_(module.gamma.scale if hasattr(module.gamma, "scale") else module.gamma)
-    x = torch.randn((1, 512, case["height"], case["width"]), generator=torch.Generator().manual_seed(0))
+    x = torch.randn((1, 512, *case["size"]), generator=torch.Generator().manual_seed(0))
     x = (0.1 * x).to(case["device"]).requires_grad_(case["backward"])
 
     def run() -> object:
@@ -122,16 +122,15 @@ def attention(case: Mapping[str, Any]) -> Callable[[], object]:
 
 def confusion(case: Mapping[str, Any]) -> Callable[[], object]:
     """The per-image sums of the package's metric."""
-    rng = np.random.default_rng(0)
-    shape, classes = (case["height"], case["width"]), case["classes"]
-    prediction, target = (torch.from_numpy(rng.integers(0, classes, shape)) for _ in range(2))
+    rng, classes = np.random.default_rng(0), case["classes"]
+    prediction, target = (torch.from_numpy(rng.integers(0, classes, case["size"])) for _ in range(2))
     return lambda: IoUMetric.intersect_and_union(prediction, target, classes, 255)
 
 
 def loading(case: Mapping[str, Any]) -> Callable[[], object]:
     """The package's training pipeline on images and labels that lie in memory, up to the grey levels of a batch."""
     cv2.setNumThreads(1)
-    settings = peer.config(f"danet_r50-d8_4xb2-40k_cityscapes-{case['height']}x{case['width']}")
+    settings = peer.config(f"danet_r50-d8_4xb2-40k_cityscapes-{case['size'][0]}x{case['size'][1]}")
     steps = settings.train_dataloader.dataset.pipeline
     load, change = (
         peer.Compose([peer.TRANSFORMS.build(s) for s in steps if s["type"].startswith("Load") == first])

@@ -26,9 +26,8 @@ class Measured:
 
     case: Case
     implementation: Implementation
-    seconds: list[float]
     rounds: dict[int, float]
-    """Time by round, to be compared with another implementation's of the same round."""
+    """Seconds by round, to be compared with another implementation's of the same round."""
     peak_gb: float | None = None
     error: str = ""
     torch: str = ""
@@ -38,7 +37,7 @@ class Measured:
     @property
     def median(self) -> float | None:
         """Seconds."""
-        return statistics.median(self.seconds) if self.seconds else None
+        return statistics.median(self.rounds.values()) if self.rounds else None
 
 
 @dataclass(frozen=True)
@@ -70,7 +69,7 @@ def record(line: Measured, lines: Sequence[Measured], peaks: Peaks) -> dict[str,
         "batch": case.batch,
         "implementation": line.implementation.name,
         "precision": line.implementation.precision,
-        "repeat": len(line.seconds),
+        "repeat": len(line.rounds),
         "threads": case.threads or cpu_cores(),
         "torch": line.torch,
         "error": line.error,
@@ -79,7 +78,7 @@ def record(line: Measured, lines: Sequence[Measured], peaks: Peaks) -> dict[str,
         result["peak_gb"] = f"{line.peak_gb:.3f}"
     if median is None or line.error:
         return result
-    spread = float(np.subtract(*np.percentile(line.seconds, [75, 25])))
+    spread = float(np.subtract(*np.percentile([*line.rounds.values()], [75, 25])))
     result |= {
         "images_per_second": f"{case.batch / median:.4g}",
         "median_s": f"{median:.5g}",

@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Final
 
 from benchmarks import null
@@ -24,6 +23,7 @@ from danet.core import provenance
 from danet.core.errors import DanetError
 from danet.core.provenance import cpu_cores
 from danet.evaluation import flops
+from pipelines import dvc_environment
 
 HUGE: Final = 1024 * 2048
 """Pixels from which implementations are measured one after the other, on a CPU at most :data:`HUGE_ROUNDS` times."""
@@ -40,12 +40,13 @@ def limit(device: str) -> float:
 class Worker:
     """A process of :mod:`benchmarks.speed.timing`; a context manager."""
 
-    def __init__(self, command: Sequence[str | Path], threads: int, device: str) -> None:
+    def __init__(self, command: Sequence[str | Path], device: str) -> None:
         self._limit = limit(device)
+        threads = {"OMP_NUM_THREADS": str(cpu_cores())} | ({"CUDA_VISIBLE_DEVICES": ""} if device == "cpu" else {})
         self._process = subprocess.Popen(
             [str(part) for part in command],
             cwd=provenance.PACKAGE_ROOT,
-            env=worker_environment(threads, device),
+            env=dvc_environment() | threads,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -86,32 +87,9 @@ class Worker:
     def __enter__(self) -> Worker:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        assert self._process.stdin is not None
-        if self.alive and error is None:
-            self._process.stdin.close()
-            self._process.wait(timeout=60)
-        else:
-            self._process.kill()
-            self._process.wait()
-
-
-def worker_environment(threads: int, device: str) -> dict[str, str]:
-    """The same for all: threads, passive waiting and freed memory kept, as the stages have them."""
-    environment = dict(os.environ)
-    environment["OMP_NUM_THREADS"] = str(threads)
-    if device == "cpu":
-        environment["CUDA_VISIBLE_DEVICES"] = ""
-    for name, value in {
-        "OMP_WAIT_POLICY": "PASSIVE",
-        "MALLOC_TRIM_THRESHOLD_": str(2**32),
-        "MALLOC_MMAP_THRESHOLD_": str(2**32),
-        "MALLOC_TOP_PAD_": str(2**28),
-    }.items():
-        environment.setdefault(name, value)
-    return environment
+    def __exit__(self, *_: object) -> None:
+        self._process.kill()
+        self._process.wait()
 
 
 def peer_command(say: Say) -> list[str | Path] | None:
@@ -161,9 +139,7 @@ def run(
             key = implementation.name if device == "cpu" else shared
             started = workers.get(key)
             if started is None or not started.alive:
-                started = stack.enter_context(
-                    Worker(command if implementation.numerics else list(peer or ()), cpu_cores(), device)
-                )
+                started = stack.enter_context(Worker(command if implementation.numerics else peer or (), device))
                 if "error" in started.facts:
                     shown = " ".join(map(str, command if implementation.numerics else peer or ()))
                     raise DanetError(
@@ -221,7 +197,7 @@ def _rounds(
     for each in chosen:
         process = worker(each)
         answer = process.ask(op="prepare", case=case.request(each, device, warm_up))
-        line = Measured(case, each, [], {}, error=answer.get("error", ""), torch=process.facts.get("torch", ""))
+        line = Measured(case, each, {}, error=answer.get("error", ""), torch=process.facts.get("torch", ""))
         lines.append(line)
     began = time.monotonic()
     for number in range(rounds):
@@ -233,7 +209,6 @@ def _rounds(
             answer = worker(line.implementation).ask(op="time")
             line.error = answer.get("error", "")
             if not line.error:
-                line.seconds.append(answer["seconds"])
                 line.rounds[number] = answer["seconds"]
     for line in lines:
         if (

@@ -11,7 +11,6 @@ import numpy as np
 import torch
 
 from benchmarks import null
-from benchmarks.speed import scenes
 from benchmarks.speed.timing import serve, synchronise
 from danet.config.params import load_params
 from danet.config.row import Loss, Model, Numerics, Optimizer, Test
@@ -56,15 +55,14 @@ def infer(case: Mapping[str, Any]) -> Run:
     predictor = Predictor(
         model.eval(),
         Test.model_validate(case["test"]),
-        case["align_corners"],
+        case["model"]["align_corners"],
         device=device,
         numerics=numerics,
         max_batch=1 if case["one_by_one"] else None,
     )
-    size = case["height"], case["width"]
     if case["graph"]:
         predictor.model = Graphed(predictor.model)
-    inputs = predictor.prepare(np.random.default_rng(0).integers(0, 256, (*size, 3)).astype(np.uint8))
+    inputs = predictor.prepare(np.random.default_rng(0).integers(0, 256, (*case["size"], 3)).astype(np.uint8))
 
     def run() -> object:
         with configured(numerics, training=False):
@@ -101,7 +99,7 @@ class Graphed(torch.nn.Module):
 def train(case: Mapping[str, Any]) -> Run:
     """One optimizer step on a batch that lies on the device, as :class:`danet.training.loop.Trainer` makes it."""
     model, numerics, device = _network(case)
-    generator, size = torch.Generator().manual_seed(0), (case["height"], case["width"])
+    generator, size = torch.Generator().manual_seed(0), case["size"]
     images = torch.randn((case["batch"], 3, *size), generator=generator).to(device)
     if numerics.channels_last:
         images = images.contiguous(memory_format=torch.channels_last)
@@ -116,7 +114,7 @@ def train(case: Mapping[str, Any]) -> Run:
             seed_step(model, 0, range(case["batch"]), device)
             with autocast(numerics, device):
                 outputs = network(images)
-            losses = segmentation_losses(outputs, labels, weights, align_corners=case["align_corners"])
+            losses = segmentation_losses(outputs, labels, weights, align_corners=case["model"]["align_corners"])
             torch.autograd.backward(scaler.scale(losses["loss"]))
             scaler.step(optimizer)
             scaler.update()
@@ -132,7 +130,7 @@ def attention(case: Mapping[str, Any]) -> Run:
     numerics, device = Numerics.model_validate(case["numerics"]), torch.device(case["device"])
     module = PositionAttention(512, 64, attention=numerics.attention).to(device)
     torch.nn.init.ones_(module.gamma)
-    x = torch.randn((1, 512, case["height"], case["width"]), generator=torch.Generator().manual_seed(0))
+    x = torch.randn((1, 512, *case["size"]), generator=torch.Generator().manual_seed(0))
     x = (0.1 * x).to(device).requires_grad_(case["backward"])
 
     def run() -> object:
@@ -149,6 +147,8 @@ def attention(case: Mapping[str, Any]) -> Run:
 def loading(case: Mapping[str, Any]) -> Run:
     """What a loading process does: reads, augments and stacks a batch of the row's samples, from raw pixels to the grey
     levels that a GPU normalises. ``reference`` resizes whole images before it crops."""
+    from benchmarks.speed import scenes  # needs DVC, which `make gpu` does without
+
     cv2.setNumThreads(1)
     row = load_params(PACKAGE_ROOT / "params.yaml").row(case["network"])
     lazy = Numerics.model_validate(case["numerics"]).attention == "fused"
@@ -161,9 +161,8 @@ def loading(case: Mapping[str, Any]) -> Run:
 def confusion(case: Mapping[str, Any]) -> Run:
     """Adds one image to the confusion matrix."""
     generator = np.random.default_rng(0)
-    shape = case["height"], case["width"]
     prediction, target = (
-        torch.from_numpy(generator.integers(0, case["classes"], shape).astype(np.uint8)).to(case["device"])
+        torch.from_numpy(generator.integers(0, case["classes"], case["size"]).astype(np.uint8)).to(case["device"])
         for _ in range(2)
     )
     matrix = Confusion(case["classes"], case["device"])
