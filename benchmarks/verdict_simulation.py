@@ -12,11 +12,10 @@ at a time (up to nine looks).
 
 from __future__ import annotations
 
-import argparse
 import math
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +25,7 @@ from danet.config.params import Bands
 from danet.core.console import report_errors
 from danet.core.files import write_text
 from danet.core.provenance import code_version
+from danet.report.markdown import Page
 from danet.results.verdict import ALPHA, judge, judge_means
 
 SEED = 20260101
@@ -43,6 +43,8 @@ OFFSETS = (0.0, 0.5, 1.0, 1.5, 2.0)
 MOST_SEEDS = 10
 
 Labels = Counter[str]
+Found = dict[tuple[float, ...], Labels]
+"""Verdicts by offset (first), spreads and number of seeds."""
 
 
 def draw(case: tuple[int, ...], offset: float, spread: float, seeds: int, rows: int) -> list[list[float]]:
@@ -53,8 +55,8 @@ def draw(case: tuple[int, ...], offset: float, spread: float, seeds: int, rows: 
     return drawn
 
 
-def fixed(rows: int) -> dict[tuple[float, float, int], Labels]:
-    """Verdicts by offset, spread and number of seeds."""
+def fixed(rows: int) -> Found:
+    """Verdicts on a number of seeds."""
     return {
         (offset, spread, seeds): Counter(
             judge(values, PUBLISHED, BAND).label for values in draw((o, s, seeds), offset, spread, seeds, rows)
@@ -65,8 +67,8 @@ def fixed(rows: int) -> dict[tuple[float, float, int], Labels]:
     }
 
 
-def two_means(rows: int) -> dict[tuple[float, tuple[float, float], int], Labels]:
-    """Verdicts by offset, spreads (of the source, of ours) and the seeds that either has."""
+def two_means(rows: int) -> Found:
+    """Verdicts where the source has seeds too, as many as here; by offset, the source's spread, ours, and seeds."""
     found = {}
     for o, offset in enumerate(OFFSETS):
         for p, pair in enumerate(PAIRS):
@@ -74,7 +76,7 @@ def two_means(rows: int) -> dict[tuple[float, tuple[float, float], int], Labels]
                 theirs = draw((200 + o, p, seeds, 0), 0.0, pair[0], seeds, rows)
                 ours = draw((200 + o, p, seeds, 1), offset, pair[1], seeds, rows)
                 labels = (judge_means(*each, BAND).label for each in zip(ours, theirs, strict=True))
-                found[offset, pair, seeds] = Counter(labels)
+                found[offset, *pair, seeds] = Counter(labels)
     return found
 
 
@@ -92,7 +94,7 @@ def as_advised(values: list[float]) -> str:
     return judge(values[: 3 + (first.more_seeds or MOST_SEEDS)], PUBLISHED, BAND).label
 
 
-def sequential(rows: int, rule: Callable[[list[float]], str]) -> dict[tuple[float, float], Labels]:
+def sequential(rows: int, rule: Callable[[list[float]], str]) -> Found:
     """Verdicts by offset and spread if seeds are added by a rule."""
     return {
         (offset, spread): Counter(map(rule, draw((100 + o, s), offset, spread, MOST_SEEDS, rows)))
@@ -107,86 +109,72 @@ def false_rate(labels: Labels, offset: float) -> float:
     return sum(labels[label] for label in wrong) / labels.total()
 
 
+def worst(found: Found) -> tuple[float, tuple[float, ...]]:
+    """The largest share of false verdicts, and its case."""
+    return max((false_rate(labels, case[0]), case) for case, labels in found.items())
+
+
+def table(page: Page, columns: Iterable[str], found: Found) -> None:
+    """Adds the shares of all verdicts to a page."""
+    names = ("reproduced", "lower", "higher", "undecided")
+    head = [*columns, *names, "false"]
+    lines = [
+        [*(f"{part:g}" for part in case), *(f"{labels[name] / labels.total():.1%}" for name in names),
+         f"{false_rate(labels, case[0]):.2%}"]
+        for case, labels in found.items()
+    ]  # fmt: skip
+    page.table((head, lines, "r" * len(head)))
+
+
 def page(rows: int) -> str:
     """The results as markdown."""
     started = time.perf_counter()
-    by_case = fixed(rows)
-    worst = max((false_rate(labels, case[0]), case) for case, labels in by_case.items())
-    means = two_means(rows // 5)  # each verdict takes longer
-    worst_means = max((false_rate(labels, case[0]), case) for case, labels in means.items())
+    out = Page("Made by `python -m benchmarks.verdict_simulation`; do not edit.")
     error = math.sqrt(ALPHA * (1 - ALPHA) / rows)
     commit, dirty = code_version()
     commit = "commit unknown" if commit == "unknown" else f"commit `{commit[:10]}`"
-    lines = [
-        "<!-- Made by `python -m benchmarks.verdict_simulation`; do not edit. -->",
-        "# Error rates of the verdicts, by simulation",
+    found = fixed(rows)
+    most, (distance, spread, seeds) = worst(found)
+    out.heading(1, "Error rates of the verdicts, by simulation")
+    out.text(
         f"{rows:,} synthetic rows a case; published number {PUBLISHED:g}, band {BAND:g}; at most {ALPHA:.0%} of the "
         "verdicts may be false. The true mean lies *distance* bands below the published number. At 1 it is on the edge "
         "of the band, where false verdicts are likeliest: there every *reproduced* is counted as false (*lower* "
-        "instead would give half of that). Spread is the standard deviation over seeds, in points.",
-        f"**Largest share of false verdicts: {worst[0]:.2%}** (distance {worst[1][0]:g}, spread {worst[1][1]:g}, "
-        f"{worst[1][2]} seeds); claimed: at most {ALPHA:.0%}, and the simulation itself is good to ±{3 * error:.2%} "
-        "(three standard errors).",
-        "## A fixed number of seeds",
-        _table(
-            ["Distance", "Spread", "Seeds", "reproduced", "lower", "higher", "undecided", "false"],
-            [
-                [f"{o:g}", f"{s:g}", str(n), *_shares(labels), f"{false_rate(labels, o):.2%}"]
-                for (o, s, n), labels in by_case.items()
-            ],
-        ),
-        "## A source with seeds of its own",
-        f"As many seeds as here, {rows // 5:,} rows a case; distance is that between the two true means, and the tests "
-        f"are Welch's. **Largest share of false verdicts: {worst_means[0]:.2%}** (distance {worst_means[1][0]:g}, "
-        f"spreads {worst_means[1][1][0]:g} and {worst_means[1][1][1]:g}, {worst_means[1][2]} seeds each); good to "
-        f"±{3 * error * math.sqrt(5):.2%}.",
-        _table(
-            ["Distance", "Spread, source", "here", "Seeds", "reproduced", "lower", "higher", "undecided", "false"],
-            [
-                [f"{o:g}", f"{s:g}", f"{t:g}", str(n), *_shares(labels), f"{false_rate(labels, o):.2%}"]
-                for (o, (s, t), n), labels in means.items()
-            ],
-        ),
-        "## Three seeds, then as many more as the table asks for",
-        f"Two looks at the data, so at most twice {ALPHA:.0%} can be claimed.",
-        _sequential_table(sequential(rows, as_advised)),
-        "## A seed at a time until there is a verdict",
-        f"From 2 seeds up to {MOST_SEEDS}: up to {MOST_SEEDS - 1} looks. This is how not to do it: the share of false "
-        "verdicts grows with every look.",
-        _sequential_table(sequential(rows, one_by_one)),
-        f"Random seed {SEED}; NumPy {np.__version__}, SciPy {scipy.__version__}; "
-        f"{commit}{' with changes' if dirty else ''}; took {time.perf_counter() - started:.0f} s.",
-    ]
-    return "\n\n".join(lines) + "\n"
-
-
-def _sequential_table(found: dict[tuple[float, float], Labels]) -> str:
-    return _table(
-        ["Distance", "Spread", "reproduced", "lower", "higher", "undecided", "false"],
-        [[f"{o:g}", f"{s:g}", *_shares(labels), f"{false_rate(labels, o):.2%}"] for (o, s), labels in found.items()],
+        "instead would give half of that). Spread is the standard deviation over seeds, in points."
     )
-
-
-def _shares(labels: Labels) -> list[str]:
-    names = ("reproduced", "lower", "higher", "undecided")
-    return [f"{labels[name] / labels.total():.1%}" for name in names]
-
-
-def _table(head: list[str], lines: list[list[str]]) -> str:
-    return "\n".join("| " + " | ".join(line) + " |" for line in (head, ["---:"] * len(head), *lines))
-
-
-def main() -> None:
-    """Runs the simulation and writes the page."""
-    parser = argparse.ArgumentParser(description="Simulate the verdicts' error rates.")
-    parser.add_argument("--rows", type=int, default=ROWS, help="synthetic rows a case (default: %(default)s)")
-    parser.add_argument("--out", type=Path, default=Path("reports/verdict-simulation.md"))
-    arguments = parser.parse_args()
-    with report_errors():
-        text = page(arguments.rows)
-        write_text(arguments.out, text)
-        print(f"{text.split(chr(10) * 2)[3]}\nwritten to {arguments.out}")
+    out.text(
+        f"**Largest share of false verdicts: {most:.2%}** (distance {distance:g}, spread {spread:g}, {seeds:g} seeds); "
+        f"claimed: at most {ALPHA:.0%}, and the simulation itself is good to ±{3 * error:.2%} (three standard errors)."
+    )
+    out.heading(2, "A fixed number of seeds")
+    table(out, ("Distance", "Spread", "Seeds"), found)
+    found = two_means(rows // 5)  # each verdict takes longer
+    most, (distance, theirs, ours, seeds) = worst(found)
+    out.heading(2, "A source with seeds of its own")
+    out.text(
+        f"As many seeds as here, {rows // 5:,} rows a case; distance is that between the two true means, and the tests "
+        f"are Welch's. **Largest share of false verdicts: {most:.2%}** (distance {distance:g}, spreads {theirs:g} and "
+        f"{ours:g}, {seeds:g} seeds each); good to ±{3 * error * math.sqrt(5):.2%}."
+    )
+    table(out, ("Distance", "Spread, source", "here", "Seeds"), found)
+    out.heading(2, "Three seeds, then as many more as the table asks for")
+    out.text(f"Two looks at the data, so at most twice {ALPHA:.0%} can be claimed.")
+    table(out, ("Distance", "Spread"), sequential(rows, as_advised))
+    out.heading(2, "A seed at a time until there is a verdict")
+    out.text(
+        f"From 2 seeds up to {MOST_SEEDS}: up to {MOST_SEEDS - 1} looks. This is how not to do it: the share of false "
+        "verdicts grows with every look."
+    )
+    table(out, ("Distance", "Spread"), sequential(rows, one_by_one))
+    out.text(
+        f"Random seed {SEED}; NumPy {np.__version__}, SciPy {scipy.__version__}; "
+        f"{commit}{' with changes' if dirty else ''}; took {time.perf_counter() - started:.0f} s."
+    )
+    return out.end()
 
 
 if __name__ == "__main__":
-    main()
+    with report_errors():
+        path = Path("reports/verdict-simulation.md")
+        write_text(path, page(ROWS))
+        print(path)
