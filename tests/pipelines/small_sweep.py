@@ -1,5 +1,6 @@
 """A workspace of the demo cut down to a few rows that train for seconds, for tests of sweeps."""
 
+import json
 import sys
 
 from danet.config.params import merge
@@ -40,3 +41,9 @@ def environment(folder):
 def sweep_command(*options):
     """The command line of a sweep."""
     return [sys.executable, "-m", "danet.cli", "sweep", *options]
+
+
+def reached(folder, row):
+    """The iteration that a row's trainer has noted."""
+    found = list((folder / "checkpoints").glob(f"{row}*/seed0/progress.json"))
+    return int(json.loads(found[0].read_text())["iteration"]) if found else 0

@@ -7,12 +7,13 @@ import pytest
 import yaml
 from dvc.repo import Repo
 
-from danet.config.params import load_params, merge
-from danet.config.yaml import read_raw, write_raw
+from danet.config.params import load_params
+from danet.config.yaml import write_raw
 from danet.core.errors import ConfigError
 from pipelines import demo
 from tests.parameters import raw_params
 from tests.pipelines.programs import dvc
+from tests.pipelines.small_sweep import make_workspace
 
 ROWS = ("demo-r50-d16-voc2012",)
 
@@ -20,27 +21,7 @@ ROWS = ("demo-r50-d16-voc2012",)
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory):
     """The demo's workspace, cut down to a row of three iterations without pretrained weights."""
-    folder = tmp_path_factory.mktemp("demo")
-    demo.prepare(demo.REPOSITORY, folder)
-    edit(folder, cut_down)
-    return folder
-
-
-def cut_down(params):
-    params["rows"] = {
-        name: merge(params["rows"][name], {"schedule": {"iterations": 3}, "weights": "none"}) for name in ROWS
-    }
-    params["datasets"] = {"voc2012": params["datasets"]["voc2012"]}
-    params["weights"] = {
-        "none": {"title": "random", "checksum": None, "url": None, "file": None, "backbone": None, "stem": None}
-    }
-    params["runtime"] |= {"overlays": 1, "benchmark_images": 2}
-
-
-def edit(folder, change):
-    params = read_raw(folder / "params.yaml")
-    change(params)
-    write_raw(params, folder)
+    return make_workspace(tmp_path_factory.mktemp("demo"), ROWS, iterations=3)
 
 
 @pytest.fixture(scope="module")

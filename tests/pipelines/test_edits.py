@@ -8,7 +8,7 @@ from dvc.repo import Repo
 
 from danet.config.yaml import write_raw
 from tests.parameters import ROOT, raw_params
-from tests.pipelines.stand_ins import stand_ins
+from tests.pipelines.programs import dvc
 
 ROW, OTHER = "mmseg-r50-d8-cityscapes-769x769-40k", "ssseg-r50-d16-voc2012"
 REPORTS = {"report@mmsegmentation", "report@sssegmentation"}
@@ -53,8 +53,8 @@ EDITS = [
 
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory):
-    """Two rows of two tables, every stage of them done (by stand-ins)."""
-    source = tmp_path_factory.mktemp("source")
+    """Two rows of two tables, every stage of them done: each output is a small file, and DVC is told to take it."""
+    folder = tmp_path_factory.mktemp("edits")
     raw = raw_params(rows=(ROW, OTHER))
     everything = raw_params()
     raw["released"] = {ROW: everything["released"][ROW]}
@@ -63,13 +63,18 @@ def workspace(tmp_path_factory):
     raw["tables"]["mmsegmentation"]["row_notes"] = {ROW: ["A note."]}
     raw["datasets"] = {name: raw["datasets"][name] for name in ("cityscapes", "voc2012")}
     raw["weights"] = {"resnet50_v1c": raw["weights"]["resnet50_v1c"]}
-    write_raw(raw, source)
-    shutil.copytree(ROOT / ".dvc", source / ".dvc", ignore=shutil.ignore_patterns("cache", "tmp"))
-    shutil.copy(ROOT / "dvc.yaml", source)
-    (source / "benchmarks").mkdir()
-    shutil.copy(ROOT / "benchmarks" / "published.yaml", source / "benchmarks")
-    folder = tmp_path_factory.mktemp("edits")
-    stand_ins(source, folder)
+    write_raw(raw, folder)
+    (folder / "benchmarks").mkdir()
+    for file in ("dvc.yaml", "benchmarks/published.yaml"):
+        shutil.copy(ROOT / file, folder / file)
+    assert dvc(folder, "init", "--quiet", "--no-scm") == 0
+    for out in Repo(str(folder)).index.outs:
+        path = folder / out.def_path
+        path = path if path.suffix else path / "file"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("{}")
+    assert dvc(folder, "commit", "--quiet", "--force") == 0
+    assert Repo(str(folder)).status() == {}
     return folder
 
 

@@ -10,25 +10,11 @@ import yaml
 
 from danet.config.yaml import write_raw
 from danet.results.identity import TrainingIdentity
+from tests.data.samples import camvid_tree
 from tests.parameters import ROOT, raw_params
 from tests.pipelines.programs import NO_MLFLOW, dvc
 
 ROW = "camvid-r50-d16-short"
-
-
-def camvid(folder):
-    """Two images a split in the layout of CamVid's official mirror, half road, half sky."""
-    random = np.random.default_rng(0)
-    for split in ("train", "val", "test"):
-        for part in (split, f"{split}annot"):
-            (folder / part).mkdir(parents=True)
-        for number in range(2):
-            labels = np.zeros((48, 64), np.uint8)
-            labels[24:] = 3
-            image = np.repeat((60 * labels)[..., None], 3, axis=2) + random.integers(0, 60, (48, 64, 3), np.uint8)
-            cv2.imwrite(str(folder / split / f"{split}{number}.png"), image)
-            cv2.imwrite(str(folder / f"{split}annot" / f"{split}{number}.png"), labels)
-    return folder
 
 
 def make_workspace(folder):
@@ -83,7 +69,7 @@ def evaluated(folder):
 
 
 def test_relabelled_data_an_added_seed_and_another_machine(tmp_path, run):
-    data, here = camvid(tmp_path / "camvid"), tmp_path / "here"
+    data, here = camvid_tree(tmp_path / "camvid", count=2, size=(48, 64)), tmp_path / "here"
     here.mkdir()
     make_workspace(here)
     run(here, "init --quiet --no-scm")

@@ -28,7 +28,7 @@ from pipelines.sweep.slurm import submit
 from pipelines.sweep.status import print_status, survey
 from tests.parameters import raw_params
 from tests.pipelines.programs import dvc
-from tests.pipelines.small_sweep import ROWS, environment, make_workspace, sweep_command
+from tests.pipelines.small_sweep import ROWS, environment, make_workspace, reached, sweep_command
 
 ROOT = Path(__file__).parents[2]
 VOC, ADE = "ssseg-r50-d16-voc2012", "ssseg-r50-d16-ade20k"
@@ -320,12 +320,6 @@ def states(folder):
     shown = sweep(folder, "--status")
     assert shown.returncode == 0, shown.stderr
     return dict(re.findall(r"^(demo-\S+) +(done|running|not run|stopped|failed)\b", shown.stdout, re.MULTILINE))
-
-
-def reached(folder, row):
-    """The iteration that a row's trainer has noted."""
-    found = list((folder / "checkpoints").glob(f"{row}*/seed0/progress.json"))
-    return int(json.loads(found[0].read_text())["iteration"]) if found else 0
 
 
 def trained(folder, row):

@@ -6,7 +6,7 @@ import subprocess
 
 import pytest
 
-from tests.pipelines.small_sweep import environment, make_workspace, sweep_command
+from tests.pipelines.small_sweep import environment, make_workspace, reached, sweep_command
 from tests.slurm.cluster import Cluster
 
 pytestmark = pytest.mark.slurm
@@ -41,11 +41,6 @@ def states(cluster, folder):
 def log(folder, row):
     path = folder / "build" / "sweep" / f"{row}.log"
     return path.read_text() if path.exists() else ""
-
-
-def reached(folder, row):
-    found = list((folder / "checkpoints").glob(f"{row}*/seed0/progress.json"))
-    return int(json.loads(found[0].read_text())["iteration"]) if found else 0
 
 
 def starts(folder, row):
