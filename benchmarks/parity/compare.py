@@ -94,12 +94,6 @@ def our_names(kind: str, model: nn.Module) -> dict[str, str]:
     return {toolbox.name(key, model.config.stem): key for key in model.state_dict()}
 
 
-def load_shared(model: nn.Module, source: str, case: str, keys: dict[str, list[int]]) -> dict[str, str]:
-    """Gives our model the shared weights; returns our name of each of the peer's names."""
-    weights = {key: torch.from_numpy(np.asarray(common.weight(case, key, tuple(shape)))) for key, shape in keys.items()}
-    return give(model, source, weights)
-
-
 def give(model: nn.Module, source: str, weights: dict[str, Tensor]) -> dict[str, str]:
     """Loads a source's weights into our model, strict in both directions; returns our name of each of its names."""
     state = model.state_dict()
@@ -193,8 +187,10 @@ def peer_model(source: str, case: str, meta: dict[str, Any]) -> tuple[Segmentor,
     """Our network of a stored case with the shared weights, and our name of each of the peer's names."""
     names = ("output_stride", "align_corners")
     changes = {"backbone": f"resnet{meta['depth']}"} | {name: meta[name] for name in names}
-    model = build_model(row(source).model.model_copy(update=changes), meta["classes"], "fused")
-    return model, load_shared(model, source, case, meta["keys"])
+    model = build_model(row(source).model.model_copy(update=changes), meta["classes"])
+    shapes = meta["keys"].items()
+    weights = {key: torch.from_numpy(np.asarray(common.weight(case, key, tuple(shape)))) for key, shape in shapes}
+    return model, give(model, source, weights)
 
 
 def check_models(folder: Path) -> Iterator[Result]:
@@ -227,7 +223,7 @@ def official_pair(kind: str, depth: int, case: str) -> tuple[Segmentor, referenc
     :data:`OFFICIAL` counts the parameters, so a name or a tensor too many or too few does not pass.
     """
     config = row(kind).model.model_copy(update={"backbone": f"resnet{depth}"})
-    model = build_model(config, OFFICIAL[kind][0], "fused")
+    model = build_model(config, OFFICIAL[kind][0])
     shapes = {theirs: model.state_dict()[ours].shape for theirs, ours in our_names(kind, model).items()}
     weights = {
         key: torch.from_numpy(common.weight(case, key, tuple(shape))).double()

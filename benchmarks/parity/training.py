@@ -21,7 +21,6 @@ from benchmarks.parity import common, compare, reference
 from benchmarks.parity.results import Result
 from danet.config.row import Loss, Row
 from danet.data.loader import Batch
-from danet.models import build_model
 from danet.results.identity import TrainingIdentity
 from danet.training import loop
 from danet.training.checkpoint import CheckpointStore
@@ -129,8 +128,7 @@ def check_training(folder: Path) -> Iterator[Result]:
     """The packages' own optimisers and schedulers: the runs that the peers stored in ``folder``."""
     for source, name, theirs, meta in compare.stored(folder, "training"):
         recipe, case = package_recipe(source), f"{source}-training"
-        model = build_model(recipe.model, meta["classes"])
-        mapping = compare.load_shared(model, source, case, meta["keys"])
+        model, mapping = compare.peer_model(source, case, meta)
         mine = trained(model, recipe, case, common.TRAININGS[name], EPSILON[source])
         yield from compared(recipe.source, name, compare.against(source, meta), mine, theirs, mapping)
 

@@ -12,16 +12,15 @@ FUNCTIONS = ("randint", "uniform", "random_sample", "rand", "choice")
 
 
 @contextmanager
-def record(seed: int) -> Iterator[list[tuple[str, list[Any], Any]]]:
-    """Seeds numpy and yields the list that fills with (function, arguments, result)."""
-    log: list[tuple[str, list[Any], Any]] = []
+def record(seed: int) -> Iterator[list[tuple[str, Any]]]:
+    """Seeds numpy and yields the list that fills with (function, result)."""
+    log: list[tuple[str, Any]] = []
     originals = {name: getattr(np.random, name) for name in FUNCTIONS}
 
     def wrap(name: str) -> Any:
         def drawn(*args: Any, **kwargs: Any) -> Any:
             value = originals[name](*args, **kwargs)
-            plain = value.item() if hasattr(value, "item") else value
-            log.append((name, [repr(a) for a in args], plain))
+            log.append((name, value.item() if hasattr(value, "item") else value))
             return value
 
         return drawn

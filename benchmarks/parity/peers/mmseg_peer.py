@@ -156,6 +156,13 @@ def schedule(folder: Path) -> None:
     common.save(folder, "schedule-mmseg", arrays, {"versions": VERSIONS})
 
 
+def loaded(image: np.ndarray) -> dict[str, Any]:
+    """What the pipelines begin with once an image is read."""
+    size = image.shape[:2]
+    paths = {"img_path": "", "seg_map_path": "", "reduce_zero_label": False}
+    return {"img": image.copy(), "img_shape": size, "ori_shape": size, **paths}
+
+
 AUGMENT_CASES = {
     # name: (config, row whose augmentation it is, image sizes, classes, seeds)
     "cityscapes-512x1024": ("danet_r50-d8_4xb2-40k_cityscapes-512x1024", [(1024, 2048)], 19, range(4)),
@@ -193,18 +200,7 @@ def augmentation(folder: Path) -> None:
             key = f"mmseg-augment-{name}-{seed}"
             image, label = common.photograph(key, height, width), common.annotation(key, height, width, classes)
             with draws.record(seed) as log:
-                result = pipeline(
-                    {
-                        "img": image.copy(),
-                        "gt_seg_map": label.copy(),
-                        "seg_fields": ["gt_seg_map"],
-                        "img_shape": (height, width),
-                        "ori_shape": (height, width),
-                        "img_path": "",
-                        "seg_map_path": "",
-                        "reduce_zero_label": False,
-                    }
-                )
+                result = pipeline(loaded(image) | {"gt_seg_map": label.copy(), "seg_fields": ["gt_seg_map"]})
             batch = preprocessor({"inputs": [result["inputs"]], "data_samples": [result["data_samples"]]}, True)
             arrays |= shared.sample_arrays(
                 seed,
@@ -227,16 +223,7 @@ def augmentation(folder: Path) -> None:
 
 
 def _predict(model: Any, image: np.ndarray, transforms: list[Any]) -> Any:
-    height, width = image.shape[:2]
-    data = {
-        "img": image.copy(),
-        "img_shape": (height, width),
-        "ori_shape": (height, width),
-        "img_path": "x",
-        "seg_map_path": "",
-        "reduce_zero_label": False,
-    }
-    packed = Compose([*transforms, PackSegInputs()])(data)
+    packed = Compose([*transforms, PackSegInputs()])(loaded(image))
     batch = model.data_preprocessor({"inputs": [packed["inputs"]], "data_samples": [packed["data_samples"]]}, False)
     with torch.no_grad():
         return model.predict(batch["inputs"].double(), batch["data_samples"])[0]
@@ -318,7 +305,6 @@ def training(folder: Path) -> None:
     case = "mmseg-training"
     for name, run in common.TRAININGS.items():
         model = build(settings, case).double().train()
-        keys = shared.keys(model)
         arguments = {key: value for key, value in settings.optim_wrapper.optimizer.items() if key != "type"}
         optimizer = torch.optim.SGD(model.parameters(), **arguments)
         wrapper = OptimWrapper(optimizer)
@@ -331,8 +317,7 @@ def training(folder: Path) -> None:
             losses.append(log["loss"].item())
             wrapper.update_params(total)
             scheduler.step()
-        meta = run | {"keys": keys, "classes": 19, "versions": VERSIONS}
-        common.save_training(folder, f"mmseg-{name}", losses, rates, model.state_dict(), meta)
+        common.save_training(folder, f"mmseg-{name}", losses, rates, model.state_dict(), described(model))
 
 
 STEPS = (models, initialisation, schedule, augmentation, inference, metrics, training)

@@ -14,8 +14,6 @@ import torch
 from benchmarks.parity import common
 from benchmarks.parity.peers import draws
 
-Log = list[tuple[str, list[Any], Any]]
-
 
 def keys(model: Any) -> dict[str, list[int]]:
     """Shape of every entry of the state dict."""
@@ -42,16 +40,14 @@ def initialisation(folder: Path, name: str, build: Callable[[], Any], versions: 
         for key, value in model.named_parameters():
             data = value.detach().double()
             rows.setdefault(key, []).append((data.mean().item(), data.std(correction=0).item()))
-    sizes = {key: value.numel() for key, value in model.named_parameters()}
-    arrays = {key: np.array(value) for key, value in rows.items()}
-    common.save(folder, f"init-{name}", arrays, {"sizes": sizes, "keys": keys(model), "versions": versions})
+    common.save(folder, f"init-{name}", {key: np.array(each) for key, each in rows.items()}, {"versions": versions})
 
 
-def drawn(log: Log, flip: str, mirrors: Callable[[Any], bool]) -> dict[str, Any]:
+def drawn(log: list[tuple[str, Any]], flip: str, mirrors: Callable[[Any], bool]) -> dict[str, Any]:
     """The decisions of a training pipeline; ``flip`` is the function that decides about the mirror image."""
-    values = [value for _, _, value in log]
+    values = [value for _, value in log]
     ratio = 0.5 + 1.5 * values.pop(0)
-    split = [function for function, _, _ in log].index(flip) - 1
+    split = [function for function, _ in log].index(flip) - 1
     crops = [values[2 * i : 2 * i + 2] for i in range(split // 2)]
     values = values[split:]
     mirrored = mirrors(values.pop(0))

@@ -207,7 +207,6 @@ def training(folder: Path) -> None:
         config["scheduler"]["min_lr"] = 1e-4
         model = build(config, case).double()
         model.train()
-        keys = shared.keys(model)
         optimizer = BuildOptimizer(model, config["scheduler"]["optimizer"])
         more = {"lr": 0.01, "iters_per_epoch": run["iterations"], "params_rules": {}}
         scheduler = BuildScheduler(optimizer=optimizer, scheduler_cfg=config["scheduler"] | more)
@@ -220,7 +219,7 @@ def training(folder: Path) -> None:
             output.loss.backward()
             losses.append(output.loss.item())
             scheduler.step()
-        meta = run | {"keys": keys, "classes": 19, "versions": VERSIONS}
+        meta = described(model, 50, 8, 19)
         common.save_training(folder, f"ssseg-{name}", losses, rates, model.state_dict(), meta)
 
 
