@@ -83,8 +83,7 @@ def difference(a: Tensor | np.ndarray, b: Tensor | np.ndarray) -> float:
     x, y = np.asarray(a, np.float64), np.asarray(b, np.float64)
     if x.shape != y.shape:
         raise ValueError(f"shapes {x.shape} and {y.shape} differ")
-    scale = np.abs(y).max() if y.size else 1.0
-    return float(np.abs(x - y).max() / (scale or 1.0)) if y.size else 0.0
+    return float(np.abs(x - y).max() / (np.abs(y).max() or 1.0))
 
 
 def our_names(kind: str, model: nn.Module) -> dict[str, str]:
@@ -104,15 +103,10 @@ def give(model: nn.Module, source: str, weights: dict[str, Tensor]) -> dict[str,
         if key.endswith("num_batches_tracked"):
             given.setdefault(key, torch.zeros_like(value))
     model.load_state_dict(given, strict=True)
-    no_dropout(model)
-    return mapping
-
-
-def no_dropout(model: nn.Module) -> None:
-    """Masks cannot be shared between torch versions, so dropout is off on both sides."""
     for module in model.modules():
         if isinstance(module, nn.Dropout2d | nn.Dropout):
-            module.p = 0.0
+            module.p = 0.0  # off on both sides: masks cannot be shared between torch versions
+    return mapping
 
 
 def projection_difference(
