@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from danet.config.params import Params
 from danet.config.row import Row
@@ -27,7 +27,6 @@ class Check:
     """A row of a report run again."""
 
     row: str
-    kind: Literal["evaluation", "training"]
     band: float
     """Percent points within which the numbers have to agree."""
     why: str
@@ -48,7 +47,7 @@ class Check:
         return self.gap <= self.band + EXACT
 
     def __str__(self) -> str:
-        lines = [f"{self.row}: {self.kind} run again"]
+        lines = [f"{self.row}: evaluated again"]
         for name, (reported, here) in self.numbers.items():
             lines.append(
                 f"  {name:<14} reported {reported:8.4f}   here {here:8.4f}   difference {signed(here - reported, 4)}"
@@ -104,15 +103,12 @@ def same_row(reported: TableRow, params: Params, report: Path) -> Row:
     return row
 
 
-def check_row(
-    report: Path, name: str, workspace: Workspace, *, train: bool = False, device: str | None = None
-) -> Check:
-    """Runs a reported row again and says whether it agrees. Nothing of the row's own results is overwritten.
+def check_row(report: Path, name: str, workspace: Workspace, *, device: str | None = None) -> Check:
+    """Evaluates a reported row again and says whether it agrees. Nothing of the row's own results is overwritten.
 
-    The evaluation uses ``models/<row>``; with the very weights of the report the numbers must agree within
-    ``bands.released``, since only the arithmetic can differ. A training, or the evaluation of other weights, is another
-    draw of the row's noise and must agree within the dataset's band.
-    With ``train`` the reported seeds are trained again, in ``build/reproduce/<row>``.
+    The weights are those in ``models/<row>``. With the very weights of the report the numbers must agree within
+    ``bands.released``, since only the arithmetic can differ. Other weights of the row are another draw of its noise and
+    must agree within the dataset's band.
 
     Raises:
         ConfigError, DataError: see :func:`reported_row` and :func:`same_row`.
@@ -123,18 +119,16 @@ def check_row(
     theirs = {run.seed: run for run in reported.runs}
     row = same_row(reported, params, report).model_copy(update={"seeds": tuple(theirs)})
     _same_data(reported, row, workspace, report)
-    runs = (_train_and_evaluate if train else _evaluate)(row, workspace, device)
+    runs = _evaluate(row, workspace, device)
     setup = differing(reported.runs[0].provenance.setup, runs[0].provenance.setup)
     band, why = params.bands.of(row.dataset), f"the band of {row.dataset}"
-    if train:
-        why = f"trained anew: {why}"
-    elif any(theirs[seed].weights_sha256 != run.weights_sha256 for seed, run in zip(row.seeds, runs, strict=True)):
+    if any(theirs[seed].weights_sha256 != run.weights_sha256 for seed, run in zip(row.seeds, runs, strict=True)):
         why = f"the weights in models/{name} are not those of the report: {why}"
     else:
         band, why = params.bands.released, "the same weights: only the arithmetic can differ"
         if not setup:
             why += "; on the same hardware and versions it should be nothing, so an operation here is not deterministic"
-    return Check(name, "training" if train else "evaluation", band, why, _compared(reported, runs), setup)
+    return Check(name, band, why, _compared(reported, runs), setup)
 
 
 def _same_data(reported: TableRow, row: Row, workspace: Workspace, report: Path) -> None:
@@ -167,22 +161,10 @@ def _evaluate(row: Row, workspace: Workspace, device: str | None) -> list[Evalua
         path = weights_path(workspace, row, seed)
         if not path.is_file():
             raise CheckpointError(
-                f"{path}: does not exist, so seed {seed} cannot be evaluated; fetch the weights (dvc pull), train "
-                f"them (dvc repro train@{row.name}), or let this command train them (--train)"
+                f"{path}: does not exist, so seed {seed} cannot be evaluated; fetch the weights (dvc pull), or train "
+                f"them (dvc repro train@{row.name})"
             )
         # with a file given, nothing of the row's own results is overwritten
         one = row.model_copy(update={"seeds": (seed,)})
         runs += evaluate_row(one, workspace, weights=path, device=device).evaluation.runs
     return runs
-
-
-def _train_and_evaluate(row: Row, workspace: Workspace, device: str | None) -> list[EvaluatedSeed]:
-    from danet.evaluation.evaluate import evaluate_row
-    from danet.training.train import train_row
-
-    scratch = Workspace(workspace.root / "build" / "reproduce" / row.name)
-    scratch.root.mkdir(parents=True, exist_ok=True)
-    if not (scratch.root / "data").is_symlink():
-        (scratch.root / "data").symlink_to((workspace.root / "data").resolve())
-    train_row(row, scratch, device=device)
-    return list(evaluate_row(row, scratch, device=device).evaluation.runs)

@@ -161,20 +161,17 @@ def _print_verified(results: Sequence[VerifiedRow], band: float) -> None:
 def reproduce(
     report: Annotated[Path, typer.Argument(metavar="REPORT.json", help="A table as data: reports/tables/NAME.json.")],
     row: RowName,
-    train: Annotated[
-        bool, typer.Option("--train", help="train the reported seeds again, in build/reproduce, instead of evaluating.")
-    ] = False,
     device: Device = None,
     workspace: Root = Path(),
 ) -> None:
-    """Run a row of a table's JSON again, ours or a colleague's, and say whether it agrees (exit code 1: it does not).
+    """Evaluate a row of a table's JSON again, ours or a colleague's: does it agree? (Exit code 1: it does not.)
 
-    By default the row's trained weights are evaluated again. With the weights of the report, the numbers must agree
-    within bands.released; otherwise within the dataset's band.
+    With the weights of the report, the numbers must agree within bands.released; with others in models/ROW, trained
+    here for instance, within the dataset's band.
     """
     from danet.cli.reproduce import check_row
 
-    check = check_row(report, row, Workspace(workspace), train=train, device=device)
+    check = check_row(report, row, Workspace(workspace), device=device)
     typer.echo(check)
     if not check.agrees:
         raise typer.Exit(1)

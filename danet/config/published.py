@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -77,10 +77,6 @@ class Published(Strict):
         return self.seeds[0] if self.seeds else self.miou
 
 
-NUMBERS = ("miou", "miou_ms_flip", "aacc", "aacc_ms", "memory_gb", "fps")
-"""The fields that are numbers, in the order of tables and records."""
-
-
 @functools.cache
 def load_published(path: Path = DEFAULT_PATH) -> Mapping[str, Published]:
     """All published numbers by row name, from ``benchmarks/published.yaml`` of this repository or another file.
@@ -124,19 +120,3 @@ def crop_text(row: Row) -> str:
     """Training crop as ``HEIGHTxWIDTH``, e.g. ``512x1024``."""
     height, width = row.augment.crop_size
     return f"{height}x{width}"
-
-
-def row_record(row: Row, path: Path | str | None = None) -> dict[str, Any]:
-    """One row with its published numbers, as ``danet rows --format json`` prints it."""
-    numbers = published(row.name, path)
-    return {
-        "row": row.name,
-        "source": row.source,
-        "dataset": row.dataset,
-        "method": row.model.method,
-        "backbone": row.model.backbone,
-        "output_stride": row.model.output_stride,
-        "crop_size": crop_text(row),
-        "schedule": row.schedule.text,
-        "published": {name: getattr(numbers, name) for name in NUMBERS},
-    }

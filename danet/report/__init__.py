@@ -13,7 +13,6 @@ from pathlib import Path
 from danet.config.params import Params
 from danet.config.published import check_published
 from danet.config.workspace import Workspace
-from danet.core.errors import ConfigError
 from danet.core.files import write_text
 from danet.report import costs, examples, figures
 from danet.report.records import csv_table
@@ -22,10 +21,8 @@ from danet.report.tables import index_page, table_page
 from danet.results.measured import Measurement, read
 from danet.results.schema import Problem, TableFile, save
 
-RESERVED = ("metrics", "plots", "readme", "scores", "tables")
-"""Names in ``reports/`` that a table cannot have."""
 ALL_COSTS = "all-costs.png"
-"""In ``reports/``: mIoU against cost for the rows of all tables; without any row it says so."""
+"""In ``reports/``: mIoU against cost for the rows of all tables."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +39,7 @@ class TableReport:
         return f"{self.page}: {self.measured} of {self.rows} rows measured{left_out}"
 
 
-def write_table(table: str, params: Params, workspace: Workspace, *, keep_pictures: bool | None = None) -> TableReport:
+def write_table(table: str, params: Params, workspace: Workspace) -> TableReport:
     """Writes ``reports/<table>.md``, ``reports/<table>/`` (row pages, figures), ``reports/tables/<table>.csv, .json``.
 
     And for ``dvc plots show``, ``reports/plots/<table>-loss.csv, -classes.csv``.
@@ -51,21 +48,18 @@ def write_table(table: str, params: Params, workspace: Workspace, *, keep_pictur
         table: its name in ``params.yaml``.
         params: with the rows as they are today; results of other settings are left out.
         workspace: where metrics files are read and reports are written.
-        keep_pictures: show the dataset's images: overlays on the row pages, examples across rows on the table's.
-            By default as ``tables.<table>.pictures`` says: off, since pictures of most datasets must not be
-            redistributed. The examples are drawn all the same, into ``evaluations/examples@<table>``, out of Git.
+
+    Images of the dataset are shown where ``tables.<table>.pictures`` allows it: overlays on the row pages, examples
+    across rows on the table's. It is off, since pictures of most datasets must not be redistributed; the examples are
+    drawn all the same, into ``evaluations/examples@<table>``, out of Git.
 
     Raises:
-        ConfigError: for an unknown table, one whose name is taken in ``reports/``, or a row of a table with published
-            numbers that has no entry for them.
+        ConfigError: for an unknown table, or a row of a table with published numbers that has no entry for them.
     """
     rows = params.table_rows(table)
-    if table in RESERVED:
-        raise ConfigError(f"{params.path}: tables.{table}: the name is taken in reports/; call it something else")
     check_published(table, params)
     items = tuple(read(row, params, workspace) for row in rows)
-    if keep_pictures is None:
-        keep_pictures = params.tables[table].pictures
+    keep_pictures = params.tables[table].pictures
     reports = workspace.reports()
     folder = reports / table
     groups: dict[str, list[Measurement]] = {}
@@ -80,7 +74,7 @@ def write_table(table: str, params: Params, workspace: Workspace, *, keep_pictur
         name = item.name
         own: list[tuple[str, str]] = []
         curve, confusion = folder / f"{name}.png", folder / f"{name}-confusion.png"
-        if figures.draw_curves({name: [item]}, curve):
+        if figures.draw_curves([item], curve):
             own.append((f"Learning curves ({len(item.curves)} seeds; loss: running mean)", curve.name))
         if figures.draw_confusion(item, confusion):
             own.append(("Confusion matrix: what the pixels of each class were taken for, in percent", confusion.name))
@@ -108,24 +102,24 @@ def write_index(params: Params, workspace: Workspace) -> Path:
     found = {table: [read(row, params, workspace) for row in params.table_rows(table)] for table in params.tables}
     tables = {table: items for table, items in found.items() if items}
     path = workspace.reports() / "README.md"
-    drawn = costs.draw_all_costs(tables, params, path.with_name(ALL_COSTS))
-    write_text(path, index_page(params, tables, ALL_COSTS if drawn else None))
+    costs.draw_all_costs(tables, params, path.with_name(ALL_COSTS))
+    write_text(path, index_page(params, tables, ALL_COSTS))
     return path
 
 
 def _draw(groups: dict[str, list[Measurement]], folder: Path) -> list[tuple[str, str]]:
-    """Draws a table's figures; captions and file names of those that there was something for."""
+    """Draws a table's figures for each dataset; captions and file names of those that there was something for."""
     drawn = []
-    if figures.draw_results(groups, folder / "results.png"):
-        published = any(item.published.miou for items in groups.values() for item in items)
-        beside = "published numbers" if published else "the best constant prediction"
-        drawn.append((f"mIoU measured here beside {beside}", "results.png"))
-    if figures.draw_curves(groups, folder / "curves.png"):
-        drawn.append(("Learning curves of all rows (loss: running mean)", "curves.png"))
     for title, items in groups.items():
-        name = f"classes-{items[0].row.dataset}.png"
-        if figures.draw_classes(items, folder / name):
-            drawn.append((f"IoU of every class on {title}, in percent (without classes that the data lack)", name))
+        beside = "published numbers" if any(item.published.miou for item in items) else "the best constant prediction"
+        for draw, kind, caption in (
+            (figures.draw_results, "results", f"mIoU measured here beside {beside}, on {title}"),
+            (figures.draw_curves, "curves", f"Learning curves of all rows on {title} (loss: running mean)"),
+            (figures.draw_classes, "classes", f"IoU of every class on {title}, in percent (without absent ones)"),
+        ):
+            name = f"{kind}-{items[0].row.dataset}.png"
+            if draw(items, folder / name):
+                drawn.append((caption, name))
     return drawn
 
 

@@ -46,8 +46,6 @@ def draw_examples(measurements: Sequence[Measurement], workspace: Workspace, fol
         dataset = PreparedDataset(workspace.prepared(rows[0].row.dataset), rows[0].row.val_split)
     except (DanetError, OSError):
         return []
-    if not dataset.labelled:
-        return []
     common = set.intersection(*(set(kept[item.name]) for item in rows))
     drawn: list[tuple[str, Path]] = []
     for name in [name for name in dataset.ids if name in common][:MAX_EXAMPLES]:
@@ -55,16 +53,13 @@ def draw_examples(measurements: Sequence[Measurement], workspace: Workspace, fol
         truth = dataset.mask(index)
         assert truth is not None
         predictions = {item.name: _read(kept[item.name][name]) for item in rows}
-        shown = [item for item in rows if predictions[item.name].shape == truth.shape]
-        if not shown:
-            continue
         path = folder / f"examples-{rows[0].row.dataset}-{len(drawn)}.png"
-        labels = short_labels([item.row for item in shown])
+        labels = short_labels([item.row for item in rows])
         save_panels(
             path,
             dataset.image(index),
             truth,
-            [(labels[item.name], predictions[item.name]) for item in shown],
+            [(labels[item.name], predictions[item.name]) for item in rows],
             dataset.classes,
             dataset.palette,
         )

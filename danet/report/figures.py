@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import io
 import math
-import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -72,31 +71,22 @@ QUANTITIES = {"loss": ("loss", 2.2), "val_miou": ("val mIoU, %", 1.8), "lr": ("l
 """Of the curves: label and inches."""
 
 
-def draw_curves(groups: Mapping[str, Sequence[Measurement]], path: Path) -> bool:
-    """Loss, validation mIoU where it was measured, and learning rate against iterations, for each data set.
+def draw_curves(measurements: Sequence[Measurement], path: Path) -> bool:
+    """Loss, validation mIoU where it was measured, and learning rate, over the schedule.
 
     Several seeds of a row share colour, line and marker. Returns whether there was anything to draw.
     """
-    panels: list[tuple[str, str, list[Measurement], bool]] = []
-    for dataset, measurements in groups.items():
-        lengths = _by_length([item for item in measurements if item.curves])
-        for items in lengths:
-            where = [dataset] * (len(groups) > 1)
-            where += [f"up to {_iterations(items[-1]):g} iterations"] * (len(lengths) > 1)
-            known = {name: having for name in QUANTITIES if (having := [item for item in items if _has(item, name)])}
-            for place, (name, having) in enumerate(known.items(), 1):
-                panels.append((", ".join(where) if place == 1 else "", name, having, place == len(known)))
-    if not panels:
+    drawn = [item for item in measurements if item.curves]
+    names = [name for name in QUANTITIES if any(_has(item, name) for item in drawn)]
+    if not names:
         return False
-    heights = [QUANTITIES[name][1] + (0.5 + 0.22 * math.ceil(len(drawn) / 2)) * last for _, name, drawn, last in panels]
-    with figure_of(heights, path) as grid:
-        for axes, (title, name, drawn, last) in zip(grid, panels, strict=True):
+    with figure_of([QUANTITIES[name][1] for name in names], path, 0.5 + _legend_height(len(drawn))) as grid:
+        for axes, name in zip(grid, names, strict=True):
             _draw_lines(axes, drawn, name)
-            axes.set_title(textwrap.fill(title, 44), loc="left")
             axes.set_ylabel(QUANTITIES[name][0])
-            if last:
-                axes.set_xlabel("iteration")
-                legend_below(axes)
+            axes.set_xlim(-3, 103)
+        grid[-1].set_xlabel("% of the schedule")
+        _legend_below(grid[0])
     return True
 
 
@@ -119,18 +109,18 @@ def _has(item: Measurement, column: str) -> bool:
     return any(column in curve and curve[column].notna().any() for curve in item.curves.values())
 
 
-def _iterations(item: Measurement) -> float:
-    return max(float(curve["iteration"].iloc[-1]) for curve in item.curves.values())
+def _legend_height(entries: int) -> float:
+    return 0.22 * math.ceil(entries / 2)
 
 
-def legend_below(axes: Axes) -> None:
-    """A legend under the axis' label, of however many lines that is; none for a single entry."""
+def _legend_below(axes: Axes) -> None:
+    """A legend of all entries at the foot of the figure; none for a single one."""
     handles, labels = axes.get_legend_handles_labels()
-    if len(labels) < 2:
-        return
-    space = 3.6 + 1.4 * axes.get_xlabel().count("\n")  # in units of the legend's font size
-    columns = 2 if max(len(label) for label in labels) < 28 else 1
-    axes.legend(handles, labels, loc="upper center", bbox_to_anchor=(0.5, 0), borderaxespad=space, ncols=columns)
+    known = dict(zip(labels, handles, strict=True))
+    if len(known) > 1:
+        columns = 2 if max(map(len, known)) < 28 else 1
+        figure: Any = axes.figure
+        figure.legend(list(known.values()), list(known), loc="outside lower center", ncols=columns)
 
 
 def possible(limits: tuple[float, float]) -> tuple[float, float]:
@@ -139,46 +129,23 @@ def possible(limits: tuple[float, float]) -> tuple[float, float]:
     return max(low, -2.0), min(high, 102.0)
 
 
-def _by_length(measurements: Sequence[Measurement]) -> list[list[Measurement]]:
-    """Measurements grouped by like length of training, so that no short one is squeezed against the axis."""
-    groups: list[list[Measurement]] = []
-    for item in sorted(measurements, key=_iterations):
-        if groups and _iterations(item) <= 5 * _iterations(groups[-1][0]):
-            groups[-1].append(item)
-        else:
-            groups.append([item])
-    return groups
-
-
 def _draw_lines(axes: Axes, measurements: Sequence[Measurement], column: str) -> None:
-    from matplotlib.ticker import FuncFormatter, MaxNLocator
-
     labels = short_labels([item.row for item in measurements])
-    values: list[float] = []
     for place, item in enumerate(measurements):
         style: dict[str, Any] = {
             "color": COLOURS[place % len(COLOURS)],
             "marker": MARKERS[place % len(MARKERS)],
             "linestyle": LINES[place % len(LINES)],
+            # at staggered places, so that curves on top of each other can be told apart
+            "markevery": (0.02 * (place % 6), 0.12),
+            "markersize": 5.5,
         }
-        label: str | None = labels[item.name]
         for curve in item.curves.values():
             points = _points(curve, column)
-            if points.empty:
-                continue
-            values += list(points[column])
-            # markers at staggered places, so that curves on top of each other can be told apart
-            spacing = max(1, len(points) // 8)
-            start = (place * spacing) // len(measurements) % len(points)
-            axes.plot(*points.to_numpy().T, label=label, markevery=(start, spacing), markersize=5.5, **style)
-            label = None
-    if column == "loss" and 0 < 8 * min(values) < max(values):
+            axes.plot(points["percent"], points[column], label=labels[item.name], **style)
+    if column == "loss":
         axes.set_yscale("log")
         plain_ticks(axes.yaxis)
-    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-    axes.xaxis.set_major_formatter(
-        FuncFormatter(lambda value, _: f"{value / 1000:g}k" if value and axes.get_xlim()[1] >= 10_000 else f"{value:g}")
-    )
 
 
 def plain_ticks(axis: Axis) -> None:
@@ -191,26 +158,21 @@ def plain_ticks(axis: Axis) -> None:
 
 
 def _points(curve: pd.DataFrame, column: str) -> pd.DataFrame:
-    """``iteration`` and a column where it has values, at most :data:`MAX_POINTS`; a loss as its running mean."""
-    if column not in curve:
-        return curve.head(0)
-    points = curve[["iteration", column]].dropna()
+    """``percent`` of the schedule and a column where it has values, about :data:`MAX_POINTS`; a loss smoothed."""
+    percent = (100 * curve["iteration"] / curve["iteration"].iloc[-1]).round(2)
+    points = curve.assign(percent=percent).get(["percent", column], pd.DataFrame(columns=["percent", column])).dropna()
     if column == "loss":
         half = max(1, len(points) // 40)
         points = points.assign(loss=points["loss"].rolling(2 * half + 1, center=True, min_periods=1).mean())
-    step, last = math.ceil(len(points) / MAX_POINTS), len(points) - 1
-    return points.iloc[sorted({*range(0, last + 1, max(1, step)), max(0, last)})] if len(points) else points
+    return points.iloc[:: max(1, len(points) // MAX_POINTS)]
 
 
 def loss_points(measurements: Sequence[Measurement]) -> pd.DataFrame:
     """For ``dvc plots show``: the loss of each row and seed against the percentage of its schedule."""
     tables = [pd.DataFrame(columns=["row", "seed", "percent", "loss"])]
     for item in measurements:
-        for seed, curve in item.curves.items():
-            points = _points(curve, "loss")
-            percent = (100 * points["iteration"] / points["iteration"].iloc[-1]).round(2)
-            tables.append(points.assign(row=item.name, seed=seed, percent=percent, loss=points["loss"].round(4)))
-    return pd.concat(tables)[tables[0].columns]
+        tables += [_points(curve, "loss").assign(row=item.name, seed=seed) for seed, curve in item.curves.items()]
+    return pd.concat(tables)[tables[0].columns].round({"loss": 4})
 
 
 def class_points(measurements: Sequence[Measurement], count: int = 20) -> pd.DataFrame:
@@ -223,33 +185,26 @@ def class_points(measurements: Sequence[Measurement], count: int = 20) -> pd.Dat
     return points.dropna()[["row", "class", "iou"]]
 
 
-def draw_results(groups: Mapping[str, Sequence[Measurement]], path: Path) -> bool:
-    """Measured mIoU (with the 95 % interval of several seeds) beside the published number and its band.
+def draw_results(measurements: Sequence[Measurement], path: Path) -> bool:
+    """Measured mIoU (with the 95 % interval of several seeds) of one dataset beside the published number and its band.
 
-    Where none is published, beside the best constant prediction. One panel per dataset; rows without a result are left
-    out. Returns whether there was anything to draw.
+    Where none is published, beside the best constant prediction. Rows without a result are left out. Returns whether
+    there was anything to draw.
     """
-    panels = {title: lines for title, items in groups.items() if (lines := _result_lines(items))}
-    if not panels:
+    lines = _result_lines(measurements)
+    if not lines:
         return False
-    heights = [0.9 + 0.36 * len(lines) for lines in panels.values()]
-    with figure_of(heights, path, 0.7, {**STYLE, "axes.grid.axis": "x"}) as grid:
-        seen: dict[str, Any] = {}
-        for axes, (title, lines) in zip(grid, panels.items(), strict=True):
-            for y, (_, found, constant) in enumerate(lines):
-                _draw_result(axes, y, found, constant)
-            axes.set_yticks(range(len(lines)), [label for label, *_ in lines])
-            axes.set_ylim(len(lines) - 0.4, -0.6)
-            axes.use_sticky_edges = False  # else a band ends on the frame
-            axes.margins(x=0.08)
-            axes.set_xlim(possible(axes.get_xlim()))
-            bands = {f"band ± {found.band:g}" for _, found, _ in lines if found.band}
-            axes.set_xlabel(", ".join(["mIoU, %", *sorted(bands)]))
-            axes.set_title(title if len(panels) > 1 else "", loc="left")
-            handles, labels = axes.get_legend_handles_labels()
-            seen.update(zip(labels, handles, strict=True))
-        figure: Any = grid[0].figure
-        figure.legend(list(seen.values()), list(seen), loc="outside lower center", ncols=2)
+    with figure_of([0.9 + 0.36 * len(lines)], path, 0.7, {**STYLE, "axes.grid.axis": "x"}) as (axes,):
+        for y, (_, found, constant) in enumerate(lines):
+            _draw_result(axes, y, found, constant)
+        axes.set_yticks(range(len(lines)), [label for label, *_ in lines])
+        axes.set_ylim(len(lines) - 0.4, -0.6)
+        axes.use_sticky_edges = False  # else a band ends on the frame
+        axes.margins(x=0.08)
+        axes.set_xlim(possible(axes.get_xlim()))
+        bands = {f"band ± {found.band:g}" for _, found, _ in lines if found.band}
+        axes.set_xlabel(", ".join(["mIoU, %", *sorted(bands)]))
+        _legend_below(axes)
     return True
 
 
@@ -309,13 +264,7 @@ def draw_classes(measurements: Sequence[Measurement], path: Path) -> bool:
     from matplotlib.colors import ListedColormap
 
     line_height, size = (0.19, 8) if len(table) > 40 else (0.3, 10)
-    # a label's words below each other where they fit over their column, else upright; a character has about 0.08 inches
-    names = [label.replace(" ", "\n").replace("\nit", " it") for label in table.columns]
-    width = (WIDTH - 0.3 - 0.08 * max(map(len, table.index))) / len(measured)
-    stacked = 0.08 * max(len(word) for name in names for word in name.split("\n")) <= width
-    if not stacked:
-        names = list(table.columns)
-    head = 0.6 if stacked else 0.085 * max(map(len, names))
+    head = 0.085 * max(map(len, table.columns))
     # light enough for black numbers everywhere
     shade = ListedColormap(colormaps["Blues"]([0.62 * step / 255 for step in range(256)])).with_extremes(bad="white")
     with figure_of([head + line_height * len(table)], path, 0.3, {**STYLE, "axes.grid": False}) as (axes,):
@@ -325,9 +274,7 @@ def draw_classes(measurements: Sequence[Measurement], path: Path) -> bool:
             text = "-" if math.isnan(value) else number(float(value), digits)
             axes.text(x, y, text, ha="center", va="center", fontsize=size)
         axes.set_yticks(range(len(table)), table.index, fontsize=size)
-        axes.set_xticks(
-            range(len(measured)), names, rotation=0 if stacked else 90, fontsize=9 if len(measured) < 8 else 8
-        )
+        axes.set_xticks(range(len(measured)), table.columns, rotation=90, fontsize=9)
         axes.xaxis.set_ticks_position("top")
         axes.tick_params(length=0)
         for spine in axes.spines.values():

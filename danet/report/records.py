@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from danet.config.published import row_record
+from danet.config.published import crop_text
 from danet.results.measured import JUDGED, Measurement, hardware
 from danet.results.schema import ACCURACIES, Accuracy
 
@@ -21,7 +21,10 @@ def csv_table(items: Sequence[Measurement]) -> pd.DataFrame:
 
 def _csv_line(item: Measurement) -> dict[str, Any]:
     row, costs = item.row, item.costs
-    cells = {name: value for name, value in row_record(row).items() if name != "published"}
+    model = row.model
+    cells: dict[str, Any] = {"row": row.name, "source": row.source, "dataset": row.dataset, "method": model.method}
+    cells |= {"backbone": model.backbone, "output_stride": model.output_stride}
+    cells |= {"crop_size": crop_text(row), "schedule": row.schedule.text}
     cells |= {"status": item.status, "row_hash": row.hash, "planned_seeds": " ".join(map(str, row.seeds))}
     cells["seeds"] = " ".join(str(run.seed) for run in item.runs)
     for name in ACCURACIES:

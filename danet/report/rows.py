@@ -11,9 +11,9 @@ from danet.config.published import Classes, crop_text
 from danet.core.text import number, signed
 from danet.report.labels import METHODS, backbone_text
 from danet.report.markdown import Grid, Page, escape
-from danet.report.tables import CHOSEN_NOTE, SHORT_STATUS, environment, given, released, retrained, when
+from danet.report.tables import CHOSEN_NOTE, SHORT_STATUS, given, released, retrained
 from danet.results.measured import Measurement, class_iou, facts, facts_table
-from danet.results.schema import ACCURACIES, ReleasedResult
+from danet.results.schema import ACCURACIES, Evaluation, ReleasedResult, TrainedSeed
 
 
 def row_page(item: Measurement, params: Params, figures: Sequence[tuple[str, str]]) -> str:
@@ -55,32 +55,18 @@ def row_page(item: Measurement, params: Params, figures: Sequence[tuple[str, str
         page.table(_classes(item, source))
         if source:
             page.text(f"Published classes: {source.of}, <{source.url}>. Measured here: `{row.val_split}`.")
-    if item.measured:
-        if confused := most_confused(item):
-            page.text("Most often taken for another class, in percent of the pixels of the class:")
-            lines = [[escape(is_), escape(taken), f"{share:.1f}"] for is_, taken, share in confused]
-            page.table((["Is", "Predicted as", "%"], lines, "llr"))
-        page.heading(2, "Environment")
-        head, lines = facts_table(facts(item.trained, item.runs))
+    stages: dict[str, Sequence[TrainedSeed | Evaluation]] = {"training": item.trained, "evaluation": item.runs}
+    if item.released and item.released.evaluation:
+        stages["released weights"] = [item.released.evaluation]
+    if known := facts(stages):
+        page.heading(2, "Provenance")
+        head, lines = facts_table(known)
         lines = [["<br>".join(map(escape, cell.split("\n"))) for cell in line] for line in lines]
         page.table((head, lines, "l" * len(head)))
     page.heading(2, "Settings")
     page.text(f"Row hash `{row.hash}`, training hash `{row.train_hash}`.")
     page.code(yaml.safe_dump(row.model_dump(mode="json"), sort_keys=False, default_flow_style=None, width=100), "yaml")
     return page.end()
-
-
-def most_confused(item: Measurement, count: int = 10) -> list[tuple[str, str, float]]:
-    """The largest shares off the diagonal of the confusion matrix: class, what it was taken for, percent."""
-    names, matrix = item.classes, item.confusion().tolist()
-    shares = [
-        (100 * pixels / sum(line), truth, predicted)
-        for truth, line in enumerate(matrix)
-        for predicted, pixels in enumerate(line)
-        if pixels and truth != predicted
-    ]
-    largest = sorted(shares, key=lambda share: (-share[0], *share[1:]))[:count]
-    return [(names[truth], names[predicted], share) for share, truth, predicted in largest]
 
 
 def _results(item: Measurement, has_published: bool) -> Grid:
@@ -138,8 +124,6 @@ def _commands(item: Measurement, table_command: str) -> str:
 
 def _released_text(found: ReleasedResult) -> str:
     assert found.weights is not None
-    assert found.evaluation is not None
     known = {"matches": "its published digits", "none": "none is published"}[found.weights.checksum]
     said = f"`{found.weights.file}`, SHA-256 `{found.weights.sha256[:12]}` ({known})"
-    facts = found.evaluation.provenance
-    return f"{said}; evaluated by the row's protocol: {when(facts)}, {environment(facts)}."
+    return f"{said}; evaluated by the row's protocol."

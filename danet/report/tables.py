@@ -14,7 +14,7 @@ from danet.core.text import duration, number, signed
 from danet.report.labels import in_common, label_head, short_labels
 from danet.report.markdown import Grid, Page, escape
 from danet.results.measured import Measurement, hardware
-from danet.results.schema import Accuracy, Provenance
+from danet.results.schema import Accuracy
 from danet.results.verdict import ALPHA, summarise
 
 SECTIONS = {
@@ -53,7 +53,7 @@ def table_page(name: str, params: Params, items: Sequence[Measurement], figures:
     gap = "; difference = retrained - published, in points" if table.published else ""
     page.text(
         f"**{sum(item.measured for item in items)} of {len(items)} rows measured.** All accuracies in percent{gap}. A "
-        "row's name leads to its settings, IoU by class and the command that makes it."
+        "row's name leads to its settings, IoU by class, provenance and the command that makes it."
     )
     if table.published:
         for metric, title in SECTIONS.items():
@@ -72,9 +72,6 @@ def table_page(name: str, params: Params, items: Sequence[Measurement], figures:
         page.heading(2, "Left out")
         page.text("These files, or parts of files, were not used, and no number above rests on them.")
         page.bullets(f"`{problem.file}`: {problem.reason}" for problem in problems)
-    environments: dict[str, str] = {}
-    whole.grids(page, "Provenance", lambda rows: whole.provenance(rows, environments))
-    page.bullets(f"**{place}**: {text}" for text, place in environments.items())
     page.text(f"The same table as data: [{name}.csv](tables/{name}.csv), [{name}.json](tables/{name}.json).")
     return page.end()
 
@@ -169,20 +166,6 @@ class _Table:
         head += ["Here: GiB", "fps", "trained in", "numerics", "on"]
         return head, lines, "rrl" * published + "rrrll"
 
-    def provenance(self, rows: Sequence[Measurement], environments: dict[str, str]) -> Grid:
-        """A line per row and seed; fills the environments that the lines name by number."""
-        lines = []
-        for row in rows:
-            trained = {run.seed: run.provenance for run in row.trained}
-            for run in row.runs:
-                stages = [trained.get(run.seed or 0), run.provenance]
-                used = dict.fromkeys(
-                    environments.setdefault(environment(facts), str(len(environments) + 1)) for facts in stages if facts
-                )
-                dates = [when(facts) if facts else "-" for facts in stages]
-                lines.append([self.link(row.name), str(run.seed), *dates, ", ".join(used)])
-        return ["Seed", "Trained", "Evaluated", "On"], lines, "rlll"
-
 
 def _rows(items: Sequence[Measurement]) -> list[Row]:
     return [item.row for item in items]
@@ -224,28 +207,7 @@ def released(item: Measurement, metric: str) -> str:
     return number(found.mean) + (f", {found.verdict}" if found.verdict else "")
 
 
-def when(facts: Provenance) -> str:
-    """Commit and date of a stage."""
-    commit = f"`{facts.known_commit[:8]}`" if facts.known_commit else "commit unknown"
-    return f"{commit}{' + changes' if facts.dirty else ''}, {(facts.date or 'undated')[:10]}"
-
-
-_VERSIONS = {
-    "driver": "driver", "cuda": "CUDA", "cudnn": "cuDNN", "torch": "torch", "torchvision": "torchvision",
-    "python": "Python", "os": "",
-}  # fmt: skip
-
-
-def environment(facts: Provenance) -> str:
-    """Hardware, versions and precision."""
-    count = facts.gpus or 0
-    name = facts.gpu or f"CPU, {facts.cpu_cores} cores: {facts.cpu}"
-    parts = [f"{count} x {name}" if count > 1 else name]
-    parts += [f"{label} {value}" for key, label in _VERSIONS.items() if (value := getattr(facts, key))]
-    return escape(", ".join([*parts, str(facts.precision)]))
-
-
-def index_page(params: Params, tables: Mapping[str, Sequence[Measurement]], costs: str | None = None) -> str:
+def index_page(params: Params, tables: Mapping[str, Sequence[Measurement]], costs: str) -> str:
     """The index: one line per table, and the figure ``costs`` (path relative to the page) of all of them."""
     banners = dict.fromkeys(table.banner for table in params.tables.values() if table.banner)
     page = Page("Made by the report stage; do not edit.", " ".join(banners))
@@ -260,10 +222,11 @@ def index_page(params: Params, tables: Mapping[str, Sequence[Measurement]], cost
         short = _in_short([item for item in items if item.measured], params.tables[name].published)
         lines.append([f"[{escape(params.tables[name].title)}]({name}.md)", state, short, datasets, data])
     page.table((["Table", "Measured", "mIoU in short", "Data sets", "As data"], lines, "lllll"))
-    if costs:
-        page.figure("mIoU of every measured row against the cost of one training, by data set and hardware", costs)
-    else:
-        page.text("No row measured yet: mIoU against cost will be shown here.")
+    page.figure(
+        "mIoU of every measured row against the cost of one training, by data set and hardware; open: ResNet-50, "
+        "small: output stride 16, bars: 95 % interval of the mean over seeds",
+        costs,
+    )
     page.text("The tables are made of the metrics files in `metrics/`.")
     return page.end()
 

@@ -8,7 +8,7 @@ A file that is damaged, or that follows from something else than the row does to
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -273,14 +273,12 @@ class _Files:
         kept = []
         for run in runs:
             own = training.get(run.seed)
-            if own and own.weights_sha256 != run.weights_sha256:
-                reason = f"of other weights than train.json's: {again}"
-            elif own and own.identity != run.training:
-                reason = f"of the training {run.training}, train.json is of {own.identity}: {again}"
+            if own and (own.identity, own.weights_sha256) != (run.training, run.weights_sha256):
+                reason = f"of the training {run.training} (weights {run.weights_sha256[:12]}), train.json is of "
+                reason += f"{own.identity} ({own.weights_sha256[:12]}): {again}"
+                self._leave_out("evaluation.json", f"seed {run.seed}: stale: {reason}")
             else:
                 kept.append(run)
-                continue
-            self._leave_out("evaluation.json", f"seed {run.seed}: stale: {reason}")
         return tuple(kept)
 
     def curves(self, seeds: set[int]) -> dict[int, DataFrame]:
@@ -315,9 +313,8 @@ def _of_today(file: EvaluationFile | TrainingFile, row: Row, again: str) -> None
             )
 
 
-def facts(trained: Sequence[TrainedSeed], evaluated: Sequence[Evaluation]) -> dict[str, dict[str, Any]]:
+def facts(stages: Mapping[str, Sequence[TrainedSeed | Evaluation]]) -> dict[str, dict[str, Any]]:
     """Identity and provenance by stage and name: the value that all seeds share, else a list of theirs."""
-    stages: dict[str, Sequence[TrainedSeed | Evaluation]] = {"training": trained, "evaluation": evaluated}
     found = {}
     for stage, runs in stages.items():
         left_out = {"provenance", "modes", "best_on_val"}

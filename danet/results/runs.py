@@ -61,7 +61,7 @@ class NamedRun:
 
     def facts(self) -> dict[str, dict[str, Any]]:
         """See :func:`danet.results.measured.facts`; without ``training`` where that is not known."""
-        return facts(self.trained, self.seeds)
+        return facts({"training": self.trained, "evaluation": self.seeds})
 
 
 def load_run(name: str, workspace: Workspace) -> NamedRun:

@@ -76,15 +76,9 @@ class Verdict:
 
 
 def summarise(values: Sequence[float], confidence: float = 0.95) -> SeedStatistics | None:
-    """Mean, spread and interval of the seeds' results; ``None`` without any.
-
-    Raises:
-        ValueError: if a value is not finite.
-    """
+    """Mean, spread and interval of the seeds' results; ``None`` without any."""
     if not values:
         return None
-    if not all(math.isfinite(value) for value in values):
-        raise ValueError(f"{list(values)}: only finite results can be summarised")
     n = len(values)
     mean = math.fsum(values) / n
     if n == 1:
@@ -95,13 +89,7 @@ def summarise(values: Sequence[float], confidence: float = 0.95) -> SeedStatisti
 
 
 def judge(values: Sequence[float], published: float, band: float = BAND, alpha: float = ALPHA) -> Verdict:
-    """The verdict on seeds' results against a published number, all in the same unit.
-
-    Raises:
-        ValueError: if a value is not finite or the band not positive.
-    """
-    if not (math.isfinite(published) and band > 0):
-        raise ValueError(f"published {published} must be finite and the band {band} positive")
+    """The verdict on seeds' results against a published number, all in the same unit."""
     summary = summarise(values)
     if summary is None:
         return Verdict("not run")
@@ -129,18 +117,12 @@ def judge_means(
 
     One published result has no spread: it is judged as a number by :func:`judge`. The further seeds of ``undecided``
     are ours; the source's stay as they are.
-
-    Raises:
-        ValueError: if a value is not finite, none is published or the band is not positive.
     """
-    source = summarise(published)
-    if source is None:
-        raise ValueError("no published result to compare with")
-    summary = summarise(values)
-    if source.sd is None or summary is None or summary.sd is None:
+    source, summary = summarise(published), summarise(values)
+    if source is None or summary is None:
+        return Verdict("not run")
+    if source.sd is None or summary.sd is None:
         return judge(values, source.mean, band, alpha)
-    if band <= 0:
-        raise ValueError(f"the band {band} must be positive")
     our_variance, their_error = summary.sd**2, source.sd**2 / source.n
 
     def half_width(n: int, probability: float) -> float:

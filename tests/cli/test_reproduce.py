@@ -14,7 +14,6 @@ from danet.core.errors import CheckpointError, ConfigError, DataError
 from danet.evaluation import evaluate, predict
 from danet.evaluation.evaluate import evaluate_row
 from danet.report import write_table
-from danet.training import train as training
 from tests.evaluation.fakes import Reader, Shades
 from tests.parameters import raw_params
 from tests.seeds import keep_seed
@@ -42,7 +41,7 @@ def workspace(tmp_path, monkeypatch):
     return space
 
 
-def save(row, space, *_, **__):
+def save(row, space):
     for seed in row.seeds:
         keep_seed(space, row, seed, lambda path: path.write_bytes(b"weights"), data=Shades.manifest_hash)
 
@@ -104,24 +103,6 @@ def test_other_weights_have_the_band_of_the_dataset(workspace):
     assert check.agrees
     assert check.band == workspace.params().bands.of("camvid")
     assert "not those of the report" in check.why
-
-
-def test_training_again_is_done_elsewhere_with_the_reported_seeds(workspace, monkeypatch):
-    trained = []
-
-    def train(row, space, **_):
-        trained.append((row, space))
-        save(row, space)
-
-    monkeypatch.setattr(training, "train_row", train)
-    (workspace.root / "data").mkdir()
-    check = reproduce.check_row(report(workspace), NAME, workspace, train=True, device="cpu")
-    ((row, space),) = trained
-    assert row.seeds == (3, 5)
-    assert space.root == workspace.root / "build" / "reproduce" / NAME
-    assert (space.root / "data").resolve() == (workspace.root / "data").resolve()
-    assert (check.kind, check.agrees) == ("training", True)
-    assert check.band == workspace.params().bands.of("camvid")
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,9 @@
-"""Cost, confusion matrices and examples: what they are drawn from, where they go, and what is left out."""
+"""Examples across rows: what they are drawn from and where they go; how a processor is named."""
 
-import json
 from pathlib import Path
 
 import numpy as np
 import pytest
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from PIL import Image
 
 from danet.config.params import Params
@@ -15,11 +12,9 @@ from danet.core.provenance import device_name
 from danet.data.prepared import PreparedDataset
 from danet.evaluation.visualise import save_palette_png
 from danet.report import write_table
-from danet.report.figures import legend_below
 from tests.data.samples import camvid_spec, camvid_tree, prepare
 from tests.parameters import raw_params
 from tests.report import samples
-from tests.report.samples import whole
 
 ROOT = Path(__file__).parents[2]
 NAMES = ("camvid-r50-d8", "camvid-r101-d8")
@@ -34,41 +29,6 @@ def params():
 @pytest.fixture
 def workspace(tmp_path):
     return Workspace(tmp_path / "workspace")
-
-
-def edit(path, change):
-    data = json.loads(path.read_text())
-    change(data)
-    path.write_text(json.dumps(data))
-
-
-def with_confusion(data):
-    """Gives every run's single scale a random confusion matrix."""
-    size = len(data["classes"])
-    random = np.random.default_rng(1)
-    for run in data["runs"]:
-        matrix = random.integers(0, 50, (size, size))
-        matrix[np.arange(size), np.arange(size)] += 900
-        matrix[2, 5] = 700
-        run["modes"]["ss"]["confusion"] = [" ".join(map(str, line)) for line in matrix.tolist()]
-    return matrix
-
-
-def test_confusion_is_drawn_and_its_largest_share_named(workspace, params):
-    row = params.row(NAMES[0])
-    folder = samples.write(row, workspace, {0: 55.0}, points=0)
-    kept = []
-    edit(folder / "evaluation.json", lambda data: kept.append(with_confusion(data)))
-    whole("camvid", params, workspace)
-    picture = workspace.reports() / "camvid" / f"{row.name}-confusion.png"
-    with Image.open(picture) as image:
-        assert image.width == 900
-    page = (workspace.reports() / "camvid" / f"{row.name}.md").read_text()
-    assert picture.name in page
-    classes = samples.classes(row)
-    first = page.split("Most often taken for another class")[1].splitlines()[4]
-    share = 100 * 700 / kept[0][2].sum()
-    assert [cell.strip() for cell in first.strip("|").split("|")] == [classes[2], classes[5], f"{share:.1f}"]
 
 
 @pytest.fixture
@@ -97,36 +57,15 @@ def test_examples_stay_out_of_the_reports_unless_allowed(workspace, params, pred
     assert not list(workspace.reports().rglob("examples*"))
     with Image.open(hidden / drawn[0]) as image:
         assert image.width > image.height  # it lies across
-    write_table("camvid", params, workspace, keep_pictures=True)
+    raw = raw_params(rows=NAMES)
+    raw["tables"]["camvid"]["pictures"] = True
+    write_table("camvid", Params(raw, Path("params.yaml")), workspace)
     assert not hidden.exists()
     page = (workspace.reports() / "camvid.md").read_text()
     assert all(f"camvid/{name}" in page for name in drawn)
     assert f"{predicted[0]}: image and truth" in page
     write_table("camvid", params, workspace)
     assert not list(workspace.reports().rglob("examples*"))
-
-
-def test_a_table_may_allow_pictures_for_good(workspace, params, predicted):
-    raw = raw_params(rows=NAMES)
-    raw["tables"]["camvid"]["pictures"] = True
-    write_table("camvid", Params(raw, Path("params.yaml")), workspace)
-    assert len(list(workspace.reports().glob("camvid/examples*"))) == 2
-    assert predicted
-
-
-@pytest.mark.parametrize("label", ["iteration", "one training, minutes, CPU\n(Intel Xeon Platinum)"])
-def test_legend_keeps_clear_of_the_axis_label(label):
-    figure = Figure(figsize=(5, 3), layout="constrained")
-    axes = figure.subplots()
-    for name in ("R-50-D8 40k it", "R-101-D8 40k it", "R-101-D16 40k it"):
-        axes.plot([0, 1], [0, 1], label=name)
-    axes.set_xlabel(label)
-    legend_below(axes)
-    FigureCanvasAgg(figure).draw()
-    legend = axes.get_legend()
-    assert legend is not None
-    assert legend.get_window_extent().y1 < axes.xaxis.label.get_window_extent().y0
-    assert legend.get_window_extent().y0 >= 0
 
 
 @pytest.mark.parametrize(
