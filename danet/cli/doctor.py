@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 import platform
-import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -27,7 +26,6 @@ from danet.data.registry import ADAPTERS
 
 PACKAGES = ("torch", "torchvision", "mlflow", "dvc", "opencv-python-headless", "numpy", "pandas")
 
-COLOURS = {"missing": "red", "prepared": "green", "ready": "green", "local": "green"}
 STATES = ("measured", "trained", "can run", "blocked")
 """Of rows."""
 
@@ -44,13 +42,8 @@ class Finding:
 
     @property
     def shown(self) -> str:
-        """The state with its colour, as rich markup."""
-        return f"[{COLOURS.get(self.state, 'yellow')}]{self.state}[/]"
-
-    @property
-    def shorter(self) -> str:
-        """Of an address that files will be downloaded from, the server; one that a user must open stays whole."""
-        return re.sub(r"url: https?://([^/\s]+)\S*", r"from \1", self.how) if self.state == "downloadable" else self.how
+        """The state as rich markup: red if something must be done."""
+        return f"[red]{self.state}[/]" if self.state == "missing" else self.state
 
 
 def examine(workspace: Workspace) -> None:
@@ -70,28 +63,17 @@ def examine(workspace: Workspace) -> None:
 def _print_machine(out: Console, workspace: Workspace) -> None:
     import psutil
 
-    versions = {name: _version(name) for name in PACKAGES}
-    here = [f"{name} {version}" for name, version in versions.items() if version]
-    out.print(f"[green]ok[/]       {', '.join([f'python {platform.python_version()}', *here])}")
-    if missing := [name for name, version in versions.items() if not version]:
-        out.print(f"[red]missing[/]  {', '.join(missing)}: run `make setup`")
+    versions = [f"{name} {metadata.version(name)}" for name in PACKAGES]
+    out.print(", ".join([f"python {platform.python_version()}", *versions]))
     out.print(
-        f"[green]ok[/]       {cpu_cores()} CPU cores, {psutil.virtual_memory().total / 1e9:.1f} GB memory, "
+        f"{cpu_cores()} CPU cores, {psutil.virtual_memory().total / 1e9:.1f} GB memory, "
         f"{_disk_free_gb(workspace):.1f} GB disk free"
     )
     try:
         workspace.refuse_links()
     except ConfigError as error:
-        out.print(f"[red]error[/]    {escape(str(error))}", soft_wrap=True)
-    mlflow = os.environ.get("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db in the workspace")
-    out.print(f"[green]ok[/]       MLflow: {escape(mlflow)}")
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
+        out.print(f"[red]error[/] {escape(str(error))}", soft_wrap=True)
+    out.print(f"MLflow: {escape(os.environ.get('MLFLOW_TRACKING_URI', 'mlflow.db in the workspace'))}")
 
 
 def _disk_free_gb(workspace: Workspace) -> float:
@@ -150,7 +132,7 @@ def _print_datasets(out: Console, params: Params, found: Mapping[str, Finding], 
         table.add_row(name, finding.shown, *cells)
     out.print(table)
     for name, finding in found.items():
-        out.print(f"{name}: {finding.shorter}", markup=False, soft_wrap=True)
+        out.print(f"{name}: {finding.how}", markup=False, soft_wrap=True)
 
 
 def weights_state(name: str, spec: Weights, workspace: Workspace) -> Finding:
@@ -170,7 +152,7 @@ def _print_weights(out: Console, params: Params, workspace: Workspace) -> None:
     table = result_table("name", "state", left=("name", "state"))
     table.add_column("how")
     for name, finding in found.items():
-        table.add_row(name, finding.shown, escape(finding.shorter))
+        table.add_row(name, finding.shown, escape(finding.how))
     out.print(table)
 
 
@@ -190,7 +172,7 @@ def _print_rows(out: Console, params: Params, datasets: Mapping[str, Finding], w
     states = {row.name: row_state(row, workspace, datasets[row.dataset]) for row in params.rows.values()}
     profiles = [name for name in dict.fromkeys(name for each in hours.values() for name in each) if name != "own"]
     out.print("\n[bold]Rows[/]")
-    gpus = _print_gpus(out)
+    _print_gpus(out)
     table = result_table("table", "rows", *STATES, *profiles, left=["table"])
     for name in params.tables:
         rows = [row.name for row in params.table_rows(name)]
@@ -200,7 +182,7 @@ def _print_rows(out: Console, params: Params, datasets: Mapping[str, Finding], w
     out.print(table)
     if profiles:
         out.print("[dim]Hours of training and testing here under each profile (reports/cost.md).[/]")
-    elif gpus:
+    else:
         out.print("How long the rows take here is not known: `make benchmark` measures it.")
     for name in datasets:
         if count := sum(row.dataset == name and states[row.name] == "blocked" for row in params.rows.values()):
@@ -208,13 +190,12 @@ def _print_rows(out: Console, params: Params, datasets: Mapping[str, Finding], w
     out.print("Next: `danet rows` names them; `dvc repro evaluate@ROW` runs one.")
 
 
-def _print_gpus(out: Console) -> int:
+def _print_gpus(out: Console) -> None:
     import torch
 
     versions = f"CUDA {torch.version.cuda}, cuDNN {torch.backends.cudnn.version()}"  # type: ignore[no-untyped-call]
     for index in range(torch.cuda.device_count()):
         gpu = torch.cuda.get_device_properties(index)
-        out.print(f"[green]ok[/]       GPU {gpu.name}, {gpu.total_memory / 1e9:.1f} GB ({versions})")
+        out.print(f"GPU {gpu.name}, {gpu.total_memory / 1e9:.1f} GB ({versions})")
     if not torch.cuda.device_count():
-        out.print("[yellow]note[/]     no GPU: the demo and the -short rows run; full rows would take months")
-    return torch.cuda.device_count()
+        out.print("no GPU: the demo and the -short rows run; full rows would take months")

@@ -1,8 +1,7 @@
 """Where a number came from: code, machine and versions, as one flat dictionary.
 
-Nothing here may stop a training that is otherwise fine: what cannot be found out is ``None`` (the commit:
-``"unknown"``), never an exception. The host's name and absolute paths are left out, since the result is
-committed with the metrics files.
+What cannot be found out is ``None`` (the commit: ``"unknown"``). The host's name and absolute paths are left out, since
+the result is committed with the metrics files.
 """
 
 from __future__ import annotations
@@ -44,9 +43,8 @@ def collect(**extra: Any) -> dict[str, Any]:
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         "command": command(),
         "python": platform.python_version(),
-        "torch": _version("torch"),
-        "torchvision": _version("torchvision"),
-        **_cuda(),
+        "torchvision": importlib.metadata.version("torchvision"),
+        **_torch(),
         "cpu": _cpu(),
         "cpu_cores": cpu_cores(),
         "os": f"{platform.system()} {platform.release()} {platform.machine()}",
@@ -124,41 +122,30 @@ def _without_machine_path(argument: str) -> str:
     return f"{name}{equals}.../{path.name}"
 
 
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
+def _torch() -> dict[str, Any]:
+    import torch
 
-
-def _cuda() -> dict[str, Any]:
-    facts: dict[str, Any] = {"cuda": None, "cudnn": None, "driver": None, "gpu": None, "gpus": 0}
-    try:
-        import torch
-
-        facts["torch"] = str(torch.__version__)  # with the build (+cpu, +cu130), which the package's metadata may lack
-        facts["cuda"] = torch.version.cuda
-        cudnn: Any = torch.backends.cudnn
-        if torch.version.cuda and cudnn.is_available():
-            facts["cudnn"] = str(cudnn.version())
-        if torch.cuda.is_available():
-            facts["gpu"] = torch.cuda.get_device_name()
-            facts["gpus"] = int(os.environ.get("WORLD_SIZE", "1"))
-            facts["driver"] = _driver()
-    except Exception:  # noqa: S110 - a broken driver raises all sorts of things; the run itself will say so
-        pass
-    return facts
+    cudnn: Any = torch.backends.cudnn
+    gpu = torch.cuda.is_available()
+    return {
+        "torch": str(torch.__version__),  # with the build (+cpu, +cu130), which the package's metadata may lack
+        "cuda": torch.version.cuda,
+        "cudnn": str(cudnn.version()) if torch.version.cuda and cudnn.is_available() else None,
+        "driver": _driver() if gpu else None,
+        "gpu": torch.cuda.get_device_name() if gpu else None,
+        "gpus": int(os.environ.get("WORLD_SIZE", "1")) if gpu else 0,
+    }
 
 
 @functools.cache
 def _driver() -> str | None:
     import pynvml
 
-    pynvml.nvmlInit()
     try:
+        pynvml.nvmlInit()
         return str(pynvml.nvmlSystemGetDriverVersion())
-    finally:
-        pynvml.nvmlShutdown()
+    except pynvml.NVMLError:
+        return None
 
 
 @functools.cache

@@ -184,14 +184,11 @@ class TrainedSeed(Training):
 
 
 class TrainingFile(Document):
-    """``train.json``; the numbers beside the seeds are what ``dvc metrics show`` compares."""
+    """``train.json``."""
 
     format: Literal[2] = 2
     row: str
     train_hash: str
-    final_loss: Finite
-    images_per_second: Amount
-    hours: Amount
     runs: tuple[TrainedSeed, ...]
 
 

@@ -219,7 +219,6 @@ def _keep(trainer: Trainer, identity: TrainingIdentity, workspace: Workspace, be
 
 def _write_metrics(row: Row, workspace: Workspace, records: Sequence[SeedRecord]) -> None:
     """``train.json`` and ``curve.csv`` of all the row's seeds."""
-    runs = tuple(map(TrainedSeed.of, records))
     text = io.StringIO()
     writer = csv.DictWriter(text, CURVE_COLUMNS, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
@@ -228,15 +227,8 @@ def _write_metrics(row: Row, workspace: Workspace, records: Sequence[SeedRecord]
             shown = {name: f"{value:.8g}" if isinstance(value, float) else value for name, value in entry.items()}
             writer.writerow({"seed": record.identity.seed, **shown})
     write_text(workspace.metrics(row) / "curve.csv", text.getvalue())
-    document = TrainingFile(
-        row=row.name,
-        train_hash=row.train_hash,
-        final_loss=round(sum(run.final_loss for run in runs) / len(runs), 6),
-        images_per_second=round(sum(run.images_per_second for run in runs) / len(runs), 3),
-        hours=round(sum(run.hours for run in runs), 6),
-        runs=runs,
-    )
-    save(workspace.metrics(row) / "train.json", document)
+    runs = tuple(map(TrainedSeed.of, records))
+    save(workspace.metrics(row) / "train.json", TrainingFile(row=row.name, train_hash=row.train_hash, runs=runs))
 
 
 def _save_model(path: Path, model: nn.Module, row: Row, identity: TrainingIdentity) -> None:

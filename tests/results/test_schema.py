@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 
 from danet.config.params import load_params
-from danet.core.errors import DataError
 from danet.results.identity import TrainingIdentity
-from danet.results.schema import EvaluationFile, ModeResult, SeedRecord, TrainedSeed, TrainingFile, load, save
+from danet.results.schema import ModeResult, SeedRecord, TrainedSeed, load, save
 from danet.results.scores import scores
 from tests.report import samples
 
@@ -62,14 +61,6 @@ def test_a_hash_stands_once_beside_a_result():
     text = samples.evaluation(ROW, {0: 55.0}).model_dump_json()
     for value in (ROW.hash, ROW.train_hash, samples.DATA, "f" * 64):
         assert text.count(value) == 1
-
-
-@pytest.mark.parametrize("kind", [EvaluationFile, TrainingFile])
-def test_an_older_format_says_what_to_run(tmp_path, kind):
-    path = tmp_path / "file.json"
-    path.write_text('{"format": 1, "row": "x"}')
-    with pytest.raises(DataError, match=r"file\.json: is of format 1, this version reads format 2; run this"):
-        load(path, kind, "run this")
 
 
 @pytest.mark.parametrize(
