@@ -5,7 +5,6 @@ The same metrics files give the same bytes: dates and versions come from the mea
 
 from __future__ import annotations
 
-import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,9 +66,13 @@ def write_table(table: str, params: Params, workspace: Workspace) -> TableReport
         groups.setdefault(params.datasets[item.row.dataset].title, []).append(item)
     for earlier in (*folder.glob("*.md"), *folder.glob("*.png")):  # perhaps of rows and results that are gone
         earlier.unlink()
+    folder.mkdir(parents=True, exist_ok=True)
     pictures = _draw(groups, folder)
-    shown = _draw_examples(table, groups, workspace, folder if keep_pictures else None)
-    pictures += [(caption, path.name) for caption, path in shown if keep_pictures]
+    hidden = workspace.evaluation_examples(table)
+    shutil.rmtree(hidden, ignore_errors=True)
+    for group in groups.values():
+        shown = examples.draw_examples(group, workspace, folder if keep_pictures else hidden)
+        pictures += [(caption, path.name) for caption, path in shown if keep_pictures]
     for item in items:
         name = item.name
         own: list[tuple[str, str]] = []
@@ -123,23 +126,10 @@ def _draw(groups: dict[str, list[Measurement]], folder: Path) -> list[tuple[str,
     return drawn
 
 
-def _draw_examples(
-    table: str, groups: dict[str, list[Measurement]], workspace: Workspace, folder: Path | None
-) -> list[tuple[str, Path]]:
-    """Examples across the rows of each dataset, into ``folder`` or beside the evaluations."""
-    hidden = workspace.evaluation_examples(table)
-    shutil.rmtree(hidden, ignore_errors=True)
-    return [found for items in groups.values() for found in examples.draw_examples(items, workspace, folder or hidden)]
-
-
 def _copy_overlays(measurement: Measurement, workspace: Workspace, folder: Path) -> list[tuple[str, str]]:
-    source = workspace.evaluation(measurement.row)
-    found = sorted(source.glob("seed*-panels.png"))
     copied = []
-    for path in found:
-        name = re.sub(r"[^A-Za-z0-9._-]", "-", path.relative_to(source).as_posix())
-        target = folder / f"{measurement.name}-{name}"
-        target.parent.mkdir(parents=True, exist_ok=True)
+    for path in sorted(workspace.evaluation(measurement.row).glob("seed*-panels.png")):
+        target = folder / f"{measurement.name}-{path.name}"
         shutil.copyfile(path, target)
         seed, _, image = path.stem.removesuffix("-panels").removeprefix("seed").partition("-")
         copied.append((f"Seed {seed}, {image}: image, truth, prediction, errors", target.name))

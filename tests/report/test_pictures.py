@@ -49,12 +49,14 @@ def predicted(workspace, params, tmp_path):
     return list(dataset.ids)
 
 
-def test_examples_stay_out_of_the_reports_unless_allowed(workspace, params, predicted):
+def test_pictures_stay_out_of_the_reports_unless_allowed(workspace, params, predicted):
     hidden = workspace.root / "evaluations" / "examples@camvid"
+    overlay = workspace.evaluation(params.row(NAMES[0])) / f"seed0-{predicted[0]}-panels.png"
+    Image.new("RGB", (4, 4)).save(overlay)
     write_table("camvid", params, workspace)
     drawn = sorted(path.name for path in hidden.iterdir())
     assert drawn == ["examples-camvid-0.png", "examples-camvid-1.png"]  # the images that both rows predicted
-    assert not list(workspace.reports().rglob("examples*"))
+    assert not [path for kind in ("examples", "panels") for path in workspace.reports().rglob(f"*{kind}*")]
     with Image.open(hidden / drawn[0]) as image:
         assert image.width > image.height  # it lies across
     raw = raw_params(rows=NAMES)
@@ -64,8 +66,10 @@ def test_examples_stay_out_of_the_reports_unless_allowed(workspace, params, pred
     page = (workspace.reports() / "camvid.md").read_text()
     assert all(f"camvid/{name}" in page for name in drawn)
     assert f"{predicted[0]}: image and truth" in page
+    (copied,) = workspace.reports().glob("camvid/*panels*")
+    assert copied.name in (workspace.reports() / "camvid" / f"{NAMES[0]}.md").read_text()
     write_table("camvid", params, workspace)
-    assert not list(workspace.reports().rglob("examples*"))
+    assert not [path for kind in ("examples", "panels") for path in workspace.reports().rglob(f"*{kind}*")]
 
 
 @pytest.mark.parametrize(
