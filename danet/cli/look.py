@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -124,7 +123,6 @@ def show(
 def diff(
     first: RunName,
     second: RunName,
-    format: Annotated[Format, typer.Option(help="table for people, json for programs.")] = Format.table,
     workspace: Root = Path(),
 ) -> None:
     """Say what differs between two runs: settings, provenance, weights, data, and per-class IoU."""
@@ -132,8 +130,4 @@ def diff(
 
     space = Workspace(workspace)
     runs = load_run(first, space), load_run(second, space)
-    difference = compare(*runs)
-    if format is Format.json:
-        typer.echo(json.dumps(asdict(difference), indent=2))
-    else:
-        typer.echo(diff_text(*runs, difference))
+    typer.echo(diff_text(*runs, compare(*runs)))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from danet.cli.options import Format, Root
+from danet.cli.options import Root
 from danet.config.workspace import Workspace
 from danet.core.console import output, print_columns
 
@@ -30,7 +29,6 @@ def doctor(workspace: Root = Path()) -> None:
 def flops_command(
     row: Annotated[str | None, typer.Argument(metavar="[ROW]", help="A row's name; or --all.")] = None,
     every: Annotated[bool, typer.Option("--all", help="All rows.")] = False,
-    format: Annotated[Format, typer.Option(help="table for people, json for programs.")] = Format.table,
     workspace: Root = Path(),
 ) -> None:
     """Count parameters and the operations of a forward pass, at the crop and for a test image; computes nothing.
@@ -38,8 +36,6 @@ def flops_command(
     A multiplication and an addition are two operations; convolutions and matrix products count, with the heads that
     only training uses; position attention as the explicit map. R-50 D8: 0.44 TFLOP at 512x512, 4.6 at 1024x2048.
     """
-    from dataclasses import asdict
-
     from danet.core.errors import ConfigError
     from danet.evaluation.flops import count_row, size_text
 
@@ -47,9 +43,6 @@ def flops_command(
     if every == (row is not None):
         raise ConfigError("give either a ROW or --all")
     counted = [count_row(each, params) for each in ([params.row(row)] if row else params.rows.values())]
-    if format is Format.json:
-        typer.echo(json.dumps([asdict(each) for each in counted], indent=2))
-        return
     columns = {
         "row": [each.row for each in counted],
         "parameters": [f"{each.parameters / 1e6:.1f} M" for each in counted],

@@ -176,7 +176,7 @@ def _print_rows(records: Sequence[Measurement], params: Params) -> None:
             columns.setdefault(title, []).append(text)
     # a column in which nothing stands yet only takes room
     columns = {t: cells for t, cells in columns.items() if t == "measured" or any(cell != "-" for cell in cells)}
-    out = output(200)
+    out = output()
     left_out = print_columns(out, columns, left=("row", "test", "verdict", "schedule"))
     for protocol, letter in letters.items():
         out.print(f"test {letter}: {protocol}", style="dim")

@@ -141,7 +141,7 @@ def _print_verified(results: Sequence[VerifiedRow], band: float) -> None:
             cells["verdict"] = agreement(here, there, band).partition(" ")[0] or "-"
             for title, cell in cells.items():
                 columns.setdefault(title + suffix, []).append(cell)
-    wide = output(160)
+    wide = output()
     if columns:
         print_columns(wide, columns, left=("row", "verdict", "verdict ms+flip"))
     reasons: dict[str, list[str]] = {}

@@ -436,11 +436,6 @@ class Row(Strict):
         return _digest(identifying(parts | {name: numerics[name] for name in PREDICTION_ONLY}))
 
     @property
-    def facts(self) -> dict[str, str]:
-        """What the provenance of a number says of its row."""
-        return {"row_hash": self.hash, "train_hash": self.train_hash, "precision": self.numerics.precision}
-
-    @property
     def modes(self) -> tuple[str, ...]:
         """Testing modes: single scale (``ss``) and, where the row defines it, multi-scale + flip (``ms``)."""
         return ("ss", "ms") if self.test.multi_scale else ("ss",)

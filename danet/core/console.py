@@ -39,9 +39,9 @@ def _except_interrupts(kind: type[BaseException], error: BaseException, trace: T
         sys.__excepthook__(kind, error, trace)
 
 
-def output(width: int = 140) -> Console:
-    """For a command's result, on standard output: of the terminal's width, or of ``width`` where it is piped."""
-    return Console(width=None if sys.stdout.isatty() else width, highlight=False)
+def output() -> Console:
+    """For a command's result, on standard output: of the terminal's width, or wide where it is piped."""
+    return Console(width=None if sys.stdout.isatty() else 200, highlight=False)
 
 
 def result_table(*columns: str, left: Collection[str] = (), **options: Any) -> Table:

@@ -11,11 +11,9 @@ import functools
 import importlib.metadata
 import os
 import platform
-import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -26,18 +24,15 @@ COMMIT_VARIABLE = "DANET_COMMIT"
 """Overrides the commit where the code was copied without its ``.git`` (containers): ``<sha>`` or ``<sha>-dirty``."""
 
 
-def collect(**extra: Any) -> dict[str, Any]:
+def collect() -> dict[str, Any]:
     """What is known about this process.
-
-    Args:
-        extra: further facts, for instance ``precision`` or ``energy_kj``; they replace what was found here.
 
     Returns:
         JSON-serialisable values under ``commit, dirty, date, command, python, torch, torchvision, cuda, cudnn,
-        driver, gpu, gpus, cpu, cpu_cores, os, precision``; ``None`` for what is unknown.
+        driver, gpu, gpus, cpu, cpu_cores, os``; ``None`` for what is unknown.
     """
     commit, dirty = code_version()
-    facts: dict[str, Any] = {
+    return {
         "commit": commit,
         "dirty": dirty,
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
@@ -48,19 +43,7 @@ def collect(**extra: Any) -> dict[str, Any]:
         "cpu": _cpu(),
         "cpu_cores": cpu_cores(),
         "os": f"{platform.system()} {platform.release()} {platform.machine()}",
-        "precision": None,
     }
-    return facts | extra
-
-
-def device_name(provenance: Mapping[str, Any]) -> str | None:
-    """What computed a result: the GPU's name (and how many), else the processor's without its trade marks."""
-    gpu = provenance.get("gpu")
-    if gpu:
-        count = provenance.get("gpus") or 1
-        return f"{count} x {gpu}" if count > 1 else str(gpu)
-    cpu = re.sub(r"\((?:R|TM)\)|\b(?:\d+-Core )?Processor\b|\bCPU\b", " ", provenance.get("cpu") or "")
-    return f"CPU ({' '.join(cpu.split())})" if cpu.strip() else None
 
 
 def code_version(root: Path = PACKAGE_ROOT) -> tuple[str, bool | None]:

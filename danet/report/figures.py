@@ -163,7 +163,7 @@ def _points(curve: pd.DataFrame, column: str) -> pd.DataFrame:
     points = curve.assign(percent=percent).get(["percent", column], pd.DataFrame(columns=["percent", column])).dropna()
     if column == "loss":
         half = max(1, len(points) // 40)
-        points = points.assign(loss=points["loss"].rolling(2 * half + 1, center=True, min_periods=1).mean())
+        points = points.assign(loss=points["loss"].rolling(2 * half + 1, center=True, min_periods=1).mean().round(4))
     return points.iloc[:: max(1, len(points) // MAX_POINTS)]
 
 
@@ -172,7 +172,7 @@ def loss_points(measurements: Sequence[Measurement]) -> pd.DataFrame:
     tables = [pd.DataFrame(columns=["row", "seed", "percent", "loss"])]
     for item in measurements:
         tables += [_points(curve, "loss").assign(row=item.name, seed=seed) for seed, curve in item.curves.items()]
-    return pd.concat(tables)[tables[0].columns].round({"loss": 4})
+    return pd.concat(tables)[tables[0].columns]
 
 
 def class_points(measurements: Sequence[Measurement], count: int = 20) -> pd.DataFrame:

@@ -19,6 +19,7 @@ mIoU, aAcc, mAcc, IoU and accuracy by class and the best constant prediction are
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -101,7 +102,7 @@ class Provenance(Document):
     @classmethod
     def collect(cls, **extra: Fact) -> Provenance:
         """Of this process."""
-        return cls.model_validate(provenance.collect(**extra))
+        return cls.model_validate(provenance.collect() | extra)
 
     @property
     def setup(self) -> dict[str, Fact]:
@@ -110,8 +111,11 @@ class Provenance(Document):
 
     @property
     def hardware(self) -> str | None:
-        """``4 x NVIDIA H200``, ``CPU (AMD EPYC 9654)``."""
-        return provenance.device_name(self.model_dump(include={"gpu", "gpus", "cpu"}))
+        """``4 x NVIDIA H200``, ``CPU (AMD EPYC 9654)``: a processor without its trade marks."""
+        if self.gpu:
+            return f"{self.gpus} x {self.gpu}" if (self.gpus or 1) > 1 else self.gpu
+        cpu = re.sub(r"\((?:R|TM)\)|\b(?:\d+-Core )?Processor\b|\bCPU\b", " ", self.cpu or "")
+        return f"CPU ({' '.join(cpu.split())})" if cpu.strip() else None
 
     @property
     def known_commit(self) -> str | None:

@@ -73,14 +73,9 @@ def constant_baseline(pixels: NDArray[np.int64] | tuple[int, ...], absent: Absen
 
     Predicting ``c`` everywhere gives IoU ``pixels[c] / total`` for ``c`` and 0 for every other class of the ground
     truth, so the most frequent class is best, and its IoU is divided by the number of classes present (``skip``) or of
-    all classes (``zero``). ``pixels`` are the labelled ones of each class in the ground truth.
-
-    Raises:
-        DataError: if there is no labelled pixel.
+    all classes (``zero``). ``pixels`` are the labelled ones of each class in the ground truth, at least one.
     """
     counts = np.asarray(pixels, dtype=np.int64)
-    if (total := int(counts.sum())) == 0:
-        raise DataError("no labelled pixel was evaluated: the split is empty or all its masks are 255")
     best = int(counts.argmax())
     classes = len(counts) if absent == "zero" else int((counts > 0).sum())
-    return float(counts[best] / total / classes), best
+    return float(counts[best] / counts.sum() / classes), best

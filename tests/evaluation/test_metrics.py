@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -115,10 +115,7 @@ def test_absent_and_merely_predicted_classes():
 
 @given(hnp.arrays(np.int64, CLASSES, elements=st.integers(0, 50)), st.sampled_from(["skip", "zero"]))
 def test_baseline_is_the_best_constant_prediction(pixels, absent):
-    if pixels.sum() == 0:
-        with pytest.raises(DataError):
-            constant_baseline(pixels, absent)
-        return
+    assume(pixels.sum() > 0)
     tried = []
     for c in range(CLASSES):
         matrix = np.zeros((CLASSES, CLASSES), dtype=np.int64)

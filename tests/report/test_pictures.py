@@ -8,10 +8,10 @@ from PIL import Image
 
 from danet.config.params import Params
 from danet.config.workspace import Workspace
-from danet.core.provenance import device_name
 from danet.data.prepared import PreparedDataset
 from danet.evaluation.visualise import save_palette_png
 from danet.report import write_table
+from danet.results.schema import Provenance
 from tests.data.samples import camvid_spec, camvid_tree, prepare
 from tests.parameters import raw_params
 from tests.report import samples
@@ -83,4 +83,4 @@ def test_pictures_stay_out_of_the_reports_unless_allowed(workspace, params, pred
     ],
 )
 def test_processor_without_trade_marks(cpu, shown):
-    assert device_name({"cpu": cpu}) == shown
+    assert Provenance(cpu=cpu).hardware == shown

@@ -134,6 +134,5 @@ def test_on_the_command_line(workspace):
     assert shown["accuracies"]["miou"] == pytest.approx(55.0)
     assert shown["provenance"]["training"]["gpu"] == "NVIDIA H200"
     assert shown["settings"]["model"]["backbone"] == "resnet50"
-    found = json.loads(runner.invoke(app, ["diff", NAME, OTHER, "--format", "json", *here]).output)
-    assert found["settings"]["model.backbone"] == ["resnet50", "resnet101"]
-    assert runner.invoke(app, ["diff", NAME, OTHER, *here]).exit_code == 0
+    found = runner.invoke(app, ["diff", NAME, OTHER, *here]).output
+    assert ["model.backbone", "resnet50", "resnet101"] in [line.split() for line in found.splitlines()]
