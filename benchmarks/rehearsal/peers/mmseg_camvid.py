@@ -6,9 +6,9 @@ else (height, width).
 
 _base_ = "mmseg::danet/danet_r50-d8_4xb4-80k_ade20k-512x512.py"
 
-crop_size = (96, 128)
-scale = (240, 180)
-iterations = 225
+crop_size = (48, 64)
+scale = (120, 90)
+iterations = 44
 classes = ("sky", "building", "pole", "road", "pavement", "tree", "sign", "fence", "car", "pedestrian", "bicyclist")
 
 norm_cfg = dict(type="BN", requires_grad=True)  # SyncBN needs a GPU; the same with one process
@@ -40,7 +40,7 @@ dataset = dict(_delete_=True, type="CamVidDataset", data_root="camvid", metainfo
 loader = dict(num_workers=0, persistent_workers=False)
 train_dataloader = dict(
     **loader,
-    batch_size=8,
+    batch_size=16,
     dataset=dict(**dataset, data_prefix=dict(img_path="train", seg_map_path="trainannot"), pipeline=train_pipeline),
 )
 val_dataloader = dict(

@@ -10,12 +10,12 @@ import os
 
 from benchmarks.parity.peers.ssseg_danet import settings, test_pipeline, train_pipeline
 
-SCALE = (240, 180)
-CROP = (96, 128)
+SCALE = (120, 90)
+CROP = (48, 64)
 WORK = os.environ["REHEARSAL_WORK"]
 
 SEGMENTOR_CFG = settings(depth=50, stride=16, classes=11)
-SEGMENTOR_CFG["scheduler"]["max_epochs"] = 5
+SEGMENTOR_CFG["scheduler"]["max_epochs"] = 3
 SEGMENTOR_CFG["inference"]["evaluate"] = {"metric_list": ["iou", "miou", "accuracy", "all_accuracy"]}
 SEGMENTOR_CFG |= {
     "benchmark": True,
@@ -26,9 +26,9 @@ SEGMENTOR_CFG |= {
         "test": {"set": "val", "data_pipelines": test_pipeline(SCALE)},
     },
     "dataloader": {
-        "expected_total_train_bs_for_assert": 8,
+        "expected_total_train_bs_for_assert": 16,
         "auto_adapt_to_expected_train_bs": False,
-        "train": {"batch_size_per_gpu": 8, "num_workers_per_gpu": 0, "shuffle": True, "drop_last": True},
+        "train": {"batch_size_per_gpu": 16, "num_workers_per_gpu": 0, "shuffle": True, "drop_last": True},
         "test": {"batch_size_per_gpu": 1, "num_workers_per_gpu": 0, "shuffle": False},
     },
     "eval_interval_epochs": 1000,
