@@ -18,6 +18,7 @@ from rich.progress import Progress as RichProgress
 from rich.table import Column
 
 from danet.core.console import console
+from danet.core.text import duration
 
 LOG_INTERVAL_S = 10.0
 
@@ -76,16 +77,10 @@ class Progress:
 
     def _line(self) -> None:
         self._last = time.monotonic()
-        elapsed = max(self._last - self._start, 1e-3)
-        rate = (self.done - self._start_done) / elapsed
+        rate = (self.done - self._start_done) / max(self._last - self._start, 1e-3)
         scale, unit = (1e6, "MB") if self.unit == "bytes" else (1, self.unit)
-        text = f"{self.title}: {self.done / scale:,.0f}"
-        if self.total:
-            text += f" of {self.total / scale:,.0f} {unit} ({self.done / self.total:.0%})"
-        else:
-            text += f" {unit}"
-        text += f", {rate / scale:,.1f} {unit}/s"
-        if self.total and self.done < self.total and rate > 0:
-            seconds = (self.total - self.done) / rate
-            text += f", {int(seconds // 60)} min {int(seconds % 60)} s left"
+        of = f" of {self.total / scale:,.0f}" if self.total else ""
+        text = f"{self.title}: {self.done / scale:,.0f}{of} {unit}, {rate / scale:,.1f} {unit}/s"
+        if self.total and rate > 0:
+            text += f", {duration((self.total - self.done) / rate)} left"
         print(f"{text}, {self.note}" if self.note else text, file=sys.stderr, flush=True)

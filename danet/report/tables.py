@@ -32,7 +32,7 @@ CHOSEN_NOTE = (
     "Difference and verdict are of the *last iteration*, which nothing was chosen by; *best on val* is of the epoch "
     "chosen as the source did, in the same training."
 )
-SHORT_STATUS = {"not run": "not run", "stale": "stale: run again", "left out": "left out (below)"}
+SHORT_STATUS = {"not run": "not run", "left out": "left out (below)"}
 SPEED_NOTE = (
     "Memory is that of training, per GPU (on a CPU: of the process), in brackets the images on it at each step{held}. "
     "*fps*, as published: one image at a time, its windows and mirror images one by one, 5 images skipped and 200 "
@@ -215,9 +215,11 @@ def index_page(params: Params, tables: Mapping[str, Sequence[Measurement]], cost
     page.text("One page per source. mIoU in percent; *difference* is measured minus published, in points.")
     lines = []
     for name, items in tables.items():
-        stale = sum(item.status in {"stale", "left out"} for item in items)
+        left_out = sum(item.status == "left out" for item in items)
         datasets = ", ".join(dict.fromkeys(params.datasets[item.row.dataset].title for item in items))
-        state = f"{sum(item.measured for item in items)} of {len(items)}" + (f", {stale} left out" if stale else "")
+        state = f"{sum(item.measured for item in items)} of {len(items)}" + (
+            f", {left_out} left out" if left_out else ""
+        )
         data = f"[csv](tables/{name}.csv), [json](tables/{name}.json)"
         short = _in_short([item for item in items if item.measured], params.tables[name].published)
         lines.append([f"[{escape(params.tables[name].title)}]({name}.md)", state, short, datasets, data])

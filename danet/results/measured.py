@@ -80,8 +80,19 @@ class Measurement(TableRow):
 
     @property
     def costs(self) -> dict[str, float]:
-        """Means over the seeds, see :func:`costs`."""
-        return costs(self.trained, self.runs)
+        """What seeds took, as far as it is known, mean over the seeds.
+
+        Of training ``peak_memory_gib``, ``images_per_second``, ``hours``, ``device_hours`` (hours times GPUs); of
+        testing ``fps``.
+        """
+        found = {
+            "peak_memory_gib": mean(run.peak_memory_gib for run in self.trained),
+            "images_per_second": mean(run.images_per_second for run in self.trained),
+            "hours": mean(run.hours for run in self.trained),
+            "device_hours": mean(run.hours * run.devices for run in self.trained),
+            "fps": mean(run.fps for run in self.runs),
+        }
+        return {name: value for name, value in found.items() if value is not None}
 
     def confusion(self) -> NDArray[np.int64]:
         """Pixels over all seeds at single scale, ground truth x prediction; for a row with a result."""
@@ -93,22 +104,6 @@ def mean(values: Iterable[float | None]) -> float | None:
     """Of the values that are known; ``None`` without any."""
     known = [value for value in values if value is not None]
     return statistics.fmean(known) if known else None
-
-
-def costs(trained: Sequence[TrainedSeed], runs: Sequence[Evaluation]) -> dict[str, float]:
-    """What seeds took, as far as it is known, mean over the seeds.
-
-    Of training ``peak_memory_gib``, ``images_per_second``, ``hours``, ``device_hours`` (hours times GPUs); of testing
-    ``fps``.
-    """
-    found = {
-        "peak_memory_gib": mean(run.peak_memory_gib for run in trained),
-        "images_per_second": mean(run.images_per_second for run in trained),
-        "hours": mean(run.hours for run in trained),
-        "device_hours": mean(run.hours * run.devices for run in trained),
-        "fps": mean(run.fps for run in runs),
-    }
-    return {name: value for name, value in found.items() if value is not None}
 
 
 def hardware(stages: Iterable[TrainedSeed | Evaluation]) -> str | None:
@@ -182,18 +177,14 @@ def read(row: Row, params: Params, workspace: Workspace) -> Measurement:
     Never raises for what is in the metrics files: see :attr:`Measurement.problems`.
     """
     files = _Files(row, workspace)
-    status, file = files.load("evaluation.json", EvaluationFile, "evaluate")
-    released_status, released = files.load("verification.json", EvaluationFile, "verify")
-    training_status, training = files.load("train.json", TrainingFile, "train")
+    file = files.load("evaluation.json", EvaluationFile, "evaluate")
+    released = files.load("verification.json", EvaluationFile, "verify")
+    training = files.load("train.json", TrainingFile, "train")
     trained = files.of_the_row(training.runs, "train.json") if training else ()
     runs = files.of_the_row(file.runs, "evaluation.json") if file else ()
-    if file and not runs:
-        status = "left out"
-    kept = files.of_the_training(runs, trained)
-    if training_status == "stale":  # so nothing says that these are results of the row's training
-        kept = ()
-    if runs and not kept:
-        status = "stale"
+    # where train.json cannot be used, nothing says that these are results of the row's training
+    kept = () if files.status("train.json", training) == "left out" else files.of_the_training(runs, trained)
+    released_status = files.status("verification.json", released)
     source = published(row.name) if params.tables[row.table].published else Published()
     band = params.bands.of(row.dataset)
     best = [run.best_on_val.modes for run in kept if run.best_on_val]
@@ -202,7 +193,7 @@ def read(row: Row, params: Params, workspace: Workspace) -> Measurement:
     return Measurement(
         name=row.name,
         row_hash=row.hash,
-        status=status,
+        status=files.status("evaluation.json", kept),
         published=source,
         accuracies=accuracies([run.modes for run in kept], source, band),
         best_on_val=_accuracies(best, Published(), band, lambda *_: None),
@@ -216,10 +207,6 @@ def read(row: Row, params: Params, workspace: Workspace) -> Measurement:
         curves=files.curves({run.seed for run in trained}),
         problems=tuple(files.problems),
     )
-
-
-class StaleError(DataError):
-    """A file of a row, training or data set that is another today."""
 
 
 D = TypeVar("D", EvaluationFile, TrainingFile)
@@ -238,11 +225,15 @@ class _Files:
         text = " ".join(str(reason).removeprefix(f"{path}: ").split())
         self.problems.append(Problem(file=path.relative_to(self._root).as_posix(), reason=text))
 
-    def load(self, name: str, kind: type[D], stage: str) -> tuple[Status, D | None]:
-        """A file's content, or why there is none."""
+    def status(self, name: str, used: object) -> Status:
+        """Of a file, from what of it is used."""
+        return "measured" if used else "left out" if (self._folder / name).exists() else "not run"
+
+    def load(self, name: str, kind: type[D], stage: str) -> D | None:
+        """A file's content, if there is any that can be used."""
         path, stage = self._folder / name, f"{stage}@{self._row.name}"
         if not path.exists():
-            return "not run", None
+            return None
         try:
             # DVC does not know of a document's format. A seed that is trained is not trained again by this.
             file = load(path, kind, f"run `dvc repro --single-item --force {stage}`")
@@ -251,8 +242,8 @@ class _Files:
             _of_today(file, self._row, f"run `dvc repro {stage}`")
         except DataError as error:
             self._leave_out(name, error)
-            return ("stale" if isinstance(error, StaleError) else "left out"), None
-        return "measured", file
+            return None
+        return file
 
     def of_the_row(self, runs: Sequence[Seed], name: str) -> tuple[Seed, ...]:
         """The seeds that the row has, in their order."""
@@ -299,16 +290,16 @@ class _Files:
 
 
 def _of_today(file: EvaluationFile | TrainingFile, row: Row, again: str) -> None:
-    """Raises ``StaleError`` for a file of other settings than the row's, or of seeds that do not belong together."""
+    """Raises ``DataError`` for a file of other settings than the row's, or of seeds that do not belong together."""
     kind, then, now = "training", file.train_hash, row.train_hash
     if isinstance(file, EvaluationFile):
         kind, then, now = "row", file.row_hash, row.hash
     if then != now:
-        raise StaleError(f"stale: of {kind} hash {then}, the row is {now} today: {again}")
+        raise DataError(f"stale: of {kind} hash {then}, the row is {now} today: {again}")
     for name in ("data", "initial_weights"):
         values = sorted({str(getattr(run, name, None))[:12] for run in file.runs})
         if len(values) > 1:
-            raise StaleError(
+            raise DataError(
                 f"stale: its seeds are of different {name.replace('_', ' ')} ({', '.join(values)}): {again}"
             )
 

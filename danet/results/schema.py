@@ -36,7 +36,7 @@ from danet.core.text import explain
 from danet.results.identity import SETUP, EvaluationIdentity, TrainingIdentity
 from danet.results.scores import AbsentClass, Scores, constant_baseline, scores
 
-Status = Literal["measured", "not run", "stale", "left out"]
+Status = Literal["measured", "not run", "left out"]
 Percent = Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]
 Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]

@@ -106,7 +106,8 @@ def test_a_row_says_what_was_found(workspace, row):
     assert parent.data.metrics["miou_sd"] == pytest.approx(0.4583, abs=1e-4)
     assert parent.data.metrics["miou_published"] == source.miou
     assert parent.data.metrics["miou_difference"] == pytest.approx(78.4 - source.miou, abs=1e-4)
-    assert parent.data.tags["verdict"] == samples_verdict(workspace, row)
+    # 78.4 ± 2.92 * 0.458 / sqrt(3) = 77.63 to 79.17, with the edge of the band, 78.88 - 0.7, between
+    assert parent.data.tags["verdict"].startswith("undecided")
     assert parent.data.tags["hardware"] == "NVIDIA H200"
     note = parent.data.tags["mlflow.note.content"]
     assert "mIoU 78.40** ± 0.46, published" in note
@@ -150,15 +151,6 @@ def test_the_address_opens_with_columns_of_numbers(workspace, row):
     pages = "".join(path.read_text(encoding="utf-8") for path in bundle.glob("*.js"))
     for word in ("mlflow.sharedViewState.", "viewStateShareKey", "workflowType", *view):
         assert word in pages, word
-
-
-def samples_verdict(workspace, row):
-    """As the table says it, by the report."""
-    from danet.report import write_table
-
-    write_table(row.table, workspace.params(), workspace)
-    record = json.loads((workspace.reports() / "tables" / f"{row.table}.json").read_text())
-    return next(str(each["accuracies"]["miou"]["verdict"]) for each in record["rows"] if each["name"] == row.name)
 
 
 def test_sending_again_changes_nothing(workspace, row):
