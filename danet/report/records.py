@@ -32,7 +32,7 @@ def _csv_line(item: Measurement) -> dict[str, Any]:
         cells |= {f"{name}_{key}": value for key, value in found if key not in {"values", "verdict", "band"}}
         if name in JUDGED:
             cells |= {f"{name}_verdict": found.verdict, f"{name}_band": found.band}
-        cells[f"{name}_best_on_val"] = item.best_on_val.get(name, Accuracy()).mean
+        cells[f"{name}_best_on_val"] = item.best_on_val.get(name)
         released = item.released.accuracies.get(name, Accuracy()) if item.released else Accuracy()
         cells |= {f"{name}_released": released.mean, f"{name}_released_verdict": released.verdict}
     cells["baseline_miou"] = item.baseline[0] if item.measured else None

@@ -72,7 +72,7 @@ def row_page(item: Measurement, params: Params, figures: Sequence[tuple[str, str
 def _results(item: Measurement, has_published: bool) -> Grid:
     lines = []
     for name, found in item.accuracies.items():
-        best = item.best_on_val[name].mean if name in item.best_on_val else None
+        best = item.best_on_val.get(name)
         line = [
             ACCURACIES[name],
             retrained(item, name) + (f"; best on val {best:.2f}" if best is not None else ""),

@@ -119,11 +119,10 @@ class _Table:
         lines = []
         for row in rows:
             found = row.accuracies.get(metric, Accuracy())
-            chosen = row.best_on_val.get(metric, Accuracy()).mean
             lines.append([
                 self.link(row.name, mark=metric.startswith("miou")), given(row, metric), retrained(row, metric),
-                *([number(chosen)] if best else []), signed(found.difference), found.verdict or "-",
-                released(row, metric),
+                *([number(row.best_on_val.get(metric))] if best else []),
+                signed(found.difference), found.verdict or "-", released(row, metric),
             ])  # fmt: skip
         head = ["Published", "Retrained", *(["Best on val"] if best else []), "Difference", "Verdict", "Released"]
         return head, lines, "r" * (len(head) - 2) + "ll"

@@ -196,7 +196,7 @@ def read(row: Row, params: Params, workspace: Workspace) -> Measurement:
         status=files.status("evaluation.json", kept),
         published=source,
         accuracies=accuracies([run.modes for run in kept], source, band),
-        best_on_val=_accuracies(best, Published(), band, lambda *_: None),
+        best_on_val={name: found.mean or 0.0 for name, found in accuracies(best, Published(), band).items()},
         released=_released(released_status, released, source, params.bands.released) if some else None,
         iou=class_iou(classes, [run.modes.ss for run in kept]),
         trained=trained,

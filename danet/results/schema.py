@@ -453,8 +453,8 @@ class TableRow(Document):
     """All ``None`` in a table that has no published numbers."""
     accuracies: dict[str, Accuracy]
     """Published or measured, by the names of :data:`ACCURACIES`; of the weights of the last iteration."""
-    best_on_val: dict[str, Accuracy]
-    """The same of the epoch that was best on val, where the row keeps it."""
+    best_on_val: dict[str, Rounded]
+    """Means of the epoch that was best on val, where the row keeps it."""
     released: ReleasedResult | None
     """``None`` where the source released no weights."""
     iou: dict[str, Rounded | None]
