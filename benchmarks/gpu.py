@@ -73,8 +73,8 @@ def _tests() -> str:
 
 SPEED = "-m benchmarks.speed time --device cuda --out {out}/benchmarks --what"
 STEPS = (
-    Step("speed-train", 600, f"{SPEED} train --network 'R-50 D8' --size 512x1024"),
-    Step("speed-infer", 300, f"{SPEED} infer --network 'R-50 D8' --size 1024x2048"),
+    Step("speed-train", 600, f"{SPEED} train --only 'R-50 D8 512x1024'"),
+    Step("speed-infer", 300, f"{SPEED} infer --only 'R-50 D8 1024x2048'"),
     Step("tests", 300, _tests()),
     Step("trainer", 120, "-m benchmarks.trainer {out}/trainer.lines"),
     Step("speed-attention", 120, f"{SPEED} attention"),

@@ -33,14 +33,11 @@ def speed() -> None:
 def time_command(
     row: Annotated[
         str | None,
-        typer.Argument(metavar="[ROW]", help="Whose shapes (default: the standing grid, on a CPU a part of it)."),
+        typer.Argument(metavar="ROW", help="Whose shapes (default: the standing grid, on a CPU a part of it)."),
     ] = None,
     what: Annotated[str, typer.Option(help=f"Of {', '.join(SUBJECTS)}; commas.")] = ",".join(SUBJECTS[:4]),
-    network: Annotated[
-        list[str] | None, typer.Option(help="Of the grid only this one, such as 'R-50 D8'.", show_default=False)
-    ] = None,
-    size: Annotated[
-        list[str] | None, typer.Option(help="Of the grid only this one, such as 512x1024.", show_default=False)
+    only: Annotated[
+        str | None, typer.Option(help="Network and size in the grid: 'R-50 D8 512x1024'.", show_default=False)
     ] = None,
     repeat: Annotated[
         int | None, typer.Option(min=1, help="Rounds (default: 5 on a CPU, 20 or 40 on a GPU).", show_default=False)
@@ -63,9 +60,9 @@ def time_command(
     params = space.params()
     chosen = params.row(row) if row else None
     cases = row_cases(chosen, params, subjects) if chosen else shapes(device, subjects)
-    cases = [c for c in cases if (not network or c.network in network) and (not size or size_text(c.size) in size)]
+    cases = [case for case in cases if only in (None, f"{case.network} {size_text(case.size)}")]
     if not cases:
-        raise ConfigError("there is nothing to measure: no case has this network and size")
+        raise ConfigError(f"--only {only}: there is nothing to measure, as no case has this network and size")
     folder = out or space.reports() / "benchmarks"
     written: list[Path] = []
     # after every turn, so that what ends a long run loses no more than one

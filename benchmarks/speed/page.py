@@ -52,19 +52,6 @@ def report(folder: Path) -> str:
     return "\n".join(out).rstrip() + "\n"
 
 
-STYLES: Final = {
-    "reference": ("#9aa5b1", ""),
-    "fast": ("#1f5fa8", ""),
-    "published": ("#66a3d9", "\\\\"),
-    "fast fp32": ("#66a3d9", "//"),
-    "fast, not compiled": ("#66a3d9", ".."),
-    PEER: ("#d98c2b", ".."),
-    f"{PEER} AMP": ("#e8b878", "oo"),
-    "row's numerics": ("#7a5195", "xx"),
-}
-"""Colour and hatch of an implementation, the same in all plots."""
-
-
 def _section(document: Mapping[str, Any], lines: Sequence[Mapping[str, str]]) -> list[str]:
     facts = document["facts"]
     subject = lines[0]["what"].split(" ")[0] if lines else ""
@@ -125,8 +112,7 @@ def draw(path: Path, lines: Sequence[Mapping[str, str]], title: str) -> None:
             for line in (line for line in good if _label(line) == group):
                 name, rate = _implementation(line), float(line["images_per_second"])
                 value = float(line["against_mmsegmentation"]) if beside else rate
-                colour, hatch = STYLES.get(line["implementation"], ("#2f7d4f", "--"))
-                axes.barh(at, value, 0.85, color=colour, hatch=hatch, edgecolor="white")
+                axes.barh(at, value, 0.85, color="#d98c2b" if name.startswith(PEER) else "#1f5fa8")
                 axes.text(
                     value, at, f" {value:.2f} x ({rate:.3g}/s)" if beside else f" {rate:.3g}", va="center", fontsize=9
                 )

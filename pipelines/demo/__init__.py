@@ -259,7 +259,3 @@ def show(folder: Path, seconds: float) -> None:
         ("a run's numbers", f".venv/bin/danet show -C {shown(folder)} {example.name}"),
     ):  # fmt: skip
         out.print(f"  {title:<16} {text}", soft_wrap=True, markup=False)
-
-
-if __name__ == "__main__":
-    main()
