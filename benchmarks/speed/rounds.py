@@ -227,8 +227,8 @@ def _peaks(worker: Worker, device: str) -> Peaks:
     on_gpu = device != "cpu"
     best: dict[str, float] = {}
 
-    def rate(kind: str, side: int, work: float, numerics: Numerics) -> float:
-        case = {"what": "peak", "kind": kind, "side": side, "device": device, "threads": cpu_cores(), "warm_up": 2}
+    def rate(kind: str, shape: tuple[int, ...], work: float, numerics: Numerics) -> float:
+        case = {"what": "peak", "kind": kind, "shape": shape, "device": device, "threads": cpu_cores(), "warm_up": 2}
         if "error" in worker.ask(op="prepare", case=case | {"numerics": numerics.model_dump()}):
             return 0.0
         times = [worker.ask(op="time").get("seconds", float("inf")) for _ in range(20 if on_gpu else 5)]
@@ -237,9 +237,7 @@ def _peaks(worker: Worker, device: str) -> Peaks:
 
     for precision in ("fp32", "bf16") if on_gpu or has_fast_bf16() else ("fp32",):
         numerics = Numerics.model_validate({"precision": precision})
-        side, channels = (8192, 2048) if on_gpu else (2048, 512)
-        best[precision] = max(
-            rate("matmul", side, 2.0 * side**3, numerics), rate("conv", channels, 18.0 * channels**2 * 64**2, numerics)
-        )
+        side = 8192 if on_gpu else 2048
+        best[precision] = rate("product", (side, side), 2.0 * side**3, numerics)
     elements = 2**28 if on_gpu else 2**26
-    return Peaks(best, rate("copy", elements, 8.0 * elements, Numerics()))
+    return Peaks(best, rate("copy", (elements,), 8.0 * elements, Numerics()))

@@ -176,27 +176,14 @@ def confusion(case: Mapping[str, Any]) -> Run:
 
 
 def peak(case: Mapping[str, Any]) -> Run:
-    """What the device can do at best: a matrix product, a 3x3 convolution, or a copy."""
-    device, kind = torch.device(case["device"]), case["kind"]
+    """What the device can do at best: a matrix product, or a copy of float32 numbers."""
     numerics = Numerics.model_validate(case["numerics"])
-    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[numerics.precision]
-    side = case["side"]
-    if kind == "copy":
-        source = torch.ones(side, dtype=torch.float32, device=device)
-        target = torch.empty_like(source)
-        action: Run = lambda: target.copy_(source)  # noqa: E731
-    elif kind == "matmul":
-        a, b = (torch.randn(side, side, dtype=dtype, device=device) for _ in range(2))
-        action = lambda: a @ b  # noqa: E731
-    else:
-        conv = torch.nn.Conv2d(side, side, 3, padding=1, bias=False, device=device, dtype=dtype)
-        conv.to(memory_format=torch.channels_last)
-        x = torch.randn(1, side, 64, 64, device=device, dtype=dtype).contiguous(memory_format=torch.channels_last)
-        action = lambda: conv(x)  # noqa: E731
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[numerics.precision]
+    a, b = (torch.randn(case["shape"], dtype=dtype, device=case["device"]) for _ in range(2))
 
     def run() -> object:
         with torch.inference_mode(), configured(numerics):
-            action()
+            _ = b.copy_(a) if case["kind"] == "copy" else a @ b
             synchronise(case["device"])
         return None
 
