@@ -3,16 +3,14 @@
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from dvc.repo import Repo
 
 from danet.config.params import load_params
 from danet.config.yaml import BESIDE
+from tests.parameters import ROOT
 from tests.pipelines.programs import dvc
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")

@@ -1,16 +1,15 @@
 """A copy without ``.git``, as GitHub's zip or rsync makes it: the commands say what to do, and that works."""
 
-import os
 import re
 import shlex
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.parameters import ROOT
+from tests.pipelines.programs import environment
 
 
 @pytest.fixture
@@ -23,9 +22,7 @@ def copy(tmp_path):
 
 
 def run(folder, *arguments):
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "PATH": path}
-    return subprocess.run(arguments, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    return subprocess.run(arguments, cwd=folder, env=environment(folder), capture_output=True, text=True, check=False)
 
 
 @pytest.mark.slow

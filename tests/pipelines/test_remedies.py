@@ -1,11 +1,8 @@
 """What a message tells to run fixes what it is about: with DVC itself, in the state in which the message appears."""
 
-import os
 import re
 import shutil
 import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,13 +12,12 @@ from PIL import Image
 from danet.config.yaml import write_raw
 from danet.data.prepared import PreparedDataset
 from tests.data.samples import camvid_tree, zip_of
-from tests.parameters import raw_params
-
-ROOT = Path(__file__).parents[2]
+from tests.parameters import ROOT, raw_params
+from tests.pipelines.programs import environment
 
 
 @pytest.fixture
-def run(tmp_path, monkeypatch):
+def run(tmp_path):
     """Runs a shell command in a workspace of CamVid's two stages, with three images a split and no network."""
     folder = tmp_path / "w"
     folder.mkdir()
@@ -33,16 +29,10 @@ def run(tmp_path, monkeypatch):
     stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
     own = {"vars": ["datasets.yaml"], "stages": {name: stages[name] for name in ("download", "convert")}}
     (folder / "dvc.yaml").write_text(yaml.safe_dump(own))
-    for name in list(os.environ):
-        if name.startswith(("DANET_", "CITYSCAPES_", "DVC_")):
-            monkeypatch.delenv(name)
-    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
-
     (types,) = re.findall(r"type = (\S+)", (ROOT / ".dvc" / "config").read_text())
 
-    def command(text, **environment):
-        env = os.environ | {key: str(value) for key, value in environment.items()}
+    def command(text, **more):
+        env = environment(folder, **{key: str(value) for key, value in more.items()})
         return subprocess.run(text, shell=True, cwd=folder, env=env, capture_output=True, text=True, check=False)
 
     assert command("dvc init --quiet --no-scm").returncode == 0

@@ -26,11 +26,10 @@ from pipelines.sweep.launch import PROCESSES
 from pipelines.sweep.plan import Plan, check_divisible, choose_rows, make_plan
 from pipelines.sweep.slurm import submit
 from pipelines.sweep.status import print_status, survey
-from tests.parameters import raw_params
+from tests.parameters import ROOT, raw_params
 from tests.pipelines.programs import dvc
 from tests.pipelines.small_sweep import ROWS, environment, make_workspace, reached, sweep_command
 
-ROOT = Path(__file__).parents[2]
 VOC, ADE = "ssseg-r50-d16-voc2012", "ssseg-r50-d16-ade20k"
 
 
@@ -214,10 +213,8 @@ def test_a_stage_becomes_several_processes():
 # what is shown
 
 
-def test_status_tells_where_each_row_is(params, workspace, monkeypatch, capsys):
-    for name in os.environ:
-        if name.startswith(("DANET_", "CITYSCAPES_")):
-            monkeypatch.delenv(name)
+@pytest.mark.usefixtures("no_environment")
+def test_status_tells_where_each_row_is(params, workspace, capsys):
     names = [row.name for row in params.table_rows("sssegmentation") if row.dataset != "cityscapes"]
     running, failed, stopped, trained, done, new = names[:6]
     blocked = "official-danet-r101-d8-cityscapes"
