@@ -8,7 +8,6 @@ import platform
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib import metadata
 
 from rich.console import Console
 from rich.markup import escape
@@ -19,7 +18,7 @@ from danet.config.row import Row
 from danet.config.workspace import Workspace
 from danet.core.console import output, result_table
 from danet.core.errors import ConfigError
-from danet.core.provenance import cpu_cores
+from danet.core.provenance import cpu_cores, version
 from danet.core.text import duration
 from danet.data.raw import taken, wanted_of
 from danet.data.registry import ADAPTERS
@@ -63,7 +62,7 @@ def examine(workspace: Workspace) -> None:
 def _print_machine(out: Console, workspace: Workspace) -> None:
     import psutil
 
-    versions = [f"{name} {metadata.version(name)}" for name in PACKAGES]
+    versions = [f"{name} {version(name) or '[red]missing: run `make setup`[/]'}" for name in PACKAGES]
     out.print(", ".join([f"python {platform.python_version()}", *versions]))
     out.print(
         f"{cpu_cores()} CPU cores, {psutil.virtual_memory().total / 1e9:.1f} GB memory, "
@@ -149,11 +148,8 @@ def weights_state(name: str, spec: Weights, workspace: Workspace) -> Finding:
 def _print_weights(out: Console, params: Params, workspace: Workspace) -> None:
     found = {name: weights_state(name, spec, workspace) for name, spec in params.weights.items()}
     out.print("\n[bold]ImageNet weights[/]")
-    table = result_table("name", "state", left=("name", "state"))
-    table.add_column("how")
     for name, finding in found.items():
-        table.add_row(name, finding.shown, escape(finding.how))
-    out.print(table)
+        out.print(f"{name}: {finding.shown}, {escape(finding.how)}", soft_wrap=True)
 
 
 def row_state(row: Row, workspace: Workspace, data: Finding) -> str:

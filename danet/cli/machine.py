@@ -27,8 +27,7 @@ def doctor(workspace: Root = Path()) -> None:
 
 @app.command("flops")
 def flops_command(
-    row: Annotated[str | None, typer.Argument(metavar="[ROW]", help="A row's name; or --all.")] = None,
-    every: Annotated[bool, typer.Option("--all", help="All rows.")] = False,
+    row: Annotated[str | None, typer.Argument(metavar="[ROW]", help="Only this row (default: all).")] = None,
     workspace: Root = Path(),
 ) -> None:
     """Count parameters and the operations of a forward pass, at the crop and for a test image; computes nothing.
@@ -36,12 +35,9 @@ def flops_command(
     A multiplication and an addition are two operations; convolutions and matrix products count, with the heads that
     only training uses; position attention as the explicit map. R-50 D8: 0.44 TFLOP at 512x512, 4.6 at 1024x2048.
     """
-    from danet.core.errors import ConfigError
     from danet.evaluation.flops import count_row, size_text
 
     params = Workspace(workspace).params()
-    if every == (row is not None):
-        raise ConfigError("give either a ROW or --all")
     counted = [count_row(each, params) for each in ([params.row(row)] if row else params.rows.values())]
     columns = {
         "row": [each.row for each in counted],

@@ -95,7 +95,7 @@ def _value(record: Measurement, by: Sort) -> float | None:
         return record.published.miou
     if by is Sort.measured:
         return record.mean("miou")
-    return record.accuracies["miou"].difference if "miou" in record.accuracies else None
+    return record.accuracy("miou").difference
 
 
 def _show_row(row: Row, params: Params, workspace: Workspace, format: Format) -> None:

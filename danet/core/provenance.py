@@ -38,7 +38,7 @@ def collect() -> dict[str, Any]:
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         "command": command(),
         "python": platform.python_version(),
-        "torchvision": importlib.metadata.version("torchvision"),
+        "torchvision": version("torchvision"),
         **_torch(),
         "cpu": _cpu(),
         "cpu_cores": cpu_cores(),
@@ -105,6 +105,14 @@ def _without_machine_path(argument: str) -> str:
     return f"{name}{equals}.../{path.name}"
 
 
+def version(package: str) -> str | None:
+    """Of an installed package."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
 def _torch() -> dict[str, Any]:
     import torch
 
@@ -122,12 +130,12 @@ def _torch() -> dict[str, Any]:
 
 @functools.cache
 def _driver() -> str | None:
-    import pynvml
-
     try:
+        import pynvml
+
         pynvml.nvmlInit()
         return str(pynvml.nvmlSystemGetDriverVersion())
-    except pynvml.NVMLError:
+    except Exception:  # no NVML, or no bindings of it
         return None
 
 

@@ -20,7 +20,7 @@ def cost_page(params: Params, devices: Sequence[Rates]) -> str:
     page.heading(1, "Cost")
     page.text(
         "Time on one device under each profile of `numerics.yaml`, all seeds of `params.yaml`, from measured "
-        "throughput ([benchmarks/](benchmarks/README.md)) and counted operations (`danet flops --all`):"
+        "throughput ([benchmarks/](benchmarks/README.md)) and counted operations (`danet flops`):"
     )
     page.code(
         "training = 3 x forward FLOP at the crop x images seen / measured FLOP/s of our training step\n"

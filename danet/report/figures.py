@@ -175,10 +175,10 @@ def loss_points(measurements: Sequence[Measurement]) -> pd.DataFrame:
     return pd.concat(tables)[tables[0].columns]
 
 
-def class_points(measurements: Sequence[Measurement], count: int = 20) -> pd.DataFrame:
-    """For ``dvc plots show``: IoU by class, of the classes that are hardest on average over the rows."""
+def class_points(measurements: Sequence[Measurement]) -> pd.DataFrame:
+    """For ``dvc plots show``: IoU by class, of the 20 classes that are hardest on average over the rows."""
     ious = pd.DataFrame({item.name: item.iou for item in measurements if item.measured}, dtype=float)
-    hardest = ious.mean(axis=1).dropna().sort_values(kind="stable").index[:count]
+    hardest = ious.mean(axis=1).dropna().sort_values(kind="stable").index[:20]
     points = (
         ious.loc[hardest].round(2).rename_axis("class").reset_index().melt("class", var_name="row", value_name="iou")
     )
@@ -215,7 +215,7 @@ def _result_lines(items: Sequence[Measurement]) -> list[tuple[str, Accuracy, flo
     lines: list[tuple[str, Accuracy, float | None]] = []
     for item in measured:
         for metric, suffix in (("miou", ""), ("miou_ms_flip", ", ms+flip")):
-            found = item.accuracies.get(metric, Accuracy())
+            found = item.accuracy(metric)
             if found.mean is not None:
                 constant = item.baseline[0] if found.published is None else None
                 lines.append((labels[item.name] + suffix, found, constant))

@@ -28,7 +28,7 @@ def _csv_line(item: Measurement) -> dict[str, Any]:
     cells |= {"status": item.status, "row_hash": row.hash, "planned_seeds": " ".join(map(str, row.seeds))}
     cells["seeds"] = " ".join(str(run.seed) for run in item.runs)
     for name in ACCURACIES:
-        found = item.accuracies.get(name, Accuracy())
+        found = item.accuracy(name)
         cells |= {f"{name}_{key}": value for key, value in found if key not in {"values", "verdict", "band"}}
         if name in JUDGED:
             cells |= {f"{name}_verdict": found.verdict, f"{name}_band": found.band}

@@ -118,7 +118,7 @@ class _Table:
         best = any(row.row.checkpoint == "best-on-val" for row in rows)
         lines = []
         for row in rows:
-            found = row.accuracies.get(metric, Accuracy())
+            found = row.accuracy(metric)
             lines.append([
                 self.link(row.name, mark=metric.startswith("miou")), given(row, metric), retrained(row, metric),
                 *([number(row.best_on_val.get(metric))] if best else []),
@@ -188,7 +188,7 @@ def retrained(item: Measurement, metric: str) -> str:
     chosen = f" {CHOSEN}" if item.row.checkpoint == "best-on-val" else ""
     if not item.measured:
         return SHORT_STATUS[item.status] + chosen
-    found = item.accuracies.get(metric, Accuracy())
+    found = item.accuracy(metric)
     if found.mean is None:
         return "-" if found.published is None else "not run"
     n, planned = len(found.values), len(item.row.seeds)

@@ -68,9 +68,13 @@ class Measurement(TableRow):
         """Whether a seed has a result."""
         return bool(self.runs)
 
+    def accuracy(self, name: str) -> Accuracy:
+        """All ``None`` if it is neither published nor measured."""
+        return self.accuracies.get(name, Accuracy())
+
     def mean(self, accuracy: str) -> float | None:
         """Percent, over the seeds."""
-        return self.accuracies[accuracy].mean if accuracy in self.accuracies else None
+        return self.accuracy(accuracy).mean
 
     @property
     def baseline(self) -> tuple[float, str]:

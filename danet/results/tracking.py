@@ -35,8 +35,6 @@ from danet.results.measured import Measurement, hardware, read
 from danet.results.mlflow_store import connect, experiment
 from danet.results.schema import ACCURACIES, Evaluation, TrainedSeed
 
-Status = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
-
 ALL_SEEDS, RELEASED = "all", "released"
 """In place of a seed: of a row's run, and of the run of its released weights."""
 CONTENT = "content"
@@ -116,7 +114,7 @@ class Tracker:
             with self._offline_if_it_fails():
                 self._client.log_batch(self.run_id, metrics=points, synchronous=True)
 
-    def end(self, status: Status) -> None:
+    def end(self, status: Literal["FINISHED", "FAILED", "KILLED"]) -> None:
         """Closes the run."""
         with self._offline_if_it_fails():
             for each in self._ids if self._client else ():

@@ -79,6 +79,7 @@ def test_without_git_and_gpu(monkeypatch, tmp_path):
     monkeypatch.delenv(provenance.COMMIT_VARIABLE, raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert provenance.version("no-such-package") is None
     facts = provenance.collect()
     assert (facts["commit"], facts["dirty"]) == ("unknown", None)
     assert (facts["gpu"], facts["gpus"], facts["driver"]) == (None, 0, None)
