@@ -34,7 +34,7 @@ def draw_all_costs(tables: Mapping[str, Sequence[Measurement]], params: Params, 
     with figure_of([2.2] * max(1, len(panels)), path, 0.25 * len(names) + 0.2) as grid:
         for axes, ((dataset, name), here) in zip(grid, panels.items(), strict=False):
             for item in here:
-                place = names.index(item.row.table)
+                place = names.index(item.row.table) % len(COLOURS)
                 handles[item.row.table] = _draw_row(axes, item, MARKERS[place], COLOURS[place])
             axes.set_xscale("log")
             plain_ticks(axes.xaxis)

@@ -47,19 +47,19 @@ def draw_examples(measurements: Sequence[Measurement], workspace: Workspace, fol
     except (DanetError, OSError):
         return []
     common = set.intersection(*(set(kept[item.name]) for item in rows))
+    labels = short_labels([item.row for item in rows])
     drawn: list[tuple[str, Path]] = []
     for name in [name for name in dataset.ids if name in common][:MAX_EXAMPLES]:
         index = dataset.ids.index(name)
         truth = dataset.mask(index)
         assert truth is not None
-        predictions = {item.name: _read(kept[item.name][name]) for item in rows}
         path = folder / f"examples-{rows[0].row.dataset}-{len(drawn)}.png"
-        labels = short_labels([item.row for item in rows])
+        predictions = [(labels[item.name], _read(kept[item.name][name])) for item in rows]
         save_panels(
             path,
             dataset.image(index),
             truth,
-            [(labels[item.name], predictions[item.name]) for item in rows],
+            [each for each in predictions if each[1].shape == truth.shape],  # else they are of other data
             dataset.classes,
             dataset.palette,
         )
