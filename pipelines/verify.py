@@ -13,7 +13,7 @@ def main(workspace: Workspace, name: str) -> None:
     """Evaluates what the stage ``released`` wrote, in every mode the row defines."""
     row = workspace.params().row(name)
     refuse_changed_source(workspace, row.dataset)
-    verify_row(row, workspace, weights=workspace.released(row) / "weights.safetensors", reuse=True)
+    verify_row(row, workspace, weights=workspace.released(row) / "weights.safetensors")
     log([row], workspace)
 
 

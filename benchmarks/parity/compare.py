@@ -27,6 +27,7 @@ from benchmarks.parity.results import ASPECTS, Result
 from danet.config.params import Params, load_params
 from danet.config.row import Augment, Loss, MultiScale, Row, Test
 from danet.data import transforms
+from danet.data.prefetch import Normaliser
 from danet.evaluation import inference, metrics
 from danet.models import Segmentor, build_model
 from danet.training.losses import segmentation_losses
@@ -465,7 +466,8 @@ def replayed(
     """
     image, mask = common.photograph(key, *size), common.annotation(key, *size, classes)
     replay = Replay(augment, draws)
-    final, label = transforms.augmented(augment, image, mask, replay)  # type: ignore[arg-type]
+    levels, label, box = transforms.augmented(augment, image, mask, replay)  # type: ignore[arg-type]
+    final = Normaliser(augment, torch.device("cpu"))(torch.from_numpy(levels[None].copy()), [box])[0].numpy()
     assert not replay.left, f"{key}: {replay.left} of the peer's draws were not used"
     return image, mask, final, label
 
@@ -497,8 +499,8 @@ def check_augmentation(folder: Path) -> Iterator[Result]:
             top, left = 0, 0
             if augment.pad.position == "centre":
                 top, left = (label.shape[0] - height) // 2, (label.shape[1] - width) // 2
-            levels = grey_levels(final[:, top : top + height, left : left + width])
-            pixels = max(pixels, float(np.abs(levels - theirs).max()))
+            shown = grey_levels(final[:, top : top + height, left : left + width])
+            pixels = max(pixels, float(np.abs(shown - theirs).max()))
             projection = common.projections("final", final)
             normalised = max(normalised, difference(final[:, -2:, -2:], arrays[f"{seed}/corner"]))
             normalised = max(normalised, float(np.abs(projection - arrays[f"{seed}/projection"]).max() / projection[0]))

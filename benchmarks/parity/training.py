@@ -100,7 +100,7 @@ def trained(model: nn.Module, recipe: Row, case: str, run: dict[str, int], epsil
         image, label = common.training_batch(case, iteration, run)
         places = list(range(iteration * batch, (iteration + 1) * batch))
         labels = torch.from_numpy(label.astype(np.uint8))
-        batches.append(Batch(torch.from_numpy(image), labels, [str(p) for p in places], places))
+        batches.append(Batch(torch.from_numpy(image), labels, places))
     with (
         tempfile.TemporaryDirectory() as folder,
         mock.patch.object(loop, "BatchStream", return_value=_Stream(batches)),

@@ -30,8 +30,8 @@ def prepare(count: int = 24) -> Path:
     archives = FOLDER / "archives"
     made = make_archives(archives, sizes=Sizes(train=count, val=1, test=1, cityscapes=(1024, 2048)))["cityscapes"]
     spec = Dataset.model_validate({"adapter": "cityscapes", "title": "generated", "storage": "raw", **made})
-    download_dataset("cityscapes", spec, FOLDER / "download", archives, progress=False)
-    convert_dataset("cityscapes", spec, FOLDER / "download", prepared, progress=False)
+    download_dataset("cityscapes", spec, FOLDER / "download", archives)
+    convert_dataset("cityscapes", spec, FOLDER / "download", prepared)
     PAIRS.mkdir()
     samples = PreparedDataset(prepared, "train")
     for index in range(len(samples)):

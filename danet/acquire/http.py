@@ -43,9 +43,7 @@ def _digest(path: Path, algorithm: str) -> str:
         return hashlib.file_digest(stream, lambda: hashlib.new(algorithm, usedforsecurity=False)).hexdigest()
 
 
-def fetch_file(
-    url: str, checksum: str | None, path: Path, *, progress: bool = True, session: requests.Session | None = None
-) -> None:
+def fetch_file(url: str, checksum: str | None, path: Path, *, session: requests.Session | None = None) -> None:
     """Downloads ``url`` to ``path``; does nothing if ``path`` is there and has the checksum.
 
     Raises:
@@ -59,7 +57,7 @@ def fetch_file(
         part.unlink(missing_ok=True)
     while True:
         resumed = part.exists()
-        _download(url, part, session or requests.Session(), progress)
+        _download(url, part, session or requests.Session())
         with part.open("rb") as stream:
             page = is_web_page(stream.read(512))
         if not page and (checksum is None or checksum_matches(part, checksum)):
@@ -76,13 +74,13 @@ def fetch_file(
             )
 
 
-def _download(url: str, part: Path, session: requests.Session, progress: bool) -> None:
+def _download(url: str, part: Path, session: requests.Session) -> None:
     """Makes ``part`` whole, in as many connections as it takes."""
     failures = 0
     while True:
         before = _size(part)
         try:
-            _attempt(url, part, session, progress)
+            _attempt(url, part, session)
             return
         except (requests.exceptions.InvalidURL, requests.exceptions.InvalidSchema, requests.exceptions.MissingSchema):
             raise DownloadError(f"{public(url)}: is no http(s) address; correct the URL") from None
@@ -96,7 +94,7 @@ def _download(url: str, part: Path, session: requests.Session, progress: bool) -
             time.sleep(PAUSE_S * 2 ** max(failures - 1, 0))
 
 
-def _attempt(url: str, part: Path, session: requests.Session, progress: bool) -> None:
+def _attempt(url: str, part: Path, session: requests.Session) -> None:
     """One connection. Returns when the part is whole."""
     have = _size(part)
     headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
@@ -113,7 +111,7 @@ def _attempt(url: str, part: Path, session: requests.Session, progress: bool) ->
         length = response.headers.get("Content-Length", "")
         total = have + int(length) if length.isdecimal() else None
         name = part.name.removeprefix(".").removesuffix(".part")
-        bar = Progress(f"download {name}", total, "bytes", show=progress, done=have)
+        bar = Progress(f"download {name}", total, "bytes", done=have)
         with part.open("ab" if have else "wb") as stream, bar:
             # the bytes as they lie on the server, even where it calls a .tgz a gzip-encoded tar
             for chunk in response.raw.stream(CHUNK, decode_content=False):

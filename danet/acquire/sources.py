@@ -112,7 +112,7 @@ def by_hand(wanted: Wanted, archives: Path) -> str:
     return f"it has no URL: save it as {place}"
 
 
-def obtain(wanted: Wanted, target: Path, archives: Path, *, progress: bool = True) -> tuple[Path, Source]:
+def obtain(wanted: Wanted, target: Path, archives: Path) -> tuple[Path, Source]:
     """The file and its source: a local file where it lies, else downloaded to ``target`` (resumed in a later call).
 
     Raises:
@@ -125,7 +125,7 @@ def obtain(wanted: Wanted, target: Path, archives: Path, *, progress: bool = Tru
             path = source.path or target
             if source.url is not None:
                 session = cityscapes_login.log_in() if source.kind == "login" else None
-                fetch_file(source.url, wanted.checksum, target, progress=progress, session=session)
+                fetch_file(source.url, wanted.checksum, target, session=session)
             problem = wrong(path, wanted)
             if problem is None:
                 return path, source

@@ -25,7 +25,6 @@ def unpack(
     folder: Path,
     *,
     wanted: Callable[[str], object] = lambda name: True,
-    progress: bool = True,
     remedy: str = "delete it and download it again",
 ) -> int:
     """Unpacks the files for which ``wanted(path)`` is true into ``folder``, which must not exist, and counts them.
@@ -38,7 +37,7 @@ def unpack(
     temporary.mkdir(parents=True)
     count = 0
     try:
-        with Progress(f"unpack {archive.name}", None, "files", show=progress) as bar:
+        with Progress(f"unpack {archive.name}", None, "files") as bar:
             if zipfile.is_zipfile(archive):
                 with zipfile.ZipFile(archive) as members:
                     for info in members.infolist():

@@ -166,5 +166,5 @@ def _evaluate(row: Row, workspace: Workspace, device: str | None) -> list[Evalua
             )
         # with a file given, nothing of the row's own results is overwritten
         one = row.model_copy(update={"seeds": (seed,)})
-        runs += evaluate_row(one, workspace, weights=path, device=device).evaluation.runs
+        runs += evaluate_row(one, workspace, weights=path, device=device).runs
     return runs

@@ -81,9 +81,6 @@ def verify(
             show_default=False,
         ),
     ] = None,
-    again: Annotated[
-        bool, typer.Option("--again", help="With --all: also what was measured before with the same weights and data.")
-    ] = False,
     device: Device = None,
     workspace: Root = Path(),
     no_mlflow: NoMlflow = False,
@@ -105,12 +102,11 @@ def verify(
         result = verify_row(chosen, space, weights=weights, device=device)
         if not no_mlflow:
             log([chosen], space)
-        _print_verified([VerifiedRow(row, "measured", metrics=result.metrics)], space.params().bands.released)
+        _print_verified([VerifiedRow(row, "measured", metrics=result.means)], space.params().bands.released)
         return
     results = verify_all(
         space,
         device=device,
-        again=again,
         report=lambda one, done, count: (
             None if one.state == "skipped" else console.print(f"{done}/{count} {one.row}: {one.state}", markup=False)
         ),

@@ -86,12 +86,6 @@ class Settings(Strict):
     test: dict[str, Any]
     val_split: Name | None = None
 
-    @model_validator(mode="after")
-    def _apart(self) -> Settings:
-        if misplaced := sorted(set(self.train) & {"source", "protocol", *Settings.model_fields}):
-            raise ValueError(f"train.{misplaced[0]}: belongs beside train, not under it")
-        return self
-
 
 class Recipe(Settings):
     """A file of ``recipes/``: what a source does everywhere, and its settings by data set laid over that."""
@@ -195,8 +189,6 @@ class Params:
         }
         for name, entry in sections.submissions.items():
             self._beside_row("submissions", name, entry)
-            if (dataset := self.rows[name].dataset) != "cityscapes":
-                raise ConfigError(f"{path}: submissions.{name}: {dataset} has no test server; allowed: cityscapes")
         self.submissions = tuple(sections.submissions)
 
     def _resolve(self, name: str, row: Mapping[str, Any]) -> Row:
@@ -226,11 +218,6 @@ class Params:
             self._one_of(f"{where}.{field}", getattr(resolved, field), known)
         for field in ("train_split", "val_split"):
             self._one_of(f"{where}.{field}", getattr(resolved, field), self.datasets[resolved.dataset].counts)
-        weights = self.weights[resolved.weights]
-        for field in ("backbone", "stem"):
-            wanted, given = getattr(resolved.model, field), getattr(weights, field)
-            if given is not None and given != wanted:
-                raise ConfigError(f"{where}.weights: {resolved.weights!r} is for {field} {given}, the row has {wanted}")
         return resolved.model_copy(update={"notes": self.tables[resolved.table].row_notes.get(name, ())})
 
     @staticmethod

@@ -93,19 +93,18 @@ def load_published(path: Path = DEFAULT_PATH) -> Mapping[str, Published]:
     return result
 
 
-def published(row_name: str, path: Path | str | None = None) -> Published:
+def published(row_name: str) -> Published:
     """What is published for a row; all fields ``None`` if the sources give nothing for it."""
-    return load_published(Path(path or DEFAULT_PATH)).get(row_name) or Published()
+    return load_published().get(row_name) or Published()
 
 
-def check_published(table: str, params: Params, path: Path | str | None = None) -> None:
+def check_published(table: str, params: Params, path: Path = DEFAULT_PATH) -> None:
     """Checks that every row of a table with published numbers has an entry, so that a renamed row cannot lose its own;
     and that a table's notes are of rows.
 
     Raises:
         ConfigError: naming the rows without an entry, or the note without a row.
     """
-    path = Path(path or DEFAULT_PATH)
     settings = params.tables[table]
     if strangers := [name for name in settings.row_notes if name not in params.rows]:
         raise ConfigError(f"{params.path}: tables.{table}.row_notes.{strangers[0]}: no such row; rename or remove it")

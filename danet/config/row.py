@@ -52,14 +52,6 @@ class Model(Strict):
     backbone_init: BackboneInit = "kaiming"
     """Of a backbone without ImageNet weights."""
 
-    @model_validator(mode="after")
-    def _consistent(self) -> Model:
-        if self.multi_grid is not None and self.output_stride == 16:
-            raise ValueError(
-                "multi_grid with output_stride 16: no source defines it; set output_stride 8 or multi_grid null"
-            )
-        return self
-
 
 class Loss(Strict):
     """Weighted sum of cross-entropies on logits resized to the label size."""
@@ -394,14 +386,6 @@ class Row(Strict):
             raise ValueError(f"schedule.batch_size {size} does not divide over loss.replicas {parts}")
         if self.loss.aux > 0 and self.model.aux_channels is None:
             raise ValueError("loss.aux is set but model.aux_channels is null: give the auxiliary head a width")
-        if self.test.mode == "slide":
-            assert self.test.window is not None
-            crop, window = self.augment.crop_size, self.test.window
-            if crop[0] > window[0] or crop[1] > window[1]:
-                raise ValueError(
-                    f"augment.crop_size {list(crop)} is larger than test.window {list(window)}; "
-                    "allowed: up to the window"
-                )
         return self
 
     @property

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from danet.core.errors import DataError
-from danet.data.layout import IGNORE, DatasetSpec, Item, Layout, find, pair_folders, read_list
+from danet.data.layout import IGNORE, DatasetSpec, Layout, find, pair_folders
 
 FOLDER = "CamVid"
 
@@ -35,23 +35,15 @@ def locate(root: Path) -> dict[str, Path]:
 
 
 def layout(found: Mapping[str, Path]) -> Layout:
-    """``train``, ``val`` and ``test``, each sorted by name; images PNG or JPEG.
-
-    Where the repository's lists (train.txt, ...) are there, images that only they name are expected as well.
-    """
+    """``train``, ``val`` and ``test``, each sorted by name; images PNG or JPEG."""
     root = found[FOLDER]
-    items: list[Item] = []
-    lists: list[Path] = []
-    for split in ("train", "val", "test"):
-        images, masks, listed = root / split, root / f"{split}annot", root / f"{split}.txt"
-        part = {item.id: item for item in pair_folders(images, masks, split)}
-        if listed.is_file():
-            lists.append(listed)
-            for name in read_list(listed):
-                key = Path(name).stem
-                part.setdefault(key, Item(key, images / Path(name).name, masks / f"{key}.png", (split,)))
-        items += [part[key] for key in sorted(part)]
-    return Layout(tuple(items), tuple(lists))
+    return Layout(
+        tuple(
+            item
+            for split in ("train", "val", "test")
+            for item in pair_folders(root / split, root / f"{split}annot", split)
+        )
+    )
 
 
 SPEC = DatasetSpec(
@@ -59,7 +51,7 @@ SPEC = DatasetSpec(
     classes=tuple(name for name, _ in CLASSES),
     palette=tuple(colour for _, colour in CLASSES),
     labels={**{index: index for index in range(11)}, 11: IGNORE},
-    wanted=re.compile(r"(^|/)CamVid/((train|val|test)(annot)?/[^/]+\.(png|jpe?g)|(train|val|test)\.txt)$"),
+    wanted=re.compile(r"(^|/)CamVid/(train|val|test)(annot)?/[^/]+\.(png|jpe?g)$"),
     locate=locate,
     layout=layout,
     image_size=(360, 480),

@@ -42,7 +42,6 @@ TRAIN_TO_LABEL = {train: label for label, train in LABEL_TO_TRAIN.items()}
 
 def locate(root: Path) -> dict[str, Path]:
     """The folders ``leftImg8bit`` and ``gtFine``, which need not be side by side."""
-    root = root.parent if root.name in {IMAGES, LABELS} else root
     found = {}
     for name, archive in ((IMAGES, "leftImg8bit_trainvaltest.zip"), (LABELS, "gtFine_trainvaltest.zip")):
         parent = find(root, (f"{name}/val",)) or find(root, (f"{name}/train",))
@@ -56,18 +55,10 @@ def layout(found: Mapping[str, Path]) -> Layout:
     """``train``, ``val`` and ``test``, each sorted by city and file name, as the official lists are."""
     items: list[Item] = []
     for split in ("train", "val", "test"):
-        images, labels = found[IMAGES] / split, found[LABELS] / split
-        cities = {
-            folder.name
-            for parent in (images, labels)
-            if parent.is_dir()
-            for folder in parent.iterdir()
-            if folder.is_dir()
-        }
-        if split == "test":
-            cities = {city for city in cities if (images / city).is_dir()}
+        images, labels = found[IMAGES] / split, None if split == "test" else found[LABELS] / split
+        cities = {folder.name for parent in (images, labels) if parent for folder in parent.glob("*/")}
         for city in sorted(cities):
-            masks = None if split == "test" else labels / city
+            masks = labels / city if labels else None
             items += pair_folders(images / city, masks, split, ("_leftImg8bit.png",), "_gtFine_labelIds.png")
     return Layout(tuple(items))
 

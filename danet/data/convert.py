@@ -7,7 +7,6 @@ then it fails. The result appears only when everything is right, and the same ar
 from __future__ import annotations
 
 import hashlib
-import re
 import shutil
 import zipfile
 from collections.abc import Sequence
@@ -37,8 +36,6 @@ from danet.data.prepared import (
 from danet.data.raw import taken
 from danet.data.registry import ADAPTERS
 
-SAFE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
-"""Ids become file names inside the prepared form and in predictions."""
 LISTED = 200
 """Offenders in a message."""
 
@@ -52,7 +49,6 @@ def convert_dataset(
     raw: Path,
     out: Path,
     *,
-    progress: bool = True,
     workers: int | None = None,
 ) -> dict[str, int]:
     """Converts the archives in the folder ``raw`` (of :func:`danet.data.raw.download_dataset`) into ``out``.
@@ -75,9 +71,9 @@ def convert_dataset(
             folder.mkdir(parents=True)
         for archive in archives:
             wanted_member = ADAPTERS[spec.adapter].wanted.search
-            unpack(archive, scratch / archive.name, wanted=wanted_member, progress=progress, remedy=again)
+            unpack(archive, scratch / archive.name, wanted=wanted_member, remedy=again)
         try:
-            counts = _write(name, spec, scratch, new, progress, workers or min(cpu_cores(), 8))
+            counts = _write(name, spec, scratch, new, workers or min(cpu_cores(), 8))
         except DataError as error:  # the scratch folder is gone when this is read
             text = str(error).replace(f"{scratch}/", "").replace(str(scratch), str(raw))
             raise DataError(
@@ -94,14 +90,14 @@ def convert_dataset(
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _write(name: str, spec: Dataset, tree: Path, new: Path, progress: bool, workers: int) -> dict[str, int]:
+def _write(name: str, spec: Dataset, tree: Path, new: Path, workers: int) -> dict[str, int]:
     """Writes packs, manifest and description of an unpacked dataset into ``new``; returns the counts."""
     adapter = ADAPTERS[spec.adapter]
     items = adapter.discover(tree).items
-    problems = _wrong_ids(items)
+    problems = _twice(items)
     entries: list[Entry] = []
     packs: dict[str, zipfile.ZipFile] = {}
-    with ExitStack() as stack, Progress(f"convert {name}", len(items), show=progress) as bar:
+    with ExitStack() as stack, Progress(f"convert {name}", len(items)) as bar:
         for converted in ahead(partial(_convert, adapter, spec.storage), items, workers):
             bar.advance()
             if isinstance(converted, list):
@@ -134,16 +130,13 @@ def _write(name: str, spec: Dataset, tree: Path, new: Path, progress: bool, work
     return counts
 
 
-def _wrong_ids(items: Sequence[Item]) -> list[str]:
-    problems = []
-    seen: dict[str, Item] = {}
-    for item in items:
-        other = seen.setdefault(item.id.casefold(), item)
-        if other is not item:
-            problems.append(f"{item.image}: the id {item.id!r} is also that of {other.image}")
-        if not SAFE_ID.fullmatch(item.id):
-            problems.append(f"{item.image}: {item.id!r} is not an image id")
-    return problems
+def _twice(items: Sequence[Item]) -> list[str]:
+    first = {item.id: item for item in reversed(items)}
+    return [
+        f"{item.image}: the id {item.id!r} is also that of {first[item.id].image}"
+        for item in items
+        if first[item.id] is not item
+    ]
 
 
 def _refuse(name: str, problems: Sequence[str], counts: dict[str, int], wanted: dict[str, int]) -> None:

@@ -26,7 +26,7 @@ from danet.config.row import Augment
 from danet.core.errors import ConfigError, DanetError, DataError, TrainingError
 from danet.data.prefetch import DevicePrefetcher, HostWait
 from danet.data.prepared import PreparedDataset
-from danet.data.transforms import Box, augmented_crop, padded_levels
+from danet.data.transforms import Box, augmented
 
 _ORDER = 0x6F72646572  # keeps the order's random stream apart from the augmentation's
 
@@ -35,8 +35,8 @@ _ORDER = 0x6F72646572  # keeps the order's random stream apart from the augmenta
 class Batch:
     """One process's samples of one iteration.
 
-    ``images`` float32 ``(N, 3, H, W)`` normalised RGB; ``masks`` uint8 ``(N, H, W)``; ``ids`` for error messages;
-    ``positions`` the samples' global positions.
+    ``images`` float32 ``(N, 3, H, W)`` normalised RGB; ``masks`` uint8 ``(N, H, W)``; ``positions`` the
+    samples' global positions.
 
     As they are loaded images are grey levels, uint8 ``(N, H, W, 3)`` BGR, and ``boxes`` says which part of each is
     image; the rest is padding.
@@ -44,7 +44,6 @@ class Batch:
 
     images: Tensor
     masks: Tensor
-    ids: list[str]
     positions: list[int]
     boxes: list[Box] | None = None
 
@@ -52,16 +51,11 @@ class Batch:
         """Called by the data loader, so that copies to the GPU need not wait."""
         return replace(self, images=self.images.pin_memory(), masks=self.masks.pin_memory())
 
-    def __len__(self) -> int:
-        return len(self.ids)
-
 
 class EpochOrder:
     """The order of ``samples`` images over a run: a new permutation in each epoch."""
 
     def __init__(self, samples: int, seed: int) -> None:
-        if samples < 1:
-            raise DataError("the training split has no images")
         self.samples = samples
         self.seed = seed
         self._kept: tuple[int, NDArray[np.int64]] | None = None
@@ -80,7 +74,7 @@ class EpochOrder:
 
 @dataclass
 class Sample:
-    """One augmented image and its labels, as :func:`danet.data.transforms.padded_levels` returns them."""
+    """One augmented image and its labels, as :func:`danet.data.transforms.augmented` returns them."""
 
     image: NDArray[np.uint8]
     mask: NDArray[np.uint8]
@@ -109,18 +103,14 @@ class TrainingSet(Dataset[Sample]):
         """Reads and augments the sample at a global position.
 
         Raises:
-            DataError: naming the image, if it has no mask, or one of another size.
+            DataError: naming the image, if it has no mask.
         """
         index = self.order.index(position)
         name = self.source.ids[index]
         image, mask = self.source.image(index), self.source.mask(index)
         if mask is None:
             raise DataError(f"{name}: has no labels; train on a split that has")
-        try:
-            crop = augmented_crop(self.augment, image, mask, self.order.rng(position), lazy=self.lazy)
-        except DataError as error:
-            raise DataError(f"{name}: {error}") from None
-        return Sample(*padded_levels(self.augment, *crop), name, position)
+        return Sample(*augmented(self.augment, image, mask, self.order.rng(position), lazy=self.lazy), name, position)
 
 
 def images_per_process(batch_size: int, world: int) -> int:
@@ -157,9 +147,6 @@ class Positions(Sampler[list[int]]):
             first = iteration * self.batch_size + self.rank * self.part
             yield list(range(first, first + self.part))
 
-    def __len__(self) -> int:
-        return max(0, self.stop - self.start)
-
 
 def collate(samples: Sequence[Sample]) -> Batch:
     """Stacks samples, in a worker into shared memory.
@@ -172,7 +159,6 @@ def collate(samples: Sequence[Sample]) -> Batch:
     batch = Batch(
         images=torch.from_numpy(np.stack([sample.image for sample in samples])),
         masks=torch.from_numpy(np.stack([sample.mask for sample in samples])),
-        ids=[sample.id for sample in samples],
         positions=[sample.position for sample in samples],
         boxes=[sample.box for sample in samples],
     )

@@ -24,7 +24,7 @@ AHEAD = 2
 
 
 class Normaliser:
-    """What :func:`danet.data.transforms.finished` does of an image, on a device and to the same bits.
+    """The last step of the augmentation, ``(x - mean) / std`` and the padding, on any device to the same bits.
 
     A table of 256 values a channel is looked up: the GPU's own division might round otherwise than the CPU's.
     """

@@ -25,9 +25,7 @@ from danet.data.registry import ADAPTERS
 TREE = "tree.zip"
 
 
-def download_dataset(
-    name: str, spec: Dataset, out: Path, archives: Path, *, tree: Path | None = None, progress: bool = True
-) -> None:
+def download_dataset(name: str, spec: Dataset, out: Path, archives: Path, *, tree: Path | None = None) -> None:
     """Brings the archives of a dataset into the folder ``out``.
 
     One that is there and right stays. Without a checksum one that a folder of archives holds is taken instead.
@@ -38,28 +36,26 @@ def download_dataset(
         out: ``data/raw/DATASET``.
         archives: ``data/archives``.
         tree: the unpacked official folder to pack instead; by default the one that the environment names.
-        progress: whether to show it.
 
     Raises:
         DownloadError: saying for each source why it did not serve, and what to do.
         DataError: if ``tree`` is not the dataset's official folder.
     """
     tree = tree or unpacked_folder(name)
-    out.mkdir(parents=True, exist_ok=True)
     problems = []
     if tree is not None:
         if not tree.is_dir():
             raise DownloadError(f"{tree}: no such folder; correct or unset {folder_variable(name)}")
-        pack_tree(ADAPTERS[spec.adapter], tree, out / TREE, progress=progress)
+        pack_tree(ADAPTERS[spec.adapter], tree, out / TREE)
     for archive in spec.archives if tree is None else ():
         try:
-            _take(wanted_of(name, archive), out / archive.file, archives, progress)
+            _take(wanted_of(name, archive), out / archive.file, archives)
         except DownloadError as error:
             problems.append(str(error))
     if problems:
         raise DownloadError(f"{name}: " + "\n".join(problems))
     expected = {archive.file for archive in spec.archives} if tree is None else {TREE}
-    for path in out.iterdir():
+    for path in out.glob("*"):
         if path.name not in expected:
             path.unlink()
 
@@ -77,12 +73,13 @@ def wanted_of(name: str, archive: Archive) -> Wanted:
     return Wanted(archive.file, name, archive.url, archive.checksum, archive.package)
 
 
-def _take(wanted: Wanted, target: Path, archives: Path, progress: bool) -> None:
+def _take(wanted: Wanted, target: Path, archives: Path) -> None:
     placed = any(source.path for source in sources(wanted, archives))
     if target.is_file() and (wanted.checksum or not placed) and wrong(target, wanted) is None:
         return
-    path, _ = obtain(wanted, target, archives, progress=progress)
+    path, _ = obtain(wanted, target, archives)
     if path != target:
+        target.parent.mkdir(parents=True, exist_ok=True)
         target.unlink(missing_ok=True)
         try:
             os.link(path.resolve(), target)
@@ -90,7 +87,7 @@ def _take(wanted: Wanted, target: Path, archives: Path, progress: bool) -> None:
             shutil.copyfile(path, target)
 
 
-def pack_tree(adapter: DatasetSpec, tree: Path, path: Path, *, progress: bool = True) -> None:
+def pack_tree(adapter: DatasetSpec, tree: Path, path: Path) -> None:
     """Writes the files that ``adapter`` needs of an unpacked official folder into a zip in official layout.
 
     Stored, sorted, with fixed time stamps: the same tree gives the same bytes. Links to files are followed. What is
@@ -105,7 +102,7 @@ def pack_tree(adapter: DatasetSpec, tree: Path, path: Path, *, progress: bool = 
     with (
         files.atomic_write(path) as temporary,
         zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive,
-        Progress(f"pack {tree.name}", len(members), "files", show=progress) as bar,
+        Progress(f"pack {tree.name}", len(members), "files") as bar,
     ):
         for name in sorted(members):
             archive.writestr(files.zip_entry(name), members[name].read_bytes())

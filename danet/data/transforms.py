@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from danet.config.row import Augment, Resize
-from danet.core.errors import ConfigError, DataError
+from danet.core.errors import ConfigError
 from danet.data.layout import IGNORE
 
 MEAN_RGB = (123.675, 116.28, 103.53)
@@ -121,8 +121,10 @@ def draw(augment: Augment, size: tuple[int, int], labels: LabelCrop, rng: np.ran
     return Draws(resized=resized, crop=crop, flip=flip, photometric=photometric)
 
 
-def apply(augment: Augment, image: Array8, mask: Array8, draws: Draws, *, lazy: bool = False) -> tuple[Float32, Array8]:
-    """Resizes, crops, mirrors, distorts, pads and normalises.
+def apply(
+    augment: Augment, image: Array8, mask: Array8, draws: Draws, *, lazy: bool = False
+) -> tuple[Array8, Array8, Box]:
+    """Resizes, crops, mirrors, distorts and pads; :class:`danet.data.prefetch.Normaliser` does the rest.
 
     Args:
         augment: the row's augmentation.
@@ -132,41 +134,9 @@ def apply(augment: Augment, image: Array8, mask: Array8, draws: Draws, *, lazy: 
         lazy: by the fast path.
 
     Returns:
-        The image as float32 ``(3, h, w)`` RGB, normalised, and the labels as uint8 ``(h, w)``; ``(h, w)`` is the crop
-        size (turned for portrait crops where the row says so).
+        The image as uint8 ``(h, w, 3)`` BGR, the labels as uint8 ``(h, w)``, and the box within which they are image;
+        ``(h, w)`` is the crop size (turned for portrait crops where the row says so).
     """
-    return finished(augment, *_cut(augment, image, mask, draws, lazy))
-
-
-def augmented(
-    augment: Augment, image: Array8, mask: Array8, rng: np.random.Generator, *, lazy: bool = False
-) -> tuple[Float32, Array8]:
-    """:func:`draw` and :func:`apply` in one.
-
-    Raises:
-        DataError: if image and mask differ in size.
-    """
-    return finished(augment, *augmented_crop(augment, image, mask, rng, lazy=lazy))
-
-
-def augmented_crop(
-    augment: Augment, image: Array8, mask: Array8, rng: np.random.Generator, *, lazy: bool = False
-) -> tuple[Array8, Array8]:
-    """As :func:`augmented`, before padding and normalisation.
-
-    Returns:
-        The image as uint8 ``(h, w, 3)`` BGR and the labels as uint8 ``(h, w)``, at most as large as the crop size.
-    """
-    if image.shape[:2] != mask.shape:
-        raise DataError(f"image is {image.shape[0]}x{image.shape[1]} but its mask {mask.shape[0]}x{mask.shape[1]}")
-
-    def labels(size: tuple[int, int], box: Box) -> Array8:
-        return label_region(augment, mask, size, box) if lazy else crop_box(resize_mask(augment, mask, size), box)
-
-    return _cut(augment, image, mask, draw(augment, mask.shape, labels, rng), lazy)
-
-
-def _cut(augment: Augment, image: Array8, mask: Array8, draws: Draws, lazy: bool) -> tuple[Array8, Array8]:
     size, box = draws.resized, draws.crop
     mirror_first = draws.flip and augment.order == "pad-then-crop"
     if lazy:
@@ -181,7 +151,18 @@ def _cut(augment: Augment, image: Array8, mask: Array8, draws: Draws, lazy: bool
         image, mask = mirror(image), mirror(mask)
     if augment.photometric is not None and draws.photometric is not None:
         image = photometric(image, draws.photometric, augment.photometric)
-    return image, mask
+    return _padded(augment, image, mask)
+
+
+def augmented(
+    augment: Augment, image: Array8, mask: Array8, rng: np.random.Generator, *, lazy: bool = False
+) -> tuple[Array8, Array8, Box]:
+    """:func:`draw` and :func:`apply` in one."""
+
+    def labels(size: tuple[int, int], box: Box) -> Array8:
+        return label_region(augment, mask, size, box) if lazy else crop_box(resize_mask(augment, mask, size), box)
+
+    return apply(augment, image, mask, draw(augment, mask.shape, labels, rng), lazy=lazy)
 
 
 def fit_size(size: tuple[int, int], scale: tuple[int, int]) -> tuple[int, int]:
@@ -421,13 +402,6 @@ def _affine(table: Array8, factor: float | None = None, offset: float | None = N
     return _array8(np.clip(value, 0, 255).astype(np.uint8))
 
 
-def normalise(image: Array8, out: Float32) -> None:
-    """Writes a ``(h, w, 3)`` uint8 BGR image as ``(3, h, w)`` RGB, ``(x - mean) / std``, into ``out``."""
-    blue, green, red = cv2.split(image)
-    for channel, plane, table in zip(range(3), (red, green, blue), NORMALISED, strict=True):
-        out[channel] = cv2.LUT(plane, table)
-
-
 def place(augment: Augment, crop: tuple[int, int]) -> tuple[tuple[int, int], Box]:
     """The size that a crop is padded to, and the box that it takes there.
 
@@ -441,8 +415,8 @@ def place(augment: Augment, crop: tuple[int, int]) -> tuple[tuple[int, int], Box
     return (height, width), (top, left, *crop)
 
 
-def padded_levels(augment: Augment, image: Array8, mask: Array8) -> tuple[Array8, Array8, Box]:
-    """A crop padded but not normalised: uint8 ``(H, W, 3)`` BGR, labels, and the box within which it is image."""
+def _padded(augment: Augment, image: Array8, mask: Array8) -> tuple[Array8, Array8, Box]:
+    """What :func:`apply` returns of a crop; the image is black where it is padded."""
     size, box = place(augment, (mask.shape[0], mask.shape[1]))
     if mask.shape == size:
         return image, mask, box
@@ -451,18 +425,6 @@ def padded_levels(augment: Augment, image: Array8, mask: Array8) -> tuple[Array8
     crop_box(levels, box)[...] = image
     crop_box(labels, box)[...] = mask
     return levels, labels, box
-
-
-def finished(augment: Augment, image: Array8, mask: Array8) -> tuple[Float32, Array8]:
-    """A crop padded and normalised: what :func:`apply` returns of it."""
-    levels, labels, (top, left, height, width) = padded_levels(augment, image, mask)
-    out = np.empty((3, *labels.shape), dtype=np.float32)
-    normalise(levels, out)
-    if augment.pad.image == "mean":
-        inside = np.zeros(labels.shape, dtype=bool)
-        inside[top : top + height, left : left + width] = True
-        out[:, ~inside] = 0
-    return out, labels
 
 
 def _array8(array: Any) -> Array8:

@@ -58,9 +58,6 @@ def layout(found: Mapping[str, Path]) -> Layout:
     sets = voc / "ImageSets" / "Segmentation"
     lists = [sets / "train.txt", sets / "val.txt"]
     train, val = read_list(lists[0]), read_list(lists[1])
-    both = sorted(set(train) & set(val))
-    if both:
-        raise DataError(f"{lists[1]}: {both[0]!r} is in train.txt too ({len(both)} such ids); take the official lists")
     aug, masks, suffix = [], voc / "SegmentationClassAug", ".png"
     if sbd is not None:
         lists += [sbd / "train.txt", sbd / "val.txt"]
@@ -72,11 +69,7 @@ def layout(found: Mapping[str, Path]) -> Layout:
     in_aug = ("trainaug",) if aug else ()
     items = [_own(voc, key, ("train", "trainval", *in_aug)) for key in train]
     items += [_own(voc, key, ("val", "trainval")) for key in val]
-    for key in extra:
-        image = voc / "JPEGImages" / f"{key}.jpg"
-        if sbd is not None and not image.exists() and (sbd / "img" / f"{key}.jpg").exists():
-            image = sbd / "img" / f"{key}.jpg"
-        items.append(Item(key, image, masks / f"{key}{suffix}", in_aug))
+    items += [Item(key, voc / "JPEGImages" / f"{key}.jpg", masks / f"{key}{suffix}", in_aug) for key in extra]
     return Layout(tuple(items), tuple(lists))
 
 
@@ -92,7 +85,7 @@ SPEC = DatasetSpec(
     labels={**{index: index for index in range(21)}, IGNORE: IGNORE},
     wanted=re.compile(
         r"(^|/)(JPEGImages/[^/]+\.jpg|SegmentationClass(Aug)?/[^/]+\.png|ImageSets/Segmentation/[^/]+\.txt"
-        r"|dataset/(cls/[^/]+\.mat|img/[^/]+\.jpg|(train|val)\.txt))$"
+        r"|dataset/(cls/[^/]+\.mat|(train|val)\.txt))$"
     ),
     locate=locate,
     layout=layout,

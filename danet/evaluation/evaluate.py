@@ -6,7 +6,6 @@ import csv
 import shutil
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -20,23 +19,8 @@ from danet.data.prepared import PreparedDataset
 from danet.evaluation.subject import Bench, Subject
 from danet.results import store
 from danet.results.identity import TrainingIdentity, trained_on
-from danet.results.schema import BestOnVal, EvaluationFile, MetricsFile, ReleasedFile, save
+from danet.results.schema import BestOnVal, EvaluationFile, ReleasedFile, save
 from danet.weights.imagenet import backbone_sha256
-
-
-@dataclass(frozen=True)
-class RowEvaluation:
-    """What was written."""
-
-    evaluation: EvaluationFile
-    """``evaluation.json``, of released weights ``verification.json``."""
-    kept: bool
-    """Whether nothing had to be evaluated: all of it was done before."""
-
-    @property
-    def metrics(self) -> MetricsFile:
-        """Means over the seeds."""
-        return MetricsFile.of(self.evaluation.runs)
 
 
 def evaluate_row(
@@ -44,10 +28,8 @@ def evaluate_row(
     workspace: Workspace,
     *,
     device: str | torch.device | None = None,
-    progress: bool = True,
     weights: Path | None = None,
-    reuse: bool = False,
-) -> RowEvaluation:
+) -> EvaluationFile:
     """Evaluates every seed of a row in every mode it defines, and writes metrics and pictures.
 
     ``evaluation.json`` and ``per_class.csv`` go to ``workspace.metrics(row)``, the means to ``workspace.scores(row)``;
@@ -60,11 +42,11 @@ def evaluate_row(
         row: what to evaluate.
         workspace: where everything is.
         device: by default the GPU if there is one.
-        progress: whether to print progress (``row.runtime.progress: never`` silences it too).
         weights: evaluate this file (trained, imported or raw released) instead of the row's trained weights. Nothing of
             the row is then overwritten: everything goes to ``workspace.evaluation_of(row, weights)``.
-        reuse: take over the seeds whose whole :class:`.EvaluationIdentity` was evaluated before (weights, settings,
-            data, hardware, versions), instead of evaluating them again.
+
+    Returns:
+        What was written to ``evaluation.json``.
 
     Raises:
         CheckpointError: if weights are missing, of another model, or trained with other settings than the row's.
@@ -79,11 +61,11 @@ def evaluate_row(
                 raise CheckpointError(f"{weights}: does not exist")
             subjects = [Subject(f"seed{row.seeds[0]}", row.seeds[0], weights)]
             pictures = metrics = workspace.evaluation_of(row, weights)
-        result = _evaluate(row, workspace, process, subjects, pictures, progress=progress, reuse=reuse)
+        result = _evaluate(row, workspace, process, subjects, pictures)
         if process.is_main:
-            _write_per_class(metrics / "per_class.csv", result.evaluation)
-            save(metrics / "evaluation.json", result.evaluation, exclude={"weights"})
-            save(metrics / "scores.json" if weights else workspace.scores(row), result.metrics)
+            _write_per_class(metrics / "per_class.csv", result)
+            save(metrics / "evaluation.json", result, exclude={"weights"})
+            save(metrics / "scores.json" if weights else workspace.scores(row), result.means)
         process.barrier()
         return result
 
@@ -95,9 +77,7 @@ def evaluate_released(
     facts: ReleasedFile,
     *,
     device: str | torch.device | None = None,
-    progress: bool = True,
-    reuse: bool = False,
-) -> RowEvaluation:
+) -> EvaluationFile:
     """Evaluates released weights exactly as :func:`evaluate_row` does trained ones; raises as that.
 
     Writes ``verification.json`` (with ``facts``, what is known of the weights) beside the row's own metrics files, the
@@ -106,11 +86,11 @@ def evaluate_released(
     with processes(device) as process:
         pictures, metrics = workspace.verification(row), workspace.metrics(row)
         subjects = [Subject("released", None, weights)]
-        result = _evaluate(row, workspace, process, subjects, pictures, facts, progress=progress, reuse=reuse)
+        result = _evaluate(row, workspace, process, subjects, pictures, facts)
         if process.is_main:
-            _write_per_class(pictures / "per_class.csv", result.evaluation)
-            save(metrics / "verification.json", result.evaluation)
-            save(workspace.scores(row, released=True), result.metrics, exclude={"seeds"})
+            _write_per_class(pictures / "per_class.csv", result)
+            save(metrics / "verification.json", result)
+            save(workspace.scores(row, released=True), result.means, exclude={"seeds"})
         process.barrier()
         return result
 
@@ -150,10 +130,7 @@ def _evaluate(
     subjects: Sequence[Subject],
     pictures: Path,
     facts: ReleasedFile | None = None,
-    *,
-    progress: bool,
-    reuse: bool,
-) -> RowEvaluation:
+) -> EvaluationFile:
     """A result for each subject. Puts the pictures in their place at the end."""
     folder = workspace.prepared(row.dataset)
     dataset = PreparedDataset(folder, row.val_split)
@@ -166,10 +143,9 @@ def _evaluate(
     )
     pictures.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(dir=pictures.parent, prefix=f".{pictures.name}.", suffix=".tmp"))
-    bench = Bench(row, dataset, process, staging, progress and process.is_main and row.runtime.progress != "never")
+    bench = Bench(row, dataset, process, staging, process.is_main and row.runtime.progress != "never")
     try:
-        earlier = [bench.kept(subject, pictures) if reuse else None for subject in subjects]
-        runs = [run or bench.evaluate(subject) for run, subject in zip(earlier, subjects, strict=True)]
+        runs = [bench.evaluate(subject) for subject in subjects]
         if process.is_main:
             staging.chmod(0o755)
             replace_folder(staging, pictures)
@@ -180,7 +156,7 @@ def _evaluate(
     best = {
         subject.seed: BestOnVal(**subject.best.model_dump(), modes=run.modes) for subject, run in found if subject.best
     }
-    document = EvaluationFile(
+    return EvaluationFile(
         row=row.name,
         table=row.table,
         row_hash=row.hash,
@@ -194,7 +170,6 @@ def _evaluate(
         ),
         weights=facts,
     )
-    return RowEvaluation(document, all(earlier))
 
 
 def _write_per_class(path: Path, document: EvaluationFile) -> None:

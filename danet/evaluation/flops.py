@@ -67,10 +67,6 @@ class RowOperations:
     """All of them."""
 
 
-SIZES = ("crop", "image", "input")
-"""The fields of :class:`RowOperations` that are sizes."""
-
-
 class Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Sums operations, and the tensors that operations read and write; views move nothing."""
 

@@ -85,13 +85,11 @@ def evaluate_model(
         max_batch: see :class:`Predictor`.
 
     Raises:
-        DataError: if the split is empty, has no masks, or an image and its mask differ in size.
+        DataError: if the split has no masks.
         CheckpointError: if the network gives something that is not finite.
         DanetError: if the device's memory does not suffice.
     """
     process, device = process or Process(), torch.device(device)
-    if len(dataset) == 0:
-        raise DataError("the split is empty: there is nothing to evaluate")
     mine = range(process.rank, len(dataset), process.world)
     with _evaluating(model), configured(row.numerics, training=False):
         predictor = Predictor(
@@ -133,8 +131,6 @@ def _loader(dataset: PreparedDataset, predictor: Predictor) -> Callable[[int], t
         if mask is None:
             raise DataError(f"{dataset.ids[index]}: the split has no labels, so there is nothing to compare with")
         image = dataset.image(index)
-        if mask.shape != image.shape[:2]:
-            raise DataError(f"{dataset.ids[index]}: image {image.shape[:2]} and mask {mask.shape} differ in size")
         # copies: PyTorch warns of arrays that must not be written to
         inputs, target = predictor.prepare(np.array(image)), torch.from_numpy(np.array(mask))
         if predictor.device.type == "cuda":

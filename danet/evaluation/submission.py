@@ -6,7 +6,6 @@ The server, like the official evaluation script, finds the prediction of ``<city
 
 from __future__ import annotations
 
-import re
 import zipfile
 from pathlib import Path
 from typing import Final
@@ -17,7 +16,7 @@ from numpy.typing import NDArray
 
 from danet.config.row import Row
 from danet.config.workspace import Workspace
-from danet.core.errors import ConfigError, DataError
+from danet.core.errors import ConfigError
 from danet.core.files import atomic_write, zip_entry
 from danet.core.progress import Progress
 from danet.data.cityscapes import TRAIN_TO_LABEL
@@ -27,10 +26,7 @@ from danet.evaluation.inference import Mode
 from danet.evaluation.predict import load_predictor
 from danet.models.numerics import configured
 
-SIZE: Final = (1024, 2048)
-"""Height and width that the server takes."""
 SPLIT: Final = "test"
-_ID: Final = re.compile(r"[a-z-]+_\d{6}_\d{6}")
 
 
 def write_submission(
@@ -41,19 +37,18 @@ def write_submission(
     out: Path,
     mode: Mode | None = None,
     device: str | torch.device | None = None,
-    size: tuple[int, int] = SIZE,
 ) -> int:
     """Predicts the test split by the row's protocol and writes the zip. The same input gives the same bytes.
 
     The weights are trained, imported or raw released. By default the mode is multi-scale + flip where the row defines
-    it. ``size`` (height, width) is what every image must have.
+    it.
 
     Returns:
         The number of images in it.
 
     Raises:
         ConfigError: if the row is of another data set or has no such mode.
-        DataError: if the test split is missing, incomplete, or has images of other names or sizes.
+        DataError: if the test split is missing or damaged.
         CheckpointError: if the weights are damaged or of another network.
     """
     dataset_settings = workspace.params().dataset(row.dataset)
@@ -63,7 +58,6 @@ def write_submission(
         raise ConfigError(f"{out}: the name must end in .zip")
     mode = mode or ("ms" if row.test.multi_scale is not None else "ss")
     dataset = PreparedDataset(workspace.prepared(row.dataset), SPLIT)
-    _check(dataset, dataset_settings.counts.get(SPLIT, 0), size)
 
     predictor = load_predictor(row, weights, ADAPTERS["cityscapes"].num_classes, mode=mode, device=device)
     show = row.runtime.progress != "never"
@@ -87,17 +81,3 @@ def label_ids(train_ids: NDArray[np.uint8]) -> NDArray[np.uint8]:
     for train, label in TRAIN_TO_LABEL.items():
         table[train] = label
     return table[train_ids]
-
-
-def _check(dataset: PreparedDataset, count: int, size: tuple[int, int]) -> None:
-    where = f"{dataset.folder}, split {SPLIT}"
-    if len(dataset) != count or count == 0:
-        raise DataError(
-            f"{where}: has {len(dataset)} images, the test server wants {count}; convert the data set again"
-        )
-    for index, name in enumerate(dataset.ids):
-        if not _ID.fullmatch(name):
-            raise DataError(f"{where}: {name!r} is not the name of a Cityscapes image (city_123456_123456)")
-        if tuple(dataset.size(index)) != size:
-            found, wanted = "x".join(map(str, dataset.size(index))), "x".join(map(str, size))
-            raise DataError(f"{where}: {name} is {found}, the test server takes {wanted}; prepare the official images")

@@ -15,8 +15,8 @@ from danet.config.workspace import Workspace
 from danet.core.errors import CheckpointError, DanetError, DataError
 from danet.core.files import sha256
 from danet.data.prepared import PreparedDataset
-from danet.evaluation.evaluate import RowEvaluation, evaluate_released
-from danet.results.schema import MetricsFile, ReleasedFile
+from danet.evaluation.evaluate import evaluate_released
+from danet.results.schema import EvaluationFile, MetricsFile, ReleasedFile
 from danet.weights.exchange import refuse_other_file
 from danet.weights.fetch import fetch_released, released_of, stored
 from danet.weights.ours import is_imported, metadata_of
@@ -27,8 +27,7 @@ class VerifiedRow:
     """One row of the summary of ``danet verify``."""
 
     row: str
-    state: Literal["measured", "kept", "skipped", "failed"]
-    """``kept``: the same weights were measured before on the same data by the same protocol."""
+    state: Literal["measured", "skipped", "failed"]
     reason: str = ""
     metrics: MetricsFile | None = None
 
@@ -39,14 +38,11 @@ def verify_row(
     *,
     weights: Path | None = None,
     device: str | torch.device | None = None,
-    progress: bool = True,
-    reuse: bool = False,
-) -> RowEvaluation:
+) -> EvaluationFile:
     """Evaluates released weights by the row's own protocol, single scale and, where it has one, multi-scale + flip.
 
     Writes ``verification.json`` to ``workspace.metrics(row)``, for the table's *released weights*.
     Without ``weights`` (an imported or raw released file) ``data/released/ROW`` is taken, fetched first if need be.
-    ``reuse`` is that of :func:`danet.evaluation.evaluate.evaluate_row`.
 
     Raises:
         CheckpointError: if the file is not the row's released one (its SHA-256 is another than published, or it was
@@ -57,9 +53,9 @@ def verify_row(
     PreparedDataset(workspace.prepared(row.dataset), row.val_split)  # before a long download
     if weights is None:
         spec = released_of(workspace.params(), row.name)
-        weights = stored(workspace, row, spec) or fetch_released(workspace, row.name, progress=progress)
+        weights = stored(workspace, row, spec) or fetch_released(workspace, row.name)
     facts = facts_of(weights, row, workspace.params().released.get(row.name))
-    return evaluate_released(row, workspace, weights, facts, device=device, progress=progress, reuse=reuse)
+    return evaluate_released(row, workspace, weights, facts, device=device)
 
 
 def facts_of(weights: Path, row: Row, spec: Released | None) -> ReleasedFile:
@@ -93,12 +89,11 @@ def verify_all(
     workspace: Workspace,
     *,
     device: str | torch.device | None = None,
-    again: bool = False,
     report: Callable[[VerifiedRow, int, int], None] | None = None,
 ) -> list[VerifiedRow]:
     """:func:`verify_row` for every row of the tables with published numbers; a row that cannot be is skipped.
 
-    ``again`` measures also what was measured before. ``report`` is called after each row with its result, the rows done
+    ``report`` is called after each row with its result, the rows done
     and all rows.
 
     Returns:
@@ -109,7 +104,7 @@ def verify_all(
     results: list[VerifiedRow] = []
     for row in chosen:
         if row.name in params.released:
-            results.append(_verified(row, workspace, device, again))
+            results.append(_verified(row, workspace, device))
         else:
             results.append(VerifiedRow(row.name, "skipped", "its source released no weights"))
         if report is not None:
@@ -117,11 +112,11 @@ def verify_all(
     return results
 
 
-def _verified(row: Row, workspace: Workspace, device: str | torch.device | None, again: bool) -> VerifiedRow:
+def _verified(row: Row, workspace: Workspace, device: str | torch.device | None) -> VerifiedRow:
     try:
-        result = verify_row(row, workspace, device=device, reuse=not again)
+        result = verify_row(row, workspace, device=device)
     except DataError as error:  # also what cannot be downloaded
         return VerifiedRow(row.name, "skipped", str(error))
     except DanetError as error:
         return VerifiedRow(row.name, "failed", str(error))
-    return VerifiedRow(row.name, "kept" if result.kept else "measured", metrics=result.metrics)
+    return VerifiedRow(row.name, "measured", metrics=result.means)

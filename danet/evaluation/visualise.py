@@ -31,6 +31,8 @@ IGNORED_RGB, STRIPE_RGB = (178, 178, 178), (128, 128, 128)
 
 Palette = Sequence[tuple[int, int, int]]
 Image8 = NDArray[np.uint8]
+Captioned = tuple[Image8, str]
+"""An RGB picture, ``H x W x 3``, and what stands above it."""
 
 MAX_LEGEND = 24
 MAX_CONFUSED = 20
@@ -101,10 +103,10 @@ def save_overlay(path: Path, image_bgr: Image8, mask: Image8, classes: Sequence[
     present = [int(c) for c in np.argsort(-counts, kind="stable") if counts[c]]
     entries = [(f"{classes[c]} {100 * counts[c] / mask.size:.0f} %", palette[c]) for c in present]
     with atomic_write(path) as temporary:
-        with_legend(picture, entries, max(14, size[0] // 60)).save(temporary, format="PNG")
+        _with_legend(picture, entries, max(14, size[0] // 60)).save(temporary, format="PNG")
 
 
-def with_legend(picture: Image.Image, entries: Sequence[tuple[str, tuple[int, int, int]]], points: int) -> Image.Image:
+def _with_legend(picture: Image.Image, entries: Sequence[tuple[str, tuple[int, int, int]]], points: int) -> Image.Image:
     """The picture with a legend below it: each text behind a box of its RGB colour."""
     font, gap = ImageFont.load_default(points), points // 2
     places: list[tuple[int, int]] = []
@@ -162,19 +164,25 @@ def save_panels(
         palette: RGB colours by id.
         title: above the panels.
     """
-    height, width = truth.shape
     valid = truth != IGNORE
-    image: Image8 = np.ascontiguousarray(image_bgr[..., ::-1])
-    columns = [((image, "image"), (truth_picture(truth, palette), "truth"))]
+    columns = [((np.ascontiguousarray(image_bgr[..., ::-1]), "image"), (truth_picture(truth, palette), "truth"))]
     for label, prediction in predictions:
         right = f"{100 * float((prediction == truth)[valid].mean()):.1f} % right" if valid.any() else "no labels"
         columns.append(((colourise(prediction, palette), label), (error_map(prediction, truth), right)))
+    save_sheet(path, columns, legend(truth, [prediction for _, prediction in predictions], classes, palette), title)
+
+
+def save_sheet(
+    path: Path, columns: Sequence[tuple[Captioned, Captioned]], handles: Sequence[Patch], title: str
+) -> None:
+    """Writes one PNG of pictures in columns of two, with a legend below; from :data:`COLUMNS` on in several bands."""
     across = min(len(columns), COLUMNS)
     bands = -(-len(columns) // across)
-    handles = legend(truth, [prediction for _, prediction in predictions], classes, palette)
+    shapes = [picture.shape for column in columns for picture, _ in column]
+    tall = max(height / width for height, width, _ in shapes)
     legend_columns = max(3, across + 2)
     title = "\n".join(textwrap.wrap(title, round(across * PANEL * 10)))
-    inches = 2 * bands * (PANEL * height / width + 0.3) + 0.22 * -(-len(handles) // legend_columns) + 0.15
+    inches = 2 * bands * (PANEL * tall + 0.3) + 0.22 * -(-len(handles) // legend_columns) + 0.15
     inches += 0.2 * (title.count("\n") + 1) if title else 0.0
     layout = ConstrainedLayoutEngine(h_pad=0.02, w_pad=0.02, hspace=0.0, wspace=0.0)
     figure = Figure(figsize=(across * PANEL, inches), dpi=160, layout=layout)
@@ -186,8 +194,8 @@ def save_panels(
     for place, column in enumerate(columns):
         for line, (picture, name) in enumerate(column):
             axes = grid[2 * (place // across) + line, place % across]
-            axes.imshow(picture, interpolation="auto" if name == "image" else "nearest")
-            axes.set_title(name, fontsize=10, pad=3)
+            axes.imshow(picture)
+            axes.set_title(name, fontsize=10, pad=3, parse_math=False)
     figure.legend(
         handles=handles, loc="outside lower center", ncols=legend_columns, fontsize=9, handlelength=1.2,
         columnspacing=1.0, frameon=False,
@@ -263,14 +271,21 @@ def _striped(picture: Image8, where: NDArray[np.bool_]) -> Image8:
 
 def legend(truth: Image8, predictions: Sequence[Image8], classes: Sequence[str], palette: Palette) -> list[Patch]:
     """The classes that occur, the most frequent first, then *wrong* and *ignored* as :func:`error_map` shows them."""
-    counts = np.sum([np.bincount(mask.ravel(), minlength=256) for mask in (truth, *predictions)], axis=0)
+    wrong, ignored, stripe = (f"#{r:02x}{g:02x}{b:02x}" for r, g, b in (WRONG_RGB, IGNORED_RGB, STRIPE_RGB))
+    return [
+        *class_legend([truth, *predictions], classes, palette),
+        Patch(facecolor=wrong, edgecolor="black", linewidth=0.5, label="wrong"),
+        Patch(facecolor=ignored, edgecolor=stripe, hatch="////", linewidth=0.5, label="ignored"),
+    ]
+
+
+def class_legend(masks: Sequence[Image8], classes: Sequence[str], palette: Palette) -> list[Patch]:
+    """The classes that occur in label maps, the most frequent first, at most :data:`MAX_LEGEND` entries."""
+    counts = np.sum([np.bincount(mask.ravel(), minlength=256) for mask in masks], axis=0)
     present = [c for c in np.argsort(-counts, kind="stable") if c < len(classes) and counts[c]]
     colours = palette_table(palette) / 255
     handles = [Patch(facecolor=colours[c], edgecolor="black", linewidth=0.5, label=classes[c]) for c in present]
     if len(handles) > MAX_LEGEND:
         rest = len(handles) - MAX_LEGEND + 1
         handles = [*handles[: MAX_LEGEND - 1], Patch(facecolor="none", label=f"and {rest} more")]
-    wrong, ignored, stripe = (f"#{r:02x}{g:02x}{b:02x}" for r, g, b in (WRONG_RGB, IGNORED_RGB, STRIPE_RGB))
-    handles.append(Patch(facecolor=wrong, edgecolor="black", linewidth=0.5, label="wrong"))
-    handles.append(Patch(facecolor=ignored, edgecolor=stripe, hatch="////", linewidth=0.5, label="ignored"))
     return handles

@@ -18,8 +18,8 @@ from torch.nn import functional as F
 from danet.config.row import Row
 from danet.core.parallel import ahead
 from danet.core.process import Process
+from danet.data.prefetch import Normaliser
 from danet.data.prepared import PreparedDataset
-from danet.data.transforms import normalise
 from danet.evaluation.metrics import Confusion
 from danet.models.numerics import autocast
 
@@ -44,14 +44,14 @@ def selection_score(row: Row, dataset: PreparedDataset, process: Process) -> Cal
     model must be in evaluation mode.
     """
     side, device = row.augment.crop_size[0], process.device
+    normalise = Normaliser(row.augment, torch.device("cpu"))
 
     def load(index: int) -> tuple[Tensor, Tensor]:
         mask = dataset.mask(index)
         assert mask is not None
         image, labels = centre_crop(dataset.image(index), mask, side)
-        pixels = np.empty((1, 3, side, side), np.float32)
-        normalise(image, pixels[0])
-        return torch.from_numpy(pixels), torch.from_numpy(labels.copy())
+        pixels = normalise(torch.from_numpy(image.copy())[None], [(0, 0, side, side)])
+        return pixels, torch.from_numpy(labels.copy())
 
     def score(model: nn.Module) -> float:
         confusion = Confusion(dataset.num_classes, device)

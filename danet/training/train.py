@@ -49,7 +49,6 @@ def train_row(
     *,
     tracker_factory: TrackerFactory | None = None,
     device: str | torch.device | None = None,
-    progress: bool = True,
 ) -> None:
     """Trains every seed of a row that is not trained yet, and writes its weights and training metrics.
 
@@ -65,7 +64,6 @@ def train_row(
         workspace: where the prepared data and weights are and where outputs go.
         tracker_factory: as :func:`danet.results.tracking.run`; called in rank 0 only.
         device: ``cpu``, ``cuda``, ``cuda:N``; by default the GPU (of this torchrun process) if there is one.
-        progress: whether to print anything (``row.runtime.progress: never`` leaves the first and the last lines).
 
     Raises:
         Interrupted: after SIGTERM or SIGINT, with the state saved.
@@ -74,7 +72,7 @@ def train_row(
             would go on began on other data.
     """
     with processes(device) as process, numerics.configured(row.numerics), StopRequest() as stop:
-        show = progress and process.is_main
+        show = process.is_main
         initial = None if row.weights == "none" else backbone_sha256(workspace.weights(row.weights))
         data = trained_on(row, lambda split: _split(row, workspace, split).manifest_hash)
         identities = {seed: TrainingIdentity.of(row, seed, data=data, initial_weights=initial) for seed in row.seeds}

@@ -48,7 +48,7 @@ def fetch_weights(workspace: Workspace, name: str) -> None:
             return
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{name}-") as scratch:
-            unpack(file, Path(scratch) / "zip", wanted=lambda member: member.endswith(".pth"), progress=False)
+            unpack(file, Path(scratch) / "zip", wanted=lambda member: member.endswith(".pth"))
             for member in (Path(scratch) / "zip").rglob("*.pth"):
                 if spec.checksum is None or checksum_matches(member, spec.checksum):
                     prepare_weights(name, spec, member, out)
@@ -56,7 +56,7 @@ def fetch_weights(workspace: Workspace, name: str) -> None:
         raise CheckpointError(f"{file}: holds no .pth file of checksum {spec.checksum}; delete it and run again")
 
 
-def fetch_released(workspace: Workspace, name: str, *, progress: bool = True) -> Path:
+def fetch_released(workspace: Workspace, name: str) -> Path:
     """Writes ``data/released/ROW`` and returns the weights file.
 
     Raises:
@@ -70,7 +70,7 @@ def fetch_released(workspace: Workspace, name: str, *, progress: bool = True) ->
     out = workspace.released(row)
     wanted = Wanted(spec.file, "released", spec.url, spec.checksum, also=(f"{name}.pth",), command=spec.command)
     try:
-        with _obtained(wanted, out, workspace, progress) as file:
+        with _obtained(wanted, out, workspace) as file:
             import_weights(file, out / WEIGHTS_FILE, params, row=name)
     except DownloadError as error:
         raise DownloadError(f"released weights of {name}: {error}") from error
@@ -78,10 +78,10 @@ def fetch_released(workspace: Workspace, name: str, *, progress: bool = True) ->
 
 
 @contextmanager
-def _obtained(wanted: Wanted, out: Path, workspace: Workspace, progress: bool = True) -> Iterator[Path]:
+def _obtained(wanted: Wanted, out: Path, workspace: Workspace) -> Iterator[Path]:
     """The file, while it is used. A download that broke off stays in a folder beside ``out``, to be resumed."""
     folder = out.with_name(f".{out.name}.download")
-    file, _ = obtain(wanted, folder / wanted.file, workspace.archives(), progress=progress)
+    file, _ = obtain(wanted, folder / wanted.file, workspace.archives())
     try:
         yield file
     finally:

@@ -8,13 +8,11 @@ from pathlib import Path
 from typing import Any, Final
 
 from pydantic import ValidationError
-from rich.markup import escape
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from danet.config.row import Model
-from danet.core.console import console
 from danet.core.errors import CheckpointError
 from danet.core.files import atomic_write
 from danet.models.segmentor import Segmentor
@@ -23,10 +21,11 @@ from danet.weights.reading import check_names
 FORMAT: Final = "danet-1"
 METADATA_KEY: Final = "danet"
 """The one entry of the safetensors metadata: a JSON object of strings."""
-_MODEL_FIELDS: Final = ("method", "backbone", "stem", "pam_bias", "aux_channels")
-"""Settings that change names or shapes of tensors, written with the weights and compared when they are read."""
-_OTHER_FIELDS: Final = ("output_stride", "multi_grid", "align_corners")
-"""Settings that change what the same tensors compute."""
+_FIELDS: Final = (
+    *("method", "backbone", "stem", "pam_bias", "aux_channels"),
+    *("output_stride", "multi_grid", "align_corners"),
+)
+"""Settings that change the tensors or what they compute, written with the weights and compared when they are read."""
 
 
 def save_model(path: Path, model: nn.Module, metadata: Mapping[str, str]) -> None:
@@ -39,13 +38,10 @@ def save_model(path: Path, model: nn.Module, metadata: Mapping[str, str]) -> Non
             classes are added. The bytes written depend on nothing else.
 
     Raises:
-        CheckpointError: if a tensor holds NaN or infinity, or the file cannot be written.
+        CheckpointError: if the file cannot be written.
     """
     segmentor = unwrap(model)
     state = {key: value.detach().cpu().contiguous() for key, value in segmentor.state_dict().items()}
-    for key, value in state.items():
-        if value.is_floating_point() and not bool(value.isfinite().all()):
-            raise CheckpointError(f"{path}: not written, because {key} holds NaN or infinity; the training diverged")
     # One entry, because safetensors writes several in random order and equal weights must be equal files.
     text = {METADATA_KEY: json.dumps({**metadata, **_settings(segmentor), "format": FORMAT}, sort_keys=True)}
     with atomic_write(path) as temporary:
@@ -58,9 +54,6 @@ def save_model(path: Path, model: nn.Module, metadata: Mapping[str, str]) -> Non
 def load_model(path: Path, model: nn.Module) -> dict[str, str]:
     """Loads a file of :func:`save_model` into a model of the same settings.
 
-    Weights of another output stride, multi-grid or corner alignment are the same tensors: imported files of such rows
-    are taken, with a warning; trained ones are refused.
-
     Returns:
         The file's metadata.
 
@@ -72,10 +65,9 @@ def load_model(path: Path, model: nn.Module) -> dict[str, str]:
     remedy = "train the row again, or take the file that belongs to it"
     for field, wanted in _settings(segmentor).items():
         if (given := metadata.get(field)) != wanted:
-            text = f"{path}: has {_phrase(field, given)}, the row has {_phrase(field, wanted)}"
-            if field not in _OTHER_FIELDS or not is_imported(metadata):
-                raise CheckpointError(f"{text}; {remedy}")
-            console.print(f"[yellow]warning:[/] {escape(text)}")
+            raise CheckpointError(
+                f"{path}: has {_phrase(field, given)}, the row has {_phrase(field, wanted)}; {remedy}"
+            )
     check_names(path, tensors, segmentor.state_dict(), what="a model of this row", remedy=remedy)
     segmentor.load_state_dict(tensors)
     return metadata
@@ -102,7 +94,7 @@ def config_of(path: Path, metadata: Mapping[str, str]) -> tuple[Model, int]:
     Raises:
         CheckpointError: if one is missing or none of those allowed.
     """
-    values = {field: metadata.get(field, "") for field in (*_MODEL_FIELDS, *_OTHER_FIELDS)}
+    values = {field: metadata.get(field, "") for field in _FIELDS}
     settings: dict[str, Any] = {key: None if value == "none" else value for key, value in values.items()}
     if settings["multi_grid"] is not None:
         settings["multi_grid"] = settings["multi_grid"].split(",")
@@ -141,7 +133,7 @@ def unwrap(model: nn.Module) -> Segmentor:
 
 
 def _settings(model: Segmentor) -> dict[str, str]:
-    settings = {field: _text(getattr(model.config, field)) for field in (*_MODEL_FIELDS, *_OTHER_FIELDS)}
+    settings = {field: _text(getattr(model.config, field)) for field in _FIELDS}
     return {"num_classes": str(model.num_classes), **settings}
 
 

@@ -20,7 +20,6 @@ from danet.models.segmentor import build_model
 from danet.weights.imagenet import encoding_name
 from danet.weights.reading import read_tensors, translated
 
-_SCALES: Final = (".gamma", ".scale")
 _REMEDY: Final = "take the checkpoint that belongs to this row"
 
 

@@ -19,7 +19,7 @@ SHA256 = "sha256:" + hashlib.sha256(DATA).hexdigest()
 
 
 def fetch(site: Site, path: Path, checksum: str | None = SHA256, name: str = "/a.zip") -> None:
-    fetch_file(site.url + name, checksum, path, progress=False)
+    fetch_file(site.url + name, checksum, path)
 
 
 def left(folder):
@@ -104,7 +104,7 @@ def test_statuses(site, tmp_path, status, attempts):
 
 def test_no_server(tmp_path):
     with pytest.raises(DownloadError, match=r"no connection to the server \(3 attempts"):
-        fetch_file("http://127.0.0.1:9/a.zip", None, tmp_path / "a.zip", progress=False)
+        fetch_file("http://127.0.0.1:9/a.zip", None, tmp_path / "a.zip")
 
 
 @pytest.mark.parametrize(

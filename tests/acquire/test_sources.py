@@ -22,7 +22,7 @@ def put(path, data=DATA):
 
 
 def get(wanted: Wanted, archives: Path, target: Path) -> tuple[bytes, str]:
-    path, source = obtain(wanted, target, archives, progress=False)
+    path, source = obtain(wanted, target, archives)
     return path.read_bytes(), source.kind
 
 

@@ -34,7 +34,7 @@ def good(tmp_path, kind):
 def refused(archive):
     before = sorted(path.name for path in archive.parent.iterdir())
     with pytest.raises(ArchiveError) as error:
-        unpack(archive, archive.parent / "out", progress=False, remedy="do this")
+        unpack(archive, archive.parent / "out", remedy="do this")
     assert str(error.value).startswith(f"{archive}: cannot be unpacked (")
     assert str(error.value).endswith("; do this")
     assert sorted(path.name for path in archive.parent.iterdir()) == before, "something was left behind"
@@ -45,20 +45,20 @@ def refused(archive):
 def test_whole_archive(tmp_path, kind):
     archive = good(tmp_path, kind)
     assert damage(archive) is None
-    assert unpack(archive, tmp_path / "out", progress=False) == 3
+    assert unpack(archive, tmp_path / "out") == 3
     assert contents(tmp_path / "out") == FILES
 
 
 @pytest.mark.parametrize("kind", ["zip", "tgz"])
 def test_only_what_is_wanted(tmp_path, kind):
-    count = unpack(good(tmp_path, kind), tmp_path / "out", wanted=lambda name: name.endswith(".txt"), progress=False)
+    count = unpack(good(tmp_path, kind), tmp_path / "out", wanted=lambda name: name.endswith(".txt"))
     assert count == 1
     assert contents(tmp_path / "out") == {"top/a.txt": b"alpha"}
 
 
 @pytest.mark.parametrize("name", ["../up", "a/../../up", "/up"])
 def test_no_member_of_a_zip_leads_out(tmp_path, name):
-    unpack(zip_of(tmp_path / "bad.zip", {"good": b"1", name: b"2"}), tmp_path / "in" / "out", progress=False)
+    unpack(zip_of(tmp_path / "bad.zip", {"good": b"1", name: b"2"}), tmp_path / "in" / "out")
     assert [path.name for path in tmp_path.rglob("*") if path.is_file()].count("up") == 1
     assert [path for path in (tmp_path / "in" / "out").rglob("up") if path.is_file()]
 
@@ -98,5 +98,5 @@ def test_no_room(tmp_path, monkeypatch):
 
     monkeypatch.setattr(tarfile.TarFile, "extract", full)
     with pytest.raises(OSError, match="No space left"):
-        unpack(path, tmp_path / "out", progress=False)
+        unpack(path, tmp_path / "out")
     assert [entry.name for entry in tmp_path.iterdir()] == [path.name]

@@ -43,7 +43,7 @@ def test_where_a_dataset_comes_from(tmp_path, monkeypatch):
     zip_of(place, {"a": b"1"})
     assert state(workspace, "camvid") == ("local", f"CamVid.zip: local folder: {place}")
     spec = workspace.params().dataset("camvid")
-    download_dataset("camvid", spec, workspace.raw("camvid"), workspace.archives(), progress=False)
+    download_dataset("camvid", spec, workspace.raw("camvid"), workspace.archives())
     assert state(workspace, "camvid") == ("downloaded", "converted by `dvc repro convert@camvid`")
 
 

@@ -127,19 +127,16 @@ def test_the_1x_variant_differs_from_0x_in_three_ways(raw):
 
 
 REFUSED = [
-    ({"model": {"output_stride": 16, "multi_grid": [4, 8, 16]}}, "multi_grid"),
     ({"schedule": {"iterations": None}}, "exactly one of iterations and epochs"),
     ({"schedule": {"epochs": 3}}, "exactly one of iterations and epochs"),
     ({"backbone": "resnet50"}, "backbone: is not a setting"),
     ({"recipe": "mmdetection"}, "allowed: .*mmsegmentation"),
     ({"settings": "ade"}, "settings: 'ade' is unknown; recipes/mmsegmentation.yaml has: .*ade20k"),
     ({"dataset": "coco"}, "allowed: .*cityscapes"),
-    ({"weights": "resnet101_v1c"}, "backbone resnet101"),
     ({"train_split": "trainaug"}, "allowed: test, train, val"),
     ({"seeds": [1, 1]}, "share a seed"),
     ({"optimizer": {"lr": math.nan}}, "optimizer.lr"),
     ({"optimizer": {"learning_rate": 1}}, "optimizer.learning_rate"),
-    ({"augment": {"crop_size": [770, 769]}}, "crop_size"),
     ({"test": {"stride": [900, 900]}}, "gaps"),
     ({"test": {"window": None}}, "window"),
     ({"model": {"aux_channels": None}}, "aux_channels"),
@@ -170,7 +167,6 @@ def test_contradictions_are_refused_by_name(raw, over, message):
         (lambda recipe: recipe["settings"]["ade20k"].pop("test"), r"settings\.ade20k\.test: field required"),
         (lambda recipe: recipe["settings"].update(ade20k=3), r"settings\.ade20k: .*given: 3"),
         (lambda recipe: recipe.update(loss={}), r"mmsegmentation\.loss: is not a setting"),
-        (lambda recipe: recipe["train"].update(test={}), r"train\.test: belongs beside train"),
     ],
 )
 def test_recipes_have_what_each_stage_depends_on(raw, change, message):
@@ -206,11 +202,10 @@ def test_settings_shared_by_rows_are_blamed_in_their_own_file(raw, section, valu
         Params(changes, Path("params.yaml"))
 
 
-def test_submissions_are_rows_on_cityscapes(raw):
-    official, voc = raw["submissions"]["official-danet-r101-d8-cityscapes"], raw["released"]["ssseg-r50-d8-voc2012"]
+def test_submissions_are_of_rows(raw):
+    official = raw["submissions"]["official-danet-r101-d8-cityscapes"]
     for name, entry, message in (
         ("nobody", official, "submissions.nobody: no such row"),
-        ("ssseg-r50-d8-voc2012", voc, "voc2012 has no test server; allowed: cityscapes"),
         ("official-danet-r101-d8-cityscapes", {}, "its row's group .* recipe: official-2018, settings: cityscapes"),
         ("official-danet-r101-d8-cityscapes", None, "submissions.official-danet-r101-d8-cityscapes: input should be"),
     ):

@@ -5,13 +5,10 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from danet.core import provenance
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture

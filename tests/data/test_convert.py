@@ -42,14 +42,14 @@ def test_same_input_gives_the_same_bytes(tmp_path, storage):
     tree = camvid_tree(tmp_path / "tree")
     first = prepare(tree, camvid_spec(storage=storage), tmp_path / "a")
     raw, out = tmp_path / "a/raw/camvid", tmp_path / "b"
-    assert convert_dataset("camvid", camvid_spec(storage=storage), raw, out, progress=False, workers=3) == {
+    assert convert_dataset("camvid", camvid_spec(storage=storage), raw, out, workers=3) == {
         "train": 3,
         "val": 3,
         "test": 3,
     }
     assert fingerprint(first) == fingerprint(out)
     before = fingerprint(out)
-    convert_dataset("camvid", camvid_spec(storage=storage), raw, out, progress=False, workers=1)
+    convert_dataset("camvid", camvid_spec(storage=storage), raw, out, workers=1)
     assert fingerprint(out) == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b", "tree"]
     assert sorted(before) == ["dataset.json", "manifest.csv", "test.zip", "train.zip", "val.zip"]
@@ -67,12 +67,12 @@ def test_generated_sets_in_both_storages(tmp_path):
     specs = generated(tmp_path / "made")
     for name, spec in specs.items():
         raw = tmp_path / "raw" / name
-        download_dataset(name, spec, raw, tmp_path / "made", progress=False)
+        download_dataset(name, spec, raw, tmp_path / "made")
         folders = {}
         for storage in ("source", "raw"):
             chosen = spec.model_copy(update={"storage": storage})
             folders[storage] = tmp_path / storage / name
-            assert convert_dataset(name, chosen, raw, folders[storage], progress=False) == spec.counts
+            assert convert_dataset(name, chosen, raw, folders[storage]) == spec.counts
         for split in spec.counts:
             source, mapped = (PreparedDataset(folder, split) for folder in folders.values())
             assert source.ids == mapped.ids
@@ -147,13 +147,6 @@ def test_all_offenders_are_listed_at_once(tmp_path):
     assert "split val: 29 usable images, expected 30" in text
 
 
-def test_unsafe_ids_are_refused(tmp_path):
-    tree = camvid_tree(tmp_path / "tree")
-    for folder in ("train", "trainannot"):
-        (tree / folder / "train_1.png").rename(tree / folder / "-rf; $(x).png")
-    assert "'-rf; $(x)' is not an image id" in offenders(tree, tmp_path)
-
-
 def test_one_id_in_two_splits(tmp_path):
     tree = camvid_tree(tmp_path / "tree")
     for folder in ("", "annot"):
@@ -177,8 +170,8 @@ def test_grey_images_of_ade20k_are_kept(tmp_path):
             archive.writestr(entry, data)
     spec = dataset("ade20k", specs["ade20k"].counts, (path.name,))
     raw = tmp_path / "raw"
-    download_dataset("ade20k", spec, raw, tmp_path / "made", progress=False)
-    convert_dataset("ade20k", spec, raw, tmp_path / "out", progress=False)
+    download_dataset("ade20k", spec, raw, tmp_path / "made")
+    convert_dataset("ade20k", spec, raw, tmp_path / "out")
     image = PreparedDataset(tmp_path / "out", "train").image(1)
     assert (image == image[..., :1]).all()
     assert np.abs(image[..., 0].astype(int) - np.array(Image.open(io.BytesIO(stream.getvalue())))).max() <= 1
@@ -188,12 +181,12 @@ def test_missing_archives_and_sbd(tmp_path):
     specs = generated(tmp_path / "made")
     spec = specs["voc2012"]
     with pytest.raises(DataError, match=r"benchmark\.tgz; run `dvc repro download@voc2012`"):
-        convert_dataset("voc2012", spec, tmp_path / "raw", tmp_path / "out", progress=False)
+        convert_dataset("voc2012", spec, tmp_path / "raw", tmp_path / "out")
     raw = tmp_path / "raw"
     alone = spec.model_copy(update={"archives": spec.archives[:1]})
-    download_dataset("voc2012", alone, raw, tmp_path / "made", progress=False)
+    download_dataset("voc2012", alone, raw, tmp_path / "made")
     with pytest.raises(DataError, match="split trainaug: 0 usable images, expected 8"):
-        convert_dataset("voc2012", alone, raw, tmp_path / "out", progress=False)
+        convert_dataset("voc2012", alone, raw, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -203,16 +196,16 @@ def test_failure_leaves_the_old_result(tmp_path, monkeypatch):
     before = fingerprint(out)
     raw = tmp_path / "raw/camvid"
     with pytest.raises(DataError, match="expected 4"):
-        convert_dataset("camvid", camvid_spec(4), raw, out, progress=False)
+        convert_dataset("camvid", camvid_spec(4), raw, out)
 
     def full(text):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(convert, "format_manifest", full)
     with pytest.raises(DataError, match="No space left"):
-        convert_dataset("camvid", camvid_spec(), raw, out, progress=False)
+        convert_dataset("camvid", camvid_spec(), raw, out)
     (raw / "tree.zip").write_bytes((raw / "tree.zip").read_bytes()[:-100])
     with pytest.raises(ArchiveError, match=r"tree\.zip.*dvc repro -f -s download@camvid"):
-        convert_dataset("camvid", camvid_spec(), raw, out, progress=False)
+        convert_dataset("camvid", camvid_spec(), raw, out)
     assert fingerprint(out) == before
     assert visible(out.parent) == ["camvid"]

@@ -6,36 +6,30 @@ import numpy as np
 import pytest
 import torch
 
-from danet.data.loader import Batch, BatchStream, EpochOrder, TrainingSet, collate
+from danet.data.loader import Batch, BatchStream, TrainingSet, collate
 from danet.data.prefetch import DevicePrefetcher, Normaliser
-from danet.data.transforms import augmented
 from tests.data.test_loader import AUGMENT, Images, same
-from tests.data.test_transforms import SOURCES, small
-
-CPU = torch.device("cpu")
+from tests.data.test_transforms import SOURCES, normalised, small
 
 
 @pytest.mark.parametrize("crop", [(24, 24), (60, 60), (24, 80), (70, 30)])
 @pytest.mark.parametrize("source", SOURCES)
-def test_levels_normalised_later_are_the_same_batch(source, crop):
+def test_a_batch_is_normalised_within_its_boxes_and_padded_around_them(source, crop):
     """Crops within the image, over its edge in one direction and in both."""
     augment = small(SOURCES[source], crop=crop)
     augment = augment.model_copy(update={"pad": augment.pad.model_copy(update={"swap_for_portrait": False})})
-    order, source = EpochOrder(7, 3), Images()
-    finished = [
-        augmented(augment, source.image(index), source.mask(index), order.rng(position))
-        for position, index in enumerate(order.index(position) for position in range(6))
-    ]
-    samples = TrainingSet(source, augment, 3)
-    levels = collate([samples[p] for p in range(6)])
-    assert levels.images.dtype == torch.uint8
-    assert levels.images.shape == (6, *crop, 3)
-    assert levels.boxes is not None
-    images = Normaliser(augment, CPU)(levels.images, levels.boxes)
-    assert images.dtype == torch.float32
+    samples = TrainingSet(Images(), augment, 3)
+    batch = collate([samples[p] for p in range(6)])
+    assert batch.boxes is not None
+    images = Normaliser(augment, torch.device("cpu"))(batch.images, batch.boxes)
     assert images.is_contiguous()
-    assert (images.numpy() == np.stack([image for image, _ in finished])).all()
-    assert (levels.masks.numpy() == np.stack([mask for _, mask in finished])).all()
+    for image, levels, (top, left, height, width) in zip(images, batch.images.numpy(), batch.boxes, strict=True):
+        expected = normalised(levels)
+        if augment.pad.image == "mean":
+            outside = np.ones(levels.shape[:2], bool)
+            outside[top : top + height, left : left + width] = False
+            expected[:, outside] = 0
+        np.testing.assert_array_equal(image.numpy(), expected.astype(np.float32))
 
 
 def test_a_stream_tells_how_long_was_waited():
@@ -58,7 +52,7 @@ def test_batches_arrive_on_the_gpu(workers):
         for batch in stream:
             assert batch.images.device.type == batch.masks.device.type == "cuda"
             assert batch.boxes is None
-            got.append(Batch(batch.images.cpu(), batch.masks.cpu(), batch.ids, batch.positions))
+            got.append(Batch(batch.images.cpu(), batch.masks.cpu(), batch.positions))
     assert all(map(same, got, expected))
 
 
@@ -70,7 +64,7 @@ def test_the_gpu_counts_only_its_own_idle_time():
 
     def late():
         time.sleep(0.05)
-        return Batch(torch.from_numpy(levels), torch.zeros(1, 24, 32, dtype=torch.uint8), ["a"], [0], [(0, 0, 24, 32)])
+        return Batch(torch.from_numpy(levels), torch.zeros(1, 24, 32, dtype=torch.uint8), [0], [(0, 0, 24, 32)])
 
     prefetcher = DevicePrefetcher(AUGMENT, device)
     prefetcher.fetch(late)

@@ -38,7 +38,7 @@ def mirror(site, monkeypatch):
 def get(spec, root, tree=None):
     """What lies in data/raw/camvid afterwards, by name."""
     out = root / "data" / "raw" / "camvid"
-    download_dataset("camvid", spec, out, root / "data" / "archives", tree=tree, progress=False)
+    download_dataset("camvid", spec, out, root / "data" / "archives", tree=tree)
     assert sorted(path.name for path in out.iterdir()) == sorted(path.name for path in taken(spec, out))
     return {path.name: path.read_bytes() for path in out.iterdir()}
 
@@ -75,6 +75,12 @@ def test_finished_archives_survive_an_interrupted_run(mirror, spec, tmp_path):
     mirror.asked.clear()
     assert get(spec, tmp_path) == FILES
     assert asked(mirror) == ["/mirror/two.zip"]
+
+
+def test_a_refused_download_leaves_no_folder(spec, tmp_path):
+    with pytest.raises(DownloadError, match=r"one\.zip could not be obtained"):
+        get(spec, tmp_path)
+    assert not (tmp_path / "data").exists()
 
 
 def test_without_a_checksum(mirror, tmp_path):

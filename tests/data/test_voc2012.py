@@ -19,8 +19,7 @@ def tree(root, train, val, sbd):
         (voc / "ImageSets" / "Segmentation" / f"{name}.txt").write_text("".join(f"{key}\n" for key in ids))
     if sbd is not None:
         folder = root / "benchmark_RELEASE" / "dataset"
-        for name in ("cls", "img"):
-            (folder / name).mkdir(parents=True)
+        (folder / "cls").mkdir(parents=True)
         for name, ids in zip(("train", "val"), sbd, strict=True):
             (folder / f"{name}.txt").write_text("".join(f"{key}\n" for key in ids))
     return root
@@ -67,15 +66,6 @@ def test_tree_may_lie_a_level_up_or_down(tmp_path):
     assert [key for key, _, _ in pairs_of(SPEC, root)["train"]] == ["a"]
     with pytest.raises(DataError, match=r"no VOC2012 folder.*VOCtrainval"):
         pairs_of(SPEC, root / "VOCdevkit" / "VOC2012" / "JPEGImages")
-
-
-def test_sbd_image_stands_in_where_voc_has_none(tmp_path):
-    root = tree(tmp_path, ["a"], ["v"], (["x", "y"], []))
-    (root / "benchmark_RELEASE/dataset/img/x.jpg").touch()
-    (root / "VOCdevkit/VOC2012/JPEGImages/y.jpg").touch()
-    (root / "benchmark_RELEASE/dataset/img/y.jpg").touch()
-    folders = {key: image.parent.name for key, image, _ in pairs_of(SPEC, root)["trainaug"]}
-    assert folders == {"a": "JPEGImages", "x": "img", "y": "JPEGImages"}
 
 
 def test_real_lists_give_10582(tmp_path):

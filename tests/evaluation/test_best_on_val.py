@@ -47,17 +47,15 @@ def test_both_are_evaluated_and_stand_in_one_run(tmp_path, monkeypatch):
         )
         schema.save(store.record_path(space, row, seed), record)
     result = evaluate_row(row, space, device="cpu")
-    assert [run.seed for run in result.evaluation.runs] == [3, 5]
-    assert result.metrics.seeds == 2
-    first, second = result.evaluation.runs
+    assert [run.seed for run in result.runs] == [3, 5]
+    assert result.means.seeds == 2
+    first, second = result.runs
     assert first.best_on_val
     assert second.best_on_val
     assert (first.best_on_val.iteration, second.best_on_val.iteration) == (103, 105)
-    assert first.modes.accuracies["miou"] == pytest.approx(50) == result.metrics.miou
+    assert first.modes.accuracies["miou"] == pytest.approx(50) == result.means.miou
     assert first.best_on_val.modes.accuracies["miou"] == first.best_on_val.modes.accuracies["miou_ms_flip"] == 100
     measured = read(row, load_params(), space)
     assert not measured.problems
     assert measured.best_on_val["miou"] == measured.best_on_val["miou_ms_flip"] == 100
     assert measured.accuracies["miou"].values == (50, 50)
-    again = evaluate_row(row, space, device="cpu", reuse=True)
-    assert again.evaluation == result.evaluation

@@ -21,8 +21,8 @@ def prepared(made):
     for name, entry in entries.items():
         spec = Dataset.model_validate({"adapter": name, "title": name, **entry})
         raw, folders[name] = folder / "raw" / name, folder / "prepared" / name
-        download_dataset(name, spec, raw, folder, progress=False)
-        convert_dataset(name, spec, raw, folders[name], progress=False)
+        download_dataset(name, spec, raw, folder)
+        convert_dataset(name, spec, raw, folders[name])
     return folders
 
 

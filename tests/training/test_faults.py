@@ -69,7 +69,7 @@ def short_row():
 
 
 def train(folder):
-    train_row(short_row(), Workspace(folder), device="cpu", progress=False)
+    train_row(short_row(), Workspace(folder), device="cpu")
 
 
 def check_whole(folder):

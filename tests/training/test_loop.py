@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 
 from danet.core.errors import CheckpointError, ConfigError, DataError, Interrupted, TrainingError
 from danet.core.files import sha256
+from danet.data.prefetch import Normaliser
 from danet.data.transforms import augmented
 from danet.models import numerics
 from danet.results import store
@@ -62,16 +63,17 @@ def test_equals_a_loop_written_out(tmp_path):
     numerics.seed_initialisation(2)
     model = in_float64(TinyNet()).train()
     momentum = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
-    data, losses = Images(), []
+    data, losses, normalise = Images(), [], Normaliser(row.augment, torch.device("cpu"))
     for iteration in range(5):
         pixels, masks = [], []
         for position in range(4 * iteration, 4 * iteration + 4):
             epoch, place = divmod(position, 6)
             index = np.random.default_rng([2, epoch, 0x6F72646572]).permutation(6)[place]
-            sample = augmented(row.augment, data.image(index), data.mask(index), np.random.default_rng([2, position]))
-            pixels.append(sample[0])
-            masks.append(sample[1])
-        images, target = torch.from_numpy(np.stack(pixels)), torch.from_numpy(np.stack(masks)).long()
+            draws = np.random.default_rng([2, position])
+            levels, labels, box = augmented(row.augment, data.image(index), data.mask(index), draws)
+            pixels.append(normalise(torch.from_numpy(levels)[None], [box])[0])
+            masks.append(labels)
+        images, target = torch.stack(pixels), torch.from_numpy(np.stack(masks)).long()
         numerics.seed_step(model, 2, range(4 * iteration, 4 * iteration + 4))
         outputs = model(images)
         loss = torch.zeros(())
@@ -191,7 +193,7 @@ def test_outputs(harness):
         trackers.append((seed, Recorder()))
         yield trackers[-1][1]
 
-    train_row(row, workspace, tracker_factory=factory, device="cpu", progress=False)
+    train_row(row, workspace, tracker_factory=factory, device="cpu")
     metrics = json.loads((workspace.metrics(row) / "train.json").read_text())
     for run, seed in zip(metrics["runs"], (0, 7), strict=True):
         assert run["seed"] == seed
@@ -215,27 +217,27 @@ def test_outputs(harness):
 
 def test_added_seeds_train_alone(harness):
     workspace, built = harness
-    train_row(tiny_row(), workspace, device="cpu", progress=False)
+    train_row(tiny_row(), workspace, device="cpu")
     first = sha256(workspace.model(tiny_row()) / "seed0.safetensors")
     assert len(built) == 1
-    train_row(tiny_row(seeds=(0, 1)), workspace, device="cpu", progress=False)
+    train_row(tiny_row(seeds=(0, 1)), workspace, device="cpu")
     assert len(built) == 2
     assert sha256(workspace.model(tiny_row()) / "seed0.safetensors") == first
     assert sha256(workspace.model(tiny_row()) / "seed1.safetensors") != first
-    train_row(tiny_row(seeds=(1, 0)), workspace, device="cpu", progress=False)
+    train_row(tiny_row(seeds=(1, 0)), workspace, device="cpu")
     assert len(built) == 2
-    train_row(tiny_row(optimizer={"lr": 0.06}), workspace, device="cpu", progress=False)  # another training
+    train_row(tiny_row(optimizer={"lr": 0.06}), workspace, device="cpu")  # another training
     assert len(built) == 3
 
 
 def test_damaged_finished_weights_are_trained_again(harness):
     workspace, built = harness
     row = tiny_row()
-    train_row(row, workspace, device="cpu", progress=False)
+    train_row(row, workspace, device="cpu")
     weights = workspace.model(row) / "seed0.safetensors"
     good = weights.read_bytes()
     weights.write_bytes(good[:-1])
-    train_row(row, workspace, device="cpu", progress=False)
+    train_row(row, workspace, device="cpu")
     assert len(built) == 2
     assert weights.read_bytes() == good
 
@@ -245,7 +247,7 @@ def test_other_data_or_weights_are_another_training(harness, monkeypatch, capsys
     """The seen fault: labels were swapped, and the weights trained on the old ones were shown as new."""
     workspace, built = harness
     row = tiny_row()
-    train_row(row, workspace, device="cpu", progress=False)
+    train_row(row, workspace, device="cpu")
     other = Images()
     other.manifest_hash = "f" * 64
     monkeypatch.setattr(training, what, lambda *_: other if value == "data" else "e" * 64)
@@ -255,7 +257,7 @@ def test_other_data_or_weights_are_another_training(harness, monkeypatch, capsys
     assert ("training data 000000000000, now ffffffffffff" in said) == (value == "data")
     record = json.loads((workspace.model(row) / "seed0.json").read_text())
     assert record["identity"]["data" if value == "data" else "initial_weights"][0] in "fe"
-    train_row(row, workspace, device="cpu", progress=False)
+    train_row(row, workspace, device="cpu")
     assert len(built) == 2
 
 
@@ -275,7 +277,7 @@ def test_the_epoch_best_on_val_is_kept_beside_the_last(harness, monkeypatch):
 
     monkeypatch.setattr(training, "selection_score", scripted)
     row = tiny_row(checkpoint="best-on-val")  # 6 images in batches of 4: an iteration an epoch
-    train_row(row, workspace, device="cpu", progress=False)
+    train_row(row, workspace, device="cpu")
     record = store.load_record(workspace, row, 0)
     assert (record.best.iteration, record.best.score) == (2, 30.0)
     assert record.identity.data == "+".join(["0" * 64] * 2)  # of the training split, and of the one it is chosen on
@@ -283,7 +285,7 @@ def test_the_epoch_best_on_val_is_kept_beside_the_last(harness, monkeypatch):
     assert all(torch.equal(kept[key], value) for key, value in seen[1].items())
     last = load_file(store.weights_path(workspace, row, 0))
     assert all(torch.equal(last[key], value) for key, value in seen[-1].items())
-    train_row(row, workspace, device="cpu", progress=False)
+    train_row(row, workspace, device="cpu")
     assert len(built) == 1
     store.best_path(workspace, row, 0).unlink()
     with pytest.raises(CheckpointError, match=r"seed0-best\.safetensors: was removed.*dvc repro train@tiny"):
@@ -295,15 +297,15 @@ def test_a_stopped_training_does_not_go_on_with_other_data(harness, monkeypatch)
     row = tiny_row()
     monkeypatch.setattr(training, "build_model", lambda *_: stopping(TinyNet(), 4))
     with pytest.raises(Interrupted):
-        train_row(row, workspace, device="cpu", progress=False)
+        train_row(row, workspace, device="cpu")
     other = Images()
     other.manifest_hash = "f" * 64
     monkeypatch.setattr(training, "PreparedDataset", lambda *_: other)
     monkeypatch.setattr(training, "build_model", lambda *_: TinyNet())
     with pytest.raises(CheckpointError, match="training data 000000000000, now ffffffffffff") as refusal:
-        train_row(row, workspace, device="cpu", progress=False)
+        train_row(row, workspace, device="cpu")
     subprocess.run(str(refusal.value).partition("beginning: ")[2], shell=True, check=True)  # the remedy, as printed
-    train_row(row, workspace, device="cpu", progress=False)
+    train_row(row, workspace, device="cpu")
     record = json.loads((workspace.model(row) / "seed0.json").read_text())
     assert (record["identity"]["data"], record["run"]["resumed"]) == ("f" * 64, 0)
 
@@ -313,11 +315,11 @@ def test_a_stopped_row_goes_on(harness, monkeypatch):
     row = tiny_row(seeds=(0, 1))
     monkeypatch.setattr(training, "build_model", lambda *_: stopping(TinyNet(), 4))
     with pytest.raises(Interrupted, match="after iteration 4 of 8"):
-        train_row(row, workspace, device="cpu", progress=False)
+        train_row(row, workspace, device="cpu")
     assert not workspace.model(row).exists()
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
     monkeypatch.setattr(training, "build_model", lambda *_: TinyNet())
-    train_row(row, workspace, device="cpu", progress=False)
+    train_row(row, workspace, device="cpu")
     metrics = json.loads((workspace.metrics(row) / "train.json").read_text())
     assert [run["resumed"] for run in metrics["runs"]] == [1, 0]
 
@@ -328,9 +330,9 @@ def test_a_second_trainer_is_refused(harness):
     folder = workspace.checkpoints(row, 0).parent
     folder.mkdir(parents=True)
     with FileLock(folder / "train.lock"), pytest.raises(TrainingError, match=f"{folder}: another process is training"):
-        train_row(row, workspace, device="cpu", progress=False)
+        train_row(row, workspace, device="cpu")
     assert built == []
-    train_row(row, workspace, device="cpu", progress=False)
+    train_row(row, workspace, device="cpu")
 
 
 def test_masks_without_a_label_train_nothing(harness, monkeypatch):
@@ -339,4 +341,4 @@ def test_masks_without_a_label_train_nothing(harness, monkeypatch):
 
     monkeypatch.setattr(training, "PreparedDataset", lambda *_: Void())
     with pytest.raises(DataError, match=r"no pixel of split train has a label.*danet browse \w+ --split train --out"):
-        train_row(tiny_row(), harness[0], device="cpu", progress=False)
+        train_row(tiny_row(), harness[0], device="cpu")
