@@ -21,13 +21,14 @@ def test_sheet_shows_image_and_overlay(tmp_path):
     image[:] = (255, 0, 0)  # BGR: blue
     samples = [(f"sample{index}", image, np.full((40, 60), index % 2, np.uint8)) for index in range(3)]
     contact_sheet(samples, tmp_path / "sheet.png", CLASSES, PALETTE, "a title")
-    sheet = np.array(Image.open(tmp_path / "sheet.png"))
+    sheet = np.array(Image.open(tmp_path / "sheet.png").convert("RGB"))
     colours = {tuple(colour) for colour in sheet.reshape(-1, 3).tolist()}
     assert (0, 0, 255) in colours, "images are shown in RGB"
     assert {PALETTE[0], PALETTE[1]} <= colours, "the legend has both classes' colours"
     assert (sheet == (0, 0, 255)).all(-1).sum() > 3 * 200 * 300
     contact_sheet(samples[:1], tmp_path / "one.png", CLASSES, PALETTE, "")
-    colours = {tuple(colour) for colour in np.array(Image.open(tmp_path / "one.png")).reshape(-1, 3).tolist()}
+    sheet = np.array(Image.open(tmp_path / "one.png").convert("RGB"))
+    colours = {tuple(colour) for colour in sheet.reshape(-1, 3).tolist()}
     assert PALETTE[1] not in colours, "only classes that are present"
 
 
@@ -36,7 +37,7 @@ def test_browse_dataset(tmp_path):
     for split, count in (("train", 2), ("val", 100), ("test", 1)):
         browse_dataset(out, split, count, tmp_path / f"{split}.png")
         assert Image.open(tmp_path / f"{split}.png").format == "PNG"
-    assert Image.open(tmp_path / "val.png").size[1] > Image.open(tmp_path / "test.png").size[1]
+    assert Image.open(tmp_path / "val.png").size[0] > Image.open(tmp_path / "test.png").size[0]
     browse_dataset(out, "train", 2, tmp_path / "again.png")
     browse_dataset(out, "train", 2, tmp_path / "other.png", seed=1)
     assert (tmp_path / "again.png").read_bytes() == (tmp_path / "train.png").read_bytes()
