@@ -62,7 +62,7 @@ def short_row(
     if small and fields["augment"]["resize"]["scale"]:
         fields["augment"]["resize"]["scale"] = crop
     fields["loss"]["replicas"] = 1
-    fields["runtime"] |= {"checkpoint_interval": iterations, "log_interval": -(-iterations // 2), "progress": "never"}
+    fields["runtime"] |= {"checkpoint_interval": iterations, "log_interval": -(-iterations // 2)}
     row = Row.model_validate(fields)
     return row, flops.classes_of(row, params)
 

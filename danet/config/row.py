@@ -332,7 +332,6 @@ class Runtime(Strict):
     log_interval: int = Field(default=50, gt=0)
     checkpoint_interval: int = Field(default=1000, gt=0)
     overlays: int = Field(default=4, ge=0, le=64)
-    progress: Literal["auto", "never"] = "auto"
     benchmark_images: int = Field(default=200, gt=0)
     """Images timed for fps (mmsegmentation: 200 after 5 skipped)."""
 

@@ -12,7 +12,7 @@ import torch
 
 from danet.config.row import Row
 from danet.config.workspace import Workspace
-from danet.core.errors import CheckpointError, DataError
+from danet.core.errors import CheckpointError
 from danet.core.files import atomic_write, replace_folder
 from danet.core.process import Process, processes
 from danet.data.prepared import PreparedDataset
@@ -132,10 +132,7 @@ def _evaluate(
     facts: ReleasedFile | None = None,
 ) -> EvaluationFile:
     """A result for each subject. Puts the pictures in their place at the end."""
-    folder = workspace.prepared(row.dataset)
-    dataset = PreparedDataset(folder, row.val_split)
-    if not dataset.labelled:
-        raise DataError(f"{folder}: split {row.val_split} has no labels; set val_split of row {row.name} to another")
+    dataset = PreparedDataset(workspace.prepared(row.dataset), row.val_split)
     process.agree(
         {"settings of the row": row.hash, "prepared data": dataset.manifest_hash}
         | {f"weights {item.path.name}": item.weights_sha256 for item in subjects if process.world > 1},
@@ -143,7 +140,7 @@ def _evaluate(
     )
     pictures.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(dir=pictures.parent, prefix=f".{pictures.name}.", suffix=".tmp"))
-    bench = Bench(row, dataset, process, staging, process.is_main and row.runtime.progress != "never")
+    bench = Bench(row, dataset, process, staging, process.is_main)
     try:
         runs = [bench.evaluate(subject) for subject in subjects]
         if process.is_main:

@@ -129,7 +129,7 @@ def _loader(dataset: PreparedDataset, predictor: Predictor) -> Callable[[int], t
     def load(index: int) -> tuple[int, Inputs, Tensor]:
         mask = dataset.mask(index)
         if mask is None:
-            raise DataError(f"{dataset.ids[index]}: the split has no labels, so there is nothing to compare with")
+            raise DataError(f"{dataset.ids[index]}: has no labels; set the row's val_split to another split")
         image = dataset.image(index)
         # copies: PyTorch warns of arrays that must not be written to
         inputs, target = predictor.prepare(np.array(image)), torch.from_numpy(np.array(mask))

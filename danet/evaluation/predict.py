@@ -66,7 +66,7 @@ def predict_files(
 
     predictor = load_predictor(row, weights, dataset.num_classes, mode=mode, device=device)
     written: list[Path] = []
-    show = row.runtime.progress != "never" and len(images) > 1
+    show = len(images) > 1
     with configured(row.numerics, training=False), Progress("predict", len(images), show=show) as progress:
         for path, (mask_path, overlay_path) in zip(images, names, strict=True):
             image = read_image(path)
@@ -108,7 +108,7 @@ def load_network(row: Row, weights: Path, num_classes: int, device: torch.device
         CheckpointError: if the weights are of another model.
     """
     model = build_model(row.model, num_classes, attention=row.numerics.attention)
-    load_any(weights, model, row)
+    load_any(weights, model)
     model.to(device).eval()
     if row.numerics.channels_last:
         model.to(memory_format=torch.channels_last)

@@ -60,12 +60,11 @@ def write_submission(
     dataset = PreparedDataset(workspace.prepared(row.dataset), SPLIT)
 
     predictor = load_predictor(row, weights, ADAPTERS["cityscapes"].num_classes, mode=mode, device=device)
-    show = row.runtime.progress != "never"
     with (
         atomic_write(out) as temporary,
         zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive,
         configured(row.numerics, training=False),
-        Progress(f"predict {SPLIT} ({mode})", len(dataset), show=show) as progress,
+        Progress(f"predict {SPLIT} ({mode})", len(dataset)) as progress,
     ):
         for index in sorted(range(len(dataset)), key=lambda i: dataset.ids[i]):
             train_ids = predictor.labels(predictor.prepare(np.array(dataset.image(index)))).cpu().numpy()

@@ -157,7 +157,7 @@ def _train_seed(
         options["validate"] = _validator(row, workspace, process)
     # more than this trainer's share of the cores would only get in each other's way
     workers = min(row.runtime.workers, max(1, cpu_cores() // process.local_world))
-    options |= {"process": process, "show": show and row.runtime.progress != "never", "workers": workers}
+    options |= {"process": process, "show": show, "workers": workers}
     trainer = Trainer(row, seed, model, dataset, checkpoints, **options)
     epochs = trainer.total * row.schedule.batch_size / len(dataset)
     where = f"{process.device} x {process.world}" if process.world > 1 else str(process.device)

@@ -7,15 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from danet.config.params import Params, Released
 from danet.config.row import Row
 from danet.core.errors import CheckpointError, ConfigError
 from danet.core.files import atomic_write, sha256
 from danet.data.registry import ADAPTERS
-from danet.models.segmentor import build_model
-from danet.weights.ours import config_of, load_model, metadata_of, read_model, save_model, unwrap
+from danet.models.segmentor import Segmentor, build_model
+from danet.weights.ours import config_of, load_model, metadata_of, read_model, save_model
 from danet.weights.released import export_released, import_released
 
 
@@ -122,21 +121,16 @@ def _meta(metadata: Mapping[str, str], num_classes: int) -> dict[str, Any]:
     return meta
 
 
-def load_any(path: Path, model: nn.Module, row: Row) -> dict[str, str]:
-    """Loads trained, imported or raw released weights into a model of the row.
-
-    Returns:
-        The file's metadata; for a raw released file ``source``, ``source_file`` and ``source_sha256``.
+def load_any(path: Path, model: Segmentor) -> None:
+    """Loads trained, imported or raw released weights into a row's model.
 
     Raises:
         CheckpointError: if the file is damaged, unsafe or of another network; the model is then unchanged.
     """
     if metadata_of(path) is not None:
-        return load_model(path, model)
-    segmentor = unwrap(model)
-    state, source = import_released(path, segmentor.config, segmentor.num_classes)
-    segmentor.load_state_dict(state)
-    return {"source": source, "source_file": path.name, "source_sha256": sha256(path)}
+        load_model(path, model)
+    else:
+        model.load_state_dict(import_released(path, model.config, model.num_classes)[0])
 
 
 def classes_of(row: Row, params: Params) -> int:

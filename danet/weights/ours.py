@@ -33,17 +33,17 @@ def save_model(path: Path, model: nn.Module, metadata: Mapping[str, str]) -> Non
 
     Args:
         path: ends in ``.safetensors``.
-        model: a :class:`Segmentor`, also wrapped by DistributedDataParallel or ``torch.compile``.
+        model: a :class:`Segmentor`.
         metadata: what the weights are of (row, train_hash, seed, ...); the model's own settings and the number of
             classes are added. The bytes written depend on nothing else.
 
     Raises:
         CheckpointError: if the file cannot be written.
     """
-    segmentor = unwrap(model)
-    state = {key: value.detach().cpu().contiguous() for key, value in segmentor.state_dict().items()}
+    assert isinstance(model, Segmentor)
+    state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
     # One entry, because safetensors writes several in random order and equal weights must be equal files.
-    text = {METADATA_KEY: json.dumps({**metadata, **_settings(segmentor), "format": FORMAT}, sort_keys=True)}
+    text = {METADATA_KEY: json.dumps({**metadata, **_settings(model), "format": FORMAT}, sort_keys=True)}
     with atomic_write(path) as temporary:
         try:
             save_file(state, temporary, text)
@@ -51,26 +51,21 @@ def save_model(path: Path, model: nn.Module, metadata: Mapping[str, str]) -> Non
             raise CheckpointError(f"{path}: cannot be written ({error}); free space, then run again") from error
 
 
-def load_model(path: Path, model: nn.Module) -> dict[str, str]:
+def load_model(path: Path, model: Segmentor) -> None:
     """Loads a file of :func:`save_model` into a model of the same settings.
-
-    Returns:
-        The file's metadata.
 
     Raises:
         CheckpointError: if the file is missing, damaged or not ours, or of another model; the model is then unchanged.
     """
-    segmentor = unwrap(model)
     metadata, tensors = read_model(path)
     remedy = "train the row again, or take the file that belongs to it"
-    for field, wanted in _settings(segmentor).items():
+    for field, wanted in _settings(model).items():
         if (given := metadata.get(field)) != wanted:
             raise CheckpointError(
                 f"{path}: has {_phrase(field, given)}, the row has {_phrase(field, wanted)}; {remedy}"
             )
-    check_names(path, tensors, segmentor.state_dict(), what="a model of this row", remedy=remedy)
-    segmentor.load_state_dict(tensors)
-    return metadata
+    check_names(path, tensors, model.state_dict(), what="a model of this row", remedy=remedy)
+    model.load_state_dict(tensors)
 
 
 def is_imported(metadata: Mapping[str, str]) -> bool:
@@ -120,16 +115,6 @@ def read_model(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
             "source's checkpoint to our format with `danet import-weights`"
         )
     return metadata, load_file(path)
-
-
-def unwrap(model: nn.Module) -> Segmentor:
-    """The :class:`Segmentor` inside DistributedDataParallel and ``torch.compile`` wrappers."""
-    inner: object = model
-    while not isinstance(inner, Segmentor):
-        inner = getattr(inner, "_orig_mod", None) or getattr(inner, "module", None)
-        if inner is None:
-            raise TypeError(f"{type(model).__name__} wraps no Segmentor")
-    return inner
 
 
 def _settings(model: Segmentor) -> dict[str, str]:

@@ -19,7 +19,6 @@ class Shades:
     palette = ((128, 64, 128), (0, 0, 142), (70, 130, 180), (255, 255, 0))
     num_classes = CLASSES
     manifest_hash = "0" * 64
-    labelled = True
 
     def __init__(self, folder=None, split="val", count=7):
         self.folder, self.split = folder, split
@@ -43,8 +42,6 @@ class Shades:
 
 
 class Unlabelled(Shades):
-    labelled = False
-
     def mask(self, index):
         return None
 

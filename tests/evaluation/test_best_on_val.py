@@ -19,11 +19,11 @@ from tests.seeds import TRAINING
 def test_both_are_evaluated_and_stand_in_one_run(tmp_path, monkeypatch):
     row = load_params().row("camvid-r50-d8")
     multi = MultiScale(scales=(1.0,), flip=True)
-    runtime = Runtime(workers=0, overlays=1, progress="never")
+    runtime = Runtime(workers=0, overlays=1)
     changes = {"test": Test(multi_scale=multi), "runtime": runtime, "checkpoint": "best-on-val", "seeds": (3, 5)}
     row, space = row.model_copy(update=changes), Workspace(tmp_path)
 
-    def load(path, model, row):
+    def load(path, model):
         if "best" in path.name:  # takes sky for sky
             model.levels = model.levels[torch.tensor([0, 1, 3, 2, *range(4, CLASSES)])]
 

@@ -1,6 +1,7 @@
 """The whole path of an evaluation, with a small model for DANet and images whose colours are their labels."""
 
 import csv
+import functools
 import json
 
 import numpy as np
@@ -27,14 +28,14 @@ from tests.seeds import keep_seed
 def row():
     plain = load_params("params.yaml").row("camvid-r50-d8")
     test = Test(multi_scale=MultiScale(scales=(1.0,), flip=True))
-    runtime = Runtime(workers=2, overlays=2, progress="never")
+    runtime = Runtime(workers=2, overlays=2)
     return plain.model_copy(update={"test": test, "runtime": runtime, "seeds": (3, 5)})
 
 
 @pytest.fixture
 def one(row):
     """One seed, one mode, one overlay: drawing is what takes the time here."""
-    runtime = Runtime(workers=2, overlays=1, progress="never")
+    runtime = Runtime(workers=2, overlays=1)
     return row.model_copy(update={"test": Test(), "runtime": runtime, "seeds": (3,)})
 
 
@@ -99,7 +100,7 @@ def test_pictures_are_of_evenly_spaced_images():
 
 
 def test_a_split_without_labels_is_refused(row):
-    with pytest.raises(DataError, match=r"image_00.*no labels"):
+    with pytest.raises(DataError, match=r"image_00: has no labels; set the row's val_split"):
         evaluate_model(Reader(), row, Unlabelled(), "cpu")
 
 
@@ -186,7 +187,7 @@ def test_failure_leaves_earlier_results_alone(one, workspace, monkeypatch):
     evaluate_row(one, workspace, device="cpu")
     before = tree(workspace.root)
 
-    def fail(path, model, row):
+    def fail(path, model):
         raise CheckpointError(f"{path}: of another model")
 
     monkeypatch.setattr(predict, "load_any", fail)
@@ -230,20 +231,24 @@ def test_given_weights_do_not_touch_the_row_s_results(one, workspace):
 # several processes
 
 
-def evaluated(root, row):
-    evaluate.PreparedDataset = Shades
+def evaluated(root, row, count):
+    evaluate.PreparedDataset = functools.partial(Shades, count=count)
     predict.build_model = lambda config, classes, attention: Reader(classes)
-    predict.load_any = lambda path, model, row: {}
+    predict.load_any = lambda path, model: None
     evaluate_row(row, Workspace(root), device="cpu")
 
 
-def test_two_processes_give_what_one_gives(row, workspace, tmp_path):
+@pytest.mark.parametrize(("world", "count"), [(2, 7), (3, 2)])
+def test_any_number_of_processes_gives_what_one_gives(row, workspace, tmp_path, monkeypatch, world, count):
+    """7 images do not divide over 2; of 2 images the third process has none."""
     row = row.model_copy(update={"seeds": (3,)})
+    monkeypatch.setattr(evaluate, "PreparedDataset", functools.partial(Shades, count=count))
     alone = evaluate_row(row, workspace, device="cpu")
     pictures = tree(workspace.evaluation(row))
-    launch(2, evaluated, tmp_path, row)
+    launch(world, evaluated, tmp_path, row, count)
     (both,) = load(workspace.metrics(row) / "evaluation.json", EvaluationFile, "").runs
     for (_, here), (_, there) in zip(both.modes.items(), alone.runs[0].modes.items(), strict=True):
+        assert here.images == count
         assert here.model_copy(update={"seconds": 0}) == there.model_copy(update={"seconds": 0})
-    assert both.provenance.processes == 2
+    assert both.provenance.processes == world
     assert tree(workspace.evaluation(row)) == pictures

@@ -37,7 +37,7 @@ def row():
 def small_model(monkeypatch):
     loaded = []
     monkeypatch.setattr(predict, "build_model", lambda config, classes, attention: Brightness(classes))
-    monkeypatch.setattr(predict, "load_any", lambda path, model, row: loaded.append(path) or {})
+    monkeypatch.setattr(predict, "load_any", lambda path, model: loaded.append(path))
     return loaded
 
 

@@ -79,7 +79,7 @@ def tiny_row(iterations=8, **sections):
         "optimizer": {"lr": 0.05, "head_lr_multiplier": 2.0},
         "numerics": {},
         "loss": {},
-        "runtime": {"workers": 0, "log_interval": 3, "checkpoint_interval": 3, "progress": "never"},
+        "runtime": {"workers": 0, "log_interval": 3, "checkpoint_interval": 3},
     }
     for name, value in sections.items():
         changes[name] = {**changes[name], **value} if isinstance(changes.get(name), dict) else value

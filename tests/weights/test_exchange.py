@@ -168,7 +168,7 @@ def test_any_kind_of_file_is_loaded(tmp_path, trained, exported, params):
     for file in (trained, exported, tmp_path / "imported.safetensors", tmp_path / "raw.safetensors"):
         torch.manual_seed(1)
         model = build_model(row.model, 19)
-        load_any(file, model, row)
+        load_any(file, model)
         state = model.state_dict()
         wanted = wanted or state
         assert all(torch.equal(state[key], value) for key, value in wanted.items())
