@@ -36,20 +36,12 @@ def classes(row):
 def provenance(row, gpu="NVIDIA H200"):
     return Provenance(
         commit="0123456789abcdef0123456789abcdef01234567",
-        dirty=False,
         date="2026-01-02T03:04:05Z",
-        command=f"python -m pipelines.train {row.name}",
-        python="3.11.9",
         torch="2.15.0+cu130",
-        torchvision="0.29.0+cu130",
-        cuda="13.0" if gpu else None,
-        cudnn="91002" if gpu else None,
         driver="580.95.05" if gpu else None,
         gpu=gpu,
         gpus=1 if gpu else 0,
         cpu="AMD EPYC 9654 96-Core Processor",
-        cpu_cores=16,
-        os="Linux 6.8 x86_64",
         precision=row.numerics.precision,
     )
 

@@ -306,30 +306,20 @@ def test_artifacts_follow_a_workspace_that_is_moved(workspace, row, tmp_path):
 
 
 @pytest.mark.slow
-def test_two_processes_on_a_fresh_store(tmp_path, template):
+def test_two_processes_on_a_fresh_store(tmp_path, template, monkeypatch):
     """MLflow itself crashes here ("table ... already exists") unless the migrations are serialised."""
     shutil.copytree(template, tmp_path, dirs_exist_ok=True, ignore=shutil.ignore_patterns("mlflow.db*"))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
     script = (
-        "import sys; from pathlib import Path; from danet.results import tracking;"
-        "from danet.config.workspace import Workspace\n"
-        "workspace = Workspace(Path('.'))\n"
+        "import sys; from danet.results import tracking; from danet.config.workspace import Workspace\n"
+        "workspace = Workspace()\n"
         f"with tracking.run(workspace.params().row({NAME!r}), int(sys.argv[1]), workspace) as tracker:\n"
         "    tracker.metrics(1, {'loss': 1.0})\n"
         "sys.exit(0 if tracker.run_id else 1)\n"
     )
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("MLFLOW_")}
-    environment["PYTHONPATH"] = str(ROOT)
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", script, str(seed)],
-            cwd=tmp_path,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for seed in range(2)
-    ]
+    whole = {"cwd": tmp_path, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    processes = [subprocess.Popen([sys.executable, "-c", script, str(seed)], **whole) for seed in range(2)]
     outputs = [process.communicate(timeout=300)[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], outputs
     assert outputs == ["", ""]  # quiet: no migration log
