@@ -43,7 +43,7 @@ def literals(path):
 
 def quoted(text):
     """The commands in backticks."""
-    for found in re.findall(r"`([^`]+)`", text.replace("``", "`")):
+    for found in re.findall(r"`([^`]+)`", text.replace("```", "").replace("``", "`")):
         command = " ".join(found.split())
         if re.match(r"(danet|dvc|make) [a-z-]", command):
             yield command
