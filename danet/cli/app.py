@@ -8,7 +8,7 @@ import typer
 
 from danet import __version__
 from danet.cli import look, machine, rows, run, weights
-from danet.core.console import report_errors
+from danet.core.console import console, report_errors
 
 app = typer.Typer(
     name="danet",
@@ -36,4 +36,9 @@ def _version(version: Annotated[bool, typer.Option("--version", help="Print the 
 def main() -> None:
     """Entry point of ``danet`` and ``python -m danet.cli``."""
     with report_errors():
-        app()
+        try:
+            app()
+        except SystemExit as stop:
+            if stop.code == 130:  # Ctrl-C, of which Typer says nothing
+                console.print("stopped by the keyboard")
+            raise

@@ -69,6 +69,20 @@ def test_ctrl_c_in_a_stage_is_one_line():
     assert stage.returncode == -signal.SIGINT
 
 
+def test_ctrl_c_in_a_command_is_one_line():
+    command = python(
+        "import sys, time\nfrom danet.cli import app\n"
+        "@app.app.command()\ndef wait():\n    print('started', flush=True)\n    time.sleep(60)\n"
+        "sys.argv = ['danet', 'wait']\napp.main()"
+    )
+    assert command.stdout is not None
+    assert command.stdout.readline() == "started\n"
+    command.send_signal(signal.SIGINT)
+    _, shown = command.communicate(timeout=60)
+    assert shown == "stopped by the keyboard\n"
+    assert command.returncode == 130
+
+
 @pytest.mark.parametrize("encoding", ["latin-1", "ascii"])
 def test_a_terminal_that_cannot_print_a_name(encoding):
     code = "import sys\nfrom danet.cli import app\nsys.argv = ['danet', 'rows', '\\u4e2d\\u6587']\napp.main()"
