@@ -14,7 +14,10 @@ from danet.config.row import Row
 from danet.core.errors import ConfigError
 from danet.core.files import sha256
 
-_PARENTS = ("data", "data/raw", "data/prepared", "data/weights", "data/released", "models", "evaluations")
+_PARENTS = (
+    *("data", "data/raw", "data/prepared", "data/weights", "data/released"),
+    *("models", "evaluations", "verifications", "submissions"),
+)
 
 
 @dataclass(frozen=True)

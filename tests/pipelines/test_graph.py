@@ -3,12 +3,15 @@
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from dvc.repo import Repo
 
 from danet.config.params import load_params
+from danet.config.workspace import Workspace
 from danet.config.yaml import BESIDE
+from danet.core.errors import ConfigError
 from tests.parameters import ROOT
 from tests.pipelines.programs import dvc
 
@@ -85,3 +88,16 @@ def test_another_python_is_told_to_activate_the_environment(tmp_path):
     assert done.returncode == 1
     assert "activate its environment" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_link_in_place_of_any_folder_of_outputs_is_refused(tmp_path, stages):
+    """DVC refuses what lies behind one, but only after the stage's work."""
+    cached = {Path(out.def_path).parent for stage in stages.values() for out in stage.outs if out.use_cache}
+    assert {Path("data/raw"), Path("models"), Path("submissions")} < cached
+    for index, folder in enumerate(sorted({each for path in cached for each in (path, *path.parents[:-1])})):
+        (root := tmp_path / str(index)).mkdir()
+        (root / ".git").mkdir()
+        (root / folder).parent.mkdir(parents=True, exist_ok=True)
+        (root / folder).symlink_to(tmp_path)
+        with pytest.raises(ConfigError, match=f"{folder}: is a symbolic link"):
+            Workspace(root).refuse_links()
