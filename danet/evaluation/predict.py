@@ -75,9 +75,10 @@ def predict_files(
             except (RuntimeError, MemoryError) as error:
                 if not out_of_memory(error):
                     raise
+                other = "" if predictor.device.type == "cpu" else ", or try --device cpu"
                 raise DanetError(
                     f"{path}: the memory of {predictor.device} is too small for {image.shape[1]}x{image.shape[0]} "
-                    "pixels; make the image smaller, or try --device cpu"
+                    f"pixels; make the image smaller{other}"
                 ) from error
             predictor.check(f"{weights}, on {path}")
             save_palette_png(mask_path, mask, dataset.palette)
