@@ -171,6 +171,6 @@ def _named_tensors(file: Path, value: Any, remedy: str) -> dict[str, Tensor]:
 
 def _short(error: Exception) -> str:
     """The first line of a library's message that says something."""
-    told = str(error).rpartition("WeightsUnpickler error: ")[2].strip()
+    told = str(error).rpartition("WeightsUnpickler error: ")[2].rpartition("from a trusted source.")[2].strip()
     text = told.splitlines()[0] if told else type(error).__name__
     return text if len(text) <= 160 else text[:157] + "..."

@@ -122,6 +122,12 @@ def test_nothing_in_a_file_is_run(tmp_path, legacy, function):
         assert not trap.exists()
 
 
+def test_a_refusal_says_what_would_have_run(tmp_path):
+    file = saved(tmp_path / "bad.pth", {"state_dict": STATE, "extra": Calls(os.mkdir, str(tmp_path / "trap"))})
+    with pytest.raises(CheckpointError, match=r"refused \(.*posix\.mkdir.*\); delete it"):
+        read_tensors(file)
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_weights_that_are_not_finite(tmp_path, bad, dtype):
