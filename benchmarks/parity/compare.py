@@ -79,12 +79,17 @@ def stored(folder: Path, aspect: str) -> Iterator[tuple[str, str, dict[str, np.n
         yield source, "".join(case), *common.load(path)
 
 
+def largest(values: Any) -> float:
+    """The largest absolute value; infinite if one is not a number, which would get lost in a maximum."""
+    return float(np.nan_to_num(np.abs(values), nan=np.inf, posinf=np.inf).max())
+
+
 def difference(a: Tensor | np.ndarray, b: Tensor | np.ndarray) -> float:
     """Largest absolute difference over the largest absolute value of ``b``."""
     x, y = np.asarray(a, np.float64), np.asarray(b, np.float64)
     if x.shape != y.shape:
         raise ValueError(f"shapes {x.shape} and {y.shape} differ")
-    return float(np.abs(x - y).max() / (np.abs(y).max() or 1.0))
+    return largest(x - y) / (largest(y) or 1.0)
 
 
 def our_names(kind: str, model: nn.Module) -> dict[str, str]:
@@ -121,11 +126,11 @@ def projection_difference(
     worst, where = 0.0, ""
     for key, value in theirs.items():
         # a projection on random signs is about as large as the norm, which comes first
-        apart = float(np.abs(common.projections(key, ours[mapping[key]].numpy()) - value).max())
+        apart = largest(common.projections(key, ours[mapping[key]].numpy()) - value)
         is_key = key.endswith(("key_project.bias", "key_conv.bias", "conv_key.bias"))
         scale = float(theirs[key.replace("bias", "weight") if is_key else key][0])
         relative = apart / scale if scale else apart and float("inf")  # what is 0 there must be 0 here
-        if not relative <= worst:
+        if relative > worst:
             worst, where = relative, key
     return worst, where
 
@@ -306,8 +311,8 @@ def worst_start(
     for key, (wanted_mean, wanted_spread) in expected.items():
         mean, spread, count = ours[key]
         error = max(spread, wanted_spread) / np.sqrt(count / draws)
-        apart = max(abs(mean - wanted_mean), np.sqrt(2) * abs(spread - wanted_spread))
-        score = float(apart / error) if error else apart and float("inf")
+        apart = largest([mean - wanted_mean, np.sqrt(2) * (spread - wanted_spread)])
+        score = largest(apart / error) if error else apart and float("inf")
         if score > worst:
             worst, where = score, key
     return worst, where
@@ -321,10 +326,8 @@ def check_initialisation(folder: Path) -> Iterator[Result]:
     for source, _, arrays, meta in stored(folder, "init"):
         start = {"mmseg": "mmsegmentation", "ssseg": "pytorch"}[source]
         config = row(source).model.model_copy(update={"backbone_init": start})
-        ours, mapping = (
-            starts(lambda config=config: build_model(config, 19)),
-            our_names(source, build_model(config, 19)),
-        )
+        ours = starts(functools.partial(build_model, config, 19))
+        mapping = our_names(source, build_model(config, 19))
         expected = {mapping[key]: (values[:, 0].mean(), values[:, 1].mean()) for key, values in arrays.items()}
         worst, where = worst_start(ours, expected, draws=2)
         note = f"{len(arrays)} parameters, 4 seeds; worst: {where}"
@@ -350,7 +353,7 @@ def check_official_initialisation() -> Iterator[Result]:
                 spread = float(1 / np.sqrt(3 * layer.weight[0].numel())) if drawn else 0.0
             constant = key.endswith((".weight", "gate.gamma")) and not spread
             expected[key] = (float(constant), spread)
-        worst, where = worst_start(starts(lambda config=config: build_model(config, 19)), expected, draws=1)
+        worst, where = worst_start(starts(functools.partial(build_model, config, 19)), expected, draws=1)
         case = f"{kind}, {'backbone and heads' if kind == 'clusterdanet' else 'heads'}"
         yield Result(row(kind).source, "initialisation", case, worst, "closed form", f"worst: {where}")
 
@@ -370,14 +373,14 @@ def check_schedule(folder: Path) -> Iterator[Result]:
                 schedule, case = recipe.schedule, recipe.name
                 total = schedule.total_iterations(params().dataset(name).counts[recipe.train_split])
             ours = np.array([learning_rate(schedule, 0.01, i, total) for i in range(total)])
-            worst = float(np.abs(ours - values).max()) if total == len(values) else float("inf")
+            worst = largest(ours - values) if total == len(values) else float("inf")
             note = f"{total} iterations here, {len(values)} there"
             yield Result(row(source).source, "learning rate", case, worst, against(source, meta), note)
 
 
 def check_row_schedules(every: int = 1) -> Iterator[Result]:
     """Every published row, each ``every``-th iteration, both groups: as the optimizer is told, by closed form."""
-    worst: dict[str, tuple[float, int]] = {}
+    apart: dict[str, list[float]] = {}
     known = set()
     for recipe in params().published_rows():
         total = recipe.schedule.total_iterations(params().dataset(recipe.dataset).counts[recipe.train_split])
@@ -387,20 +390,17 @@ def check_row_schedules(every: int = 1) -> Iterator[Result]:
         known.add(key)
         model = nn.ModuleDict({"backbone": nn.Linear(1, 1), "head": nn.Linear(1, 1)})
         optimizer = build_optimizer(model, recipe.optimizer)
-        head_base, floor = (0.01, 1e-4) if recipe.source in ("mmsegmentation", "sssegmentation") else (0.03, 0.0)
-        base = 0.01 if recipe.source in ("mmsegmentation", "sssegmentation") else 0.003
-        largest = 0.0
+        toolbox = recipe.source in ("mmsegmentation", "sssegmentation")
+        bases, floor = ({"backbone": 0.01, "head": 0.01}, 1e-4) if toolbox else ({"backbone": 0.003, "head": 0.03}, 0.0)
         for iteration in range(0, total, every):
             set_learning_rates(optimizer, recipe.schedule, iteration, total)
             fraction = (1 - iteration / total) ** 0.9
             rates = {group["name"]: group["lr"] for group in optimizer.param_groups}
-            for name, rate in (("backbone", base), ("head", head_base)):
-                largest = max(largest, abs(rates[name] - (fraction * (rate - floor) + floor)))
-        before = worst.get(recipe.source, (0.0, 0))
-        worst[recipe.source] = (max(before[0], largest), before[1] + len(range(0, total, every)))
-    for source, (largest, iterations) in worst.items():
-        note = f"{iterations:,} iterations of all different lengths, backbone and head"
-        yield Result(source, "learning rate", "all rows", largest, "closed form, 0.x: (1 - it/T)^0.9", note)
+            differences = [rates[name] - (fraction * (base - floor) + floor) for name, base in bases.items()]
+            apart.setdefault(recipe.source, []).append(largest(differences))
+    for source, each in apart.items():
+        note = f"{len(each):,} iterations of all different lengths, backbone and head"
+        yield Result(source, "learning rate", "all rows", max(each), "closed form, 0.x: (1 - it/T)^0.9", note)
 
 
 # --------------------------------------------------------------------------------------------------------- augmentation
@@ -500,10 +500,10 @@ def check_augmentation(folder: Path) -> Iterator[Result]:
             if augment.pad.position == "centre":
                 top, left = (label.shape[0] - height) // 2, (label.shape[1] - width) // 2
             shown = grey_levels(final[:, top : top + height, left : left + width])
-            pixels = max(pixels, float(np.abs(shown - theirs).max()))
+            pixels = max(pixels, largest(shown - theirs))
             projection = common.projections("final", final)
             normalised = max(normalised, difference(final[:, -2:, -2:], arrays[f"{seed}/corner"]))
-            normalised = max(normalised, float(np.abs(projection - arrays[f"{seed}/projection"]).max() / projection[0]))
+            normalised = max(normalised, largest((projection - arrays[f"{seed}/projection"]) / projection[0]))
         note = f"{len(meta['cases'])} samples, {redraws} redrawn crops"
         case_name = f"{name}{', 1.x padding' if meta.get('pads_before_normalising') else ''}"
         for what, worst in (("pixels", pixels), ("labels", labels), ("normalised", normalised)):
@@ -531,7 +531,7 @@ def check_official_augmentation() -> Iterator[Result]:
             draws = {"side": side, "flip": bool(index % 2), "left": left, "top": top, "crops": [[top, left]]}
             image, mask, final, label = replayed(augment, key, size, 19, draws)
             expected_image, expected_label = reference.official_augmentation(image, mask, rule, crop, draws)
-            pixels = max(pixels, float(np.abs(grey_levels(final).transpose(1, 2, 0) - expected_image).max()))
+            pixels = max(pixels, largest(grey_levels(final).transpose(1, 2, 0) - expected_image))
             labels += int((label != expected_label).sum())
         note = f"{samples} samples, rule {rule}"
         yield Result(title, "augmentation, pixels", rule, pixels, "own PIL reference", note)
@@ -682,7 +682,7 @@ def check_metrics(folder: Path) -> Iterator[Result]:
         for t, p in zip(label.ravel().tolist(), prediction.ravel().tolist(), strict=True):
             if t != 255:
                 truth[t, p] += 1
-    exact = float(np.abs(confusion.matrix - truth).max())
+    exact = largest(confusion.matrix - truth)
     yield Result("all", "metrics", "confusion matrix", exact, "pixel by pixel in Python")
 
     def plain(values: tuple[float | None, ...]) -> np.ndarray:
@@ -690,10 +690,8 @@ def check_metrics(folder: Path) -> Iterator[Result]:
 
     def apart(*pairs: tuple[Any, Any]) -> float:
         """The largest difference; what one side alone does not define is infinitely far."""
-        differences = [
-            np.abs(np.asarray(mine) - theirs)[~(np.isnan(mine) & np.isnan(theirs))] for mine, theirs in pairs
-        ]
-        return float(np.nan_to_num(np.concatenate([np.ravel(d) for d in differences]), nan=np.inf).max())
+        differences = [(np.asarray(mine) - theirs)[~(np.isnan(mine) & np.isnan(theirs))] for mine, theirs in pairs]
+        return max(map(largest, differences))
 
     arrays, meta = peers["mmseg"]
     peer = against("mmseg", meta)

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
-from benchmarks.parity import compare, training
+from benchmarks.parity import common, compare, training
 from benchmarks.parity.results import ASPECTS, Result
 
 DATA = Path(__file__).parent / "data"
@@ -33,8 +34,15 @@ def test_within_bounds(name):
 
 
 def test_nan_breaks_a_bound():
+    """Also where the largest of several differences is taken, and it is not the last."""
     for aspect in ASPECTS:
-        assert not Result("all", aspect, "", float("nan"), "").passed
+        assert not Result("all", aspect, "", np.nan, "").passed
+    assert compare.difference(np.array([0.0, np.nan, 0.0]), np.ones(3)) == np.inf
+    ours = {"first": torch.tensor([np.nan, 1.0]), "last": torch.ones(2)}
+    theirs = {name: common.projections(name, np.ones(2)) for name in ours}
+    assert compare.projection_difference(ours, theirs, {name: name for name in ours}) == (np.inf, "first")
+    starts = {"first": (np.nan, 1.0, 4), "last": (0.0, 1.0, 4)}
+    assert compare.worst_start(starts, dict.fromkeys(starts, (0.0, 1.0)), draws=1) == (np.inf, "first")
 
 
 def test_the_papers_channel_attention_is_noticed(monkeypatch):
