@@ -182,20 +182,20 @@ def page() -> str:
         "| case | TFLOP | GB | launches | plain, ms | fast, ms | fast, images/s | measured, images/s |",
         "|-|-:|-:|-:|-:|-:|-:|-:|",
     ]
-    names = list(dict.fromkeys(name for case, work in zip(CASES, works, strict=True) for name, _ in parts(case, work)))
-    for case, work, head in zip(CASES, works, heads, strict=True):
-        fast = work.total - sum(gain for _, gain in parts(case, work))
+    gains = [dict(parts(case, work)) for case, work in zip(CASES, works, strict=True)]
+    for case, work, gain, head in zip(CASES, works, gains, heads, strict=True):
+        fast = work.total - sum(gain.values())
         cells = [f"{work.flop / 1e12:.2f}", f"{work.bytes / 1e9:.1f}", str(work.launches), f"{1000 * work.total:.1f}"]
         cells += [f"{1000 * fast:.1f}", f"{case.batch / fast:.0f}"]
         out.append(f"| {head} | {' | '.join(cells)} | {rates.get((case.what, case.network, case.batch), '-')} |")
-    ruler = "|-|" + "-:|" * len(CASES)
-    out += ["", "Where the plain network's time goes, ms:", "", f"| | {' | '.join(heads)} |", ruler]
-    for group in GROUPS:
-        out.append(f"| {group} | " + " | ".join(f"{1000 * work.seconds[group]:.2f}" for work in works) + " |")
-    out += ["", "What each part of the fast path should take off, ms:", "", f"| | {' | '.join(heads)} |", ruler]
-    gains = [dict(parts(case, work)) for case, work in zip(CASES, works, strict=True)]
-    for name in names:
-        out.append(f"| {name} | " + " | ".join(f"{1000 * g[name]:.2f}" if name in g else "-" for g in gains) + " |")
+    for title, found in (
+        ("Where the plain network's time goes, ms:", [dict.fromkeys(GROUPS, 0.0) | work.seconds for work in works]),
+        ("What each part of the fast path should take off, ms:", gains),
+    ):
+        out += ["", title, "", f"| | {' | '.join(heads)} |", "|-|" + "-:|" * len(CASES)]
+        for name in dict.fromkeys(name for each in found for name in each):
+            cells = [f"{1000 * each[name]:.2f}" if name in each else "-" for each in found]
+            out.append(f"| {name} | {' | '.join(cells)} |")
     out += [
         "",
         "A CUDA graph takes nothing off these times: it launches all operations by one call, which helps where the",
