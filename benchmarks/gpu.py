@@ -235,7 +235,9 @@ def main() -> None:
     Raises:
         ConfigError: without a GPU, or for an unknown step.
     """
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.gpu", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     known = {step.name: step for step in STEPS}
     parser.add_argument("names", nargs="*", metavar="STEP", help=f"of: {', '.join(known)}")
     parser.add_argument("--budget", type=float, default=1200, help="seconds for all steps (default: %(default)g)")

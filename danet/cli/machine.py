@@ -32,8 +32,9 @@ def flops_command(
 ) -> None:
     """Count parameters and the operations of a forward pass, at the crop and for a test image; computes nothing.
 
-    A multiplication and an addition are two operations; convolutions and matrix products count, with the heads that
-    only training uses; position attention as the explicit map. R-50 D8: 0.44 TFLOP at 512x512, 4.6 at 1024x2048.
+    A multiplication and an addition are two operations; convolutions and matrix
+    products count, with the heads that only training uses; position attention as
+    the explicit map. R-50 D8: 0.44 TFLOP at 512x512, 4.6 at 1024x2048.
     """
     from danet.evaluation.flops import count_row, size_text
 
@@ -84,7 +85,7 @@ def open_(
     if uri.startswith("http"):
         typer.echo(address(space, table, uri))
         return
-    typer.echo(f"{address(space, table, f'http://127.0.0.1:{port}')} (Ctrl-C ends it)")
+    typer.echo(f"{address(space, table, f'http://127.0.0.1:{port}')} (once Uvicorn is running; Ctrl-C ends it)")
     command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri, "--port", str(port), "--workers", "1"]
     with contextlib.suppress(KeyboardInterrupt):
         subprocess.run(command, check=False)

@@ -51,8 +51,8 @@ def rows(
 ) -> None:
     """List the rows with their published and measured numbers, or show one row's numbers and settings.
 
-    mIoU and aAcc are percent, crop size is height x width; a dash (null in JSON) is what the source does not give, or
-    what has not been measured.
+    mIoU and aAcc are percent, crop size is height x width; a dash (null in
+    JSON) is what the source does not give, or what has not been measured.
     """
     space = Workspace(workspace)
     params = space.params()

@@ -87,8 +87,9 @@ def verify(
 ) -> None:
     """Check a published number: evaluate the weights that were released with it, by its source's protocol.
 
-    The weights are fetched if need be; the data set must be prepared (dvc repro convert@DATASET). With --all, rows that
-    lack weights or data are skipped, each with its reason. The tables show the result as "Released weights".
+    The weights are fetched if need be; the data set must be prepared (dvc repro
+    convert@DATASET). With --all, rows that lack weights or data are skipped, each
+    with its reason. The tables show the result as "Released weights".
     """
     from danet.core.errors import ConfigError
     from danet.evaluation.verify import VerifiedRow, verify_all, verify_row
@@ -162,8 +163,9 @@ def reproduce(
 ) -> None:
     """Evaluate a row of a table's JSON again, ours or a colleague's: does it agree? (Exit code 1: it does not.)
 
-    With the weights of the report, the numbers must agree within bands.released; with others in models/ROW, trained
-    here for instance, within the dataset's band.
+    With the weights of the report, the numbers must agree within bands.released;
+    with others in models/ROW, trained here for instance, within the dataset's
+    band.
     """
     from danet.cli.reproduce import check_row
 

@@ -80,7 +80,7 @@ class Progress:
         rate = (self.done - self._start_done) / max(self._last - self._start, 1e-3)
         scale, unit = (1e6, "MB") if self.unit == "bytes" else (1, self.unit)
         of = f" of {self.total / scale:,.0f}" if self.total else ""
-        text = f"{self.title}: {self.done / scale:,.0f}{of} {unit}, {rate / scale:,.1f} {unit}/s"
+        text = f"{self.title}: {self.done / scale:,.0f}{of} {unit}, {rate / scale:,.2f} {unit}/s"
         if self.total and rate > 0:
             text += f", {duration((self.total - self.done) / rate)} left"
         print(f"{text}, {self.note}" if self.note else text, file=sys.stderr, flush=True)

@@ -48,11 +48,12 @@ def verify_row(
         CheckpointError: if the file is not the row's released one (its SHA-256 is another than published, or it was
             trained here), or is damaged or of another network.
         DownloadError: if the weights cannot be obtained.
+        ConfigError: if there are none in ``params.yaml``.
         DataError: if the data set is not prepared.
     """
-    PreparedDataset(workspace.prepared(row.dataset), row.val_split)  # before a long download
     if weights is None:
         spec = released_of(workspace.params(), row.name)
+        PreparedDataset(workspace.prepared(row.dataset), row.val_split)  # before a long download
         weights = stored(workspace, row, spec) or fetch_released(workspace, row.name)
     facts = facts_of(weights, row, workspace.params().released.get(row.name))
     return evaluate_released(row, workspace, weights, facts, device=device)

@@ -6,6 +6,7 @@ every tensor of a file is either asked for by one of ours or named in the error.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from danet.weights.imagenet import encoding_name
 from danet.weights.reading import read_tensors, translated
 
 _REMEDY: Final = "take the checkpoint that belongs to this row"
+_PAM_BIAS: Final = re.compile(r"decode_head\.pam\.(query|key|value)_project\.bias")
 
 
 @dataclass(frozen=True)
@@ -182,6 +184,9 @@ def import_released(file: Path, config: Model, num_classes: int) -> tuple[dict[s
     tensors = read_tensors(file, _REMEDY)
     name = _recognise(file, tensors)
     source = _source_of(name, config, str(file))
+    if name == "mmsegmentation" and not config.pam_bias:
+        # zeros there are those that `export_weights` adds; any other bias belongs to another network
+        tensors = {key: value for key, value in tensors.items() if not _PAM_BIAS.fullmatch(key) or value.any()}
     with torch.device("meta"):
         wanted = build_model(config, num_classes).state_dict()
     state = translated(

@@ -150,7 +150,7 @@ def test_what_is_not_the_released_file_is_refused(workspace, tmp_path):
     with pytest.raises(CheckpointError, match="does not exist"):
         verify_row(row, workspace, weights=tmp_path / "none.pth", device="cpu")
     with pytest.raises(ConfigError, match=r"mmseg-r50 has no released weights"):
-        verify_row(row, workspace, device="cpu")
+        verify_row(row.model_copy(update={"dataset": "not-prepared"}), workspace, device="cpu")
     raw, imported = tmp_path / "w.pth", tmp_path / "w.safetensors"
     export_weights(trained, raw)
     import_weights(raw, imported, workspace.params(), row=name)

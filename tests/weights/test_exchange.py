@@ -135,7 +135,7 @@ def test_to_mmsegmentation_and_back_is_exact(tmp_path, trained, exported, unpubl
         export_weights(trained, tmp_path / "x.safetensors")
 
 
-def test_projections_without_biases_get_zeros_in_mmsegmentation(tmp_path, params):
+def test_projections_without_biases_get_zeros_in_mmsegmentation(tmp_path, params, unpublished):
     row = params.row("ssseg-r50-d8-voc2012")
     model = build_model(row.model, 21)
     save_model(tmp_path / "w.safetensors", model, {"row": row.name})
@@ -144,6 +144,14 @@ def test_projections_without_biases_get_zeros_in_mmsegmentation(tmp_path, params
     biases = [theirs[f"decode_head.pam.{part}_project.bias"] for part in ("query", "key", "value")]
     assert [tuple(bias.shape) for bias in biases] == [(64,), (64,), (512,)]
     assert not any(bool(bias.any()) for bias in biases)
+    import_weights(tmp_path / "w.pth", tmp_path / "back.safetensors", unpublished, row=row.name)
+    before, after = load_file(tmp_path / "w.safetensors"), load_file(tmp_path / "back.safetensors")
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[key], after[key]) for key in before)
+    theirs["decode_head.pam.key_project.bias"][3] = 0.5
+    torch.save({"state_dict": theirs}, tmp_path / "other.pth")
+    with pytest.raises(CheckpointError, match=r"unexpected \(decode_head\.pam\.key_project\.bias\)"):
+        import_weights(tmp_path / "other.pth", tmp_path / "other.safetensors", unpublished, row=row.name)
     with pytest.raises(CheckpointError, match="export: official-dranet has no danet"):
         export_weights(tmp_path / "w.safetensors", tmp_path / "w.pth", target="official-dranet")
 
