@@ -216,11 +216,15 @@ def diff_text(first: NamedRun, second: NamedRun, difference: Difference) -> str:
 
 
 def _table(lines: Sequence[Sequence[str]], head: Sequence[str], align: str = "l") -> str:
-    """At most 80 columns wide: long words are broken."""
+    """At most 80 columns wide: those of a wider table share the room, and long words are broken."""
     sides = ["left"] + ["right" if align == "r" else "left"] * (len(head) - 1)
     first = min(29, max(len(line[0]) for line in (*lines, head)))
-    widths = [first] + [(80 - first) // max(1, len(head) - 1) - 2] * (len(head) - 1)
-    return tabulate(
-        lines, headers=head, tablefmt="plain", colalign=sides, disable_numparse=True, maxcolwidths=widths,
-        maxheadercolwidths=widths,
-    )  # fmt: skip
+    shared = [first] + [(80 - first) // max(1, len(head) - 1) - 2] * (len(head) - 1)
+    for widths in (None, shared):
+        text = tabulate(
+            lines, headers=head, tablefmt="plain", colalign=sides, disable_numparse=True, maxcolwidths=widths,
+            maxheadercolwidths=widths,
+        )  # fmt: skip
+        if max(map(len, text.splitlines())) <= 80:
+            break
+    return text

@@ -21,13 +21,13 @@ NAME, OTHER = "camvid-r50-d8", "camvid-r101-d16"
 @pytest.fixture
 def workspace(tmp_path):
     raw = raw_params(rows=(NAME, OTHER))
-    for name in (NAME, OTHER):
-        raw["rows"][name]["seeds"] = [0, 1]
+    mious = {NAME: {0: 55.0, 1: 56.0}, OTHER: dict.fromkeys(range(5), 58.5)}
+    for name, of_seeds in mious.items():
+        raw["rows"][name]["seeds"] = list(of_seeds)
     write_raw(raw, tmp_path)
     space = Workspace(tmp_path)
-    for name, mious in ((NAME, {0: 55.0, 1: 56.0}), (OTHER, {0: 58.5, 1: 58.5})):
-        row = space.params().row(name)
-        samples.write(row, space, mious, points=0)
+    for name, of_seeds in mious.items():
+        samples.write(space.params().row(name), space, of_seeds, points=0)
     return space
 
 
@@ -69,6 +69,7 @@ def test_show_several_seeds(workspace):
     # mean 55.5, sample standard deviation sqrt(0.5)
     assert ["mIoU", "55.50", "0.71", "55.00,", "56.00"] in [line.split() for line in text.splitlines()]
     assert max(map(len, [line for line in text.splitlines() if "evaluation.json" not in line])) <= 80
+    assert ", ".join(["58.50"] * 5) in show_text(load_run(OTHER, workspace))  # in one line, as there is room
     assert describe(load_run(NAME, workspace))["provenance"]["evaluation"]["seed"] == [0, 1]
 
 
