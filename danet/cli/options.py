@@ -23,7 +23,6 @@ Device = Annotated[
     str | None, typer.Option(help="cpu, cuda or cuda:N (default: the GPU if there is one).", show_default=False)
 ]
 Force = Annotated[bool, typer.Option("--force", help="Overwrite what is there already.")]
-NoMlflow = Annotated[bool, typer.Option("--no-mlflow", help="Do not log to MLflow.")]
 
 
 class Format(StrEnum):

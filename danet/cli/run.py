@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from danet.cli.options import Device, NoMlflow, Root, RowName
+from danet.cli.options import Device, Root, RowName
 from danet.config.workspace import Workspace
 from danet.core.console import console, output, print_columns
 from danet.core.provenance import PACKAGE_ROOT
@@ -28,7 +28,6 @@ def train(
     row: RowName,
     device: Device = None,
     workspace: Root = Path(),
-    no_mlflow: NoMlflow = False,
 ) -> None:
     """Train a row (all its seeds) outside DVC; resumes where it was stopped.
 
@@ -39,9 +38,8 @@ def train(
 
     space = Workspace(workspace)
     chosen = space.params().row(row)
-    train_row(chosen, space, tracker_factory=None if no_mlflow else run, device=device)
-    if not no_mlflow:
-        log([chosen], space)
+    train_row(chosen, space, tracker_factory=run, device=device)
+    log([chosen], space)
 
 
 @app.command()
@@ -53,7 +51,6 @@ def evaluate(
     ] = None,
     device: Device = None,
     workspace: Root = Path(),
-    no_mlflow: NoMlflow = False,
 ) -> None:
     """Evaluate a row's trained weights by its source's testing protocol."""
     from danet.evaluation.evaluate import evaluate_row
@@ -62,7 +59,7 @@ def evaluate(
     space = Workspace(workspace)
     chosen = space.params().row(row)
     evaluate_row(chosen, space, weights=weights, device=device)
-    if weights is None and not no_mlflow:
+    if weights is None:
         log([chosen], space)
 
 
@@ -83,7 +80,6 @@ def verify(
     ] = None,
     device: Device = None,
     workspace: Root = Path(),
-    no_mlflow: NoMlflow = False,
 ) -> None:
     """Check a published number: evaluate the weights that were released with it, by its source's protocol.
 
@@ -101,8 +97,7 @@ def verify(
     if row is not None:
         chosen = space.params().row(row)
         result = verify_row(chosen, space, weights=weights, device=device)
-        if not no_mlflow:
-            log([chosen], space)
+        log([chosen], space)
         _print_verified([VerifiedRow(row, "measured", metrics=result.means)], space.params().bands.released)
         return
     results = verify_all(
@@ -112,8 +107,7 @@ def verify(
             None if one.state == "skipped" else console.print(f"{done}/{count} {one.row}: {one.state}", markup=False)
         ),
     )
-    if not no_mlflow:
-        log([space.params().row(one.row) for one in results if one.state == "measured"], space)
+    log([space.params().row(one.row) for one in results if one.state == "measured"], space)
     _print_verified(results, space.params().bands.released)
     if any(result.state == "failed" for result in results):  # it had weights and data
         raise typer.Exit(2)

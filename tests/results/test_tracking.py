@@ -271,6 +271,12 @@ def test_an_unreachable_server_is_one_line_and_sync_sends_later(workspace, row, 
     assert runs(workspace, 0)[0].data.metrics["miou"] == 78.0
 
 
+def test_without_mlflow_a_training_goes_on(workspace, row, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "mlflow", None)
+    train(workspace, row, {1: 1.0})
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
 def test_a_store_that_fails_in_mid_run_costs_nothing(workspace, row, capsys):
     with tracking.run(row, 0, workspace) as tracker:
         (workspace.root / "mlflow.db").write_bytes(b"this is not a database at all, whatever its name says" * 1000)
