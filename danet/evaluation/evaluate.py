@@ -12,7 +12,7 @@ import torch
 
 from danet.config.row import Row
 from danet.config.workspace import Workspace
-from danet.core.errors import CheckpointError
+from danet.core.errors import CheckpointError, DataError
 from danet.core.files import atomic_write, replace_folder
 from danet.core.process import Process, processes
 from danet.data.prepared import PreparedDataset
@@ -133,6 +133,11 @@ def _evaluate(
 ) -> EvaluationFile:
     """A result for each subject. Puts the pictures in their place at the end."""
     dataset = PreparedDataset(workspace.prepared(row.dataset), row.val_split)
+    if not dataset.labels:
+        raise DataError(
+            f"{dataset.folder}: no pixel of split {dataset.split} has a label, so nothing can be measured; correct the "
+            "masks, or set the row's val_split to another split"
+        )
     process.agree(
         {"settings of the row": row.hash, "prepared data": dataset.manifest_hash}
         | {f"weights {item.path.name}": item.weights_sha256 for item in subjects if process.world > 1},

@@ -104,6 +104,13 @@ def test_a_split_without_labels_is_refused(row):
         evaluate_model(Reader(), row, Unlabelled(), "cpu")
 
 
+def test_masks_without_a_label_measure_nothing(one, workspace, monkeypatch):
+    monkeypatch.setattr(Shades, "labels", frozenset())
+    with pytest.raises(DataError, match=r"no pixel of split test has a label, so nothing can be measured"):
+        evaluate_row(one, workspace, device="cpu")
+    assert not workspace.metrics(one).exists()
+
+
 def test_diverged_model_gives_no_result(row):
     class Diverged(Reader):
         def forward(self, x):
