@@ -11,10 +11,10 @@ from pipelines.sweep.launch import launched
 
 
 def main(workspace: Workspace, name: str) -> None:
-    """Evaluates every seed in every mode the row defines."""
+    """Evaluates every seed in every mode the row defines; seeds that are evaluated already keep their results."""
     row = workspace.params().row(name)
     refuse_changed_source(workspace, row.dataset)
-    evaluate_row(row, workspace)
+    evaluate_row(row, workspace, reuse=True)
     log([row], workspace)
 
 

@@ -29,6 +29,7 @@ def evaluate_row(
     *,
     device: str | torch.device | None = None,
     weights: Path | None = None,
+    reuse: bool = False,
 ) -> EvaluationFile:
     """Evaluates every seed of a row in every mode it defines, and writes metrics and pictures.
 
@@ -44,6 +45,8 @@ def evaluate_row(
         device: by default the GPU if there is one.
         weights: evaluate this file (trained, imported or raw released) instead of the row's trained weights. Nothing of
             the row is then overwritten: everything goes to ``workspace.evaluation_of(row, weights)``.
+        reuse: take over the seeds whose whole :class:`.EvaluationIdentity` was evaluated before (weights, settings,
+            data, hardware, versions), instead of evaluating them again.
 
     Returns:
         What was written to ``evaluation.json``.
@@ -61,7 +64,7 @@ def evaluate_row(
                 raise CheckpointError(f"{weights}: does not exist")
             subjects = [Subject(f"seed{row.seeds[0]}", row.seeds[0], weights)]
             pictures = metrics = workspace.evaluation_of(row, weights)
-        result = _evaluate(row, workspace, process, subjects, pictures)
+        result = _evaluate(row, workspace, process, subjects, pictures, reuse=reuse)
         if process.is_main:
             _write_per_class(metrics / "per_class.csv", result)
             save(metrics / "evaluation.json", result, exclude={"weights"})
@@ -130,6 +133,8 @@ def _evaluate(
     subjects: Sequence[Subject],
     pictures: Path,
     facts: ReleasedFile | None = None,
+    *,
+    reuse: bool = False,
 ) -> EvaluationFile:
     """A result for each subject. Puts the pictures in their place at the end."""
     dataset = PreparedDataset(workspace.prepared(row.dataset), row.val_split)
@@ -147,7 +152,7 @@ def _evaluate(
     staging = Path(tempfile.mkdtemp(dir=pictures.parent, prefix=f".{pictures.name}.", suffix=".tmp"))
     bench = Bench(row, dataset, process, staging, process.is_main)
     try:
-        runs = [bench.evaluate(subject) for subject in subjects]
+        runs = [(reuse and bench.kept(subject, pictures)) or bench.evaluate(subject) for subject in subjects]
         if process.is_main:
             staging.chmod(0o755)
             replace_folder(staging, pictures)

@@ -1,8 +1,9 @@
-"""From a file of weights to its result and pictures."""
+"""From a file of weights to its result and pictures; or the result of the very same evaluation, done before."""
 
 from __future__ import annotations
 
 import functools
+import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from torch import nn
 from danet.config.row import Row
 from danet.core import provenance
 from danet.core.console import console
+from danet.core.errors import DataError
 from danet.core.files import sha256
 from danet.core.process import Process, peak_memory_gib
 from danet.core.progress import Progress
@@ -23,13 +25,16 @@ from danet.evaluation import visualise
 from danet.evaluation.inference import Mode
 from danet.evaluation.one_pass import PassResult, evaluate_model
 from danet.evaluation.predict import load_network
-from danet.results.identity import TrainingIdentity
+from danet.results.identity import EvaluationIdentity, TrainingIdentity
 from danet.results.schema import (
     BestEpoch,
     EvaluatedSeed,
+    EvaluationRecord,
     ModeResult,
     Modes,
     Provenance,
+    load,
+    save,
 )
 
 
@@ -73,7 +78,7 @@ class Bench:
     """Whether to print."""
 
     def evaluate(self, subject: Subject) -> EvaluatedSeed:
-        """Evaluates every mode of the row; pictures go to the staging folder."""
+        """Evaluates every mode of the row; pictures and a record go to the staging folder."""
         started, energy, device = time.perf_counter(), provenance.EnergyMeter(), self.process.device
         model = load_network(self.row, subject.path, self.dataset.num_classes, device)
         if device.type == "cuda":
@@ -81,7 +86,7 @@ class Bench:
         first, single = self._pass(model, subject, "ss")
         memory = peak_memory_gib(device)
         multi = self._pass(model, subject, "ms")[1] if "ms" in self.row.modes else None
-        return EvaluatedSeed(
+        run = EvaluatedSeed(
             seed=subject.seed,
             training=subject.identity.digest if subject.identity else None,
             weights_sha256=subject.weights_sha256,
@@ -89,13 +94,52 @@ class Bench:
             modes=Modes(ss=single, ms=multi),
             fps=None if first.fps is None else round(first.fps, 3),
             peak_memory_gib=round(memory, 3),
-            provenance=Provenance.collect(
-                precision=self.row.numerics.precision,
-                device=device.type,
-                processes=self.process.world,
+            provenance=self._provenance(
                 wall_seconds=round(time.perf_counter() - started, 1),
                 energy_kj=energy.kilojoules() if device.type == "cuda" and self.process.world == 1 else None,
             ),
+        )
+        if self.process.is_main:
+            files = {picture.name: sha256(picture) for picture in sorted(self.staging.glob(f"{subject.name}-*"))}
+            record = EvaluationRecord(row_hash=self.row.hash, run=run, files=files)
+            save(self.staging / f"{subject.name}.json", record)
+        return run
+
+    def kept(self, subject: Subject, pictures: Path) -> EvaluatedSeed | None:
+        """The earlier result in ``pictures``, if all that it follows from is the same; its files are staged.
+
+        None if it is another's, damaged or lost. Collective: every process gets the first one's answer.
+        """
+        found = self._kept(subject, pictures / f"{subject.name}.json") if self.process.is_main else None
+        return self.process.gather(found)[0]  # type: ignore[no-any-return]
+
+    def _kept(self, subject: Subject, path: Path) -> EvaluatedSeed | None:
+        wanted = EvaluationIdentity(
+            row_hash=self.row.hash,
+            weights=subject.weights_sha256,
+            data=self.dataset.manifest_hash,
+            processes=self.process.world,
+            setup=self._provenance().setup,
+        )
+        try:
+            record = load(path, EvaluationRecord, "evaluate again")
+            if record.run.identity(record.row_hash) != wanted:
+                return None
+            if any(sha256(path.with_name(name)) != digest for name, digest in record.files.items()):
+                return None
+            for name in (*record.files, path.name):
+                shutil.copyfile(path.with_name(name), self.staging / name)
+        except (OSError, DataError):
+            return None
+        self._say(f"{subject.text}: already evaluated on {str(record.run.provenance.date)[:10]} ({path})")
+        return record.run
+
+    def _provenance(self, **extra: float | None) -> Provenance:
+        return Provenance.collect(
+            precision=self.row.numerics.precision,
+            device=self.process.device.type,
+            processes=self.process.world,
+            **extra,
         )
 
     def _say(self, message: str) -> None:

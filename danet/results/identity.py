@@ -20,10 +20,12 @@ SETUP = ("device", "gpu", "gpus", "cpu", "driver", "cuda", "cudnn", "torch", "pr
 """Facts under which the same weights and images give the same numbers to the last digit, where all are equal."""
 
 
-class TrainingIdentity(BaseModel):
-    """What trained weights follow from."""
-
+class _Identity(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class TrainingIdentity(_Identity):
+    """What trained weights follow from."""
 
     settings: dict[str, Any]
     """Complete (:attr:`danet.config.row.Row.training_settings`), with the revision of the code."""
@@ -61,6 +63,20 @@ class TrainingIdentity(BaseModel):
             a, b = ((value or "none")[:12] for value in (self.initial_weights, now.initial_weights))
             found.append(f"initial weights {a}, now {b}")
         return found
+
+
+class EvaluationIdentity(_Identity):
+    """What the result of evaluating weights follows from."""
+
+    row_hash: str
+    """Of all settings that move results."""
+    weights: str
+    """SHA-256 of the weights file."""
+    data: str
+    """SHA-256 over the images and labels of the tested split, in their order."""
+    processes: int
+    setup: dict[str, Any]
+    """Hardware and versions (:data:`SETUP`)."""
 
 
 def trained_on(row: Row, manifest_hash: Callable[[str], str]) -> str:

@@ -5,6 +5,7 @@ file                                      written by                   document
 ========================================  ===========================  ===================================
 ``models/ROW/seedK.json``                 training                     :class:`SeedRecord`
 ``METRICS/train.json``                    training                     :class:`TrainingFile`
+``evaluations/ROW/seedK.json``            evaluation                   :class:`EvaluationRecord`
 ``METRICS/evaluation.json``               evaluation                   :class:`EvaluationFile`
 ``METRICS/verification.json``             evaluation of released       :class:`EvaluationFile`
 ``reports/scores/ROW.json``               evaluation, for DVC alone    :class:`MetricsFile`
@@ -32,7 +33,7 @@ from danet.core import provenance
 from danet.core.errors import DataError
 from danet.core.files import write_json
 from danet.core.text import explain
-from danet.results.identity import SETUP, TrainingIdentity
+from danet.results.identity import SETUP, EvaluationIdentity, TrainingIdentity
 from danet.results.scores import AbsentClass, Scores, constant_baseline, scores
 
 Status = Literal["measured", "not run", "left out"]
@@ -319,12 +320,29 @@ class Evaluation(Document):
     """Of CUDA's allocator, or of the process on a CPU."""
     provenance: Provenance
 
+    def identity(self, row_hash: str) -> EvaluationIdentity:
+        """What this result follows from."""
+        return EvaluationIdentity(
+            row_hash=row_hash, weights=self.weights_sha256, data=self.data, setup=self.provenance.setup,
+            processes=self.provenance.processes or 1,
+        )  # fmt: skip
+
 
 class EvaluatedSeed(Evaluation):
     """One seed of ``evaluation.json``, or the released weights of ``verification.json``."""
 
     modes: Modes
     best_on_val: BestOnVal | None = None
+
+
+class EvaluationRecord(Document):
+    """``evaluations/ROW/seedK.json``: a result that is used again where all that it follows from is the same."""
+
+    format: Literal[3] = 3
+    row_hash: str
+    run: EvaluatedSeed
+    files: dict[str, str]
+    """SHA-256 of the pictures beside it."""
 
 
 class ReleasedFile(Document):

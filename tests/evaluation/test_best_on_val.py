@@ -59,3 +59,4 @@ def test_both_are_evaluated_and_stand_in_one_run(tmp_path, monkeypatch):
     assert not measured.problems
     assert measured.best_on_val["miou"] == measured.best_on_val["miou_ms_flip"] == 100
     assert measured.accuracies["miou"].values == (50, 50)
+    assert evaluate_row(row, space, device="cpu", reuse=True) == result

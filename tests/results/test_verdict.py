@@ -65,6 +65,10 @@ def test_labels(values, text):
     assert judge(values, 80.0).text == text
 
 
+def test_one_seed_is_never_reproduced():
+    assert {judge([value], 80.0).label for value in np.linspace(70, 90, 401)} == {"consistent", "inconsistent"}
+
+
 def test_more_seeds_are_just_enough():
     """With so many more seeds of the same mean and spread it would be decided, with one fewer it would not."""
     values = [79.8, 80.6, 79.9]
