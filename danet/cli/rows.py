@@ -115,10 +115,11 @@ def _show_row(row: Row, params: Params, workspace: Workspace, format: Format) ->
     lines = [
         ("published", numbers(lambda name: getattr(record.published, name))),
         ("measured", numbers(record.mean) + (f"; {verdict}" if verdict else "")),
-        ("released", f"mIoU {number(_released(record))} (the source's weights, evaluated here)"),
         ("state", state),
         ("next", step),
     ]
+    if record.released:  # whose source released weights
+        lines.insert(2, ("released", f"mIoU {number(_released(record))} (the source's weights, evaluated here)"))
     # comments, so that what follows can be read as YAML
     typer.echo("\n".join(f"# {title:<11}{text}" for title, text in lines) + "\n")
     settings = {"row_hash": row.hash, "train_hash": row.train_hash, **row.model_dump(mode="json")}
