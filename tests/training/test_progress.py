@@ -25,5 +25,5 @@ def test_a_log_says_how_far_it_is(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(loop, "LOG_INTERVAL_S", 0.0)
     history = trainer(tiny_row(iterations=6), tmp_path, show=True).run()
     said = capsys.readouterr().err
-    assert "tiny seed 0: 4 of 6 iterations (67%)" in said
+    assert "tiny seed 0: 4 of 6 iterations," in said
     assert f"loss {history.curve[1]['loss']:.4f}" in said
