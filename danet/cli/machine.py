@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -87,5 +89,10 @@ def open_(
         return
     typer.echo(f"{address(space, table, f'http://127.0.0.1:{port}')} (once Uvicorn is running; Ctrl-C ends it)")
     command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri, "--port", str(port), "--workers", "1"]
+    # in a session of its own: Uvicorn answers the terminal's Ctrl-C with a traceback, and SIGTERM without
+    signal.signal(signal.SIGHUP, signal.default_int_handler)
+    server = subprocess.Popen(command, start_new_session=True)
     with contextlib.suppress(KeyboardInterrupt):
-        subprocess.run(command, check=False)
+        server.wait()
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(server.pid, signal.SIGTERM)

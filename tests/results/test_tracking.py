@@ -3,10 +3,12 @@
 import json
 import os
 import shutil
+import signal
 import socket
 import sqlite3
 import subprocess
 import sys
+import time
 from contextlib import closing
 from pathlib import Path
 
@@ -330,3 +332,26 @@ def test_two_processes_on_a_fresh_store(tmp_path, template, monkeypatch):
     assert [process.returncode for process in processes] == [0, 0], outputs
     assert outputs == ["", ""]  # quiet: no migration log
     assert {run.data.tags["seed"] for run in runs(Workspace(tmp_path))} == {"0", "1", "all"}
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_the_pages_without_a_traceback(workspace, row, tmp_path):
+    samples.write(row, workspace, {0: 78.9}, points=0)
+    tracking.send([row], workspace)
+    with closing(socket.socket()) as free:
+        free.bind(("127.0.0.1", 0))
+        address = free.getsockname()
+    log = tmp_path / "log"
+    with log.open("w") as stream:
+        command = [sys.executable, "-m", "danet.cli", "open", "--port", str(address[1]), "--workspace", workspace.root]
+        pages = subprocess.Popen(command, cwd=ROOT, stdout=stream, stderr=stream)
+    deadline = time.monotonic() + 120
+    while "Uvicorn running" not in log.read_text():
+        assert pages.poll() is None, log.read_text()
+        assert time.monotonic() < deadline
+        time.sleep(0.5)
+    pages.send_signal(signal.SIGINT)
+    assert pages.wait(60) == 0
+    assert "Traceback" not in log.read_text()
+    with closing(socket.socket()) as again:
+        assert again.connect_ex(address), "the server lives on"
