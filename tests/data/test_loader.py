@@ -151,7 +151,8 @@ def test_missing_labels_name_the_image(workers):
 def test_closing_early_ends_the_workers_which_ignore_a_stop():
     before = {p.pid for p in psutil.Process().children()}
     with BatchStream(Images(), AUGMENT, seed=0, batch_size=4, start=0, stop=1000, workers=2) as s:
-        next(s)
+        for _ in range(2):  # a batch of each worker: both are past their start, where a signal would end them
+            next(s)
         started = [p for p in psutil.Process().children() if p.pid not in before]
         assert len(started) == 2
         for worker in started:
