@@ -78,7 +78,7 @@ def write_table(table: str, params: Params, workspace: Workspace) -> TableReport
         own: list[tuple[str, str]] = []
         curve, confusion = folder / f"{name}.png", folder / f"{name}-confusion.png"
         if figures.draw_curves([item], curve):
-            own.append((f"Learning curves ({len(item.curves)} seeds; loss: running mean)", curve.name))
+            own.append(("Learning curves of every seed (loss: running mean)", curve.name))
         if figures.draw_confusion(item, confusion):
             own.append(("Confusion matrix: what the pixels of each class were taken for, in percent", confusion.name))
         own += _copy_overlays(item, workspace, folder) if keep_pictures else []
