@@ -4,7 +4,7 @@ from functools import cache
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from danet.config.row import Model
@@ -156,6 +156,7 @@ def test_any_change_to_any_tensor_is_named(tmp_path, data, case):
     key = data.draw(st.sampled_from(sorted(theirs)))
     change = data.draw(st.sampled_from(["drop", "rename", "reshape", "kind", "add"]))
     value = theirs[key]
+    assume(change != "reshape" or value.numel() > 1)  # one number is the same in () and in (1,), as sources write it
     if change in ("drop", "rename"):
         del theirs[key]
     if change == "rename":
