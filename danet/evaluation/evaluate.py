@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -13,7 +12,7 @@ import torch
 from danet.config.row import Row
 from danet.config.workspace import Workspace
 from danet.core.errors import CheckpointError, DataError
-from danet.core.files import atomic_write, replace_folder
+from danet.core.files import replace_folder
 from danet.core.process import Process, processes
 from danet.data.prepared import PreparedDataset
 from danet.evaluation.subject import Bench, Subject
@@ -33,9 +32,9 @@ def evaluate_row(
 ) -> EvaluationFile:
     """Evaluates every seed of a row in every mode it defines, and writes metrics and pictures.
 
-    ``evaluation.json`` and ``per_class.csv`` go to ``workspace.metrics(row)``, the means to ``workspace.scores(row)``;
-    pictures of the confusion matrices, overlays and prediction masks of ``row.runtime.overlays`` images, evenly spaced
-    over the split, to ``workspace.evaluation(row)``. Files of an earlier evaluation are replaced at the end.
+    ``evaluation.json`` goes to ``workspace.metrics(row)``, the means to ``workspace.scores(row)``; pictures of the
+    confusion matrices, overlays and prediction masks of ``row.runtime.overlays`` images, evenly spaced over the split,
+    to ``workspace.evaluation(row)``. Files of an earlier evaluation are replaced at the end.
 
     Under torchrun the images are divided over the processes, and the first writes.
 
@@ -66,7 +65,6 @@ def evaluate_row(
             pictures = metrics = workspace.evaluation_of(row, weights)
         result = _evaluate(row, workspace, process, subjects, pictures, reuse=reuse)
         if process.is_main:
-            _write_per_class(metrics / "per_class.csv", result)
             save(metrics / "evaluation.json", result, exclude={"weights"})
             save(metrics / "scores.json" if weights else workspace.scores(row), result.means)
         process.barrier()
@@ -84,14 +82,13 @@ def evaluate_released(
     """Evaluates released weights exactly as :func:`evaluate_row` does trained ones; raises as that.
 
     Writes ``verification.json`` (with ``facts``, what is known of the weights) beside the row's own metrics files, the
-    means to ``workspace.scores``, and pictures and a table of the classes to ``workspace.verification(row)``.
+    means to ``workspace.scores``, and pictures to ``workspace.verification(row)``.
     """
     with processes(device) as process:
         pictures, metrics = workspace.verification(row), workspace.metrics(row)
         subjects = [Subject("released", None, weights)]
         result = _evaluate(row, workspace, process, subjects, pictures, facts)
         if process.is_main:
-            _write_per_class(pictures / "per_class.csv", result)
             save(metrics / "verification.json", result)
             save(workspace.scores(row, released=True), result.means, exclude={"seeds"})
         process.barrier()
@@ -177,16 +174,3 @@ def _evaluate(
         ),
         weights=facts,
     )
-
-
-def _write_per_class(path: Path, document: EvaluationFile) -> None:
-    with atomic_write(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.writer(stream, lineterminator="\n")
-        writer.writerow(["class", "seed", "mode", "iou", "acc", "pixels"])
-        for run in document.runs:
-            seed = "released" if run.seed is None else run.seed
-            for mode, result in run.modes.items():
-                columns = zip(document.classes, result.iou, result.acc, result.scores.pixels, strict=True)
-                for name, iou, acc, pixels in columns:
-                    percents = ("" if percent is None else f"{percent:.4f}" for percent in (iou, acc))
-                    writer.writerow([name, seed, mode, *percents, pixels])

@@ -249,21 +249,21 @@ def _parts(row: Row, workspace: Workspace) -> list[_Part]:
         one = read(row.model_copy(update={"seeds": (seed,)}), params, workspace)
         keys = [*(run.identity for run in one.trained), *(run.training for run in one.runs)]
         if keys:
-            files = _pictures(workspace.metrics(row), workspace.evaluation(row), f"seed{seed}") if one.runs else ()
+            files = _pictures(workspace.evaluation(row), f"seed{seed}") if one.runs else ()
             path = f"models/{row.name}/seed{seed}.safetensors"
             parts.append(_Part(str(seed), keys[0] or row.train_hash, one, path, files))
     released = found.released
     if released and released.weights and released.evaluation:
-        file, folder = released.weights, workspace.verification(row)
+        file = released.weights
         result = {"accuracies": released.accuracies, "trained": (), "runs": (released.evaluation,), "curves": {}}
-        weights, files = file.source or file.file or "", _pictures(folder, folder, RELEASED)
+        weights, files = file.source or file.file or "", _pictures(workspace.verification(row), RELEASED)
         parts.append(_Part(RELEASED, file.sha256, found.model_copy(update=result), weights, files))
     return parts if len(parts) > 1 else []
 
 
-def _pictures(tables: Path, pictures: Path, name: str) -> list[tuple[Path, str | None]]:
-    found = [path for path in sorted(pictures.glob(f"{name}-*.png")) if not path.name.endswith("-prediction.png")]
-    return [(path, "evaluation") for path in (tables / "per_class.csv", *found)]
+def _pictures(folder: Path, name: str) -> list[tuple[Path, str | None]]:
+    found = sorted(folder.glob(f"{name}-*.png"))
+    return [(path, "evaluation") for path in found if not path.name.endswith("-prediction.png")]
 
 
 def _write(runs: _Runs, parts: Sequence[_Part]) -> int:

@@ -1,6 +1,5 @@
 """The whole path of an evaluation, with a small model for DANet and images whose colours are their labels."""
 
-import csv
 import functools
 import json
 
@@ -19,7 +18,7 @@ from danet.evaluation.one_pass import evaluate_model
 from danet.evaluation.subject import spaced
 from danet.results.schema import EvaluationFile, load
 from danet.results.scores import constant_baseline, scores
-from tests.evaluation.fakes import CLASSES, EXPECTED, Reader, Shades, Unlabelled, tree
+from tests.evaluation.fakes import EXPECTED, Reader, Shades, Unlabelled, tree
 from tests.launching import launch
 from tests.seeds import keep_seed
 
@@ -136,7 +135,7 @@ def test_on_a_gpu_the_same_counts(row, mode, workers):
 def test_row_writes_everything_with_the_agreed_names(row, workspace):
     result = evaluate_row(row, workspace, device="cpu")
     metrics = workspace.metrics(row)
-    assert sorted(p.name for p in metrics.iterdir()) == ["evaluation.json", "per_class.csv"]
+    assert sorted(p.name for p in metrics.iterdir()) == ["evaluation.json"]
     truth = scores(EXPECTED)
     baseline, best = constant_baseline(truth.pixels)
     summary = json.loads(workspace.scores(row).read_text())
@@ -164,12 +163,6 @@ def test_row_writes_everything_with_the_agreed_names(row, workspace):
             assert values.iou == [100.0, 100.0, 0.0, 0.0]
             assert values.acc == [100.0, 100.0, 0.0, None]
             assert values.baseline == (100 * baseline, best)
-
-    with (metrics / "per_class.csv").open(newline="") as stream:
-        lines = list(csv.DictReader(stream))
-    assert list(lines[0]) == ["class", "seed", "mode", "iou", "acc", "pixels"]
-    assert len(lines) == 2 * 2 * CLASSES
-    assert lines[3] == {"class": "moon", "seed": "3", "mode": "ss", "iou": "0.0000", "acc": "", "pixels": "0"}
 
     names = {p.name for p in workspace.evaluation(row).iterdir()}
     expected = {f"seed{s}-{m}-confusion.png" for s in (3, 5) for m in ("ss", "ms")}
