@@ -36,6 +36,7 @@ from typing import Any
 import torch
 
 from benchmarks import null
+from benchmarks.speed import cost_page
 from benchmarks.speed.cases import PEER
 from benchmarks.speed.page import finish
 from danet.config.params import load_params
@@ -45,7 +46,6 @@ from danet.core.console import report_errors
 from danet.core.errors import ConfigError
 from danet.core.files import write_text
 from danet.evaluation import cost
-from danet.report import cost_page
 from danet.results.speed import read
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -8,6 +8,7 @@ from typing import Annotated
 import torch
 import typer
 
+from benchmarks.speed import cost_page
 from benchmarks.speed.cases import SUBJECTS, row_cases, shapes
 from benchmarks.speed.page import finish
 from benchmarks.speed.results import write
@@ -17,7 +18,6 @@ from danet.config.workspace import Workspace
 from danet.core.console import report_errors
 from danet.core.errors import ConfigError
 from danet.evaluation.flops import size_text
-from danet.report import cost_page
 
 app = typer.Typer(
     pretty_exceptions_enable=False, add_completion=False, context_settings={"help_option_names": ["-h", "--help"]}

@@ -9,13 +9,12 @@ import pytest
 import torch
 
 from benchmarks import estimates, gpu
-from benchmarks.speed import cases, page, results, rounds, worker
+from benchmarks.speed import cases, cost_page, page, results, rounds, worker
 from danet.config.params import load_params
 from danet.config.row import Numerics, Test
 from danet.core import provenance
 from danet.core.text import duration
 from danet.evaluation import cost, flops
-from danet.report import cost_page
 
 ROOT = provenance.PACKAGE_ROOT
 R50 = cases.published_model("resnet50", 8)
