@@ -166,13 +166,6 @@ def projections(name: str, value: np.ndarray) -> np.ndarray:
     return np.concatenate([[np.linalg.norm(flat)], signs_dot])
 
 
-def after_a_step(model: Any) -> dict[str, np.ndarray]:
-    """Projections of a PyTorch model's gradients and batch-norm statistics after a forward and backward pass."""
-    gradients = {f"gradient/{key}": value.grad for key, value in model.named_parameters()}
-    buffers = {f"statistic/{k}": v for k, v in model.named_buffers() if k.endswith(("running_mean", "running_var"))}
-    return {name: projections(name.partition("/")[2], value.numpy()) for name, value in (gradients | buffers).items()}
-
-
 def save(folder: Path, name: str, arrays: dict[str, Any], meta: dict[str, Any]) -> None:
     """Writes ``folder/name.npz`` with ``meta`` (JSON) beside the arrays."""
     folder.mkdir(parents=True, exist_ok=True)

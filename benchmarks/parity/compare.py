@@ -12,7 +12,7 @@ float64 the same happens to activations within 1e-15 of 0, of which there are no
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from benchmarks.parity import common, reference
+from benchmarks.parity.peers.shared import starts
 from benchmarks.parity.results import ASPECTS, Result
 from danet.config.params import Params, load_params
 from danet.config.row import Augment, Loss, MultiScale, Row, Test
@@ -44,6 +45,8 @@ ROWS = {
     "clusterdanet": "clusterdanet-r101-d8-voc2012",
 }
 """The row that a kind of network is compared by; its source is what the report names."""
+SEED = 1000
+"""The first of ours, where the peers start at 0."""
 REFERENCE = "own float64 reference"
 LOOPS = "own plain loops"
 
@@ -288,17 +291,6 @@ def official_loss(outputs: dict[str, Tensor], label: Tensor, weights: Loss) -> T
 # ------------------------------------------------------------------------------------------------------- initialisation
 
 
-def starts(build: Callable[[], nn.Module]) -> dict[str, tuple[float, float, int]]:
-    """Mean, standard deviation and number of the values of each parameter, over four seeds."""
-    found: dict[str, list[tuple[float, float, int]]] = {}
-    for seed in range(4):
-        torch.manual_seed(1000 + seed)
-        for key, value in build().named_parameters():
-            values = value.detach().double()
-            found.setdefault(key, []).append((values.mean().item(), values.std(correction=0).item(), values.numel()))
-    return {key: (*np.mean([seen[:2] for seen in each], 0), 4 * each[0][2]) for key, each in found.items()}
-
-
 def worst_start(
     ours: dict[str, tuple[float, float, int]], expected: dict[str, tuple[float, float]], draws: int
 ) -> tuple[float, str]:
@@ -326,9 +318,9 @@ def check_initialisation(folder: Path) -> Iterator[Result]:
     for source, _, arrays, meta in stored(folder, "init"):
         start = {"mmseg": "mmsegmentation", "ssseg": "pytorch"}[source]
         config = row(source).model.model_copy(update={"backbone_init": start})
-        ours = starts(functools.partial(build_model, config, 19))
+        ours = starts(functools.partial(build_model, config, 19), SEED)
         mapping = our_names(source, build_model(config, 19))
-        expected = {mapping[key]: (values[:, 0].mean(), values[:, 1].mean()) for key, values in arrays.items()}
+        expected = {mapping[key]: (values[0], values[1]) for key, values in arrays.items()}
         worst, where = worst_start(ours, expected, draws=2)
         note = f"{len(arrays)} parameters, 4 seeds; worst: {where}"
         yield Result(row(source).source, "initialisation", "backbone and heads", worst, against(source, meta), note)
@@ -353,7 +345,7 @@ def check_official_initialisation() -> Iterator[Result]:
                 spread = float(1 / np.sqrt(3 * layer.weight[0].numel())) if drawn else 0.0
             constant = key.endswith((".weight", "gate.gamma")) and not spread
             expected[key] = (float(constant), spread)
-        worst, where = worst_start(starts(functools.partial(build_model, config, 19)), expected, draws=1)
+        worst, where = worst_start(starts(functools.partial(build_model, config, 19), SEED), expected, draws=1)
         case = f"{kind}, {'backbone and heads' if kind == 'clusterdanet' else 'heads'}"
         yield Result(row(kind).source, "initialisation", case, worst, "closed form", f"worst: {where}")
 

@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 from unittest import mock
 
 import numpy as np
@@ -64,24 +64,6 @@ def compared(
     yield Result(title, "training, weights", case, worst, peer, f"{len(stored)} tensors; worst: {where}")
 
 
-class _Stream:
-    """Stands in for the loader: the batches of a case, in order."""
-
-    waited = 0.0
-
-    def __init__(self, batches: list[Batch]) -> None:
-        self._batches = iter(batches)
-
-    def __next__(self) -> Batch:
-        return next(self._batches)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
-
 def trained(model: nn.Module, recipe: Row, case: str, run: dict[str, int], epsilon: float = 0.0) -> Trained:
     """The Trainer on any model, in place and in float64; losses are divided by the count of pixels plus ``epsilon``."""
     divisors = loop.loss_divisors
@@ -101,9 +83,11 @@ def trained(model: nn.Module, recipe: Row, case: str, run: dict[str, int], epsil
         places = list(range(iteration * batch, (iteration + 1) * batch))
         labels = torch.from_numpy(label.astype(np.uint8))
         batches.append(Batch(torch.from_numpy(image), labels, places))
+    stream = mock.MagicMock(waited=0.0)  # stands in for the loader
+    stream.__enter__.return_value, stream.__next__.side_effect = stream, batches
     with (
         tempfile.TemporaryDirectory() as folder,
-        mock.patch.object(loop, "BatchStream", return_value=_Stream(batches)),
+        mock.patch.object(loop, "BatchStream", return_value=stream),
         mock.patch.object(loop, "loss_divisors", shifted),
     ):
         identity = TrainingIdentity.of(recipe, 0, data="", initial_weights=None)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.parity import common
-from benchmarks.parity.peers import draws, shared, stubs
+from benchmarks.parity.peers import shared, stubs
 
 stubs.install(stubs.MMSEGMENTATION)
 warnings.simplefilter("ignore")
@@ -111,33 +111,25 @@ def models(folder: Path) -> None:
         model = build(config(file), case).double()
         image = torch.from_numpy(common.network_input(case, batch, height, width)).double()
         label = samples(common.network_label(case, batch, height, width, model.num_classes))
-        arrays: dict[str, Any] = {}
+        found: dict[str, Any] = {}
         for mode in ("eval", "train"):
             model.train(mode == "train")
             with torch.set_grad_enabled(mode == "train"):
                 features = model.extract_feat(image)
                 logits, aux = model.decode_head(features), model.auxiliary_head(features)
-            heads = zip(("main", "pam", "cam", "aux"), (*logits, aux), strict=True)
-            arrays |= {f"{mode}_{head}": value.detach().numpy() for head, value in heads}
+            found |= zip((f"{mode}_{head}" for head in ("main", "pam", "cam", "aux")), (*logits, aux), strict=True)
         losses = {
             **model.decode_head.loss_by_feat(logits, label),
             **{f"aux_{key}": value for key, value in model.auxiliary_head.loss_by_feat(aux, label).items()},
         }
         loss = sum(value for key, value in losses.items() if "loss" in key)
-        loss.backward()
-        arrays |= {"loss": loss.detach().numpy(), **common.after_a_step(model)}
-        meta = {
-            **described(model),
-            "shape": [batch, height, width],
-            "parameters": sum(p.numel() for p in model.parameters()),
-        }
-        common.save(folder, f"model-{case}", arrays, meta)
+        shared.save_step(folder, case, model, found, loss, [batch, height, width], described(model))
 
 
 def initialisation(folder: Path) -> None:
     """As the peer's own init leaves the network."""
     settings = config("danet_r50-d8_4xb2-40k_cityscapes-512x1024")
-    shared.initialisation(folder, "mmseg", lambda: build(settings, None), VERSIONS)
+    shared.save_starts(folder, "mmseg", lambda: build(settings, None), VERSIONS)
 
 
 def schedule(folder: Path) -> None:
@@ -199,7 +191,7 @@ def augmentation(folder: Path) -> None:
             height, width = sizes[index % len(sizes)]
             key = f"mmseg-augment-{name}-{seed}"
             image, label = common.photograph(key, height, width), common.annotation(key, height, width, classes)
-            with draws.record(seed) as log:
+            with shared.recorded(seed) as log:
                 result = pipeline(loaded(image) | {"gt_seg_map": label.copy(), "seg_fields": ["gt_seg_map"]})
             batch = preprocessor({"inputs": [result["inputs"]], "data_samples": [result["data_samples"]]}, True)
             arrays |= shared.sample_arrays(

@@ -1,10 +1,11 @@
-"""What both peers do alike. Imported in the peers' environment."""
+"""What both peers do alike. Imported in the peers' environment; :func:`starts` in ours too."""
 
 from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,9 @@ import numpy as np
 import torch
 
 from benchmarks.parity import common
-from benchmarks.parity.peers import draws
+
+DRAWS = ("randint", "uniform", "random_sample", "rand", "choice")
+"""Functions of numpy's global generator that the peers draw by."""
 
 
 def keys(model: Any) -> dict[str, list[int]]:
@@ -31,16 +34,59 @@ def prepared(model: Any, case: str | None, dropout: bool = False) -> Any:
     return model
 
 
-def initialisation(folder: Path, name: str, build: Callable[[], Any], versions: dict[str, str]) -> None:
-    """Mean and standard deviation of every parameter over four seeds, as the peer leaves them."""
-    rows: dict[str, list[tuple[float, float]]] = {}
+def save_step(
+    folder: Path, case: str, model: Any, heads: dict[str, Any], loss: Any, shape: list[int], facts: dict[str, Any]
+) -> None:
+    """Writes logits by ``MODE_HEAD``, and after a backward pass the loss, gradients and batch-norm statistics."""
+    loss.backward()
+    gradients = {f"gradient/{key}": value.grad for key, value in model.named_parameters()}
+    buffers = {f"statistic/{k}": v for k, v in model.named_buffers() if k.endswith(("running_mean", "running_var"))}
+    tensors = (gradients | buffers).items()
+    projected = {name: common.projections(name.partition("/")[2], value.numpy()) for name, value in tensors}
+    logits = {name: value.detach().numpy() for name, value in heads.items()}
+    meta = {**facts, "shape": shape, "parameters": sum(p.numel() for p in model.parameters())}
+    common.save(folder, f"model-{case}", {**logits, "loss": loss.detach().numpy(), **projected}, meta)
+
+
+def starts(build: Callable[[], Any], first_seed: int = 0) -> dict[str, tuple[float, float, int]]:
+    """Mean, standard deviation and number of the values of each parameter as it starts, over four seeds."""
+    found: dict[str, list[tuple[float, float, int]]] = {}
     for seed in range(4):
-        torch.manual_seed(seed)
-        model = build()
-        for key, value in model.named_parameters():
-            data = value.detach().double()
-            rows.setdefault(key, []).append((data.mean().item(), data.std(correction=0).item()))
-    common.save(folder, f"init-{name}", {key: np.array(each) for key, each in rows.items()}, {"versions": versions})
+        torch.manual_seed(first_seed + seed)
+        for key, value in build().named_parameters():
+            values = value.detach().double()
+            found.setdefault(key, []).append((values.mean().item(), values.std(correction=0).item(), values.numel()))
+    return {key: (*np.mean([seen[:2] for seen in each], 0), 4 * each[0][2]) for key, each in found.items()}
+
+
+def save_starts(folder: Path, source: str, build: Callable[[], Any], versions: dict[str, str]) -> None:
+    """Writes how the peer's own initialisation leaves the network."""
+    found = {key: np.array(values) for key, values in starts(build).items()}
+    common.save(folder, f"init-{source}", found, {"versions": versions})
+
+
+@contextmanager
+def recorded(seed: int) -> Iterator[list[tuple[str, Any]]]:
+    """Seeds numpy and yields the list that fills with what is drawn from its global generator: (function, result)."""
+    log: list[tuple[str, Any]] = []
+    originals = {name: getattr(np.random, name) for name in DRAWS}
+
+    def wrap(name: str) -> Any:
+        def draw(*args: Any, **kwargs: Any) -> Any:
+            value = originals[name](*args, **kwargs)
+            log.append((name, value.item() if hasattr(value, "item") else value))
+            return value
+
+        return draw
+
+    np.random.seed(seed)
+    for name in DRAWS:
+        setattr(np.random, name, wrap(name))
+    try:
+        yield log
+    finally:
+        for name, function in originals.items():
+            setattr(np.random, name, function)
 
 
 def drawn(log: list[tuple[str, Any]], flip: str, mirrors: Callable[[Any], bool]) -> dict[str, Any]:
@@ -51,9 +97,28 @@ def drawn(log: list[tuple[str, Any]], flip: str, mirrors: Callable[[Any], bool])
     crops = [values[2 * i : 2 * i + 2] for i in range(split // 2)]
     values = values[split:]
     mirrored = mirrors(values.pop(0))
-    found = {"ratio": ratio, "crops": crops, "flip": mirrored, "photometric": draws.photometric(values)}
+    found = {"ratio": ratio, "crops": crops, "flip": mirrored, "photometric": photometric(values)}
     assert not values, values
     return found
+
+
+def photometric(values: list[Any]) -> dict[str, Any]:
+    """The decisions of PhotoMetricDistortion (both toolboxes draw in the same order); consumes them from ``values``."""
+    result: dict[str, Any] = {"brightness": None, "contrast": None, "saturation": None, "hue": None}
+
+    def optional(name: str) -> None:
+        if values.pop(0):
+            result[name] = values.pop(0)
+
+    optional("brightness")
+    result["contrast_first"] = bool(values.pop(0))
+    if result["contrast_first"]:
+        optional("contrast")
+    optional("saturation")
+    optional("hue")
+    if not result["contrast_first"]:
+        optional("contrast")
+    return result
 
 
 def sample_arrays(seed: int, image: np.ndarray, label: np.ndarray, final: np.ndarray) -> dict[str, Any]:

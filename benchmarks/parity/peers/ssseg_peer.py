@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.parity import common
-from benchmarks.parity.peers import draws, shared, stubs
+from benchmarks.parity.peers import shared, stubs
 from benchmarks.parity.peers.ssseg_danet import settings, test_pipeline, train_pipeline
 
 stubs.install(stubs.SSSEGMENTATION)
@@ -81,24 +81,18 @@ def models(folder: Path) -> None:
         model.eval()
         with torch.no_grad():
             model(structure(image, None, "TEST"))
-        arrays: dict[str, Any] = {"eval_main": seen["main"].numpy()}
+        found = {"eval_main": seen["main"]}
         seen.clear()  # it computes the other heads in training only
         model.train()
         output = model(structure(image, label, "TRAIN"))
-        output.loss.backward()
-        arrays |= {f"train_{head}": value.numpy() for head, value in seen.items()}
-        arrays |= {"loss": output.loss.detach().numpy(), **common.after_a_step(model)}
-        meta = {
-            **described(model, depth, stride, classes),
-            "shape": [batch, height, width],
-            "parameters": sum(p.numel() for p in model.parameters()),
-        }
-        common.save(folder, f"model-{case}", arrays, meta)
+        found |= {f"train_{head}": value for head, value in seen.items()}
+        facts = described(model, depth, stride, classes)
+        shared.save_step(folder, case, model, found, output.loss, [batch, height, width], facts)
 
 
 def initialisation(folder: Path) -> None:
     """As the peer's own init leaves the network."""
-    shared.initialisation(folder, "ssseg", lambda: build(settings(50, 8, 19), None), VERSIONS)
+    shared.save_starts(folder, "ssseg", lambda: build(settings(50, 8, 19), None), VERSIONS)
 
 
 LENGTHS = {"voc2012": (60, 661), "ade20k": (130, 1263), "cityscapes": (220, 372)}
@@ -147,7 +141,7 @@ def augmentation(folder: Path) -> None:
             values[label == 255] = -100
             sample = {"image": image.copy(), "seg_target": values}
             distorted = None
-            with draws.record(seed) as log:
+            with shared.recorded(seed) as log:
                 for step in steps:
                     sample = step(sample)
                     if type(step).__name__ == "PhotoMetricDistortion":
