@@ -39,6 +39,8 @@ class Implementation:
     """The peer's precision; half is its AMP."""
     one_by_one: bool = False
     """As published: windows and mirror images of an image one after another, and not batched."""
+    graph: bool = False
+    """Prediction: the network as a CUDA graph."""
 
     @property
     def precision(self) -> str:
@@ -116,6 +118,8 @@ def implementations(what: str, device: str, own: Numerics | None = None) -> list
         result[0] = Implementation("fast fp32", profile("fast", compile=False, precision="fp32"))
         if not has_fast_bf16():
             result = [each for each in result if each.precision == "fp32"]
+    elif what == "infer":
+        result.append(Implementation("fast, graph", fast, graph=True))
     elif what == "train":
         budget = profile("fast", memory_budget=BUDGET)
         result.append(Implementation(f"fast, memory budget {BUDGET}", budget))

@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 
-from benchmarks import gpu
+from benchmarks import estimates, gpu
 from benchmarks.speed import cases, cost_page, page, results, rounds, worker
 from danet.config.params import load_params
 from danet.config.row import Numerics, Test
@@ -178,6 +178,18 @@ def test_a_row_has_the_hours_of_a_profile_that_computes_as_it_does(params):
         numerics = row.numerics.model_copy(update=changes)
         found[name] = cost.own_profile(row.model_copy(update={"numerics": numerics}), params)
     assert found == {"as it is": "published", "fast": "fast", "half": "", "uncompiled": "", "accumulated": "published"}
+
+
+def test_estimates_count_what_the_network_computes():
+    """On fake tensors, as on the meta device: a prediction's operations, and of a step at most three times as many."""
+    for what, batch in (("infer", 1), ("train", 2)):
+        case = cases.Case(what, "R-50 D8", (64, 128), batch, R50)
+        work = estimates.plain(case)
+        forward = flops.count(R50, 19, (64, 128), batch, all_heads=what == "train").flop
+        assert work.flop == forward if what == "infer" else 2.9 * forward < work.flop < 3 * forward
+        assert sum(work.seconds.values()) > estimates.seconds(work.flop, work.bytes)  # as each takes the longer of two
+        gains = dict(estimates.parts(case, work))
+        assert 0 < max(gains.values()) < work.total
 
 
 def test_worker_answers_and_reports_what_fails():
