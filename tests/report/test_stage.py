@@ -1,20 +1,17 @@
-"""The report stage and command around the tables: strictness, MLflow, bands, and the simulated error rates."""
+"""The report command around the tables: strictness and bands."""
 
 import json
-import re
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
-from benchmarks import verdict_simulation
 from danet.cli.app import app
 from danet.config.params import Params
 from danet.config.workspace import Workspace
 from danet.config.yaml import write_raw
 from danet.core.errors import ConfigError
 from danet.report import write_table
-from pipelines import report as stage
 from tests.parameters import raw_params
 from tests.report import samples
 
@@ -44,19 +41,6 @@ def test_strict_fails_and_names_what_was_left_out(workspace):
     assert (workspace.reports() / "official.md").exists()
 
 
-def test_pages_are_artifacts_of_their_rows_runs(workspace):
-    from mlflow import MlflowClient
-
-    samples.write(workspace.params().row(NAME), workspace, {0: 81.2}, points=0)
-    stage.main(workspace, "official")
-    stage.main(workspace, "clusterdanet")  # nothing measured: nothing to log
-    client = MlflowClient(f"sqlite:///{workspace.root / 'mlflow.db'}")
-    runs = client.search_runs([item.experiment_id for item in client.search_experiments()])
-    assert {run.info.run_name for run in runs} == {NAME, f"{NAME} seed 0"}
-    (run,) = [run for run in runs if run.info.run_name == NAME]
-    assert f"{NAME}.md" in {item.path for item in client.list_artifacts(run.info.run_id)}
-
-
 def test_bands_are_declared_by_dataset(tmp_path):
     raw = raw_params(released=False)
     declared = Params(raw, Path("params.yaml")).bands
@@ -75,21 +59,3 @@ def test_bands_are_declared_by_dataset(tmp_path):
     raw["bands"] = {"trained": 0}
     with pytest.raises(ConfigError, match=r"bands\.trained"):
         Params(raw, Path("params.yaml"))
-
-
-def test_simulation_page(tmp_path):
-    page = verdict_simulation.page(300)
-    largest = re.search(r"Largest share of false verdicts: ([\d.]+)%", page)
-    assert largest
-    assert float(largest.group(1)) < 5 + 4 * 1.26  # four standard errors of 300 rows
-    assert len(re.findall(r"^\| [\d.]+ \|", page, re.MULTILINE)) == 5 * 4 * (4 + 4 + 2)
-    assert f"Random seed {verdict_simulation.SEED}; NumPy" in page
-
-
-def test_looking_again_is_less_sound_than_looking_once():
-    """What the page says of adding seeds one at a time is what comes out, at the edge of the band."""
-    rows = verdict_simulation.draw((7,), 1.0, 0.3, verdict_simulation.MOST_SEEDS, 1500)
-    by_one = sum(verdict_simulation.one_by_one(values) == "reproduced" for values in rows) / len(rows)
-    advised = sum(verdict_simulation.as_advised(values) == "reproduced" for values in rows) / len(rows)
-    assert 0.05 < advised < 0.13
-    assert by_one > advised
