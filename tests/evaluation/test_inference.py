@@ -1,11 +1,10 @@
 """Testing protocols against brute force in numpy loops, closed forms and properties.
 
-The reference functions below share no code with the package: resizing is a product with explicit weight matrices,
-windows are walked one by one, the network is numpy.
+The reference functions below share no code with the package: resizing is a product with explicit weight matrices, the
+network is numpy. Windows are walked one by one, and by the sources' own code, in :mod:`tests.parity`.
 """
 
 import math
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -15,14 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from danet.config.params import load_params
 from danet.config.row import MultiScale, Numerics, Test
 from danet.core.errors import CheckpointError, ConfigError
 from danet.evaluation import inference
 from danet.evaluation.inference import Predictor, input_size, window_grid
 from danet.models.numerics import configured
 
-ROOT = Path(__file__).parents[2]
 CLASSES, STRIDE = 4, 4
 MEAN, STD = np.array([123.675, 116.28, 103.53]), np.array([58.395, 57.12, 57.375])
 WEIGHT = np.random.default_rng(1).normal(size=(CLASSES, 3))
@@ -32,10 +29,10 @@ BIAS = np.random.default_rng(2).normal(size=CLASSES)
 class Sampler(nn.Module):
     """A 1x1 convolution sampled at every fourth pixel from the left: flipping its input is not flipping its output."""
 
-    def __init__(self, scale=1.0):
+    def __init__(self):
         super().__init__()
-        self.register_buffer("weight", torch.tensor(WEIGHT * scale, dtype=torch.float32)[:, :, None, None])
-        self.register_buffer("bias", torch.tensor(BIAS * scale, dtype=torch.float32))
+        self.register_buffer("weight", torch.tensor(WEIGHT, dtype=torch.float32)[:, :, None, None])
+        self.register_buffer("bias", torch.tensor(BIAS, dtype=torch.float32))
 
     def forward(self, x):
         return {"main": nn.functional.conv2d(x, self.weight, self.bias)[..., ::STRIDE, ::STRIDE]}
@@ -68,33 +65,9 @@ def normalised(image):
     return np.stack([(image[..., 2 - c].astype(float) - MEAN[c]) / STD[c] for c in range(3)])
 
 
-def softmax(x):
-    e = np.exp(x - x.max(axis=0))
-    return e / e.sum(axis=0)
-
-
 def picture(height, width, seed=0):
     small = np.random.default_rng(seed).integers(0, 256, (max(2, height // 5), max(2, width // 5), 3)).astype(np.uint8)
     return cv2.resize(small, (width, height), interpolation=cv2.INTER_LINEAR)
-
-
-def shifted_slide(x, window, stride, align, padded=False):
-    """mmsegmentation's slide inference, pixel bookkeeping written out; ``padded`` as in v0.5.0."""
-    _, height, width = x.shape
-    total, count = np.zeros((CLASSES, height, width)), np.zeros((height, width))
-    for i in range(max(height - window[0] + stride[0] - 1, 0) // stride[0] + 1):
-        for j in range(max(width - window[1] + stride[1] - 1, 0) // stride[1] + 1):
-            bottom, right = min(i * stride[0] + window[0], height), min(j * stride[1] + window[1], width)
-            top, left = max(bottom - window[0], 0), max(right - window[1], 0)
-            crop = x[:, top:bottom, left:right]
-            if padded:
-                crop = np.zeros((3, *window))
-                crop[:, : bottom - top, : right - left] = x[:, top:bottom, left:right]
-            logits = bilinear(network(crop), crop.shape[1:], align)
-            total[:, top:bottom, left:right] += logits[:, : bottom - top, : right - left]
-            count[top:bottom, left:right] += 1
-    assert count.min() >= 1
-    return total / count
 
 
 def assert_best(labels, scores, tie=1e-4):
@@ -195,37 +168,6 @@ def test_whole_image_single_scale_is_resized_logits(align, logit_resize, score):
     assert_best(labels, scores)
 
 
-# windows
-
-
-@pytest.mark.parametrize("align", [False, True])
-@pytest.mark.parametrize("placement", ["shift", "shift-padded"])
-@pytest.mark.parametrize("size", [(41, 59), (24, 24), (20, 50), (10, 12), (25, 24)])
-def test_shifted_windows(align, placement, size):
-    image = picture(*size)
-    test = Test(mode="slide", window=(24, 24), stride=(17, 15), placement=placement)
-    expected = shifted_slide(normalised(image), (24, 24), (17, 15), align, padded=placement == "shift-padded")
-    np.testing.assert_allclose(sampled(image, test, align), expected, atol=1e-5)
-
-
-def test_views_of_the_769_rows_that_are_padded():
-    """257 rows of zeros at ratio 0.5, one at 0.75, none elsewhere: 4 of 12 views with the mirrored ones."""
-    test = load_params(ROOT / "params.yaml").row("mmseg-r50-d8-cityscapes-769x769-40k").test
-    padded = {}
-    for ratio in test.multi_scale.scales:
-        size = input_size((1024, 2048), test, ratio)
-        corners, window, reach = window_grid(size, test.window, test.stride, test.placement)
-        assert window == (769, 769)
-        assert {y for y, _ in corners} == {0} or reach == size
-        padded[ratio] = (reach[0] - size[0], reach[1] - size[1])
-    assert padded == {0.5: (257, 0), 0.75: (1, 0), 1.0: (0, 0), 1.25: (0, 0), 1.5: (0, 0), 1.75: (0, 0)}
-
-
-def official_test(scale, flip=True, **more):
-    windows = {"mode": "slide", "window": (24, 24), "stride": (16, 16), "placement": "pad"}
-    return Test.model_validate({"resize": "long", "scale": scale, "flip": flip, "score": "exp"} | windows | more)
-
-
 # closed forms
 
 
@@ -259,7 +201,17 @@ def test_exp_scores_beyond_float32_keep_the_argmax():
 PROTOCOLS = {
     "whole": Test(resize="fit", scale=(40, 100), multi_scale=MultiScale(scales=(0.5, 1.0), flip=True)),
     "shift": Test(mode="slide", window=(16, 16), stride=(11, 11), multi_scale=MultiScale(scales=(0.5, 1.5), flip=True)),
-    "pad": official_test((40, 64), multi_scale=MultiScale(scales=(0.5, 1.5), flip=True)),
+    "pad": Test(
+        resize="long",
+        scale=(40, 64),
+        mode="slide",
+        window=(24, 24),
+        stride=(16, 16),
+        placement="pad",
+        flip=True,
+        score="exp",
+        multi_scale=MultiScale(scales=(0.5, 1.5), flip=True),
+    ),
 }
 
 
