@@ -1,6 +1,5 @@
 """``danet rows``: nothing that a reader came for is cut, and what is measured stands beside what is published."""
 
-import io
 import json
 import re
 import subprocess
@@ -8,13 +7,11 @@ import sys
 
 import pytest
 import yaml
-from rich.console import Console
 from typer.testing import CliRunner
 
 from danet.cli.app import app
 from danet.config.params import load_params
 from danet.config.yaml import write_raw
-from danet.core.console import print_columns
 from tests.parameters import ROOT, raw_params
 
 
@@ -22,16 +19,6 @@ def rows(*options):
     result = CliRunner().invoke(app, ["rows", "--workspace", str(ROOT), *options])
     assert result.exit_code == 0, result.exception
     return result.output
-
-
-def test_columns_are_printed_whole_or_not_at_all():
-    columns = {"row": ["a" * 30, "b"], "miou": ["78.74", "[1]"], "verdict": ["reproduced", "-"]}
-    for width, shown in ((20, 1), (36, 1), (37, 2), (48, 2), (49, 3)):
-        out = Console(width=width, file=io.StringIO())
-        assert print_columns(out, columns, left=("row", "verdict")) == list(columns)[shown:]
-        if width >= 36:
-            lines = [line.split() for line in out.file.getvalue().splitlines()]
-            assert lines == [list(columns)[:shown], *([columns[t][i] for t in list(columns)[:shown]] for i in (0, 1))]
 
 
 def test_names_and_numbers_are_whole():

@@ -222,11 +222,6 @@ def test_names_that_could_reach_a_shell_are_refused(raw, section):
         assert len(str(error.value)) < 500
 
 
-def test_unknown_names_suggest_the_closest(params):
-    with pytest.raises(ConfigError, match=r"did you mean .*ssseg-r50-d8-voc2012"):
-        params.row("ssseg-r50-d8-voc2021")
-
-
 def test_released_weights_belong_to_rows(raw, params):
     assert set(params.released) == {row.name for row in params.rows.values() if row.source in SOURCES_WITH_WEIGHTS}
     for name, entry in params.released.items():

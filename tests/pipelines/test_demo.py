@@ -1,17 +1,15 @@
 """The demo end to end on a small row: all stages through DVC, and nothing again when nothing changed."""
 
 import json
+from itertools import product
 from pathlib import Path
 
 import pytest
-import yaml
 from dvc.repo import Repo
 
 from danet.config.params import load_params
-from danet.config.yaml import write_raw
 from danet.core.errors import ConfigError
 from pipelines import demo
-from tests.parameters import raw_params
 from tests.pipelines.programs import dvc
 from tests.pipelines.small_sweep import make_workspace
 
@@ -32,24 +30,6 @@ def done(workspace):
         assert demo.repro(workspace, address) == 0
     patch.undo()
     return workspace
-
-
-def test_the_profile_is_the_grid_of_the_results_tables(tmp_path):
-    profile = yaml.safe_load((demo.REPOSITORY / "pipelines" / "demo" / "profile.yaml").read_text())
-    params = raw_params()
-    facts = {"datasets": {name: {} for name in profile["train_split"]}, "weights": {}}
-    merged = demo.merge_profile(params, profile, facts)
-    merged["weights"] = params["weights"]
-    write_raw(merged, tmp_path)
-    rows = load_params(tmp_path / "params.yaml").rows.values()
-    grid = {(row.model.backbone, row.model.output_stride, row.dataset) for row in rows}
-    assert len(rows) == len(grid) == 12
-    assert grid == {
-        (backbone, stride, dataset)
-        for backbone in ("resnet50", "resnet101")
-        for stride in (8, 16)
-        for dataset in ("voc2012", "ade20k", "cityscapes")
-    }
 
 
 def test_every_stage_leaves_its_outputs(done):
@@ -96,10 +76,15 @@ def test_runs_are_in_mlflow(done):
         assert (f"{run.data.tags['row']}.md" in {file.path for file in client.list_artifacts(run.info.run_id)}) == whole
 
 
-def test_seeds_and_datasets_can_be_chosen(workspace, tmp_path):
+def test_its_rows_are_the_grid_of_the_results_tables_and_can_be_chosen(workspace, tmp_path):
     (tmp_path / "archives").symlink_to(workspace / "archives")
     with pytest.raises(ConfigError, match="no dataset 'camvid'; it has: voc2012, ade20k, cityscapes"):
         demo.prepare(demo.REPOSITORY, tmp_path, datasets=["camvid"])
+    demo.prepare(demo.REPOSITORY, tmp_path)
+    rows = load_params(tmp_path / "params.yaml").rows.values()
+    assert len(rows) == 12
+    grid = product(("resnet50", "resnet101"), (8, 16), ("voc2012", "ade20k", "cityscapes"))
+    assert {(row.model.backbone, row.model.output_stride, row.dataset) for row in rows} == set(grid)
     demo.prepare(demo.REPOSITORY, tmp_path, seeds=3, datasets=["ade20k"])
     params = load_params(tmp_path / "params.yaml")
     assert set(params.datasets) == {"ade20k"}

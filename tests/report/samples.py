@@ -5,6 +5,7 @@ import json
 
 import numpy as np
 
+from danet.data.registry import ADAPTERS
 from danet.report import write_table
 from danet.results.identity import TrainingIdentity
 from danet.results.schema import (
@@ -18,19 +19,11 @@ from danet.results.schema import (
     save,
 )
 
-NAMES = {
-    "cityscapes": "road sidewalk building wall fence pole traffic_light traffic_sign vegetation terrain sky person "
-    "rider car truck bus train motorcycle bicycle",
-    "camvid": "sky building pole road pavement tree sign fence car pedestrian bicyclist",
-}
-COUNTS = {"voc2012": 21, "ade20k": 150}
 DATA = "a1b2c3d4e5f60718"
 
 
 def classes(row):
-    if row.dataset in NAMES:
-        return [name.replace("_", " ") for name in NAMES[row.dataset].split()]
-    return [f"class {number}" for number in range(COUNTS[row.dataset])]
+    return ADAPTERS[row.dataset].classes
 
 
 def provenance(row, gpu="NVIDIA H200"):
@@ -81,7 +74,7 @@ def evaluation(row, mious, *, ms=None, gpu="NVIDIA H200"):
         train_hash=row.train_hash,
         dataset=row.dataset,
         split=row.val_split,
-        classes=tuple(classes(row)),
+        classes=classes(row),
         settings=row.settings,
         runs=tuple(
             EvaluatedSeed(
