@@ -11,11 +11,12 @@ import os
 from benchmarks.parity.peers.ssseg_danet import settings, test_pipeline, train_pipeline
 
 SCALE = (120, 90)
-CROP = (48, 64)
+CROP = (96, 128)
 WORK = os.environ["REHEARSAL_WORK"]
 
 SEGMENTOR_CFG = settings(depth=50, stride=16, classes=11)
 SEGMENTOR_CFG["scheduler"]["max_epochs"] = 3
+SEGMENTOR_CFG["scheduler"]["optimizer"]["lr"] = 0.003  # from scratch; at 0.01 the seeds scatter further
 SEGMENTOR_CFG["inference"]["evaluate"] = {"metric_list": ["iou", "miou", "accuracy", "all_accuracy"]}
 SEGMENTOR_CFG |= {
     "benchmark": True,
