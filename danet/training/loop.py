@@ -29,7 +29,8 @@ from danet.core.errors import ConfigError, Interrupted, TrainingError, out_of_me
 from danet.core.process import Process, peak_memory_gib
 from danet.core.progress import Progress
 from danet.core.provenance import EnergyMeter
-from danet.data.loader import Batch, BatchStream, images_per_process
+from danet.data.loader import batch_stream, images_per_process, own_positions
+from danet.data.prefetch import Batch, DeviceBatches, HostBatches
 from danet.data.prepared import PreparedDataset
 from danet.models import numerics
 from danet.training.batch_norm import synchronise_batch_norm
@@ -166,7 +167,18 @@ class Trainer:
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
         with (
-            self._stream() as stream,
+            batch_stream(
+                self.dataset,
+                self.row.augment,
+                seed=self.seed,
+                batch_size=self.row.schedule.batch_size,
+                start=self.iteration,
+                stop=self.total,
+                rank=self.process.rank,
+                world=self.process.world,
+                workers=self.workers,
+                device=self.device,
+            ) as stream,
             Progress(
                 self.title, self.total, "iterations", show=self.show, done=self.iteration, every=LOG_INTERVAL_S
             ) as bar,
@@ -183,23 +195,9 @@ class Trainer:
         self._note_energy()
         return self.history
 
-    def _stream(self) -> BatchStream:
-        return BatchStream(
-            self.dataset,
-            self.row.augment,
-            seed=self.seed,
-            batch_size=self.row.schedule.batch_size,
-            start=self.iteration,
-            stop=self.total,
-            rank=self.process.rank,
-            world=self.process.world,
-            workers=self.workers,
-            device=self.device,
-        )
-
     # one iteration
 
-    def _train_on(self, stream: BatchStream) -> None:
+    def _train_on(self, stream: HostBatches | DeviceBatches) -> None:
         """One iteration on the next batch."""
         began, waited = time.perf_counter(), stream.waited
         batch = next(stream)
@@ -218,19 +216,20 @@ class Trainer:
     def _step(self, batch: Batch) -> dict[str, Tensor]:
         """One optimizer step on this process's part of a batch; its losses by name, on the device."""
         row, device = self.row, self.device
-        images = batch.images.to(device, non_blocking=True)
+        images, labels = batch
         if row.numerics.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
-        labels = batch.masks.to(device, non_blocking=True)
-        places = [position % row.schedule.batch_size for position in batch.positions]
-        divisors = loss_divisors(labels, row.loss, places, row.schedule.batch_size, self.process.sum)
-        divisors /= self.process.world  # DDP averages gradients over processes; with this they add up to the batch's
+        batch_size, process = row.schedule.batch_size, self.process
+        positions = own_positions(self.iteration, batch_size, process.rank, process.world)
+        places = [position % batch_size for position in positions]
+        divisors = loss_divisors(labels, row.loss, places, batch_size, process.sum)
+        divisors /= process.world  # DDP averages gradients over processes; with this they add up to the batch's
         self.optimizer.zero_grad(set_to_none=True)
         total: dict[str, Tensor] = {}
         size = self.local_batch // row.numerics.accumulate
         for first in range(0, self.local_batch, size):
             part = slice(first, first + size)
-            numerics.seed_step(self.model, self.seed, batch.positions[part], device)
+            numerics.seed_step(self.model, self.seed, positions[part], device)
             with self._synchronised(last=first + size == self.local_batch):
                 with numerics.autocast(row.numerics, device):
                     outputs: Mapping[str, Tensor] = self.network(images[part])
