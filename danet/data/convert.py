@@ -93,7 +93,7 @@ def convert_dataset(
 def _write(name: str, spec: Dataset, tree: Path, new: Path, workers: int) -> dict[str, int]:
     """Writes packs, manifest and description of an unpacked dataset into ``new``; returns the counts."""
     adapter = ADAPTERS[spec.adapter]
-    items = adapter.discover(tree).items
+    items = adapter.discover(tree)
     problems = _twice(items)
     entries: list[Entry] = []
     packs: dict[str, zipfile.ZipFile] = {}

@@ -35,16 +35,8 @@ class Item:
 
 
 @dataclass(frozen=True)
-class Layout:
-    """The images of an unpacked tree in their fixed order, and the list files that the order was read from."""
-
-    items: tuple[Item, ...]
-    lists: tuple[Path, ...] = ()
-
-
-@dataclass(frozen=True)
 class DatasetSpec:
-    """A dataset's facts. ``locate`` maps official folder names to folders found; ``layout`` reads those."""
+    """A dataset's facts. ``locate`` maps official folder names to folders found; ``layout`` lists the images."""
 
     name: str
     classes: tuple[str, ...]
@@ -54,13 +46,15 @@ class DatasetSpec:
     wanted: re.Pattern[str]
     """Which archive members to unpack (searched in the member's path)."""
     locate: Callable[[Path], dict[str, Path]]
-    layout: Callable[[Mapping[str, Path]], Layout]
+    layout: Callable[[Mapping[str, Path]], list[Item]]
     image_size: tuple[int, int]
     """(height, width) of a validation image: of all, else the commonest or a typical one."""
     archives_gb: float
     """Of the official archives, about."""
     used_gb: float
     """Of the images and masks in them that a row uses, as they come; about."""
+    lists: tuple[str, ...] = ()
+    """Files below the located folders from which ``layout`` reads the order, where they are there."""
     palette_ids: Mapping[Colour, int] = field(default_factory=dict)
     """Colour -> raw label id, where the official masks are palette PNGs."""
     grey_images: bool = False
@@ -71,8 +65,8 @@ class DatasetSpec:
         """Number of train ids, without the ignored one."""
         return len(self.classes)
 
-    def discover(self, root: Path) -> Layout:
-        """The layout of the tree at ``root``, which may lie some levels above or below the official top folder.
+    def discover(self, root: Path) -> list[Item]:
+        """The images of the tree at ``root``, which may lie some levels above or below the official top folder.
 
         Raises:
             DataError: if the official folders are not there.
@@ -178,12 +172,18 @@ def _reason(error: Exception) -> str:
     return " ".join(str(error).split())[:200] or type(error).__name__
 
 
-def find(root: Path, markers: Sequence[str], prefer: str | None = None) -> Path | None:
-    """The shallowest folder at or below ``root`` that has all ``markers``; one named ``prefer`` wins over others."""
+def find(root: Path, markers: Sequence[str], official: str, prefer: str | None = None) -> Path:
+    """The shallowest folder at or below ``root`` that has all ``markers``; one named ``prefer`` wins over others.
+
+    Raises:
+        DataError: if there is none, naming what is: the ``official`` archive.
+    """
     below = [path for depth in range(1, _SEARCH_DEPTH + 1) for path in sorted(root.glob("/".join("*" * depth) + "/"))]
     folders = [root, *(path for path in below if not path.name.startswith("."))]
     found = [folder for folder in folders if all((folder / marker).exists() for marker in markers)]
-    return next((folder for folder in found if folder.name == prefer), found[0] if found else None)
+    if not found:
+        raise DataError(f"{root}: holds no folder with {' and '.join(markers)}, as in {official}")
+    return next((folder for folder in found if folder.name == prefer), found[0])
 
 
 def read_list(path: Path) -> list[str]:

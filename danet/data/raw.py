@@ -112,8 +112,8 @@ def pack_tree(adapter: DatasetSpec, tree: Path, path: Path) -> None:
 def _members(adapter: DatasetSpec, tree: Path) -> dict[str, Path]:
     """Official name -> file, of what is needed and there."""
     located = adapter.locate(tree)
-    found = adapter.layout(located)
-    needed = [*found.lists, *(item.image for item in found.items), *(item.mask for item in found.items if item.mask)]
+    needed = [folder / name for folder in located.values() for name in adapter.lists]
+    needed += [path for item in adapter.layout(located) for path in (item.image, item.mask) if path]
     members: dict[str, Path] = {}
     for file in filter(Path.is_file, needed):
         prefix, folder = next((prefix, folder) for prefix, folder in located.items() if file.is_relative_to(folder))

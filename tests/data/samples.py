@@ -91,7 +91,7 @@ def tar_of(path, members, mode="w"):
 def pairs_of(spec: DatasetSpec, root: Path) -> dict[str, list[tuple[str, Path, Path | None]]]:
     """Per split, in order: (id, image path, mask path or None)."""
     result: dict[str, list[tuple[str, Path, Path | None]]] = {}
-    for item in spec.discover(root).items:
+    for item in spec.discover(root):
         for split in item.splits:
             result.setdefault(split, []).append((item.id, item.image, item.mask))
     return result

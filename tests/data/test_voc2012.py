@@ -64,7 +64,7 @@ def test_tree_may_lie_a_level_up_or_down(tmp_path):
     for folder in ("JPEGImages", "ImageSets/Segmentation"):
         (root / "VOCdevkit" / "VOC2007" / folder).mkdir(parents=True)
     assert [key for key, _, _ in pairs_of(SPEC, root)["train"]] == ["a"]
-    with pytest.raises(DataError, match=r"no VOC2012 folder.*VOCtrainval"):
+    with pytest.raises(DataError, match=r"no folder with JPEGImages.*VOCtrainval"):
         pairs_of(SPEC, root / "VOCdevkit" / "VOC2012" / "JPEGImages")
 
 
