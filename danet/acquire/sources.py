@@ -23,8 +23,7 @@ from typing import Literal
 from urllib.parse import urlsplit
 
 from danet.acquire import cityscapes_login
-from danet.acquire.http import checksum_matches, fetch_file, is_web_page, public
-from danet.acquire.unpack import damage
+from danet.acquire.http import fetch_file, public, wrong
 from danet.core.errors import DownloadError
 
 PAGES = ("drive.google.com",)
@@ -122,29 +121,17 @@ def obtain(wanted: Wanted, target: Path, archives: Path) -> tuple[Path, Source]:
     tried = [f"{named}: no such folder"] if named and not named.is_dir() else []
     for source in sources(wanted, archives):
         try:
-            path = source.path or target
             if source.url is not None:
                 session = cityscapes_login.log_in() if source.kind == "login" else None
                 fetch_file(source.url, wanted.checksum, target, session=session)
-            problem = wrong(path, wanted)
+                return target, source
+            assert source.path is not None
+            problem = wrong(source.path, wanted.checksum)
             if problem is None:
-                return path, source
-            tried.append(f"{source}: {problem}; {'try another source' if source.url else 'replace or delete it'}")
-            if source.url is not None:
-                target.unlink()
+                return source.path, source
+            tried.append(f"{source}: {problem}; replace or delete it")
         except DownloadError as error:
             permission = " (this account may lack the permission to download)" if source.kind == "login" else ""
             tried.append(f"{error}{permission}")
     tried.append(by_hand(wanted, archives))
     raise DownloadError(f"{wanted.file} could not be obtained: " + "; ".join(tried))
-
-
-def wrong(path: Path, wanted: Wanted) -> str | None:
-    """What is wrong with a file, if anything is."""
-    if wanted.checksum is not None:
-        return None if checksum_matches(path, wanted.checksum) else f"is not the expected file ({wanted.checksum})"
-    with path.open("rb") as stream:
-        head = stream.read(512)
-    if not head:
-        return "has zero bytes"
-    return "is a web page, not the file" if is_web_page(head) else damage(path)

@@ -65,8 +65,8 @@ def unpack(
 
 
 def damage(archive: Path) -> str | None:
-    """What is wrong with a zip, read to its end; None if nothing is, or if it is no zip."""
-    if archive.suffix != ".zip":
+    """What is wrong with a zip (or the ``.part`` of one), read to its end; None if nothing is, or if it is no zip."""
+    if not archive.name.endswith((".zip", ".zip.part")):
         return None
     try:
         with zipfile.ZipFile(archive) as members:

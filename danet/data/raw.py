@@ -13,7 +13,8 @@ import zipfile
 import zlib
 from pathlib import Path
 
-from danet.acquire.sources import Wanted, folder_variable, obtain, sources, unpacked_folder, wrong
+from danet.acquire.http import wrong
+from danet.acquire.sources import Wanted, folder_variable, obtain, sources, unpacked_folder
 from danet.config.params import Archive, Dataset
 from danet.config.workspace import Workspace
 from danet.core import files
@@ -75,7 +76,7 @@ def wanted_of(name: str, archive: Archive) -> Wanted:
 
 def _take(wanted: Wanted, target: Path, archives: Path) -> None:
     placed = any(source.path for source in sources(wanted, archives))
-    if target.is_file() and (wanted.checksum or not placed) and wrong(target, wanted) is None:
+    if target.is_file() and (wanted.checksum or not placed) and wrong(target, wanted.checksum) is None:
         return
     path, _ = obtain(wanted, target, archives)
     if path != target:
