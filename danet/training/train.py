@@ -90,7 +90,7 @@ def train_row(
                 with tracking as tracker:
                     options = {"track": tracker.metrics} if tracker else {}
                     _train_seed(row, identity, workspace, process, show, stop=stop, **options)
-                if process.any(stop.requested) and seed != row.seeds[-1]:
+                if process.any(bool(stop.reason)) and seed != row.seeds[-1]:
                     raise Interrupted(
                         f"{row.name}: stopped after seed {seed}, which is finished; "
                         "run the same command again for the others"

@@ -49,7 +49,7 @@ def test_a_loss_that_is_infinite_stops_the_training(tmp_path, head):
     run = trainer(tiny_row(), tmp_path, model=Spiking(5, head))
     with pytest.raises(TrainingError, match=rf"loss_{head} is (inf|nan).* at iteration 5"):
         run.run()
-    assert run.store.load().iteration == 3
+    assert run.store.load()["iteration"] == 3
 
 
 @pytest.mark.parametrize(("at", "noticed", "kept"), [(3, 3, None), (4, 5, 3), (8, 8, 6)])
@@ -59,7 +59,7 @@ def test_a_gradient_that_is_no_number_is_never_saved(tmp_path, at, noticed, kept
     with pytest.raises(TrainingError, match=f"at iteration {noticed}; nothing of it was saved"):
         run.run()
     saved = run.store.load()
-    assert (saved.iteration if saved else None) == kept
+    assert (saved["iteration"] if saved else None) == kept
 
 
 # disks

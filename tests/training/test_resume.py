@@ -98,7 +98,7 @@ def test_any_stops_with_any_workers(tmp_path, undisturbed, case):
         with pytest.raises(KilledError if kill else Interrupted) as ended:
             run.run()
         saved = run.store.load()
-        newest = saved.iteration if saved else 0
+        newest = saved["iteration"] if saved else 0
         if kill:
             assert newest >= began + at - 1 - row.runtime.checkpoint_interval
         else:
