@@ -27,7 +27,7 @@ from danet.data.prepared import (
     MANIFEST,
     Description,
     Entry,
-    decode_image,
+    decode,
     format_class_pixels,
     format_manifest,
     npy_bytes,
@@ -180,7 +180,7 @@ def _convert(adapter: DatasetSpec, storage: str, item: Item) -> _Converted | lis
     raw = storage == "raw"
     suffix = ".npy" if raw else ".png" if data.startswith(b"\x89PNG") else ".jpg"
     if raw:
-        pixels = decode_image(data)
+        pixels = decode(data, colour=True)
         if pixels is None or pixels.shape != (*size, 3):
             return [f"{item.image}: OpenCV cannot decode it"]
         data = npy_bytes(pixels)
