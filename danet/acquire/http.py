@@ -19,6 +19,7 @@ import urllib3
 from danet.acquire.unpack import damage
 from danet.core.errors import DownloadError
 from danet.core.progress import Progress
+from danet.core.text import reason
 
 CHUNK: Final = 1 << 20
 TIMEOUT_S = (15.0, 60.0)
@@ -146,4 +147,4 @@ def cause(error: Exception) -> str:
         return "no connection to the server"
     if isinstance(error, urllib3.exceptions.ProtocolError):
         return "the connection broke off"
-    return " ".join(str(error).split()) or type(error).__name__
+    return reason(error)

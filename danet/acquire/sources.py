@@ -63,8 +63,7 @@ class Source:
 
 def unpacked_folder(dataset: str) -> Path | None:
     """The unpacked official folder that ``DANET_<DATASET>`` (as ``DANET_CAMVID``) names."""
-    named = os.environ.get(folder_variable(dataset))
-    return Path(named).expanduser() if named else None
+    return _named_folder(folder_variable(dataset))
 
 
 def folder_variable(dataset: str) -> str:
@@ -72,8 +71,8 @@ def folder_variable(dataset: str) -> str:
     return "DANET_" + dataset.upper().replace("-", "_")
 
 
-def _named_folder() -> Path | None:
-    named = os.environ.get("DANET_ARCHIVES")
+def _named_folder(variable: str) -> Path | None:
+    named = os.environ.get(variable)
     return Path(named).expanduser() if named else None
 
 
@@ -82,7 +81,7 @@ def sources(wanted: Wanted, archives: Path) -> Iterator[Source]:
 
     ``archives`` is ``data/archives`` of the workspace.
     """
-    for folder in filter(None, (_named_folder(), archives)):
+    for folder in filter(None, (_named_folder("DANET_ARCHIVES"), archives)):
         for name in (wanted.file, *wanted.also):
             for path in (folder / name, folder / wanted.group / name):
                 if path.is_file():
@@ -92,7 +91,7 @@ def sources(wanted: Wanted, archives: Path) -> Iterator[Source]:
     if wanted.url is not None and urlsplit(wanted.url).hostname not in PAGES:
         yield Source("url", url=wanted.url)
     if wanted.package is not None and cityscapes_login.has_credentials():
-        yield Source("login", url=cityscapes_login.package_url(wanted.package))
+        yield Source("login", url=f"{cityscapes_login.SITE}/file-handling/?packageID={wanted.package}")
 
 
 def by_hand(wanted: Wanted, archives: Path) -> str:
@@ -117,7 +116,7 @@ def obtain(wanted: Wanted, target: Path, archives: Path) -> tuple[Path, Source]:
     Raises:
         DownloadError: saying for each source why it does not serve, and where to place the file by hand.
     """
-    named = _named_folder()
+    named = _named_folder("DANET_ARCHIVES")
     tried = [f"{named}: no such folder"] if named and not named.is_dir() else []
     for source in sources(wanted, archives):
         try:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image
 
 from danet.core.errors import DataError
+from danet.core.text import reason
 
 IGNORE = 255
 """Train id of pixels that neither train nor count."""
@@ -128,7 +129,7 @@ def read_index_png(path: Path, palette_ids: Mapping[Colour, int] | None = None) 
         with Image.open(path, formats=("PNG",)) as image:
             mode, pixels, palette = image.mode, np.array(image), image.getpalette("RGB")
     except Exception as error:  # Pillow raises a dozen kinds on damaged files
-        raise DataError(f"{path}: mask cannot be decoded, or is no PNG ({_reason(error)})") from error
+        raise DataError(f"{path}: mask cannot be decoded, or is no PNG ({reason(error)})") from error
     if mode not in {"L", "P"}:
         raise DataError(f"{path}: mask is {mode}; label ids come as palette or 8-bit grey PNG")
     return pixels if palette is None else _by_colour(pixels, palette, palette_ids or {}, path)
@@ -161,15 +162,11 @@ def read_mat(path: Path) -> Mask:
     try:
         segmentation = loadmat(path, variable_names=["GTcls"])["GTcls"]["Segmentation"][0, 0]
     except Exception as error:  # scipy's reader raises what the damage happens to hit
-        raise DataError(f"{path}: is not an SBD annotation with GTcls.Segmentation ({_reason(error)})") from error
+        raise DataError(f"{path}: is not an SBD annotation with GTcls.Segmentation ({reason(error)})") from error
     array = np.asarray(segmentation)
     if array.ndim != 2 or array.size == 0 or array.dtype.kind not in "ui" or array.min() < 0 or array.max() > 255:
         raise DataError(f"{path}: GTcls.Segmentation is {array.dtype} {array.shape}, not a map of label ids")
     return array.astype(np.uint8)
-
-
-def _reason(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def find(root: Path, markers: Sequence[str], official: str, prefer: str | None = None) -> Path:

@@ -77,9 +77,6 @@ class ResNet(nn.Module):
         init: BackboneInit = "kaiming",
     ) -> None:
         super().__init__()
-        self.name = name
-        self.stem_name = stem
-        self.output_stride = output_stride
         self.stem = _stem(stem)
         self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
         blocks = BLOCKS[name]

@@ -315,10 +315,9 @@ class Trainer:
             eta = self.history.seconds / self.iteration * (self.total - self.iteration)
             status = {"row": self.row.name, "seed": self.seed, "iteration": self.iteration, "total": self.total}
             status |= {"loss": entry["loss"], "eta_seconds": round(eta, 1)}
+            status["updated"] = datetime.now(UTC).isoformat(timespec="seconds")
             with suppress(DanetError):  # a full disk stops no training
-                write_json(
-                    self.store.folder / STATUS, status | {"updated": datetime.now(UTC).isoformat("T", "seconds")}
-                )
+                write_json(self.store.folder / STATUS, status)
         if score is not None:
             self._say(f"iteration {self.iteration} of {self.total}, validation mIoU {score:.2f}")
         values = {name: float(value) for name, value in entry.items() if value is not None and name != "iteration"}

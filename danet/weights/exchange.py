@@ -63,23 +63,6 @@ def checksum_state(digest: str, released: Released | None) -> str:
     return "matches" if digest.startswith(released.checksum.removeprefix("sha256:")) else "differs"
 
 
-def refuse_other_file(file: Path, digest: str, released: Released | None) -> str:
-    """:func:`checksum_state` of what must be the released file.
-
-    Raises:
-        CheckpointError: if it differs.
-    """
-    state = checksum_state(digest, released)
-    if state == "differs":
-        assert released is not None
-        assert released.checksum is not None
-        raise CheckpointError(
-            f"{file}: its sha256 is {digest}, the released file's begins with {released.checksum[7:]}; fetch "
-            f"{released.file} again, or use `danet evaluate ROW --weights FILE` for other weights"
-        )
-    return state
-
-
 def export_weights(file: Path, out: Path, *, target: str = "mmsegmentation") -> int:
     """Writes one of our files as a ``.pth`` of a source, ``{"state_dict", "meta"}`` (sssegmentation: ``{"model"}``).
 

@@ -68,11 +68,6 @@ def load_model(path: Path, model: Segmentor) -> None:
     model.load_state_dict(tensors)
 
 
-def is_imported(metadata: Mapping[str, str]) -> bool:
-    """Whether a file of ours holds weights of a source (trained ones have no file that they come from)."""
-    return "source_sha256" in metadata
-
-
 def metadata_of(path: Path) -> dict[str, str] | None:
     """What :func:`save_model` wrote beside the tensors, without reading these; None for any other file."""
     try:
