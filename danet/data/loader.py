@@ -33,11 +33,7 @@ Sample = tuple[Array8, Array8, Box]
 class TrainingSet(Dataset[Sample]):
     """The samples of a run by global position (not by image): ``len`` is unbounded on purpose and not defined.
 
-    Args:
-        source: the training split.
-        augment: the row's augmentation.
-        seed: of the run.
-        lazy: resize what a crop needs, not the whole image (:mod:`danet.data.transforms`): the same sample, sooner.
+    ``lazy`` resizes what a crop needs, not the whole image (:mod:`danet.data.transforms`): the same sample, sooner.
     """
 
     def __init__(self, source: PreparedDataset, augment: Augment, seed: int, *, lazy: bool = True) -> None:

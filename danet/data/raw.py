@@ -29,14 +29,8 @@ TREE = "tree.zip"
 def download_dataset(name: str, spec: Dataset, out: Path, archives: Path, *, tree: Path | None = None) -> None:
     """Brings the archives of a dataset into the folder ``out``.
 
-    One that is there and right stays. Without a checksum one that a folder of archives holds is taken instead.
-
-    Args:
-        name: key in ``datasets.yaml``.
-        spec: its entry.
-        out: ``data/raw/DATASET``.
-        archives: ``data/archives``.
-        tree: the unpacked official folder to pack instead; by default the one that the environment names.
+    One that is there and right stays. Without a checksum one that a folder of ``archives`` holds is taken instead. An
+    unpacked official folder ``tree``, by default the one that the environment names, is packed instead of them.
 
     Raises:
         DownloadError: saying for each source why it did not serve, and what to do.

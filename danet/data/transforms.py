@@ -126,12 +126,7 @@ def apply(
 ) -> tuple[Array8, Array8, Box]:
     """Resizes, crops, mirrors, distorts and pads; :class:`danet.data.prefetch.Normaliser` does the rest.
 
-    Args:
-        augment: the row's augmentation.
-        image: ``(H, W, 3)`` uint8 BGR; may be a mapped file.
-        mask: ``(H, W)`` uint8 train ids, 255 = ignore.
-        draws: the decisions.
-        lazy: by the fast path.
+    The image may be a mapped file. ``lazy`` is the fast path.
 
     Returns:
         The image as uint8 ``(h, w, 3)`` BGR, the labels as uint8 ``(h, w)``, and the box within which they are image;

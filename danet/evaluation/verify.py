@@ -81,8 +81,8 @@ def facts_of(weights: Path, row: Row, spec: Released | None) -> ReleasedFile:
     checksum = checksum_state(digest, spec)
     if spec is not None and checksum == "differs":
         raise CheckpointError(
-            f"{weights}: its sha256 is {digest}, the released file's begins with {spec.checksum}; fetch {spec.file} again, or use "
-            "`danet evaluate ROW --weights FILE` for other weights"
+            f"{weights}: its sha256 is {digest}, the released file's begins with {spec.checksum}; fetch "
+            f"{spec.file} again, or use `danet evaluate ROW --weights FILE` for other weights"
         )
     return ReleasedFile(file=file, sha256=digest, source=metadata.get("source"), checksum=checksum)
 

@@ -232,9 +232,7 @@ class CompactChannelDecoder(nn.Module):
 class CrossLevelGate(nn.Module):
     """CLGD: DRANet's decoder, which gates layer1's features by what both levels say, and joins the levels.
 
-    Args:
-        channels: of both inputs and the output (256).
-        align_corners: of the upsampling of the high level (source: true).
+    ``align_corners`` is of the upsampling of the high level (source: true).
     """
 
     LOW_CHANNELS: Final = 32

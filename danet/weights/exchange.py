@@ -21,11 +21,7 @@ from danet.weights.released import export_released, import_released
 def import_weights(file: Path, out: Path, params: Params, *, row: str | None = None) -> dict[str, str]:
     """Writes a released checkpoint of any source as our safetensors.
 
-    Args:
-        file: the checkpoint, as published.
-        out: ends in ``.safetensors``.
-        params: the rows.
-        row: whose weights they are; by default found by the name of the file under ``released``.
+    Without ``row``, whose weights they are is found by the name of the file under ``released``.
 
     Returns:
         What the metadata tell of them: ``row``, ``source``, ``source_file``, ``source_sha256`` and ``checksum``

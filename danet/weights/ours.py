@@ -31,11 +31,8 @@ _FIELDS: Final = (
 def save_model(path: Path, model: nn.Module, metadata: Mapping[str, str]) -> None:
     """Writes the weights and buffers of a model, atomically.
 
-    Args:
-        path: ends in ``.safetensors``.
-        model: a :class:`Segmentor`.
-        metadata: what the weights are of (row, train_hash, seed, ...); the model's own settings and the number of
-            classes are added. The bytes written depend on nothing else.
+    ``metadata`` says what the weights are of (row, train_hash, seed, ...); the model's own settings and the number of
+    classes are added. The bytes written depend on nothing else.
 
     Raises:
         CheckpointError: if the file cannot be written.
