@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from danet.core.errors import CheckpointError
-from danet.results.identity import TrainingIdentity
 from danet.training.checkpoint import CheckpointStore
 from tests.training.fakes import identity, tiny_row
 
@@ -55,15 +54,6 @@ def test_code_in_a_checkpoint_is_not_run(store, tmp_path):
 
 def test_another_training_is_refused(store):
     store.save(**checkpoint(1))
-    row = tiny_row()
-    for other, what in (
-        (identity(tiny_row(optimizer={"lr": 0.07})), r"optimizer.lr 0.05, now 0.07"),
-        (identity(row, seed=1), "seed 0, now 1"),
-        (identity(row, data="f" * 64), "training data 000000000000, now ffffffffffff"),
-        (
-            TrainingIdentity.of(row, 0, data="0" * 64, initial_weights="e" * 64),
-            "initial weights none, now eeeeeeeeeeee",
-        ),
-    ):
-        with pytest.raises(CheckpointError, match=f"{store.folder}.*{what}.*rm -r {store.folder}"):
-            CheckpointStore(store.folder, other).load()
+    other = CheckpointStore(store.folder, identity(tiny_row(optimizer={"lr": 0.07}), seed=1))
+    with pytest.raises(CheckpointError, match=f"{store.folder}.*0.05, now 0.07; seed 0, now 1.*rm -r {store.folder}"):
+        other.load()
