@@ -32,8 +32,7 @@ from danet.data.prefetch import Normaliser
 from danet.evaluation import inference, metrics
 from danet.models import Segmentor, build_model
 from danet.training.losses import segmentation_losses
-from danet.training.optim import build_optimizer, set_learning_rates
-from danet.training.schedule import learning_rate
+from danet.training.optim import build_optimizer, learning_rate, set_learning_rates
 from danet.weights.released import SOURCES
 
 PARAMS = Path(__file__).resolve().parents[2] / "params.yaml"

@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from benchmarks.parity import common, compare, reference
 from benchmarks.parity.results import Result
 from danet.config.row import Loss, Row
-from danet.data.loader import Batch
 from danet.results.identity import TrainingIdentity
 from danet.training import loop
 from danet.training.checkpoint import CheckpointStore
@@ -80,14 +79,12 @@ def trained(model: nn.Module, recipe: Row, case: str, run: dict[str, int], epsil
     batches = []
     for iteration in range(total):
         image, label = common.training_batch(case, iteration, run)
-        places = list(range(iteration * batch, (iteration + 1) * batch))
-        labels = torch.from_numpy(label.astype(np.uint8))
-        batches.append(Batch(torch.from_numpy(image), labels, places))
+        batches.append((torch.from_numpy(image), torch.from_numpy(label.astype(np.uint8))))
     stream = mock.MagicMock(waited=0.0)  # stands in for the loader
     stream.__enter__.return_value, stream.__next__.side_effect = stream, batches
     with (
         tempfile.TemporaryDirectory() as folder,
-        mock.patch.object(loop, "BatchStream", return_value=stream),
+        mock.patch.object(loop, "batch_stream", return_value=stream),
         mock.patch.object(loop, "loss_divisors", shifted),
     ):
         identity = TrainingIdentity.of(recipe, 0, data="", initial_weights=None)

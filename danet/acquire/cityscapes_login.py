@@ -17,11 +17,6 @@ def has_credentials() -> bool:
     return bool(os.environ.get("CITYSCAPES_USERNAME") and os.environ.get("CITYSCAPES_PASSWORD"))
 
 
-def package_url(package: int) -> str:
-    """The address of an archive, for a session that is logged in."""
-    return f"{SITE}/file-handling/?packageID={package}"
-
-
 def log_in() -> requests.Session:
     """A session that is logged in with ``CITYSCAPES_USERNAME`` and ``CITYSCAPES_PASSWORD``.
 

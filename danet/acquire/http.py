@@ -16,8 +16,10 @@ from urllib.parse import urlsplit, urlunsplit
 import requests
 import urllib3
 
+from danet.acquire.unpack import damage
 from danet.core.errors import DownloadError
 from danet.core.progress import Progress
+from danet.core.text import reason
 
 CHUNK: Final = 1 << 20
 TIMEOUT_S = (15.0, 60.0)
@@ -26,10 +28,6 @@ RETRIES = 3
 """Further connections after one that failed; one that brought at least ``CHUNK`` bytes starts the count again."""
 PAUSE_S = 1.0
 """Before the first retry; doubled before each further one."""
-
-
-class _TransientError(Exception):
-    """A failure that a second attempt may fix."""
 
 
 def checksum_matches(path: Path, checksum: str) -> bool:
@@ -58,20 +56,30 @@ def fetch_file(url: str, checksum: str | None, path: Path, *, session: requests.
     while True:
         resumed = part.exists()
         _download(url, part, session or requests.Session())
-        with part.open("rb") as stream:
-            page = is_web_page(stream.read(512))
-        if not page and (checksum is None or checksum_matches(part, checksum)):
+        problem = wrong(part, checksum)
+        if problem is None:
             part.replace(path)
             return
-        found = "" if checksum is None else _digest(part, checksum.partition(":")[0])
         part.unlink()
-        if page:
-            raise DownloadError(f"{public(url)}: is a web page (a login or an error), not a file; open it in a browser")
         if not resumed:  # else the part of last time may have been of another file: once more from the start
             raise DownloadError(
-                f"{public(url)}: {path.name} has the digest {found}, expected {checksum}: the file was changed or is "
-                "damaged on the way; try a mirror (DANET_MIRROR), or correct the checksum in datasets.yaml"
+                f"{public(url)}: {problem}; try a mirror (DANET_MIRROR), or correct the URL or checksum in "
+                "datasets.yaml (of released weights: params.yaml)"
             )
+
+
+def wrong(path: Path, checksum: str | None) -> str | None:
+    """What is wrong with a file, or with the ``.part`` of one, if anything is."""
+    with path.open("rb") as stream:
+        head = stream.read(512)
+    # as HTML and XML begin, and the JSON of an error: never an archive, never weights
+    if re.match(rb"(\xef\xbb\xbf)?\s*(<(!doctype|!--|html|head|body|title|\?xml)|\{\s*\")", head, re.I):
+        return "is a web page (a login or an error), not the file: open its address in a browser"
+    if checksum is None:
+        return damage(path) if head else "has zero bytes"
+    if checksum_matches(path, checksum):
+        return None
+    return f"is not the expected file ({checksum}): its digest is {_digest(path, checksum.partition(':')[0])}"
 
 
 def _download(url: str, part: Path, session: requests.Session) -> None:
@@ -82,9 +90,9 @@ def _download(url: str, part: Path, session: requests.Session) -> None:
         try:
             _attempt(url, part, session)
             return
-        except (requests.exceptions.InvalidURL, requests.exceptions.InvalidSchema, requests.exceptions.MissingSchema):
+        except ValueError:
             raise DownloadError(f"{public(url)}: is no http(s) address; correct the URL") from None
-        except (_TransientError, requests.RequestException, urllib3.exceptions.HTTPError) as error:
+        except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
             failures = 0 if _size(part) - before >= CHUNK else failures + 1
             if failures > RETRIES:
                 raise DownloadError(
@@ -103,7 +111,7 @@ def _attempt(url: str, part: Path, session: requests.Session) -> None:
         if status in {408, 416, 425, 429} or status >= 500:
             if status == 416:  # the part is whole already, or longer than the file
                 part.unlink()
-            raise _TransientError(f"the server answered {status} {response.reason}")
+            raise requests.HTTPError(f"the server answered {status} {response.reason}")
         if status not in {200, 206}:
             raise DownloadError(f"{public(url)}: the server answered {status} {response.reason}")
         if status == 200:
@@ -123,12 +131,6 @@ def _size(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
 
 
-def is_web_page(head: bytes) -> bool:
-    """Whether a file begins as HTML or XML does, or as the JSON of an error: never an archive, never weights."""
-    page = rb"(\xef\xbb\xbf)?\s*(<(!doctype|!--|html|head|body|title|\?xml)|\{\s*\")"
-    return re.match(page, head[:512], re.I) is not None
-
-
 def public(url: str) -> str:
     """The URL without user name and password."""
     parts = urlsplit(url)
@@ -145,4 +147,4 @@ def cause(error: Exception) -> str:
         return "no connection to the server"
     if isinstance(error, urllib3.exceptions.ProtocolError):
         return "the connection broke off"
-    return " ".join(str(error).split()) or type(error).__name__
+    return reason(error)

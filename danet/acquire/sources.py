@@ -23,8 +23,7 @@ from typing import Literal
 from urllib.parse import urlsplit
 
 from danet.acquire import cityscapes_login
-from danet.acquire.http import checksum_matches, fetch_file, is_web_page, public
-from danet.acquire.unpack import damage
+from danet.acquire.http import fetch_file, public, wrong
 from danet.core.errors import DownloadError
 
 PAGES = ("drive.google.com",)
@@ -64,8 +63,7 @@ class Source:
 
 def unpacked_folder(dataset: str) -> Path | None:
     """The unpacked official folder that ``DANET_<DATASET>`` (as ``DANET_CAMVID``) names."""
-    named = os.environ.get(folder_variable(dataset))
-    return Path(named).expanduser() if named else None
+    return _named_folder(folder_variable(dataset))
 
 
 def folder_variable(dataset: str) -> str:
@@ -73,8 +71,8 @@ def folder_variable(dataset: str) -> str:
     return "DANET_" + dataset.upper().replace("-", "_")
 
 
-def _named_folder() -> Path | None:
-    named = os.environ.get("DANET_ARCHIVES")
+def _named_folder(variable: str) -> Path | None:
+    named = os.environ.get(variable)
     return Path(named).expanduser() if named else None
 
 
@@ -83,7 +81,7 @@ def sources(wanted: Wanted, archives: Path) -> Iterator[Source]:
 
     ``archives`` is ``data/archives`` of the workspace.
     """
-    for folder in filter(None, (_named_folder(), archives)):
+    for folder in filter(None, (_named_folder("DANET_ARCHIVES"), archives)):
         for name in (wanted.file, *wanted.also):
             for path in (folder / name, folder / wanted.group / name):
                 if path.is_file():
@@ -93,7 +91,7 @@ def sources(wanted: Wanted, archives: Path) -> Iterator[Source]:
     if wanted.url is not None and urlsplit(wanted.url).hostname not in PAGES:
         yield Source("url", url=wanted.url)
     if wanted.package is not None and cityscapes_login.has_credentials():
-        yield Source("login", url=cityscapes_login.package_url(wanted.package))
+        yield Source("login", url=f"{cityscapes_login.SITE}/file-handling/?packageID={wanted.package}")
 
 
 def by_hand(wanted: Wanted, archives: Path) -> str:
@@ -118,33 +116,21 @@ def obtain(wanted: Wanted, target: Path, archives: Path) -> tuple[Path, Source]:
     Raises:
         DownloadError: saying for each source why it does not serve, and where to place the file by hand.
     """
-    named = _named_folder()
+    named = _named_folder("DANET_ARCHIVES")
     tried = [f"{named}: no such folder"] if named and not named.is_dir() else []
     for source in sources(wanted, archives):
         try:
-            path = source.path or target
             if source.url is not None:
                 session = cityscapes_login.log_in() if source.kind == "login" else None
                 fetch_file(source.url, wanted.checksum, target, session=session)
-            problem = wrong(path, wanted)
+                return target, source
+            assert source.path is not None
+            problem = wrong(source.path, wanted.checksum)
             if problem is None:
-                return path, source
-            tried.append(f"{source}: {problem}; {'try another source' if source.url else 'replace or delete it'}")
-            if source.url is not None:
-                target.unlink()
+                return source.path, source
+            tried.append(f"{source}: {problem}; replace or delete it")
         except DownloadError as error:
             permission = " (this account may lack the permission to download)" if source.kind == "login" else ""
             tried.append(f"{error}{permission}")
     tried.append(by_hand(wanted, archives))
     raise DownloadError(f"{wanted.file} could not be obtained: " + "; ".join(tried))
-
-
-def wrong(path: Path, wanted: Wanted) -> str | None:
-    """What is wrong with a file, if anything is."""
-    if wanted.checksum is not None:
-        return None if checksum_matches(path, wanted.checksum) else f"is not the expected file ({wanted.checksum})"
-    with path.open("rb") as stream:
-        head = stream.read(512)
-    if not head:
-        return "has zero bytes"
-    return "is a web page, not the file" if is_web_page(head) else damage(path)

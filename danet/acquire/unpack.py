@@ -15,6 +15,7 @@ from pathlib import Path
 
 from danet.core.errors import ArchiveError
 from danet.core.progress import Progress
+from danet.core.text import reason
 
 DAMAGE = (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError)
 """What the standard library's readers raise on damaged (or encrypted) archives."""
@@ -54,27 +55,23 @@ def unpack(
                             bar.advance()
         temporary.rename(folder)
     except DAMAGE as error:
-        raise ArchiveError(f"{archive}: cannot be unpacked ({_reason(error)}); {remedy}") from error
+        raise ArchiveError(f"{archive}: cannot be unpacked ({reason(error)}); {remedy}") from error
     except OSError as error:
         if error.errno is not None:
             raise  # the disk's fault, not the archive's; gzip's bad headers and checksums have no number
-        raise ArchiveError(f"{archive}: cannot be unpacked ({_reason(error)}); {remedy}") from error
+        raise ArchiveError(f"{archive}: cannot be unpacked ({reason(error)}); {remedy}") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return count
 
 
 def damage(archive: Path) -> str | None:
-    """What is wrong with a zip, read to its end; None if nothing is, or if it is no zip."""
-    if archive.suffix != ".zip":
+    """What is wrong with a zip (or the ``.part`` of one), read to its end; None if nothing is, or if it is no zip."""
+    if not archive.name.endswith((".zip", ".zip.part")):
         return None
     try:
         with zipfile.ZipFile(archive) as members:
             bad = members.testzip()
     except DAMAGE as error:
-        return f"is damaged or no archive ({_reason(error)})"
+        return f"is damaged or no archive ({reason(error)})"
     return None if bad is None else f"is damaged (member {bad})"
-
-
-def _reason(error: Exception) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__

@@ -47,6 +47,11 @@ def fact(value: object) -> str:
     return "-" if value is None else str(value)
 
 
+def reason(error: BaseException) -> str:
+    """What an error of a library says, in one line; its type if it says nothing."""
+    return " ".join(str(error).split())[:300] or type(error).__name__
+
+
 def explain(error: ValidationError, where: str = "") -> str:
     """The first fault of a document in one line: its place (below ``where``), what is wrong, the value."""
     first = error.errors()[0]

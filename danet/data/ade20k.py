@@ -6,8 +6,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from danet.core.errors import DataError
-from danet.data.layout import IGNORE, DatasetSpec, Layout, find, pair_folders
+from danet.data.layout import IGNORE, DatasetSpec, Item, find, pair_folders
 
 FOLDER = "ADEChallengeData2016"
 SPLITS = {"train": "training", "val": "validation"}
@@ -45,25 +44,18 @@ COLOURS = (
 
 def locate(root: Path) -> dict[str, Path]:
     """The folder that holds ``images`` and ``annotations``."""
-    folder = find(root, ("images/validation", "annotations/validation"), prefer=FOLDER)
-    if folder is None:
-        raise DataError(
-            f"{root}: holds no folder with images/validation and annotations/validation, as ADEChallengeData2016.zip "
-            "does (the full ADE20K download has another layout)"
-        )
-    return {FOLDER: folder}
+    official = "ADEChallengeData2016.zip (the full ADE20K download has another layout)"
+    return {FOLDER: find(root, ("images/validation", "annotations/validation"), official, prefer=FOLDER)}
 
 
-def layout(found: Mapping[str, Path]) -> Layout:
+def layout(found: Mapping[str, Path]) -> list[Item]:
     """``train`` and ``val``, each sorted by file name."""
     root = found[FOLDER]
-    return Layout(
-        tuple(
-            item
-            for split, folder in SPLITS.items()
-            for item in pair_folders(root / "images" / folder, root / "annotations" / folder, split, (".jpg",))
-        )
-    )
+    return [
+        item
+        for split, folder in SPLITS.items()
+        for item in pair_folders(root / "images" / folder, root / "annotations" / folder, split, (".jpg",))
+    ]
 
 
 SPEC = DatasetSpec(

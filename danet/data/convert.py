@@ -27,7 +27,7 @@ from danet.data.prepared import (
     MANIFEST,
     Description,
     Entry,
-    decode_image,
+    decode,
     format_class_pixels,
     format_manifest,
     npy_bytes,
@@ -93,7 +93,7 @@ def convert_dataset(
 def _write(name: str, spec: Dataset, tree: Path, new: Path, workers: int) -> dict[str, int]:
     """Writes packs, manifest and description of an unpacked dataset into ``new``; returns the counts."""
     adapter = ADAPTERS[spec.adapter]
-    items = adapter.discover(tree).items
+    items = adapter.discover(tree)
     problems = _twice(items)
     entries: list[Entry] = []
     packs: dict[str, zipfile.ZipFile] = {}
@@ -180,7 +180,7 @@ def _convert(adapter: DatasetSpec, storage: str, item: Item) -> _Converted | lis
     raw = storage == "raw"
     suffix = ".npy" if raw else ".png" if data.startswith(b"\x89PNG") else ".jpg"
     if raw:
-        pixels = decode_image(data)
+        pixels = decode(data, colour=True)
         if pixels is None or pixels.shape != (*size, 3):
             return [f"{item.image}: OpenCV cannot decode it"]
         data = npy_bytes(pixels)

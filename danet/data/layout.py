@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image
 
 from danet.core.errors import DataError
+from danet.core.text import reason
 
 IGNORE = 255
 """Train id of pixels that neither train nor count."""
@@ -35,16 +36,8 @@ class Item:
 
 
 @dataclass(frozen=True)
-class Layout:
-    """The images of an unpacked tree in their fixed order, and the list files that the order was read from."""
-
-    items: tuple[Item, ...]
-    lists: tuple[Path, ...] = ()
-
-
-@dataclass(frozen=True)
 class DatasetSpec:
-    """A dataset's facts. ``locate`` maps official folder names to folders found; ``layout`` reads those."""
+    """A dataset's facts. ``locate`` maps official folder names to folders found; ``layout`` lists the images."""
 
     name: str
     classes: tuple[str, ...]
@@ -54,13 +47,15 @@ class DatasetSpec:
     wanted: re.Pattern[str]
     """Which archive members to unpack (searched in the member's path)."""
     locate: Callable[[Path], dict[str, Path]]
-    layout: Callable[[Mapping[str, Path]], Layout]
+    layout: Callable[[Mapping[str, Path]], list[Item]]
     image_size: tuple[int, int]
     """(height, width) of a validation image: of all, else the commonest or a typical one."""
     archives_gb: float
     """Of the official archives, about."""
     used_gb: float
     """Of the images and masks in them that a row uses, as they come; about."""
+    lists: tuple[str, ...] = ()
+    """Files below the located folders from which ``layout`` reads the order, where they are there."""
     palette_ids: Mapping[Colour, int] = field(default_factory=dict)
     """Colour -> raw label id, where the official masks are palette PNGs."""
     grey_images: bool = False
@@ -71,8 +66,8 @@ class DatasetSpec:
         """Number of train ids, without the ignored one."""
         return len(self.classes)
 
-    def discover(self, root: Path) -> Layout:
-        """The layout of the tree at ``root``, which may lie some levels above or below the official top folder.
+    def discover(self, root: Path) -> list[Item]:
+        """The images of the tree at ``root``, which may lie some levels above or below the official top folder.
 
         Raises:
             DataError: if the official folders are not there.
@@ -134,7 +129,7 @@ def read_index_png(path: Path, palette_ids: Mapping[Colour, int] | None = None) 
         with Image.open(path, formats=("PNG",)) as image:
             mode, pixels, palette = image.mode, np.array(image), image.getpalette("RGB")
     except Exception as error:  # Pillow raises a dozen kinds on damaged files
-        raise DataError(f"{path}: mask cannot be decoded, or is no PNG ({_reason(error)})") from error
+        raise DataError(f"{path}: mask cannot be decoded, or is no PNG ({reason(error)})") from error
     if mode not in {"L", "P"}:
         raise DataError(f"{path}: mask is {mode}; label ids come as palette or 8-bit grey PNG")
     return pixels if palette is None else _by_colour(pixels, palette, palette_ids or {}, path)
@@ -167,23 +162,25 @@ def read_mat(path: Path) -> Mask:
     try:
         segmentation = loadmat(path, variable_names=["GTcls"])["GTcls"]["Segmentation"][0, 0]
     except Exception as error:  # scipy's reader raises what the damage happens to hit
-        raise DataError(f"{path}: is not an SBD annotation with GTcls.Segmentation ({_reason(error)})") from error
+        raise DataError(f"{path}: is not an SBD annotation with GTcls.Segmentation ({reason(error)})") from error
     array = np.asarray(segmentation)
     if array.ndim != 2 or array.size == 0 or array.dtype.kind not in "ui" or array.min() < 0 or array.max() > 255:
         raise DataError(f"{path}: GTcls.Segmentation is {array.dtype} {array.shape}, not a map of label ids")
     return array.astype(np.uint8)
 
 
-def _reason(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
+def find(root: Path, markers: Sequence[str], official: str, prefer: str | None = None) -> Path:
+    """The shallowest folder at or below ``root`` that has all ``markers``; one named ``prefer`` wins over others.
 
-
-def find(root: Path, markers: Sequence[str], prefer: str | None = None) -> Path | None:
-    """The shallowest folder at or below ``root`` that has all ``markers``; one named ``prefer`` wins over others."""
+    Raises:
+        DataError: if there is none, naming what is: the ``official`` archive.
+    """
     below = [path for depth in range(1, _SEARCH_DEPTH + 1) for path in sorted(root.glob("/".join("*" * depth) + "/"))]
     folders = [root, *(path for path in below if not path.name.startswith("."))]
     found = [folder for folder in folders if all((folder / marker).exists() for marker in markers)]
-    return next((folder for folder in found if folder.name == prefer), found[0] if found else None)
+    if not found:
+        raise DataError(f"{root}: holds no folder with {' and '.join(markers)}, as in {official}")
+    return next((folder for folder in found if folder.name == prefer), found[0])
 
 
 def read_list(path: Path) -> list[str]:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable
-from dataclasses import replace
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -15,12 +13,12 @@ from torch import Tensor
 from danet.config.row import Augment
 from danet.data.transforms import NORMALISED, Box
 
-if TYPE_CHECKING:
-    from danet.data.loader import Batch
-
-
 AHEAD = 2
 """Batches."""
+Loaded = tuple[Tensor, Tensor, list[Box]]
+"""Grey levels uint8 ``(N, H, W, 3)`` BGR, labels uint8 ``(N, H, W)``, and which part of each is image, not padding."""
+Batch = tuple[Tensor, Tensor]
+"""Normalised images float32 ``(N, 3, H, W)`` RGB, and labels uint8 ``(N, H, W)``."""
 
 
 class Normaliser:
@@ -47,7 +45,7 @@ class Normaliser:
         return images
 
 
-class DevicePrefetcher:
+class DeviceBatches:
     """Copies batches to a GPU and normalises them there, on a stream beside the one that trains.
 
     The trainer's calls return before the GPU has computed, so that the next batch is copied during the step before;
@@ -55,8 +53,9 @@ class DevicePrefetcher:
     of the GPU by :data:`AHEAD` batches at most, so that no more of them take memory there.
     """
 
-    def __init__(self, augment: Augment, device: torch.device) -> None:
+    def __init__(self, loaded: Iterator[Loaded], augment: Augment, device: torch.device) -> None:
         self.device = device
+        self._loaded = loaded
         self._normalise = Normaliser(augment, device)
         self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._stream.wait_stream(torch.cuda.current_stream(device))  # the tables' copies
@@ -75,39 +74,43 @@ class DevicePrefetcher:
             self._waited += before.elapsed_time(after) / 1000
         return self._waited
 
-    def fetch(self, take: Callable[[], Batch]) -> Batch:
-        """The batch that ``take`` gives, on the GPU: what is called next there waits for it, the host does not."""
+    def __iter__(self) -> DeviceBatches:
+        return self
+
+    def __next__(self) -> Batch:
+        """The next batch, on the GPU: what is called next there waits for it, the host does not."""
         training = torch.cuda.current_stream(self.device)
         before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
         before.record(training)  # reached when all that was asked of the GPU so far is computed
         self._taken.append(before)
         if len(self._taken) > AHEAD:
             self._taken.popleft().synchronize()
-        batch = take()
-        assert batch.boxes is not None
+        levels, labels, boxes = next(self._loaded)
         with torch.cuda.stream(self._stream):
-            levels = batch.images.to(self.device, non_blocking=True)
-            masks = batch.masks.to(self.device, non_blocking=True)
-            images = self._normalise(levels, batch.boxes)
+            levels, labels = (tensor.to(self.device, non_blocking=True) for tensor in (levels, labels))
+            images = self._normalise(levels, boxes)
         training.wait_stream(self._stream)
         after.record(training)
-        for tensor in (images, masks):  # their memory was allocated for one stream and is used by another
+        for tensor in (images, labels):  # their memory was allocated for one stream and is used by another
             tensor.record_stream(training)
         self._idle.append((before, after))
-        return replace(batch, images=images, masks=masks, boxes=None)
+        return images, labels
 
 
-class HostWait:
+class HostBatches:
     """The same on a CPU, where what the host waits for is what training waits for."""
 
-    def __init__(self, augment: Augment) -> None:
+    def __init__(self, loaded: Iterator[Loaded], augment: Augment) -> None:
         self.waited = 0.0
+        self._loaded = loaded
         self._normalise = Normaliser(augment, torch.device("cpu"))
 
-    def fetch(self, take: Callable[[], Batch]) -> Batch:
-        """The batch that ``take`` gives, normalised."""
+    def __iter__(self) -> HostBatches:
+        return self
+
+    def __next__(self) -> Batch:
+        """The next batch."""
         began = time.perf_counter()
-        batch = take()
+        levels, labels, boxes = next(self._loaded)
         self.waited += time.perf_counter() - began
-        assert batch.boxes is not None
-        return replace(batch, images=self._normalise(batch.images, batch.boxes), boxes=None)
+        return self._normalise(levels, boxes), labels

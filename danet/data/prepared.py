@@ -62,14 +62,11 @@ class Entry:
     class_pixels: str
 
 
-COLUMNS = tuple(field.name for field in fields(Entry))
-
-
 def format_manifest(entries: list[Entry]) -> str:
     """The text of ``manifest.csv``."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
+    writer.writerow(field.name for field in fields(Entry))
     writer.writerows(astuple(entry) for entry in entries)
     return text.getvalue()
 
@@ -94,14 +91,9 @@ def png_bytes(mask: Pixels) -> bytes:
     return bytes(data.tobytes())
 
 
-def decode_mask(data: bytes) -> Pixels | None:
-    """What :func:`png_bytes` encoded; None if it cannot be decoded."""
-    return cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED) if data else None
-
-
-def decode_image(data: bytes) -> Pixels | None:
-    """(H, W, 3) uint8 BGR of JPEG or PNG bytes as stored, whatever EXIF says; None if they cannot be decoded."""
-    flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
+def decode(data: bytes, *, colour: bool) -> Pixels | None:
+    """A mask (H, W), or an image (H, W, 3) in BGR as stored, whatever EXIF says; None if it cannot be decoded."""
+    flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION if colour else cv2.IMREAD_UNCHANGED
     return cv2.imdecode(np.frombuffer(data, np.uint8), flags) if data else None
 
 
@@ -190,9 +182,7 @@ class PreparedDataset:
     def _pixels(self, pack: str, member: str, shape: tuple[int, ...]) -> Pixels:
         if member.endswith(".npy"):
             return self._mapped(pack, member, shape)
-        data = self._bytes(pack, member)
-        decode = decode_image if len(shape) == 3 else decode_mask
-        decoded = decode(data)
+        decoded = decode(self._bytes(pack, member), colour=len(shape) == 3)
         if decoded is None or decoded.shape != shape:
             raise self._damaged(f"{pack}/{member} does not decode to {shape}")
         return decoded

@@ -13,7 +13,8 @@ import zipfile
 import zlib
 from pathlib import Path
 
-from danet.acquire.sources import Wanted, folder_variable, obtain, sources, unpacked_folder, wrong
+from danet.acquire.http import wrong
+from danet.acquire.sources import Wanted, folder_variable, obtain, sources, unpacked_folder
 from danet.config.params import Archive, Dataset
 from danet.config.workspace import Workspace
 from danet.core import files
@@ -28,14 +29,8 @@ TREE = "tree.zip"
 def download_dataset(name: str, spec: Dataset, out: Path, archives: Path, *, tree: Path | None = None) -> None:
     """Brings the archives of a dataset into the folder ``out``.
 
-    One that is there and right stays. Without a checksum one that a folder of archives holds is taken instead.
-
-    Args:
-        name: key in ``datasets.yaml``.
-        spec: its entry.
-        out: ``data/raw/DATASET``.
-        archives: ``data/archives``.
-        tree: the unpacked official folder to pack instead; by default the one that the environment names.
+    One that is there and right stays. Without a checksum one that a folder of ``archives`` holds is taken instead. An
+    unpacked official folder ``tree``, by default the one that the environment names, is packed instead of them.
 
     Raises:
         DownloadError: saying for each source why it did not serve, and what to do.
@@ -75,7 +70,7 @@ def wanted_of(name: str, archive: Archive) -> Wanted:
 
 def _take(wanted: Wanted, target: Path, archives: Path) -> None:
     placed = any(source.path for source in sources(wanted, archives))
-    if target.is_file() and (wanted.checksum or not placed) and wrong(target, wanted) is None:
+    if target.is_file() and (wanted.checksum or not placed) and wrong(target, wanted.checksum) is None:
         return
     path, _ = obtain(wanted, target, archives)
     if path != target:
@@ -112,8 +107,8 @@ def pack_tree(adapter: DatasetSpec, tree: Path, path: Path) -> None:
 def _members(adapter: DatasetSpec, tree: Path) -> dict[str, Path]:
     """Official name -> file, of what is needed and there."""
     located = adapter.locate(tree)
-    found = adapter.layout(located)
-    needed = [*found.lists, *(item.image for item in found.items), *(item.mask for item in found.items if item.mask)]
+    needed = [folder / name for folder in located.values() for name in adapter.lists]
+    needed += [path for item in adapter.layout(located) for path in (item.image, item.mask) if path]
     members: dict[str, Path] = {}
     for file in filter(Path.is_file, needed):
         prefix, folder = next((prefix, folder) for prefix, folder in located.items() if file.is_relative_to(folder))

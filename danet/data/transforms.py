@@ -126,12 +126,7 @@ def apply(
 ) -> tuple[Array8, Array8, Box]:
     """Resizes, crops, mirrors, distorts and pads; :class:`danet.data.prefetch.Normaliser` does the rest.
 
-    Args:
-        augment: the row's augmentation.
-        image: ``(H, W, 3)`` uint8 BGR; may be a mapped file.
-        mask: ``(H, W)`` uint8 train ids, 255 = ignore.
-        draws: the decisions.
-        lazy: by the fast path.
+    The image may be a mapped file. ``lazy`` is the fast path.
 
     Returns:
         The image as uint8 ``(h, w, 3)`` BGR, the labels as uint8 ``(h, w)``, and the box within which they are image;
@@ -145,8 +140,8 @@ def apply(
     else:
         if mirror_first:
             image, mask = mirror(image), mirror(mask)
-        image = crop_box(resize_image(augment, image, size), box)
-        mask = crop_box(resize_mask(augment, mask, size), box)
+        image = crop_box(resize(image, size, augment.interpolation), box)
+        mask = crop_box(resize(mask, size, augment.interpolation, nearest=True), box)
     if draws.flip and not mirror_first:
         image, mask = mirror(image), mirror(mask)
     if augment.photometric is not None and draws.photometric is not None:
@@ -160,7 +155,9 @@ def augmented(
     """:func:`draw` and :func:`apply` in one."""
 
     def labels(size: tuple[int, int], box: Box) -> Array8:
-        return label_region(augment, mask, size, box) if lazy else crop_box(resize_mask(augment, mask, size), box)
+        if lazy:
+            return label_region(augment, mask, size, box)
+        return crop_box(resize(mask, size, augment.interpolation, nearest=True), box)
 
     return apply(augment, image, mask, draw(augment, mask.shape, labels, rng), lazy=lazy)
 
@@ -222,22 +219,17 @@ def balanced(labels: Array8, max_ratio: float) -> bool:
     return largest < total and largest / total < max_ratio
 
 
-def resize_image(augment: Augment, image: Array8, size: tuple[int, int]) -> Array8:
-    """The image at ``size``, bilinear: by cv2 (two taps) or PIL (filtered when shrinking), as the source does."""
-    if image.shape[:2] == size:
-        return image
-    if augment.interpolation == "pil":
-        return np.asarray(Image.fromarray(image).resize((size[1], size[0]), Image.Resampling.BILINEAR))
-    return _array8(cv2.resize(image, (size[1], size[0]), interpolation=cv2.INTER_LINEAR))
+def resize(array: Array8, size: tuple[int, int], interpolation: str, *, nearest: bool = False) -> Array8:
+    """An image bilinear, by cv2 (two taps) or PIL (filtered when shrinking), as the source does.
 
-
-def resize_mask(augment: Augment, mask: Array8, size: tuple[int, int]) -> Array8:
-    """The mask at ``size``, nearest neighbour: cv2's (floor) or PIL's (centre), which differ."""
-    if mask.shape == size:
-        return mask
-    if augment.interpolation == "pil":
-        return np.asarray(Image.fromarray(mask).resize((size[1], size[0]), Image.Resampling.NEAREST))
-    return _array8(cv2.resize(mask, (size[1], size[0]), interpolation=cv2.INTER_NEAREST))
+    Or a mask by its ``nearest`` neighbours: cv2's (floor) or PIL's (centre), which differ.
+    """
+    if array.shape[:2] == size:
+        return array
+    if interpolation == "pil":
+        kind = Image.Resampling.NEAREST if nearest else _BILINEAR
+        return np.asarray(Image.fromarray(array).resize(size[::-1], kind))
+    return _array8(cv2.resize(array, size[::-1], interpolation=cv2.INTER_NEAREST if nearest else cv2.INTER_LINEAR))
 
 
 def label_region(augment: Augment, mask: Array8, size: tuple[int, int], box: Box, *, mirrored: bool = False) -> Array8:
@@ -253,13 +245,9 @@ def label_region(augment: Augment, mask: Array8, size: tuple[int, int], box: Box
 
 def nearest_source(augment: Augment, old: int, new: int) -> NDArray[np.int32]:
     """The pixel of ``old`` that each of ``new`` pixels is taken from, asked of the resize itself."""
-    ramp = np.arange(old, dtype=np.int32)[None]
-    if augment.interpolation == "pil":
-        taken = np.asarray(Image.fromarray(ramp).resize((new, 1), Image.Resampling.NEAREST))
-    else:
-        taken = cv2.resize(ramp, (new, 1), interpolation=cv2.INTER_NEAREST)
-    result: NDArray[np.int32] = taken[0]
-    return result
+    ramp: Any = np.arange(old, dtype=np.int32)[None]
+    taken: Any = resize(ramp, (1, new), augment.interpolation, nearest=True)[0]
+    return taken  # type: ignore[no-any-return]
 
 
 def resize_region(
@@ -299,7 +287,7 @@ def _region_pil(image: Array8, size: tuple[int, int], box: Box, mirrored: bool) 
     fewer_rows, fewer_columns = image.shape[0] - size[0], image.shape[1] - size[1]
     if fewer_rows > 0 and fewer_rows >= 2 * fewer_columns:  # Pillow 13 then resizes rows first: rare, portrait images
         whole = mirror(image) if mirrored else image
-        return crop_box(np.asarray(Image.fromarray(whole).resize((size[1], size[0]), _BILINEAR)), box)
+        return crop_box(resize(whole, size, "pil"), box)
     top, left, height, width = box
     reach = max(1.0, image.shape[0] / size[0]) + 1  # the triangle filter's, and one to spare
     scale = image.shape[0] / size[0]
@@ -402,26 +390,20 @@ def _affine(table: Array8, factor: float | None = None, offset: float | None = N
     return _array8(np.clip(value, 0, 255).astype(np.uint8))
 
 
-def place(augment: Augment, crop: tuple[int, int]) -> tuple[tuple[int, int], Box]:
-    """The size that a crop is padded to, and the box that it takes there.
-
-    That is the crop size, turned where ``swap_for_portrait`` and the orientations differ.
-    """
-    height, width = augment.crop_size
-    if augment.pad.swap_for_portrait and (crop[0] - crop[1]) * (height - width) < 0:
-        height, width = width, height
-    centred = augment.pad.position == "centre"
-    top, left = ((height - crop[0]) // 2, (width - crop[1]) // 2) if centred else (0, 0)
-    return (height, width), (top, left, *crop)
-
-
 def _padded(augment: Augment, image: Array8, mask: Array8) -> tuple[Array8, Array8, Box]:
-    """What :func:`apply` returns of a crop; the image is black where it is padded."""
-    size, box = place(augment, (mask.shape[0], mask.shape[1]))
-    if mask.shape == size:
+    """What :func:`apply` returns of a crop; the image is black where it is padded.
+
+    The size is the crop size, turned where ``swap_for_portrait`` and the orientations differ.
+    """
+    (height, width), (tall, wide) = augment.crop_size, mask.shape
+    if augment.pad.swap_for_portrait and (tall - wide) * (height - width) < 0:
+        height, width = width, height
+    top, left = ((height - tall) // 2, (width - wide) // 2) if augment.pad.position == "centre" else (0, 0)
+    box = (top, left, tall, wide)
+    if (tall, wide) == (height, width):
         return image, mask, box
-    levels: Array8 = np.zeros((*size, 3), dtype=np.uint8)
-    labels: Array8 = np.full(size, IGNORE if augment.pad.label == "ignore" else 0, dtype=np.uint8)
+    levels: Array8 = np.zeros((height, width, 3), dtype=np.uint8)
+    labels: Array8 = np.full((height, width), IGNORE if augment.pad.label == "ignore" else 0, dtype=np.uint8)
     crop_box(levels, box)[...] = image
     crop_box(labels, box)[...] = mask
     return levels, labels, box

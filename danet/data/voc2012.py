@@ -10,13 +10,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from danet.core.errors import DataError
-from danet.data.layout import IGNORE, Colour, DatasetSpec, Item, Layout, find, read_list
+from danet.data.layout import IGNORE, Colour, DatasetSpec, Item, find, read_list
 
 VOC = "VOCdevkit/VOC2012"
 SBD = "benchmark_RELEASE/dataset"
+SETS = "ImageSets/Segmentation"
 
 
 def colour_map(count: int) -> tuple[Colour, ...]:
@@ -39,38 +41,27 @@ NAMES = (
 
 def locate(root: Path) -> dict[str, Path]:
     """VOC2012's folder and, if there, SBD's ``dataset`` folder."""
-    voc = find(root, ("JPEGImages", "ImageSets/Segmentation"), prefer="VOC2012")
-    if voc is None:
-        raise DataError(
-            f"{root}: holds no VOC2012 folder with JPEGImages and ImageSets/Segmentation, as "
-            "VOCtrainval_11-May-2012.tar does"
-        )
-    found = {VOC: voc}
-    sbd = find(root, ("cls", "train.txt", "val.txt"), prefer="dataset")
-    if sbd is not None:
-        found[SBD] = sbd
+    found = {VOC: find(root, ("JPEGImages", SETS), "VOCtrainval_11-May-2012.tar", prefer="VOC2012")}
+    with suppress(DataError):
+        found[SBD] = find(root, ("cls", "train.txt", "val.txt"), "benchmark.tgz", prefer="dataset")
     return found
 
 
-def layout(found: Mapping[str, Path]) -> Layout:
+def layout(found: Mapping[str, Path]) -> list[Item]:
     """The four splits; without SBD, ``trainaug`` comes from ``SegmentationClassAug`` and its list, or is left out."""
     voc, sbd = found[VOC], found.get(SBD)
-    sets = voc / "ImageSets" / "Segmentation"
-    lists = [sets / "train.txt", sets / "val.txt"]
-    train, val = read_list(lists[0]), read_list(lists[1])
+    train, val = (read_list(voc / SETS / f"{split}.txt") for split in ("train", "val"))
     aug, masks, suffix = [], voc / "SegmentationClassAug", ".png"
     if sbd is not None:
-        lists += [sbd / "train.txt", sbd / "val.txt"]
-        aug, masks, suffix = read_list(lists[2]) + read_list(lists[3]), sbd / "cls", ".mat"
-    elif masks.is_dir() and (sets / "trainaug.txt").is_file():
-        lists.append(sets / "trainaug.txt")
-        aug = read_list(lists[2])
+        aug, masks, suffix = read_list(sbd / "train.txt") + read_list(sbd / "val.txt"), sbd / "cls", ".mat"
+    elif masks.is_dir() and (voc / SETS / "trainaug.txt").is_file():
+        aug = read_list(voc / SETS / "trainaug.txt")
     extra = sorted(set(aug) - set(train) - set(val))
     in_aug = ("trainaug",) if aug else ()
     items = [_own(voc, key, ("train", "trainval", *in_aug)) for key in train]
     items += [_own(voc, key, ("val", "trainval")) for key in val]
     items += [Item(key, voc / "JPEGImages" / f"{key}.jpg", masks / f"{key}{suffix}", in_aug) for key in extra]
-    return Layout(tuple(items), tuple(lists))
+    return items
 
 
 def _own(voc: Path, key: str, splits: tuple[str, ...]) -> Item:
@@ -89,6 +80,7 @@ SPEC = DatasetSpec(
     ),
     locate=locate,
     layout=layout,
+    lists=(*(f"{SETS}/{split}.txt" for split in ("train", "val", "trainaug")), "train.txt", "val.txt"),
     image_size=(375, 500),
     archives_gb=3.4,
     used_gb=1.1,

@@ -62,8 +62,8 @@ def browse_row(row: Row, folder: Path, split: str, n: int, out: Path, *, seed: i
 
     def samples() -> Iterator[Picture]:
         for position in range(n):
-            sample = training[position]
-            yield sample.id, sample.image, sample.mask
+            image, mask, _ = training[position]
+            yield dataset.ids[training.index(position)], image, mask
 
     title = f"{row.name}, {split} of {dataset.title}, seed {seed}: the first {n} training samples"
     contact_sheet(samples(), out, dataset.classes, dataset.palette, title)

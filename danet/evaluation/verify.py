@@ -17,9 +17,9 @@ from danet.core.files import sha256
 from danet.data.prepared import PreparedDataset
 from danet.evaluation.evaluate import evaluate_released
 from danet.results.schema import EvaluationFile, MetricsFile, ReleasedFile
-from danet.weights.exchange import refuse_other_file
+from danet.weights.exchange import checksum_state
 from danet.weights.fetch import fetch_released, released_of, stored
-from danet.weights.ours import is_imported, metadata_of
+from danet.weights.ours import metadata_of
 
 
 @dataclass(frozen=True)
@@ -72,18 +72,19 @@ def facts_of(weights: Path, row: Row, spec: Released | None) -> ReleasedFile:
     metadata = metadata_of(weights)
     if metadata is None:
         metadata = {"source_file": weights.name, "source_sha256": sha256(weights)}
-    elif not is_imported(metadata):
+    elif "source_sha256" not in metadata:
         raise CheckpointError(
             f"{weights}: was trained here (row {metadata.get('row')}), not released; "
             f"use `danet evaluate {row.name} --weights {weights}`"
         )
-    digest = metadata["source_sha256"]
-    return ReleasedFile(
-        file=metadata.get("source_file"),
-        sha256=digest,
-        source=metadata.get("source"),
-        checksum=refuse_other_file(weights, digest, spec),
-    )
+    digest, file = metadata["source_sha256"], metadata.get("source_file")
+    checksum = checksum_state(digest, spec)
+    if spec is not None and checksum == "differs":
+        raise CheckpointError(
+            f"{weights}: its sha256 is {digest}, the released file's begins with {spec.checksum}; fetch "
+            f"{spec.file} again, or use `danet evaluate ROW --weights FILE` for other weights"
+        )
+    return ReleasedFile(file=file, sha256=digest, source=metadata.get("source"), checksum=checksum)
 
 
 def verify_all(

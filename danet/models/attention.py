@@ -232,9 +232,7 @@ class CompactChannelDecoder(nn.Module):
 class CrossLevelGate(nn.Module):
     """CLGD: DRANet's decoder, which gates layer1's features by what both levels say, and joins the levels.
 
-    Args:
-        channels: of both inputs and the output (256).
-        align_corners: of the upsampling of the high level (source: true).
+    ``align_corners`` is of the upsampling of the high level (source: true).
     """
 
     LOW_CHANNELS: Final = 32
@@ -278,7 +276,7 @@ class Clustering(nn.Module):
 
     def __init__(self, channels: int, clusters: int) -> None:
         super().__init__()
-        self.total: Callable[[Tensor], Tensor] = _alone
+        self.total: Callable[[Tensor], Tensor] = lambda statistic: statistic
         """Sums a statistic of the batch over all processes."""
         # The source's fixed start; RandomState's stream is frozen by NumPy, so it is the same everywhere.
         start = np.random.RandomState(1).randn(clusters, channels).astype(np.float32)
@@ -308,10 +306,6 @@ class Clustering(nn.Module):
         step_K1 = (count_K.double() / total_K).to(mean_KC.dtype).unsqueeze(1)
         self.V_buffer.copy_((1 - step_K1) * self.V_buffer + step_K1 * mean_KC)
         self.V_count_buffer.copy_(total_K)
-
-
-def _alone(x: Tensor) -> Tensor:
-    return x
 
 
 def conv_bn_relu(in_channels: int, out_channels: int, kernel: int) -> nn.Sequential:

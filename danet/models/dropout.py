@@ -28,7 +28,7 @@ class Dropout2d(nn.Dropout2d):
     def __init__(self, p: float = 0.5) -> None:
         super().__init__(p)
         # A buffer, because as a constant of a compiled graph the product does not fit the index type on CUDA.
-        self.register_buffer("steps", _steps(_MOST_CHANNELS), persistent=False)
+        self.register_buffer("steps", steps(_MOST_CHANNELS), persistent=False)
         self._keys_N: Tensor | None = None
         self._layer = 0
         self._call = 0
@@ -48,22 +48,19 @@ class Dropout2d(nn.Dropout2d):
             return super().forward(input)
         stream = self._layer * _MOST_CALLS + self._call
         self._call += 1  # the head drops three times with one layer
-        keep_NC = _kept(self._keys_N, stream, self.steps[: input.shape[1]], self.p)
+        keep_NC = kept(self._keys_N, stream, self.steps[: input.shape[1]], self.p)
         return input * (keep_NC.to(input.dtype) / (1 - self.p))[:, :, None, None]
 
 
-def kept(keys_N: Tensor, stream: int, channels: int, p: float) -> Tensor:
-    """Which channels stay: bool ``(N, C)``, each False with probability ``p`` (to 24 bits)."""
-    return _kept(keys_N, stream, _steps(channels).to(keys_N.device), p)
-
-
-def _steps(channels: int) -> Tensor:
+def steps(channels: int) -> Tensor:
+    """What SplitMix64 adds for each channel."""
     return torch.arange(1, channels + 1) * _GOLDEN
 
 
-def _kept(keys_N: Tensor, stream: int, steps: Tensor, p: float) -> Tensor:
+def kept(keys_N: Tensor, stream: int, steps_C: Tensor, p: float) -> Tensor:
+    """Which channels stay: bool ``(N, C)``, each False with probability ``p`` (to 24 bits)."""
     keys_N = _mixed(keys_N + _wrapped((stream + 1) * _GOLDEN))
-    return _shifted(_mixed(keys_N[:, None] + steps), 64 - _BITS) >= round(p * 2**_BITS)
+    return _shifted(_mixed(keys_N[:, None] + steps_C), 64 - _BITS) >= round(p * 2**_BITS)
 
 
 def _mixed(x: Tensor) -> Tensor:

@@ -74,11 +74,6 @@ class SteadyCompiled(nn.Module):
     Compiling takes minutes, so a data set of hundreds of sizes (ADE20K, VOC) must not start it for each. A size is
     compiled when it has come more than ``after`` times, and no more than ``limit`` sizes ever are. For these sizes
     cuDNN searches for its fastest kernels too, except in deterministic mode.
-
-    Args:
-        model: in evaluation mode.
-        after: calls of one size before it is compiled.
-        limit: sizes that are compiled at most.
     """
 
     def __init__(self, model: nn.Module, after: int = 8, limit: int = 2) -> None:

@@ -27,13 +27,7 @@ KEY_CHANNELS: Final = WIDTH // 8
 
 
 class DANetHead(nn.Module):
-    """DANet: position and channel attention side by side on layer4's features, and their sum.
-
-    Args:
-        num_classes: channels of each output.
-        pam_bias: biases of the position attention's projections.
-        attention: ``fused`` or ``reference`` (:class:`~danet.models.attention.PositionAttention`).
-    """
+    """DANet: position and channel attention side by side on layer4's features, and their sum."""
 
     def __init__(self, num_classes: int, pam_bias: bool = True, attention: Attention = "fused") -> None:
         super().__init__()
@@ -78,12 +72,7 @@ class ClusterDANetHead(DANetHead):
 
 
 class DRANetHead(nn.Module):
-    """DRANet (official ``Dran``): compact attentions on layer4, fused, then gated together with layer1.
-
-    Args:
-        num_classes: channels of the output.
-        align_corners: of the upsampling to layer1's size (source: true).
-    """
+    """DRANet (official ``Dran``): compact attentions on layer4, fused, then gated together with layer1."""
 
     def __init__(self, num_classes: int, align_corners: bool = True) -> None:
         super().__init__()

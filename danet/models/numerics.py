@@ -36,9 +36,10 @@ def configured(numerics: Numerics, *, training: bool = True) -> Iterator[None]:
     """
     cudnn = torch.backends.cudnn
     before = cudnn.benchmark, cudnn.deterministic, torch.are_deterministic_algorithms_enabled()
-    precisions, budget = _precisions(), _memory_budget(numerics.memory_budget if numerics.compile else None)
+    precisions = [backend.fp32_precision for backend in _BACKENDS]
+    budget = _memory_budget(numerics.memory_budget if numerics.compile else None)
     try:
-        _set_precisions(["ieee", *["tf32" if numerics.tf32 else "ieee"] * 2], [False, numerics.tf32])
+        _set_precisions("ieee", *["tf32" if numerics.tf32 else "ieee"] * 2)
         cudnn.benchmark, cudnn.deterministic = training and not numerics.deterministic, numerics.deterministic
         if training:
             if numerics.deterministic:
@@ -52,28 +53,14 @@ def configured(numerics: Numerics, *, training: bool = True) -> Iterator[None]:
         _use_deterministic(before[2])
 
 
-# PyTorch has two interfaces to one switch. The compiler reads the old one, which raises an error where a library has
-# set the new one alone; so both are set.
 _CUDNN: Any = torch.backends.cudnn
-_NEW: tuple[Any, ...] = torch.backends.cuda.matmul, _CUDNN.conv, _CUDNN.rnn
-_OLD: tuple[Any, ...] = torch.backends.cuda.matmul, _CUDNN
+_BACKENDS: tuple[Any, ...] = torch.backends.cuda.matmul, _CUDNN.conv, _CUDNN.rnn
 
 
-def _precisions() -> tuple[list[str], list[bool | None]]:
-    old: list[bool | None] = []
-    for backend in _OLD:
-        try:
-            old.append(backend.allow_tf32)
-        except RuntimeError:
-            old.append(None)
-    return [backend.fp32_precision for backend in _NEW], old
-
-
-def _set_precisions(new: Sequence[str], old: Sequence[bool | None]) -> None:
-    for switch, allowed in zip(_OLD, old, strict=True):
-        if allowed is not None:
-            switch.allow_tf32 = allowed
-    for backend, precision in zip(_NEW, new, strict=True):
+def _set_precisions(matmul: str, convolution: str, rnn: str) -> None:
+    """By both of PyTorch's interfaces: the compiler reads the old one, which raises where the new one alone was set."""
+    _BACKENDS[0].allow_tf32, _CUDNN.allow_tf32 = matmul == "tf32", convolution == "tf32"
+    for backend, precision in zip(_BACKENDS, (matmul, convolution, rnn), strict=True):
         backend.fp32_precision = precision
 
 

@@ -77,9 +77,6 @@ class ResNet(nn.Module):
         init: BackboneInit = "kaiming",
     ) -> None:
         super().__init__()
-        self.name = name
-        self.stem_name = stem
-        self.output_stride = output_stride
         self.stem = _stem(stem)
         self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
         blocks = BLOCKS[name]
@@ -115,10 +112,7 @@ class ResNet(nn.Module):
                 nn.init.constant_(module.bn3.weight, last_norm)
 
     def forward(self, images_N3HW: Tensor) -> Features:
-        """Features of layer1 to layer4.
-
-        Args:
-            images_N3HW: normalised RGB images of any size.
+        """Features of layer1 to layer4 of normalised RGB images of any size.
 
         Returns:
             ``(N, 256, H/4, W/4)``, ``(N, 512, H/8, W/8)``, ``(N, 1024, h, w)``, ``(N, 2048, h, w)`` with

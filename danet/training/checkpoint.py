@@ -1,11 +1,12 @@
 """The checkpoint to resume a training from: written whole or not at all, and replaced by the next.
 
-It holds tensors and plain values only and is read with ``weights_only=True``.
+It is a mapping of tensors and plain values only and is read with ``weights_only=True``: ``iteration`` (the finished
+optimizer steps), the state dicts ``model``, ``optimizer`` and ``scaler``, and ``progress``, the fields of
+:class:`danet.training.progress.History`. With them a run goes on as if it had never stopped.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -16,21 +17,6 @@ from danet.core.files import atomic_write
 from danet.results.identity import TrainingIdentity
 
 
-@dataclass
-class Checkpoint:
-    """What a run needs to go on as if it had never stopped.
-
-    ``iteration`` counts the finished optimizer steps. ``progress`` holds curve, validations, unfinished interval sums
-    and totals as plain values (:class:`danet.training.progress.History`).
-    """
-
-    iteration: int
-    model: dict[str, Any]
-    optimizer: dict[str, Any]
-    scaler: dict[str, Any]
-    progress: dict[str, Any]
-
-
 class CheckpointStore:
     """The resume checkpoint of one seed of a row, in ``folder``."""
 
@@ -39,7 +25,7 @@ class CheckpointStore:
         self.path = folder / "checkpoint.pt"
         self.identity = identity
 
-    def save(self, checkpoint: Checkpoint) -> None:
+    def save(self, **checkpoint: Any) -> None:
         """Replaces the checkpoint.
 
         Raises:
@@ -47,14 +33,14 @@ class CheckpointStore:
         """
         with atomic_write(self.path) as temporary:
             try:
-                torch.save({"identity": self.identity.model_dump_json(), **vars(checkpoint)}, temporary)
+                torch.save({"identity": self.identity.model_dump_json(), **checkpoint}, temporary)
             except RuntimeError as error:  # a full disk, mostly
                 raise CheckpointError(
                     f"{self.path}: cannot be written ({_first_line(error)}); free space or fix the disk, then run "
                     "again (the checkpoint before it is untouched)"
                 ) from error
 
-    def load(self) -> Checkpoint | None:
+    def load(self) -> dict[str, Any] | None:
         """The checkpoint, on the CPU; None if there is none.
 
         Raises:
@@ -64,9 +50,8 @@ class CheckpointStore:
             return None
         start_again = f"start from the beginning: rm -r {self.folder}"
         try:
-            payload = torch.load(self.path, map_location="cpu", weights_only=True)
-            identity = TrainingIdentity.model_validate_json(payload["identity"])
-            checkpoint = Checkpoint(**{each.name: payload[each.name] for each in fields(Checkpoint)})
+            checkpoint: dict[str, Any] = torch.load(self.path, map_location="cpu", weights_only=True)
+            identity = TrainingIdentity.model_validate_json(checkpoint.pop("identity"))
         except Exception as error:  # the reader raises whatever the damaged bytes lead to
             raise CheckpointError(f"{self.path}: damaged ({_first_line(error)}); {start_again}") from error
         if changes := identity.changes(self.identity):  # the result would be of neither

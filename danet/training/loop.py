@@ -1,7 +1,7 @@
 """The training loop of one seed of a row: resumable at any iteration, on one process or many.
 
 A step is a pure function of the weights, the momentum and (seed, iteration): data by :mod:`danet.data.loader`,
-dropout by :func:`danet.models.numerics.seed_step`, rates by :mod:`danet.training.schedule`. So a run that was stopped
+dropout by :func:`danet.models.numerics.seed_step`, rates by :mod:`danet.training.optim`. So a run that was stopped
 and continued, at any iteration and with any number of workers, ends with the same bits on a CPU, and on a GPU in
 deterministic mode.
 
@@ -15,8 +15,9 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import asdict
+from datetime import UTC, datetime
 
 import torch
 from rich.markup import escape
@@ -25,18 +26,20 @@ from torch.nn.parallel import DistributedDataParallel
 
 from danet.config.row import Row
 from danet.core.console import console
-from danet.core.errors import ConfigError, Interrupted, TrainingError, out_of_memory
+from danet.core.errors import ConfigError, DanetError, Interrupted, TrainingError, out_of_memory
+from danet.core.files import write_json
 from danet.core.process import Process, peak_memory_gib
 from danet.core.progress import Progress
 from danet.core.provenance import EnergyMeter
-from danet.data.loader import Batch, BatchStream, images_per_process
+from danet.data.loader import batch_stream, images_per_process, own_positions
+from danet.data.prefetch import Batch, DeviceBatches, HostBatches
 from danet.data.prepared import PreparedDataset
 from danet.models import numerics
 from danet.training.batch_norm import synchronise_batch_norm
-from danet.training.checkpoint import Checkpoint, CheckpointStore
+from danet.training.checkpoint import CheckpointStore
 from danet.training.losses import loss_divisors, segmentation_losses
 from danet.training.optim import build_optimizer, set_learning_rates
-from danet.training.progress import CurveRow, History, write_status
+from danet.training.progress import STATUS, CurveRow, History
 from danet.training.stop import StopRequest
 
 CHECK_EVERY = 25
@@ -126,15 +129,15 @@ class Trainer:
         checkpoint = self.store.load()
         if checkpoint is None:
             return
-        self.model.load_state_dict(checkpoint.model)
+        self.model.load_state_dict(checkpoint["model"])
         # only the momentum: rates and kernel choices come from this row on this device
         groups = self.optimizer.state_dict()["param_groups"]
-        self.optimizer.load_state_dict({"state": checkpoint.optimizer["state"], "param_groups": groups})
+        self.optimizer.load_state_dict({"state": checkpoint["optimizer"]["state"], "param_groups": groups})
         if self.scaler.is_enabled():
-            self.scaler.load_state_dict(checkpoint.scaler)
-        self.history = History(**checkpoint.progress)
+            self.scaler.load_state_dict(checkpoint["scaler"])
+        self.history = History(**checkpoint["progress"])
         self.history.resumed += 1
-        self.iteration = checkpoint.iteration
+        self.iteration = checkpoint["iteration"]
         self._energy_before = self.history.energy_kj
         self._say(f"goes on after iteration {self.iteration} of {self.total}")
 
@@ -166,7 +169,18 @@ class Trainer:
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
         with (
-            self._stream() as stream,
+            batch_stream(
+                self.dataset,
+                self.row.augment,
+                seed=self.seed,
+                batch_size=self.row.schedule.batch_size,
+                start=self.iteration,
+                stop=self.total,
+                rank=self.process.rank,
+                world=self.process.world,
+                workers=self.workers,
+                device=self.device,
+            ) as stream,
             Progress(
                 self.title, self.total, "iterations", show=self.show, done=self.iteration, every=LOG_INTERVAL_S
             ) as bar,
@@ -183,23 +197,9 @@ class Trainer:
         self._note_energy()
         return self.history
 
-    def _stream(self) -> BatchStream:
-        return BatchStream(
-            self.dataset,
-            self.row.augment,
-            seed=self.seed,
-            batch_size=self.row.schedule.batch_size,
-            start=self.iteration,
-            stop=self.total,
-            rank=self.process.rank,
-            world=self.process.world,
-            workers=self.workers,
-            device=self.device,
-        )
-
     # one iteration
 
-    def _train_on(self, stream: BatchStream) -> None:
+    def _train_on(self, stream: HostBatches | DeviceBatches) -> None:
         """One iteration on the next batch."""
         began, waited = time.perf_counter(), stream.waited
         batch = next(stream)
@@ -218,19 +218,20 @@ class Trainer:
     def _step(self, batch: Batch) -> dict[str, Tensor]:
         """One optimizer step on this process's part of a batch; its losses by name, on the device."""
         row, device = self.row, self.device
-        images = batch.images.to(device, non_blocking=True)
+        images, labels = batch
         if row.numerics.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
-        labels = batch.masks.to(device, non_blocking=True)
-        places = [position % row.schedule.batch_size for position in batch.positions]
-        divisors = loss_divisors(labels, row.loss, places, row.schedule.batch_size, self.process.sum)
-        divisors /= self.process.world  # DDP averages gradients over processes; with this they add up to the batch's
+        batch_size, process = row.schedule.batch_size, self.process
+        positions = own_positions(self.iteration, batch_size, process.rank, process.world)
+        places = [position % batch_size for position in positions]
+        divisors = loss_divisors(labels, row.loss, places, batch_size, process.sum)
+        divisors /= process.world  # DDP averages gradients over processes; with this they add up to the batch's
         self.optimizer.zero_grad(set_to_none=True)
         total: dict[str, Tensor] = {}
         size = self.local_batch // row.numerics.accumulate
         for first in range(0, self.local_batch, size):
             part = slice(first, first + size)
-            numerics.seed_step(self.model, self.seed, batch.positions[part], device)
+            numerics.seed_step(self.model, self.seed, positions[part], device)
             with self._synchronised(last=first + size == self.local_batch):
                 with numerics.autocast(row.numerics, device):
                     outputs: Mapping[str, Tensor] = self.network(images[part])
@@ -311,15 +312,12 @@ class Trainer:
         score = self._evaluated(self.validate) if self.validate and self._validates() else None
         entry = self.history.close(self.iteration, self._lr, score)
         if self.process.is_main:
-            write_status(
-                self.store.folder,
-                row=self.row.name,
-                seed=self.seed,
-                iteration=self.iteration,
-                total=self.total,
-                loss=entry["loss"],
-                eta_seconds=self.history.seconds / self.iteration * (self.total - self.iteration),
-            )
+            eta = self.history.seconds / self.iteration * (self.total - self.iteration)
+            status = {"row": self.row.name, "seed": self.seed, "iteration": self.iteration, "total": self.total}
+            status |= {"loss": entry["loss"], "eta_seconds": round(eta, 1)}
+            status["updated"] = datetime.now(UTC).isoformat(timespec="seconds")
+            with suppress(DanetError):  # a full disk stops no training
+                write_json(self.store.folder / STATUS, status)
         if score is not None:
             self._say(f"iteration {self.iteration} of {self.total}, validation mIoU {score:.2f}")
         values = {name: float(value) for name, value in entry.items() if value is not None and name != "iteration"}
@@ -346,7 +344,7 @@ class Trainer:
 
     def _save_or_stop(self) -> None:
         """Saves where it is time to, and where any process was told to stop; then raises ``Interrupted``."""
-        stopping = self.process.any(self.stop.requested)
+        stopping = self.process.any(bool(self.stop.reason))
         if self.iteration == self.total or not (stopping or self._checkpoints()):
             return
         self._save()
@@ -363,13 +361,11 @@ class Trainer:
         self._note_energy()
         if self.process.is_main:
             self.store.save(
-                Checkpoint(
-                    iteration=self.iteration,
-                    model=self.model.state_dict(),
-                    optimizer=self.optimizer.state_dict(),
-                    scaler=self.scaler.state_dict(),
-                    progress=asdict(self.history),
-                )
+                iteration=self.iteration,
+                model=self.model.state_dict(),
+                optimizer=self.optimizer.state_dict(),
+                scaler=self.scaler.state_dict(),
+                progress=asdict(self.history),
             )
         self.process.barrier()
 

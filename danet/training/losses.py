@@ -57,8 +57,9 @@ def summed_cross_entropy(logits_NChw: Tensor, labels_NHW: Tensor, align_corners:
 
     In float32 at least: on CUDA by :class:`ResizedCrossEntropy`, on the CPU by :func:`reference_cross_entropy`.
     """
-    compute = ResizedCrossEntropy.of if logits_NChw.is_cuda else reference_cross_entropy
-    return compute(logits_NChw, labels_NHW, align_corners)
+    compute: Any = ResizedCrossEntropy.apply if logits_NChw.is_cuda else reference_cross_entropy
+    summed_N: Tensor = compute(logits_NChw, labels_NHW, align_corners)
+    return summed_N
 
 
 def reference_cross_entropy(logits_NChw: Tensor, labels_NHW: Tensor, align_corners: bool) -> Tensor:
@@ -78,19 +79,12 @@ class ResizedCrossEntropy(torch.autograd.Function):
     is the gradient at the size of the logits: memory does not grow with the classes, and runs repeat to the bit.
     """
 
-    @classmethod
-    def of(cls, logits_NChw: Tensor, labels_NHW: Tensor, align_corners: bool) -> Tensor:
-        """``(N,)``, as :func:`summed_cross_entropy`."""
-        wide = logits_NChw.to(torch.promote_types(logits_NChw.dtype, torch.float32))
-        (h, w), (H, W) = wide.shape[-2:], labels_NHW.shape[-2:]
-        rows_Hh, columns_Ww = (_resizing(*sizes, align_corners, wide) for sizes in ((h, H), (w, W)))
-        result: Tensor = cls.apply(wide, labels_NHW, rows_Hh, columns_Ww)
-        return result
-
     @staticmethod
-    def forward(ctx: Any, logits_NChw: Tensor, labels_NHW: Tensor, rows_Hh: Tensor, columns_Ww: Tensor) -> Tensor:
-        """The sums; see :meth:`of`."""
+    def forward(ctx: Any, logits_NChw: Tensor, labels_NHW: Tensor, align_corners: bool) -> Tensor:
+        """``(N,)``, as :func:`summed_cross_entropy`."""
+        logits_NChw = logits_NChw.to(torch.promote_types(logits_NChw.dtype, torch.float32))
         (N, C, h, w), (H, W) = logits_NChw.shape, labels_NHW.shape[-2:]
+        rows_Hh, columns_Ww = (_resizing(*sizes, align_corners, logits_NChw) for sizes in ((h, H), (w, W)))
         wide_ChW = (logits_NChw.reshape(-1, w) @ columns_Ww.T).view(N * C, h, W)
         gradient_ChW = torch.zeros_like(wide_ChW)
         total_N = wide_ChW.new_zeros(N)
@@ -113,7 +107,7 @@ class ResizedCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         """The gradient of the logits."""
         (gradient_NChw,) = ctx.saved_tensors
-        return gradients[0].view(-1, 1, 1, 1) * gradient_NChw, None, None, None
+        return gradients[0].view(-1, 1, 1, 1) * gradient_NChw, None, None
 
 
 def _resizing(length: int, wanted: int, align_corners: bool, like: Tensor) -> Tensor:

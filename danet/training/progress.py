@@ -2,13 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from pathlib import Path
-
-from danet.core.errors import DanetError
-from danet.core.files import write_json
 
 LOSSES = ("loss", "loss_main", "loss_pam", "loss_cam", "loss_aux")
 STATUS = "progress.json"
@@ -76,16 +70,3 @@ class History:
     def images_per_second(self) -> float:
         """Over the whole run, over all processes."""
         return self.images / self.seconds if self.seconds > 0 else 0.0
-
-
-def write_status(
-    folder: Path, *, row: str, seed: int, iteration: int, total: int, loss: float | None, eta_seconds: float
-) -> None:
-    """Replaces ``progress.json``; readers never see half of one, and a full disk stops no training.
-
-    ``loss`` is the mean over the log interval that has just ended.
-    """
-    value = {"row": row, "seed": seed, "iteration": iteration, "total": total, "loss": loss}
-    value |= {"eta_seconds": round(eta_seconds, 1), "updated": datetime.now(UTC).isoformat(timespec="seconds")}
-    with contextlib.suppress(DanetError):
-        write_json(folder / STATUS, value)

@@ -8,10 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -20,21 +17,17 @@ from danet.core.parallel import ahead
 from danet.core.process import Process
 from danet.data.prefetch import Normaliser
 from danet.data.prepared import PreparedDataset
+from danet.data.transforms import Array8, crop_box, resize, side_size
 from danet.evaluation.metrics import Confusion
 from danet.models.numerics import autocast
-
-Array8 = NDArray[np.uint8]
 
 
 def centre_crop(image: Array8, mask: Array8, side: int) -> tuple[Array8, Array8]:
     """The short side resized to ``side`` (PIL: bilinear, labels nearest), then the middle ``side x side`` of it."""
-    height, width = mask.shape
-    size = (int(1.0 * width * side / height), side) if width > height else (side, int(1.0 * height * side / width))
-    left, top = round((size[0] - side) / 2), round((size[1] - side) / 2)
-    box = (left, top, left + side, top + side)
-    resized = Image.fromarray(image).resize(size, Image.Resampling.BILINEAR).crop(box)
-    labels = Image.fromarray(mask).resize(size, Image.Resampling.NEAREST).crop(box)
-    return np.asarray(resized), np.asarray(labels)
+    height, width = side_size(mask.shape, "short", side)
+    box = (round((height - side) / 2), round((width - side) / 2), side, side)
+    whole = resize(image, (height, width), "pil"), resize(mask, (height, width), "pil", nearest=True)
+    return crop_box(whole[0], box), crop_box(whole[1], box)
 
 
 def selection_score(row: Row, dataset: PreparedDataset, process: Process) -> Callable[[nn.Module], float]:

@@ -13,12 +13,8 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.reason = ""
+        """The signal, once there was one."""
         self._before: dict[int, Any] = {}
-
-    @property
-    def requested(self) -> bool:
-        """Whether to stop."""
-        return bool(self.reason)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.reason = signal.Signals(number).name

@@ -39,15 +39,12 @@ from danet.training.stop import StopRequest
 from danet.weights.imagenet import backbone_sha256, load_backbone
 from danet.weights.ours import save_model
 
-TrackerFactory = Callable[..., AbstractContextManager[Any]]
-"""``factory(row, seed, workspace, identity)``, as :func:`danet.results.tracking.run`."""
-
 
 def train_row(
     row: Row,
     workspace: Workspace,
     *,
-    tracker_factory: TrackerFactory | None = None,
+    tracker_factory: Callable[..., AbstractContextManager[Any]] | None = None,
     device: str | torch.device | None = None,
 ) -> None:
     """Trains every seed of a row that is not trained yet, and writes its weights and training metrics.
@@ -59,11 +56,8 @@ def train_row(
     Writes ``models/<row>/seed<k>.safetensors`` and ``.json``, and ``train.json`` and ``curve.csv`` in
     ``workspace.metrics(row)``.
 
-    Args:
-        row: what to train.
-        workspace: where the prepared data and weights are and where outputs go.
-        tracker_factory: as :func:`danet.results.tracking.run`; called in rank 0 only.
-        device: ``cpu``, ``cuda``, ``cuda:N``; by default the GPU (of this torchrun process) if there is one.
+    ``tracker_factory`` is as :func:`danet.results.tracking.run` and called in rank 0 only; ``device`` is that of
+    :func:`danet.core.process.processes`.
 
     Raises:
         Interrupted: after SIGTERM or SIGINT, with the state saved.
@@ -90,7 +84,7 @@ def train_row(
                 with tracking as tracker:
                     options = {"track": tracker.metrics} if tracker else {}
                     _train_seed(row, identity, workspace, process, show, stop=stop, **options)
-                if process.any(stop.requested) and seed != row.seeds[-1]:
+                if process.any(bool(stop.reason)) and seed != row.seeds[-1]:
                     raise Interrupted(
                         f"{row.name}: stopped after seed {seed}, which is finished; "
                         "run the same command again for the others"
@@ -154,7 +148,10 @@ def _train_seed(
         options["select"] = selection_score(row, _split(row, workspace, row.val_split), process)
         options["keep_best"] = lambda network, iteration, score: _save_model(best, network, row, identity)
     if row.val_interval:
-        options["validate"] = _validator(row, workspace, process)
+        val = _split(row, workspace, row.val_split)
+        options["validate"] = lambda network: (
+            100 * evaluate_model(network, row, val, process.device, process=process).scores.miou
+        )
     # more than this trainer's share of the cores would only get in each other's way
     workers = min(row.runtime.workers, max(1, cpu_cores() // process.local_world))
     options |= {"process": process, "show": show, "workers": workers}
@@ -171,15 +168,6 @@ def _train_seed(
         _keep(trainer, identity, workspace, best)
         checkpoints.clear()
     process.barrier()
-
-
-def _validator(row: Row, workspace: Workspace, process: Process) -> Callable[[nn.Module], float]:
-    dataset = _split(row, workspace, row.val_split)
-
-    def validate(model: nn.Module) -> float:
-        return 100 * evaluate_model(model, row, dataset, process.device, process=process).scores.miou
-
-    return validate
 
 
 def _keep(trainer: Trainer, identity: TrainingIdentity, workspace: Workspace, best: Path) -> None:

@@ -21,11 +21,7 @@ from danet.weights.released import export_released, import_released
 def import_weights(file: Path, out: Path, params: Params, *, row: str | None = None) -> dict[str, str]:
     """Writes a released checkpoint of any source as our safetensors.
 
-    Args:
-        file: the checkpoint, as published.
-        out: ends in ``.safetensors``.
-        params: the rows.
-        row: whose weights they are; by default found by the name of the file under ``released``.
+    Without ``row``, whose weights they are is found by the name of the file under ``released``.
 
     Returns:
         What the metadata tell of them: ``row``, ``source``, ``source_file``, ``source_sha256`` and ``checksum``
@@ -61,23 +57,6 @@ def checksum_state(digest: str, released: Released | None) -> str:
     if released is None or released.checksum is None:
         return "none"
     return "matches" if digest.startswith(released.checksum.removeprefix("sha256:")) else "differs"
-
-
-def refuse_other_file(file: Path, digest: str, released: Released | None) -> str:
-    """:func:`checksum_state` of what must be the released file.
-
-    Raises:
-        CheckpointError: if it differs.
-    """
-    state = checksum_state(digest, released)
-    if state == "differs":
-        assert released is not None
-        assert released.checksum is not None
-        raise CheckpointError(
-            f"{file}: its sha256 is {digest}, the released file's begins with {released.checksum[7:]}; fetch "
-            f"{released.file} again, or use `danet evaluate ROW --weights FILE` for other weights"
-        )
-    return state
 
 
 def export_weights(file: Path, out: Path, *, target: str = "mmsegmentation") -> int:

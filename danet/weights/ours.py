@@ -31,11 +31,8 @@ _FIELDS: Final = (
 def save_model(path: Path, model: nn.Module, metadata: Mapping[str, str]) -> None:
     """Writes the weights and buffers of a model, atomically.
 
-    Args:
-        path: ends in ``.safetensors``.
-        model: a :class:`Segmentor`.
-        metadata: what the weights are of (row, train_hash, seed, ...); the model's own settings and the number of
-            classes are added. The bytes written depend on nothing else.
+    ``metadata`` says what the weights are of (row, train_hash, seed, ...); the model's own settings and the number of
+    classes are added. The bytes written depend on nothing else.
 
     Raises:
         CheckpointError: if the file cannot be written.
@@ -66,11 +63,6 @@ def load_model(path: Path, model: Segmentor) -> None:
             )
     check_names(path, tensors, model.state_dict(), what="a model of this row", remedy=remedy)
     model.load_state_dict(tensors)
-
-
-def is_imported(metadata: Mapping[str, str]) -> bool:
-    """Whether a file of ours holds weights of a source (trained ones have no file that they come from)."""
-    return "source_sha256" in metadata
 
 
 def metadata_of(path: Path) -> dict[str, str] | None:

@@ -22,6 +22,8 @@ from danet.weights.imagenet import encoding_name
 from danet.weights.reading import read_tensors, translated
 
 _REMEDY: Final = "take the checkpoint that belongs to this row"
+_IMAGENET_CLASSIFIER: Final = "pretrained.fc."
+"""The official code of 2018 kept it in its backbone."""
 _PAM_BIAS: Final = re.compile(r"decode_head\.pam\.(query|key|value)_project\.bias")
 
 
@@ -34,22 +36,23 @@ class Toolbox:
         marker: the start of a name that no other source has.
         backbone: prefix of the backbone.
         names: our prefix to theirs.
-        scale_shape: that learned scales are written in, ``()`` or ``(1,)``.
-        dropped: prefixes of tensors that the network does not use.
     """
 
     method: str
     marker: str
     backbone: str
     names: Mapping[str, str]
-    scale_shape: tuple[int, ...] = ()
-    dropped: tuple[str, ...] = ()
+
+    @property
+    def encoding(self) -> bool:
+        """Whether it is built on PyTorch-Encoding, whose backbone has other names, and scales the shape (1,)."""
+        return self.backbone == "pretrained"
 
     def name(self, ours: str, stem: str) -> str:
         """Their name of our tensor."""
         if ours.startswith("backbone."):
             key = ours.removeprefix("backbone.")
-            return f"{self.backbone}.{encoding_name(key, stem) if self.backbone == 'pretrained' else key}"
+            return f"{self.backbone}.{encoding_name(key, stem) if self.encoding else key}"
         prefix = max((prefix for prefix in self.names if ours.startswith(f"{prefix}.") or ours == prefix), key=len)
         return self.names[prefix] + ours.removeprefix(prefix)
 
@@ -127,16 +130,12 @@ SOURCES: Final[dict[str, Toolbox]] = {
         marker="head.ca.",
         backbone="pretrained",
         names=_official_danet(**{"head.pam_clusters": "head.ca", "head.cam_clusters": "head.cc"}),
-        scale_shape=(1,),
-        dropped=("pretrained.fc.",),
     ),
     "official": Toolbox(
         method="danet",
         marker="head.conv5a.",
         backbone="pretrained",
         names=_official_danet(),
-        scale_shape=(1,),
-        dropped=("pretrained.fc.",),  # the 2018 code kept the ImageNet classifier
     ),
     "official-dranet": Toolbox(
         method="dranet",
@@ -164,16 +163,12 @@ SOURCES: Final[dict[str, Toolbox]] = {
             "aux_head.conv": "cls_aux",
             "aux_head.classifier": "cls_aux.4",
         },
-        scale_shape=(1,),
-        dropped=("pretrained.fc.",),
     ),
 }
 
 
 def import_released(file: Path, config: Model, num_classes: int) -> tuple[dict[str, Tensor], str]:
     """Reads a released checkpoint of any source into the state dict of our network.
-
-    The ImageNet classifier that the official code keeps in its backbone is dropped.
 
     Returns:
         The state dict for ``build_model(config, num_classes)``, and the source, a key of :data:`SOURCES`.
@@ -191,7 +186,7 @@ def import_released(file: Path, config: Model, num_classes: int) -> tuple[dict[s
         wanted = build_model(config, num_classes).state_dict()
     state = translated(
         file,
-        {key: value for key, value in tensors.items() if not key.startswith(source.dropped)},
+        {key: value for key, value in tensors.items() if not key.startswith(_IMAGENET_CLASSIFIER)},
         wanted,
         {key: source.name(key, config.stem) for key in wanted},
         what=f"the {name} checkpoint of this row ({config.backbone}, {num_classes} classes)",
@@ -210,8 +205,8 @@ def export_released(state: Mapping[str, Tensor], config: Model, source: str) -> 
         raise CheckpointError(f"source {source!r} is unknown; allowed: {', '.join(SOURCES)}")
     target = _source_of(source, config, "export")
     return {
-        target.name(key, config.stem): value.reshape(target.scale_shape)
-        if key.endswith((".gamma", ".scale"))
+        target.name(key, config.stem): value.reshape(1)
+        if target.encoding and key.endswith((".gamma", ".scale"))
         else value
         for key, value in state.items()
     }
@@ -235,7 +230,7 @@ def _recognise(file: Path, tensors: Mapping[str, Tensor]) -> str:
 def _source_of(name: str, config: Model, subject: str) -> Toolbox:
     """The toolbox, if it has networks as the row's: other names than its own could not be told."""
     source = SOURCES[name]
-    stem = source.backbone == "pretrained" or config.stem == "deep-32-32-64"
+    stem = source.encoding or config.stem == "deep-32-32-64"
     auxiliary = config.aux_channels is None or "aux_head.conv" in source.names or "aux_head.classifier" in source.names
     if config.method != source.method or not stem or not auxiliary:
         raise CheckpointError(

@@ -103,7 +103,7 @@ def _is_locked(lock: Path) -> bool:
 
 
 def _newest(row: Row, workspace: Workspace) -> dict[str, Any] | None:
-    """What the row's trainer noted last (:func:`danet.training.progress.write_status`)."""
+    """What the row's trainer noted last (:func:`danet.training.loop.Trainer`)."""
     found = []
     for seed in row.seeds:
         with suppress(OSError):

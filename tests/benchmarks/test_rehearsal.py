@@ -143,18 +143,16 @@ def test_images_are_those_of_the_first_run(here: Path) -> None:
 
 def scored(miou: float) -> dict[str, Any]:
     scores = {"miou": miou, "macc": 30.0, "aacc": 60.0, "iou": [miou / 100] * 11}
-    return {
-        **{"source": "s", "seed": 0, "scores": scores, "curve": [[5, 7.0], [10, 6.0]], "here": scores},
-        **{"ours": scores | {"iou": [miou] * 11}, "ours_there": scores, "ours_curve": [[5, 7.0], [10, 6.1]]},
-        **{
-            "versions": {"torch": "2"},
-            "commit": "0" * 40,
-            "date": "today",
-            "cpu": "a CPU",
-            "threads": 1,
-            "seconds": 90,
-        },
+    facts = {
+        "versions": {"torch": "2"},
+        "commit": "0" * 40,
+        "date": "today",
+        "cpu": "a CPU",
+        "threads": 1,
+        "seconds": 90,
     }
+    ours = {"ours": scores | {"iou": [miou] * 11}, "ours_there": scores, "ours_curve": [[5, 7.0], [10, 6.1]]}
+    return {"source": "s", "seed": 0, "scores": scores, "curve": [[5, 7.0], [10, 6.0]], "here": scores} | ours | facts
 
 
 def test_what_is_published_and_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,10 +11,9 @@ from danet.cli.app import app
 from danet.config.workspace import Workspace
 from danet.config.yaml import write_raw
 from danet.core.errors import CheckpointError, ConfigError, DataError
-from danet.evaluation import evaluate, predict
 from danet.evaluation.evaluate import evaluate_row
 from danet.report import write_table
-from tests.evaluation.fakes import Reader, Shades
+from tests.evaluation.fakes import Shades, stand_in
 from tests.parameters import raw_params
 from tests.seeds import keep_seed
 
@@ -31,19 +30,13 @@ def workspace(tmp_path, monkeypatch):
     write_raw(raw, tmp_path)
     space = Workspace(tmp_path)
     row = space.params().row(NAME)
-    monkeypatch.setattr(evaluate, "PreparedDataset", Shades)
+    stand_in(monkeypatch)
     monkeypatch.setattr(reproduce, "PreparedDataset", Shades)
-    monkeypatch.setattr(predict, "build_model", lambda config, classes, attention: Reader(classes))
-    monkeypatch.setattr(predict, "load_any", lambda path, model: None)
-    save(row, space)
+    for seed in row.seeds:
+        keep_seed(space, row, seed, lambda path: path.write_bytes(b"weights"), data=Shades.manifest_hash)
     evaluate_row(row, space, device="cpu")
     write_table("camvid", space.params(), space)
     return space
-
-
-def save(row, space):
-    for seed in row.seeds:
-        keep_seed(space, row, seed, lambda path: path.write_bytes(b"weights"), data=Shades.manifest_hash)
 
 
 def report(space):

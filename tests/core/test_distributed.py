@@ -6,14 +6,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
 from danet.core import process as distributed
 from danet.core.errors import ConfigError, Interrupted, TrainingError
 from danet.core.process import Process, processes, select_device
 from danet.models import numerics
 from danet.models.attention import Clustering
-from danet.training.batch_norm import SyncBatchNorm
 from danet.training.stop import StopRequest
 from tests.launching import launch
 from tests.training.fakes import Images, TinyNet, state, tiny_row, trainer
@@ -134,46 +132,6 @@ def test_accumulation_is_the_whole_batch(tmp_path, parts, case):
         run = trainer(settings, tmp_path / str(accumulate), model=model, dataset=Uneven(), double=True)
         curves.append(losses(run.run().curve))
     np.testing.assert_allclose(*curves, rtol=1e-9)
-
-
-# batch statistics
-
-
-def normalised(cls, values, upstream):
-    numerics.seed_initialisation(1)
-    layer = nn.BatchNorm2d(3).double()
-    nn.init.uniform_(layer.weight)
-    layer.__class__ = cls
-    values = values.clone().requires_grad_()
-    out = layer(values)
-    (out * upstream).sum().backward()
-    return {"out": out.detach(), "input": values.grad, "weight": layer.weight.grad, "bias": layer.bias.grad} | dict(
-        layer.named_buffers()
-    )
-
-
-def tensors():
-    generator = torch.Generator().manual_seed(0)
-    return [5 + torch.randn(3, 3, 5, 6, generator=generator, dtype=torch.float64) for _ in range(2)]
-
-
-def share_of_norm():
-    with processes("cpu") as process:
-        parts = [tensor.tensor_split(process.world)[process.rank] for tensor in tensors()]
-        return normalised(SyncBatchNorm, *parts)
-
-
-def test_synchronised_batch_norm_is_that_of_the_whole_batch():
-    """Output, gradients and running statistics in float64; the processes have 2 images and 1."""
-    whole = normalised(nn.BatchNorm2d, *tensors())
-    parts = launch(2, share_of_norm)
-    for name in ("out", "input"):
-        torch.testing.assert_close(torch.cat([part[name] for part in parts]), whole[name], rtol=1e-9, atol=1e-9)
-    for name in ("weight", "bias"):
-        torch.testing.assert_close(sum(part[name] for part in parts), whole[name], rtol=1e-9, atol=1e-9)
-    for name in ("running_mean", "running_var", "num_batches_tracked"):
-        for part in parts:
-            torch.testing.assert_close(part[name], whole[name])
 
 
 # what is refused

@@ -1,34 +1,18 @@
 """Small files and folders that several of these tests need."""
 
 import io
-import os
 import tarfile
 import zipfile
-from pathlib import Path
 
 import numpy as np
-import pytest
 from PIL import Image
 
 from danet.config.params import Archive, Dataset
 from danet.data.convert import convert_dataset
-from danet.data.layout import DatasetSpec
-from danet.data.prepared import PreparedDataset
 from danet.data.raw import download_dataset
 from pipelines.demo.scenes import Sizes, make_archives
 
 SMALL = Sizes(train=8, val=4, test=2, size=(32, 48), cityscapes=(24, 64))
-
-
-def genuine(part):
-    """A folder of the genuine samples; skips where they are not given."""
-    root = os.environ.get("DANET_TEST_DATA")
-    if not root:
-        pytest.skip("set DANET_TEST_DATA to a folder with the genuine samples (camvid, voc2012, ade20k, lists)")
-    path = Path(root) / part
-    if not path.is_dir():
-        pytest.skip(f"{path} is not there")
-    return path
 
 
 def dataset(adapter, counts, files=("archive.zip",), storage="source"):
@@ -69,10 +53,6 @@ def camvid_spec(count=3, storage="source"):
     return dataset("camvid", {"train": count, "val": count, "test": count}, storage=storage)
 
 
-def open_split(folder, split):
-    return PreparedDataset(folder, split)
-
-
 def zip_of(path, members):
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, data in members.items():
@@ -86,12 +66,3 @@ def tar_of(path, members, mode="w"):
             info.size = len(data)
             archive.addfile(info, io.BytesIO(data))
     return path
-
-
-def pairs_of(spec: DatasetSpec, root: Path) -> dict[str, list[tuple[str, Path, Path | None]]]:
-    """Per split, in order: (id, image path, mask path or None)."""
-    result: dict[str, list[tuple[str, Path, Path | None]]] = {}
-    for item in spec.discover(root).items:
-        for split in item.splits:
-            result.setdefault(split, []).append((item.id, item.image, item.mask))
-    return result

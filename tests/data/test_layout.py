@@ -1,6 +1,7 @@
 """Masks and lists from elsewhere: label ids, or our error that names the file."""
 
 import io
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -99,3 +100,29 @@ def test_a_list_is_the_first_words_of_its_lines(tmp_path):
     for path in (file(tmp_path, "list.txt", b"\xff\xfe"), tmp_path / "none.txt"):
         with pytest.raises(DataError, match=f"{path}: list cannot be read"):
             read_list(path)
+
+
+@IN_FOLDER
+@given(
+    st.dictionaries(st.integers(0, 255), st.integers(0, 255), min_size=1, max_size=40),
+    SMALL,
+)
+def test_label_ids_against_a_loop(tmp_path, mapping, raw):
+    spec, path = replace(ADAPTERS["camvid"], labels=mapping), tmp_path / "here.png"
+    Image.fromarray(raw).save(path)
+    unknown = sorted({int(value) for value in raw.flat if int(value) not in mapping})
+    if unknown:
+        with pytest.raises(DataError, match=r"here\.png: label id " + str(unknown[0])):
+            spec.read_mask(path)
+        return
+    result = spec.read_mask(path)
+    assert result.dtype == np.uint8
+    assert result.tolist() == [[mapping[int(value)] for value in row] for row in raw]
+
+
+def test_a_palette_of_few_bits_a_pixel(tmp_path):
+    ids = np.random.default_rng(0).integers(0, 3, (9, 7), np.uint8)
+    few = Image.frombytes("P", (7, 9), ids.tobytes())
+    few.putpalette([value for colour in ADAPTERS["voc2012"].palette[:3] for value in colour])
+    few.save(tmp_path / "few.png", bits=2)
+    assert (ADAPTERS["voc2012"].read_mask(tmp_path / "few.png") == ids).all()

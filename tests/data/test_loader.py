@@ -1,10 +1,8 @@
 """The stream of batches: a pure function of (seed, iteration), whatever reads it."""
 
-import itertools
 import os
 import resource
 import signal
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +12,7 @@ import torch
 
 from danet.config.params import load_params
 from danet.core.errors import ConfigError, DataError, TrainingError
-from danet.data.loader import BatchStream, EpochOrder, Positions, TrainingSet, collate
+from danet.data.loader import TrainingSet, batch_stream, collate, own_positions
 from danet.data.prefetch import Normaliser
 from tests.data.test_transforms import labels, picture, small
 
@@ -40,19 +38,13 @@ class Images:
 
 
 def stream(**changes):
-    settings = {"seed": 3, "batch_size": 4, "start": 0, "stop": 6, **changes}
-    with BatchStream(
-        changes.pop("source", Images()), AUGMENT, **{k: v for k, v in settings.items() if k != "source"}
-    ) as s:
+    settings = {"source": Images(), "augment": AUGMENT, "seed": 3, "batch_size": 4, "start": 0, "stop": 6, **changes}
+    with batch_stream(**settings) as s:
         return list(s)
 
 
 def same(first, second):
-    return (
-        first.positions == second.positions
-        and bool((first.images == second.images).all())
-        and bool((first.masks == second.masks).all())
-    )
+    return all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
 @pytest.fixture(scope="module")
@@ -62,9 +54,8 @@ def reference():
 
 def test_batches(reference):
     assert len(reference) == 6
-    assert reference[0].images.shape == (4, 3, 24, 32)
-    assert reference[0].masks.shape == (4, 24, 32)
-    assert [p for batch in reference for p in batch.positions] == list(range(24))
+    assert reference[0][0].shape == (4, 3, 24, 32)
+    assert reference[0][1].shape == (4, 24, 32)
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -83,9 +74,9 @@ def test_starts_anywhere(reference, start, workers):
 def test_processes_share_the_global_batch(reference, world):
     parts = [stream(rank=rank, world=world) for rank in range(world)]
     for iteration, whole in enumerate(reference):
-        mine = [part[iteration] for part in parts]
-        assert list(itertools.chain.from_iterable(batch.positions for batch in mine)) == whole.positions
-        assert (np.concatenate([batch.images.numpy() for batch in mine]) == whole.images.numpy()).all()
+        assert same(map(torch.cat, zip(*(part[iteration] for part in parts), strict=True)), whole)
+        positions = [position for rank in range(world) for position in own_positions(iteration, 4, rank, world)]
+        assert positions == list(range(4 * iteration, 4 * iteration + 4))
 
 
 def test_seeds_differ(reference):
@@ -103,7 +94,7 @@ def test_global_random_state_is_left_alone():
 
 
 def test_order_is_a_permutation_of_the_epoch():
-    order = EpochOrder(10, seed=0)
+    order = TrainingSet(Images(10), AUGMENT, seed=0)
     epochs = [[order.index(10 * epoch + i) for i in range(10)] for epoch in range(20)]
     assert all(sorted(epoch) == list(range(10)) for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) == 20
@@ -112,7 +103,7 @@ def test_order_is_a_permutation_of_the_epoch():
 
 def test_positions_divide():
     with pytest.raises(ConfigError, match=r"batch_size 8 does not divide over 3 .* 1, 2, 4, 8"):
-        Positions(8, 0, 10, rank=0, world=3)
+        own_positions(0, 8, rank=0, world=3)
 
 
 class Locked(Images):
@@ -136,9 +127,9 @@ def test_nothing_is_written_into_the_data(reference):
 @pytest.mark.parametrize("lazy", [True, False])
 def test_the_fast_path_does_not_matter(reference, lazy):
     samples = TrainingSet(Images(), AUGMENT, 3, lazy=lazy)
-    for batch in reference:
-        got = collate([samples[p] for p in batch.positions])
-        assert same(replace(got, images=Normaliser(AUGMENT, torch.device("cpu"))(got.images, got.boxes)), batch)
+    for iteration, batch in enumerate(reference):
+        levels, masks, boxes = collate([samples[p] for p in own_positions(iteration, 4, 0, 1)])
+        assert same((Normaliser(AUGMENT, torch.device("cpu"))(levels, boxes), masks), batch)
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -150,7 +141,7 @@ def test_missing_labels_name_the_image(workers):
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="reads /proc")
 def test_closing_early_ends_the_workers_which_ignore_a_stop():
     before = {p.pid for p in psutil.Process().children()}
-    with BatchStream(Images(), AUGMENT, seed=0, batch_size=4, start=0, stop=1000, workers=2) as s:
+    with batch_stream(Images(), AUGMENT, seed=0, batch_size=4, start=0, stop=1000, workers=2) as s:
         for _ in range(2):  # a batch of each worker: both are past their start, where a signal would end them
             next(s)
         started = [p for p in psutil.Process().children() if p.pid not in before]
@@ -167,11 +158,11 @@ def test_closing_early_ends_the_workers_which_ignore_a_stop():
 
 def test_a_dead_worker_is_explained():
     settings = {"seed": 0, "batch_size": 4, "start": 0, "stop": 1000, "workers": 1}
+    before = {p.pid for p in psutil.Process().children()}
     with (  # noqa: PT012
         pytest.raises(TrainingError, match=r"data loading process died .*lower runtime\.workers"),
-        BatchStream(Images(), AUGMENT, **settings) as s,
+        batch_stream(Images(), AUGMENT, **settings) as s,
     ):
-        before = {p.pid for p in psutil.Process().children()}
         next(s)
         (worker,) = [p for p in psutil.Process().children() if p.pid not in before]
         os.kill(worker.pid, signal.SIGKILL)
@@ -181,11 +172,9 @@ def test_a_dead_worker_is_explained():
 def test_full_shared_memory_is_explained():
     """The limit is set before the worker starts, so that it inherits it."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    settings = {"seed": 0, "batch_size": 4, "start": 0, "stop": 1000, "workers": 1}
-    with BatchStream(Images(), AUGMENT, **settings) as s:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
-        try:
-            with pytest.raises(DataError, match=r"shared memory has no room for a batch of .* runtime\.workers"):
-                next(s)
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+    try:
+        with pytest.raises(DataError, match=r"shared memory has no room for a batch of .* runtime\.workers"):
+            stream(workers=1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)

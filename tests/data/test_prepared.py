@@ -11,7 +11,7 @@ from hypothesis.extra.numpy import arrays
 from PIL import Image
 
 from danet.core.errors import DataError
-from danet.data.prepared import PreparedDataset, decode_image, format_class_pixels, npy_bytes, png_bytes
+from danet.data.prepared import PreparedDataset, decode, format_class_pixels, npy_bytes, png_bytes
 from tests.data.samples import camvid_spec, camvid_tree, prepare
 
 
@@ -137,8 +137,8 @@ def test_image_is_decoded_as_stored_whatever_exif_says():
     exif[0x0112] = 6
     stream = io.BytesIO()
     image.save(stream, "JPEG", exif=exif)
-    decoded = decode_image(stream.getvalue())
+    decoded = decode(stream.getvalue(), colour=True)
     assert decoded is not None
     assert decoded.shape == (6, 9, 3)
-    assert decode_image(b"") is None
-    assert decode_image(b"no image") is None
+    assert decode(b"", colour=True) is None
+    assert decode(b"no image", colour=True) is None

@@ -143,7 +143,7 @@ def test_a_folder_is_taken_again_and_an_archive_after_it(tmp_path, monkeypatch):
 
 def test_tree_of_something_else(tmp_path, monkeypatch):
     (tmp_path / "tree").mkdir()
-    with pytest.raises(DataError, match=rf"{tmp_path}/tree: holds no folder with train/"):
+    with pytest.raises(DataError, match=rf"{tmp_path}/tree: holds no folder with train and trainannot"):
         get(camvid_spec(), tmp_path, tree=tmp_path / "tree")
     assert taken(camvid_spec(), tmp_path / "data/raw/camvid") == []
     monkeypatch.setenv("DANET_CAMVID", str(tmp_path / "nowhere"))

@@ -112,18 +112,16 @@ def test_side_range_has_both_ends():
 @pytest.mark.parametrize("size", [(37, 91), (100, 60), (55, 55)])
 @pytest.mark.parametrize("kind", ["cv2", "pil"])
 def test_resampling_is_that_of_torch(kind, size):
-    augment = MMSEG.model_copy(update={"interpolation": kind})
     image = picture(55, 80)
     tensor = torch.from_numpy(image).permute(2, 0, 1)[None].double()
     expected = F.interpolate(tensor, size, mode="bilinear", antialias=kind == "pil")[0].permute(1, 2, 0).numpy()
-    assert np.abs(T.resize_image(augment, image, size).astype(float) - expected).max() <= 1 + 1e-9
+    assert np.abs(T.resize(image, size, kind).astype(float) - expected).max() <= 1 + 1e-9
 
 
 @pytest.mark.parametrize("size", [(37, 91), (100, 60), (55, 55)])
 @pytest.mark.parametrize("kind", ["cv2", "pil"])
 def test_nearest_neighbours(kind, size):
     """cv2 takes the pixel at floor(i H / h), PIL the one at floor((i + 1/2) H / h)."""
-    augment = MMSEG.model_copy(update={"interpolation": kind})
     mask = labels(55, 80)
     index, tie = [], []
     for new, old in zip(size, mask.shape, strict=True):
@@ -132,7 +130,7 @@ def test_nearest_neighbours(kind, size):
         index.append(numerator // denominator)
         tie.append((numerator % denominator == 0) & (kind == "pil"))
     sure = np.ix_(~tie[0], ~tie[1])  # between two pixels, PIL's rounding decides
-    np.testing.assert_array_equal(T.resize_mask(augment, mask, size)[sure], mask[np.ix_(*index)][sure])
+    np.testing.assert_array_equal(T.resize(mask, size, kind, nearest=True)[sure], mask[np.ix_(*index)][sure])
     assert sum(t.sum() for t in tie) < sum(size) / 4
 
 
@@ -159,8 +157,9 @@ def test_padding(augment):
     ("crop", "target"), [((30, 60), (32, 64)), ((32, 20), (64, 32)), ((20, 20), (32, 64)), ((10, 12), (32, 64))]
 )
 def test_portrait_crops_turn_the_target(crop, target):
-    assert T.place(small(SSSEG, crop=(32, 64)), crop)[0] == target
-    assert T.place(small(MMSEG, crop=(32, 64)), crop)[0] == (32, 64)
+    draws = T.Draws(crop, (0, 0, *crop), False, None)
+    for source, size in ((SSSEG, target), (MMSEG, (32, 64))):
+        assert T.apply(small(source, crop=(32, 64)), picture(*crop), labels(*crop), draws)[1].shape == size
 
 
 # cat_max_ratio

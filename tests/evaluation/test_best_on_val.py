@@ -6,14 +6,11 @@ import torch
 from danet.config.params import load_params
 from danet.config.row import MultiScale, Runtime, Test
 from danet.config.workspace import Workspace
-from danet.core.files import sha256
-from danet.evaluation import evaluate, predict
+from danet.evaluation import evaluate
 from danet.evaluation.evaluate import evaluate_row
-from danet.results import schema, store
-from danet.results.identity import TrainingIdentity
 from danet.results.measured import read
-from tests.evaluation.fakes import CLASSES, Reader, Shades
-from tests.seeds import TRAINING
+from tests.evaluation.fakes import CLASSES, Shades, stand_in
+from tests.seeds import keep_seed
 
 
 def test_both_are_evaluated_and_stand_in_one_run(tmp_path, monkeypatch):
@@ -27,25 +24,12 @@ def test_both_are_evaluated_and_stand_in_one_run(tmp_path, monkeypatch):
         if "best" in path.name:  # takes sky for sky
             model.levels = model.levels[torch.tensor([0, 1, 3, 2, *range(4, CLASSES)])]
 
-    monkeypatch.setattr(evaluate, "PreparedDataset", Shades)
-    monkeypatch.setattr(predict, "build_model", lambda config, classes, attention: Reader(classes))
-    monkeypatch.setattr(predict, "load_any", load)
+    stand_in(monkeypatch, load)
     monkeypatch.setattr(evaluate, "backbone_sha256", lambda folder: None)
     data = Shades().manifest_hash
     for seed in row.seeds:
-        last, best = store.weights_path(space, row, seed), store.best_path(space, row, seed)
-        last.parent.mkdir(parents=True, exist_ok=True)
-        last.write_bytes(b"last %d" % seed)
-        best.write_bytes(b"best %d" % seed)
-        record = schema.SeedRecord(
-            row=row.name,
-            identity=TrainingIdentity.of(row, seed, data=f"{data}+{data}", initial_weights=None),
-            weights_sha256=sha256(last),
-            best=schema.BestEpoch(iteration=100 + seed, score=50.0, weights_sha256=sha256(best)),
-            run=TRAINING,
-            curve=[],
-        )
-        schema.save(store.record_path(space, row, seed), record)
+        save, best = (lambda path: path.write_bytes(b"last")), b"best %d" % seed
+        keep_seed(space, row, seed, save, data=f"{data}+{data}", best=best)
     result = evaluate_row(row, space, device="cpu")
     assert [run.seed for run in result.runs] == [3, 5]
     assert result.means.seeds == 2

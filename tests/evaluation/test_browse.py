@@ -52,12 +52,13 @@ def test_browse_row_shows_what_the_row_trains_on(tmp_path, monkeypatch):
     shown = []
     monkeypatch.setattr(browse, "contact_sheet", lambda samples, *_: shown.extend(samples))
     browse_row(row, out, "train", 7, tmp_path / "sheet.png", seed=3)
-    training = TrainingSet(PreparedDataset(out, "train"), row.augment, 3)
+    dataset = PreparedDataset(out, "train")
+    training = TrainingSet(dataset, row.augment, 3)
     for position, (name, image, mask) in enumerate(shown):
-        expected = training[position]
-        assert name == expected.id
-        assert (mask == expected.mask).all()
-        assert (image == expected.image).all()
+        pixels, labels, _ = training[position]
+        assert name == dataset.ids[training.index(position)]
+        assert (mask == labels).all()
+        assert (image == pixels).all()
     assert len(shown) == 7
     monkeypatch.undo()
     browse_row(row, out, "train", 2, tmp_path / "sheet.png")

@@ -156,7 +156,7 @@ def test_what_is_not_the_released_file_is_refused(workspace, tmp_path):
     import_weights(raw, imported, workspace.params(), row=name)
     add_released(workspace, name, checksum="sha256:0123456789")
     for file in (raw, imported):
-        with pytest.raises(CheckpointError, match="the released file's begins with 0123456789"):
+        with pytest.raises(CheckpointError, match="the released file's begins with sha256:0123456789"):
             verify_row(row, workspace, weights=file, device="cpu")
 
 

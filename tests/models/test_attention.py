@@ -66,18 +66,21 @@ def test_pam_is_unscaled_attention_plus_input(attention, bias):
     assert (pam.query.bias is not None) == bias
 
 
-def test_cam_favours_dissimilar_channels():
-    cam = filled(ChannelAttention().double())
-    x = noise(2, 4, 2, 3, dtype=torch.float64)
+@pytest.mark.parametrize("gathered", [None, 3])
+def test_cam_and_ccam_favour_dissimilar_channels(gathered):
+    """Of the map itself, or of ``gathered`` channels."""
+    attend = filled((CompactChannelDecoder() if gathered else ChannelAttention()).double())
+    x = noise(2, 5, 2, 3, dtype=torch.float64)
+    y = noise(2, gathered, 2, 3, seed=2, dtype=torch.float64) if gathered else x
+    (scale,) = attend.parameters()
     expected = torch.empty_like(x)
     for image in range(2):
-        f = x[image].flatten(1)
-        for c in range(4):
-            energy = [float(f[c] @ f[d]) for d in range(4)]
+        for c in range(5):
+            energy = [float((x[image, c] * other).sum()) for other in y[image]]
             weights = softmax([max(energy) - e for e in energy])
-            attended = sum(weights[d] * f[d] for d in range(4))
-            expected[image, c] = (cam.gamma.item() * attended + f[c]).reshape(2, 3)
-    torch.testing.assert_close(cam(x), expected, rtol=0, atol=1e-12)
+            attended = sum(weight * other for weight, other in zip(weights, y[image], strict=True))
+            expected[image, c] = scale * attended + x[image, c]
+    torch.testing.assert_close(attend(x, y) if gathered else attend(x), expected, rtol=0, atol=1e-12)
 
 
 def test_attention_starts_as_the_identity():
@@ -228,19 +231,6 @@ def test_cpam_attends_to_the_centres():
                 attended = sum(weight * value for weight, value in zip(weights, values, strict=True))
                 expected[image, :, h, w] = decoder.scale * attended + x[image, :, h, w]
     torch.testing.assert_close(decoder(x, centres), expected, rtol=0, atol=1e-12)
-
-
-def test_ccam_attends_to_the_gathered_channels():
-    decoder = filled(CompactChannelDecoder().double())
-    x, y = noise(2, 5, 2, 3, dtype=torch.float64), noise(2, 3, 2, 3, seed=2, dtype=torch.float64)
-    expected = torch.empty_like(x)
-    for image in range(2):
-        for c in range(5):
-            energy = [float((x[image, c] * y[image, m]).sum()) for m in range(3)]
-            weights = softmax([max(energy) - e for e in energy])
-            attended = sum(weights[m] * y[image, m] for m in range(3))
-            expected[image, c] = decoder.scale * attended + x[image, c]
-    torch.testing.assert_close(decoder(x, y), expected, rtol=0, atol=1e-12)
 
 
 def test_clgd_gates_the_low_level():

@@ -6,7 +6,7 @@ import torch
 from scipy import stats
 from torch import nn
 
-from danet.models.dropout import Dropout2d, kept
+from danet.models.dropout import Dropout2d, kept, steps
 from danet.models.numerics import seed_step
 
 
@@ -32,7 +32,7 @@ def test_draws_are_splitmix():
         for _ in range(6):
             value, state = splitmix(state)
             expected.append((value >> 40) / 2**24 >= 0.4)
-        assert kept(torch.tensor([key]), stream, 6, 0.4)[0].tolist() == expected
+        assert kept(torch.tensor([key]), stream, steps(6), 0.4)[0].tolist() == expected
 
 
 @pytest.mark.parametrize("p", [0.1, 0.5])
@@ -42,7 +42,7 @@ def test_distribution_is_pytorch_s(p):
     torch.manual_seed(1)
     theirs = (nn.Dropout2d(p)(torch.ones(samples, channels, 1, 1)) == 0).flatten(1)
     for stream in (0, 1, 256):
-        mine = ~kept(keys(samples, stream), stream, channels, p)
+        mine = ~kept(keys(samples, stream), stream, steps(channels), p)
         counts, other = mine.sum(1).numpy(), theirs.sum(1).numpy()
         assert stats.ks_2samp(counts, other).pvalue > 1e-3
         observed = np.bincount(counts, minlength=channels + 1)
@@ -58,12 +58,12 @@ def test_distribution_is_pytorch_s(p):
 def test_draws_are_independent():
     """Of neighbouring channels, of neighbouring positions' samples, of layers and calls."""
     positions = torch.arange(20_000)
-    first = kept(positions, 0, 8, 0.5).double()
+    first = kept(positions, 0, steps(8), 0.5).double()
     pairs = [
         (first[:, :-1], first[:, 1:]),
         (first[:-1], first[1:]),
-        (first, kept(positions, 1, 8, 0.5).double()),
-        (first, kept(positions, 256, 8, 0.5).double()),
+        (first, kept(positions, 1, steps(8), 0.5).double()),
+        (first, kept(positions, 256, steps(8), 0.5).double()),
     ]
     for one, other in pairs:
         assert abs(np.corrcoef(one.flatten(), other.flatten())[0, 1]) < 4 / one.numel() ** 0.5

@@ -64,20 +64,6 @@ def test_folding_changes_logits_by_rounding_only(kind):
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())  # it is a copy
 
 
-class Compiler:
-    """Counts compilations as torch.compile would make them: one for each size it is called with."""
-
-    def __init__(self):
-        self.sizes = set()
-
-    def __call__(self, model, dynamic):
-        def compiled(x):
-            self.sizes.add(tuple(x.shape))
-            return model(x)
-
-        return compiled
-
-
 @pytest.mark.parametrize("kind", MODELS)
 def test_weights_cast_once_give_the_bits_of_autocast(kind):
     model, x = trained(kind), picture(33, 33)
@@ -88,26 +74,17 @@ def test_weights_cast_once_give_the_bits_of_autocast(kind):
         assert torch.equal(narrow(x)["main"], model(x)["main"])
 
 
-def test_many_sizes_start_no_storm_of_compilations(monkeypatch):
-    compiler, plain = Compiler(), nn.Conv2d(3, 2, 1)
-    monkeypatch.setattr(torch, "compile", compiler)
-    steady = SteadyCompiled(plain, after=3, limit=2)
-    for number in range(200):
-        x = picture(4 + number % 50, 6)
-        assert torch.equal(steady(x), plain(x))
-    assert len(compiler.sizes) == 2
-
-
-def test_one_size_is_compiled_once_and_by_torch(monkeypatch):
+@pytest.mark.parametrize(("sizes", "limits", "compiled"), [(50, {"after": 3, "limit": 2}, 2), (2, {}, 2), (30, {}, 0)])
+def test_sizes_that_come_again_are_compiled_and_no_storm_starts(monkeypatch, sizes, limits, compiled):
     from torch._dynamo.testing import CompileCounter
 
     counter, plain = CompileCounter(), nn.Conv2d(3, 2, 1)
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=counter))
-    steady = SteadyCompiled(plain)
-    for number in range(40):
-        x = picture(*((5, 6) if number % 2 else (7 + number, 6)))
+    steady = SteadyCompiled(plain, **limits)
+    for number in range(200):
+        x = picture(4 + number % sizes, 6)
         assert torch.equal(steady(x), plain(x))
-    assert counter.frame_count == 1
+    assert counter.frame_count == compiled
 
 
 @pytest.mark.parametrize("allowed", [False, True])

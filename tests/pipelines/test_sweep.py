@@ -18,7 +18,8 @@ from danet.config.params import load_params
 from danet.config.workspace import Workspace
 from danet.config.yaml import write_raw
 from danet.core.errors import ConfigError, DanetError
-from danet.training.progress import write_status
+from danet.core.files import write_json
+from danet.training.progress import STATUS
 from pipelines.sweep import local
 from pipelines.sweep.__main__ import choose_numerics
 from pipelines.sweep.job import home, last_words, log_path, read_state, write_state
@@ -224,7 +225,8 @@ def test_status_tells_where_each_row_is(params, workspace, capsys):
     write_state(workspace, failed, "failed", note="error: no [space] left")
     for name, iteration in ((running, 5), (stopped, 7)):
         folder = workspace.checkpoints(params.row(name), 0)
-        write_status(folder, row=name, seed=0, iteration=iteration, total=9, loss=1.0, eta_seconds=75)
+        status = {"row": name, "seed": 0, "iteration": iteration, "total": 9, "eta_seconds": 75, "updated": ""}
+        write_json(folder / STATUS, status)
     with FileLock(workspace.checkpoints(params.row(running), 0).parent / "train.lock"):
         found = {each.row.name: each for each in survey(plan, workspace)}
     assert {name: each.state for name, each in found.items()} == {

@@ -491,14 +491,3 @@ def test_a_row_is_reproduced_by_its_stages_or_by_what_makes_its_table(workspace,
         write_table("camvid", params, workspace)
         commands = (workspace.reports() / "camvid" / f"{row.name}.md").read_text().split("```bash\n")[1].split("```")[0]
         assert commands.splitlines()[-1].startswith(expected)
-
-
-def test_pages_of_rows_that_are_gone_are_removed(workspace, params):
-    folder = samples.write(params.row(DRANET), workspace, {0: 81.23}, points=0)
-    write_table("official", params, workspace)
-    gone = workspace.reports() / "official" / "old-row.md"
-    gone.write_text("old")
-    shutil.rmtree(folder)
-    write_table("official", params, workspace)
-    assert not gone.exists()
-    assert not list((workspace.reports() / "official").glob("*.png"))

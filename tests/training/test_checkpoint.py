@@ -4,14 +4,13 @@ import pytest
 import torch
 
 from danet.core.errors import CheckpointError
-from danet.results.identity import TrainingIdentity
-from danet.training.checkpoint import Checkpoint, CheckpointStore
+from danet.training.checkpoint import CheckpointStore
 from tests.training.fakes import identity, tiny_row
 
 
 def checkpoint(iteration):
     weights = torch.arange(100.0) * iteration
-    return Checkpoint(iteration, {"w": weights}, {"state": {}}, {}, {"curve": [{"loss": 0.1, "val_miou": None}]})
+    return {"iteration": iteration, "model": {"w": weights}, "progress": {"curve": [{"loss": 0.1, "val_miou": None}]}}
 
 
 @pytest.fixture
@@ -22,19 +21,19 @@ def store(tmp_path):
 def test_round_trip(store):
     assert store.load() is None
     for iteration in (10, 20):
-        store.save(checkpoint(iteration))
+        store.save(**checkpoint(iteration))
     assert list(store.folder.iterdir()) == [store.path]
     loaded = store.load()
-    assert loaded.iteration == 20
-    assert torch.equal(loaded.model["w"], torch.arange(100.0) * 20)
-    assert loaded.progress == checkpoint(20).progress
+    assert loaded["iteration"] == 20
+    assert torch.equal(loaded["model"]["w"], torch.arange(100.0) * 20)
+    assert loaded["progress"] == checkpoint(20)["progress"]
     store.clear()
     assert store.load() is None
 
 
 @pytest.mark.parametrize("share", [0, 0.5])
 def test_a_damaged_one_is_named_with_a_remedy(store, share):
-    store.save(checkpoint(10))
+    store.save(**checkpoint(10))
     store.path.write_bytes(store.path.read_bytes()[: int(share * store.path.stat().st_size)])
     with pytest.raises(CheckpointError, match=rf"{store.path}: damaged.*rm -r {store.folder}"):
         store.load()
@@ -45,7 +44,7 @@ def test_code_in_a_checkpoint_is_not_run(store, tmp_path):
         def __reduce__(self):
             return (open, (str(tmp_path / "ran"), "w"))
 
-    store.save(checkpoint(1))
+    store.save(**checkpoint(1))
     with store.path.open("wb") as stream:
         pickle.dump({"model": Hostile()}, stream)
     with pytest.raises(CheckpointError, match="damaged"):
@@ -54,16 +53,7 @@ def test_code_in_a_checkpoint_is_not_run(store, tmp_path):
 
 
 def test_another_training_is_refused(store):
-    store.save(checkpoint(1))
-    row = tiny_row()
-    for other, what in (
-        (identity(tiny_row(optimizer={"lr": 0.07})), r"optimizer.lr 0.05, now 0.07"),
-        (identity(row, seed=1), "seed 0, now 1"),
-        (identity(row, data="f" * 64), "training data 000000000000, now ffffffffffff"),
-        (
-            TrainingIdentity.of(row, 0, data="0" * 64, initial_weights="e" * 64),
-            "initial weights none, now eeeeeeeeeeee",
-        ),
-    ):
-        with pytest.raises(CheckpointError, match=f"{store.folder}.*{what}.*rm -r {store.folder}"):
-            CheckpointStore(store.folder, other).load()
+    store.save(**checkpoint(1))
+    other = CheckpointStore(store.folder, identity(tiny_row(optimizer={"lr": 0.07}), seed=1))
+    with pytest.raises(CheckpointError, match=f"{store.folder}.*0.05, now 0.07; seed 0, now 1.*rm -r {store.folder}"):
+        other.load()

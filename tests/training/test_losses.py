@@ -80,7 +80,7 @@ def test_the_fast_loss_is_the_reference_in_float64(monkeypatch, size, align_corn
     labels[0] = 255  # nothing labelled in the first image
     upstream = torch.tensor([0.3, 0.7], dtype=torch.float64)
     both = []
-    for compute in (reference_cross_entropy, ResizedCrossEntropy.of):
+    for compute in (reference_cross_entropy, ResizedCrossEntropy.apply):
         loss_N = compute(logits, labels, align_corners)
         both.append((loss_N, *torch.autograd.grad(loss_N, logits, upstream)))
     for ours, theirs in zip(both[1], both[0], strict=True):

@@ -98,7 +98,7 @@ def test_any_stops_with_any_workers(tmp_path, undisturbed, case):
         with pytest.raises(KilledError if kill else Interrupted) as ended:
             run.run()
         saved = run.store.load()
-        newest = saved.iteration if saved else 0
+        newest = saved["iteration"] if saved else 0
         if kill:
             assert newest >= began + at - 1 - row.runtime.checkpoint_interval
         else:
@@ -120,3 +120,22 @@ def test_dropout_and_augmentation_are_part_of_what_is_compared(tmp_path):
     assert not identical(*map(state, runs))
     assert isinstance(runs[0].dataset, Images)
     assert isinstance(runs[0].model, TinyNet)
+
+
+class Meter:
+    """Stands for NVML's counter, which only a GPU has."""
+
+    def __init__(self, kilojoules):
+        self.kilojoules = lambda: kilojoules
+
+
+@pytest.mark.parametrize(("first", "second", "total"), [(5.0, 7.25, 12.25), (None, 7.25, None), (5.0, None, None)])
+def test_energy_is_the_sum_over_the_parts_or_unknown_where_one_is(tmp_path, first, second, total):
+    stop = StopRequest()
+    stopped = trainer(tiny_row(), tmp_path, stop=stop)
+    stopped._meter, stop.reason = Meter(first), "SIGTERM"
+    with pytest.raises(Interrupted):
+        stopped.run()
+    resumed = trainer(tiny_row(), tmp_path)
+    resumed._meter = Meter(second)
+    assert resumed.run().energy_kj == total

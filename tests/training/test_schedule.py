@@ -4,8 +4,7 @@ import pytest
 
 from danet.config.row import Optimizer as OptimizerConfig
 from danet.config.row import Schedule
-from danet.training.optim import build_optimizer, set_learning_rates
-from danet.training.schedule import learning_rate
+from danet.training.optim import build_optimizer, learning_rate, set_learning_rates
 from tests.training.fakes import TinyNet
 
 

@@ -7,7 +7,7 @@ from PIL import Image
 
 from danet.config.params import load_params
 from danet.core.process import Process
-from danet.training.selection import centre_crop, selection_score
+from danet.training.selection import selection_score
 from tests.training.fakes import tiny_row, trainer
 
 MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
@@ -77,16 +77,6 @@ def test_score_is_the_mean_of_pixel_accuracy_and_miou_on_centre_crops(world):
     for rank in range(world):
         score = selection_score(row, data, One(rank=rank, world=world))(Channels())
     assert score == pytest.approx(100 * expected, abs=1e-9)
-
-
-def test_crop_is_the_middle():
-    image = np.zeros((20, 60, 3), np.uint8)
-    image[:, 20:40] = 200
-    mask = (image[..., 0] > 0).astype(np.uint8)
-    crop, labels = centre_crop(image, mask, 20)
-    assert crop.shape == (20, 20, 3)
-    assert crop.min() == 200
-    assert labels.min() == 1
 
 
 def test_the_best_epoch_is_kept_and_stays_kept_when_the_run_is_killed(tmp_path):
