@@ -27,8 +27,8 @@ def unpack(
     *,
     wanted: Callable[[str], object] = lambda name: True,
     remedy: str = "delete it and download it again",
-) -> int:
-    """Unpacks the files for which ``wanted(path)`` is true into ``folder``, which must not exist, and counts them.
+) -> None:
+    """Unpacks the files for which ``wanted(path)`` is true into ``folder``, which must not exist.
 
     Raises:
         ArchiveError: naming archive and remedy; ``folder`` then does not exist.
@@ -36,7 +36,6 @@ def unpack(
     temporary = folder.with_name(f".{folder.name}.unpack.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    count = 0
     try:
         with Progress(f"unpack {archive.name}", None, "files") as bar:
             if zipfile.is_zipfile(archive):
@@ -44,14 +43,12 @@ def unpack(
                     for info in members.infolist():
                         if not info.is_dir() and wanted(info.filename):
                             members.extract(info, temporary)  # checks the member's CRC
-                            count += 1
                             bar.advance()
             else:
                 with tarfile.open(archive) as tar:
                     for member in tar:
                         if not member.isdir() and wanted(member.name.removeprefix("./")):
                             tar.extract(member, temporary, filter="data")
-                            count += 1
                             bar.advance()
         temporary.rename(folder)
     except DAMAGE as error:
@@ -62,7 +59,6 @@ def unpack(
         raise ArchiveError(f"{archive}: cannot be unpacked ({reason(error)}); {remedy}") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    return count
 
 
 def damage(archive: Path) -> str | None:

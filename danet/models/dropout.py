@@ -33,13 +33,8 @@ class Dropout2d(nn.Dropout2d):
         self._layer = 0
         self._call = 0
 
-    def draw_for(self, keys_N: Tensor | None, layer: int = 0) -> None:
-        """Sets the samples of the next forward pass.
-
-        Args:
-            keys_N: int64, a key for each sample, on the device; None to draw by PyTorch's generator again.
-            layer: tells the layers of one network apart.
-        """
+    def draw_for(self, keys_N: Tensor, layer: int = 0) -> None:
+        """Sets the samples of the next forward pass by their keys, int64 on the device, and this layer's number."""
         self._keys_N, self._layer, self._call = keys_N, layer, 0
 
     def forward(self, input: Tensor) -> Tensor:

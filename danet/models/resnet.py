@@ -21,10 +21,6 @@ BLOCKS: Final[dict[str, tuple[int, int, int, int]]] = {"resnet50": (3, 4, 6, 3),
 EXPANSION: Final = 4
 CHANNELS: Final = (256, 512, 1024, 2048)
 """Channels of the features of layer1 to layer4."""
-_DEEP_STEM_WIDTHS: Final[dict[str, tuple[int, int, int]]] = {
-    "deep-32-32-64": (32, 32, 64),
-    "deep-64-64-128": (64, 64, 128),
-}
 
 
 class Bottleneck(nn.Module):
@@ -133,7 +129,7 @@ def _stem(stem: Stem) -> nn.Sequential:
         )
     layers: list[nn.Module] = []
     channels = 3
-    for index, width in enumerate(_DEEP_STEM_WIDTHS[stem]):
+    for index, width in enumerate(map(int, stem.split("-")[1:])):
         layers += [
             nn.Conv2d(channels, width, 3, stride=2 if index == 0 else 1, padding=1, bias=False),
             nn.BatchNorm2d(width),

@@ -45,14 +45,13 @@ def refused(archive):
 def test_whole_archive(tmp_path, kind):
     archive = good(tmp_path, kind)
     assert damage(archive) is None
-    assert unpack(archive, tmp_path / "out") == 3
+    unpack(archive, tmp_path / "out")
     assert contents(tmp_path / "out") == FILES
 
 
 @pytest.mark.parametrize("kind", ["zip", "tgz"])
 def test_only_what_is_wanted(tmp_path, kind):
-    count = unpack(good(tmp_path, kind), tmp_path / "out", wanted=lambda name: name.endswith(".txt"))
-    assert count == 1
+    unpack(good(tmp_path, kind), tmp_path / "out", wanted=lambda name: name.endswith(".txt"))
     assert contents(tmp_path / "out") == {"top/a.txt": b"alpha"}
 
 

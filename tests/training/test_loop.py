@@ -164,6 +164,10 @@ def test_validation_leaves_no_trace(tmp_path, uninterrupted):
 # whole rows
 
 
+class OtherImages(Images):
+    manifest_hash = "f" * 64
+
+
 class Recorder:
     def __init__(self):
         self.steps = []
@@ -239,9 +243,7 @@ def test_other_data_or_weights_are_another_training(harness, monkeypatch, capsys
     workspace, built = harness
     row = tiny_row()
     train_row(row, workspace, device="cpu")
-    other = Images()
-    other.manifest_hash = "f" * 64
-    monkeypatch.setattr(training, what, lambda *_: other if value == "data" else "e" * 64)
+    monkeypatch.setattr(training, what, lambda *_: OtherImages() if value == "data" else "e" * 64)
     train_row(row, workspace, device="cpu")
     assert len(built) == 2
     said = " ".join(capsys.readouterr().err.split())
@@ -289,9 +291,7 @@ def test_a_stopped_training_does_not_go_on_with_other_data(harness, monkeypatch)
     monkeypatch.setattr(training, "build_model", lambda *_: stopping(TinyNet(), 4))
     with pytest.raises(Interrupted):
         train_row(row, workspace, device="cpu")
-    other = Images()
-    other.manifest_hash = "f" * 64
-    monkeypatch.setattr(training, "PreparedDataset", lambda *_: other)
+    monkeypatch.setattr(training, "PreparedDataset", lambda *_: OtherImages())
     monkeypatch.setattr(training, "build_model", lambda *_: TinyNet())
     with pytest.raises(CheckpointError, match="training data 000000000000, now ffffffffffff") as refusal:
         train_row(row, workspace, device="cpu")
