@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from danet.config.row import Augment
-from danet.data.transforms import NORMALISED, Box
+from danet.data.transforms import MEAN_RGB, STD_RGB, Box
 
 AHEAD = 2
 """Batches."""
@@ -28,7 +28,8 @@ class Normaliser:
     """
 
     def __init__(self, augment: Augment, device: torch.device) -> None:
-        self._table = torch.from_numpy(np.stack(NORMALISED)).to(device)
+        mean, std = (np.array(values)[:, None] for values in (MEAN_RGB, STD_RGB))
+        self._table = torch.from_numpy(((np.arange(256) - mean) / std).astype(np.float32)).to(device)
         self._mean = augment.pad.image == "mean"
 
     def __call__(self, levels_NHW3: Tensor, boxes: list[Box]) -> Tensor:
@@ -45,7 +46,7 @@ class Normaliser:
         return images
 
 
-class DeviceBatches:
+class DeviceBatches(Iterator[Batch]):
     """Copies batches to a GPU and normalises them there, on a stream beside the one that trains.
 
     The trainer's calls return before the GPU has computed, so that the next batch is copied during the step before;
@@ -74,9 +75,6 @@ class DeviceBatches:
             self._waited += before.elapsed_time(after) / 1000
         return self._waited
 
-    def __iter__(self) -> DeviceBatches:
-        return self
-
     def __next__(self) -> Batch:
         """The next batch, on the GPU: what is called next there waits for it, the host does not."""
         training = torch.cuda.current_stream(self.device)
@@ -97,16 +95,13 @@ class DeviceBatches:
         return images, labels
 
 
-class HostBatches:
+class HostBatches(Iterator[Batch]):
     """The same on a CPU, where what the host waits for is what training waits for."""
 
     def __init__(self, loaded: Iterator[Loaded], augment: Augment) -> None:
         self.waited = 0.0
         self._loaded = loaded
         self._normalise = Normaliser(augment, torch.device("cpu"))
-
-    def __iter__(self) -> HostBatches:
-        return self
 
     def __next__(self) -> Batch:
         """The next batch."""

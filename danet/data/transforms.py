@@ -32,7 +32,6 @@ STD_RGB = (58.395, 57.12, 57.375)
 """ImageNet statistics on the 0..255 scale; the official code's .485 .456 .406 / .229 .224 .225 are these over 255."""
 
 Array8 = NDArray[np.uint8]
-Float32 = NDArray[np.float32]
 Box = tuple[int, int, int, int]
 """(top, left, height, width)."""
 LabelCrop = Callable[[tuple[int, int], Box], Array8]
@@ -45,16 +44,6 @@ HUE = 18
 
 _BILINEAR = Image.Resampling.BILINEAR
 _IDENTITY: Array8 = np.arange(256, dtype=np.uint8)
-
-
-def _normalisation_tables() -> tuple[Float32, Float32, Float32]:
-    values = np.arange(256, dtype=np.float64)
-    red, green, blue = (((values - mean) / std).astype(np.float32) for mean, std in zip(MEAN_RGB, STD_RGB, strict=True))
-    return red, green, blue
-
-
-NORMALISED = _normalisation_tables()
-"""Normalised value of each of the 256 grey levels: red, green, blue."""
 
 
 @dataclass(frozen=True)

@@ -61,10 +61,6 @@ class CheckpointStore:
             )
         return checkpoint
 
-    def clear(self) -> None:
-        """Removes it, once the run's final weights are safe."""
-        self.path.unlink(missing_ok=True)
-
 
 def _first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -52,18 +52,11 @@ def loss_divisors(
     return total(counts_R)[part_N].clamp(min=1).float() * config.replicas
 
 
-def summed_cross_entropy(logits_NChw: Tensor, labels_NHW: Tensor, align_corners: bool) -> Tensor:
+def reference_cross_entropy(logits_NChw: Tensor, labels_NHW: Tensor, align_corners: bool) -> Tensor:
     """Cross-entropy of the bilinearly resized logits, summed over each sample's labelled pixels, ``(N,)``.
 
-    In float32 at least: on CUDA by :class:`ResizedCrossEntropy`, on the CPU by :func:`reference_cross_entropy`.
+    In float32 at least. PyTorch's resize and cross-entropy keep the resized logits of every output for backward.
     """
-    compute: Any = ResizedCrossEntropy.apply if logits_NChw.is_cuda else reference_cross_entropy
-    summed_N: Tensor = compute(logits_NChw, labels_NHW, align_corners)
-    return summed_N
-
-
-def reference_cross_entropy(logits_NChw: Tensor, labels_NHW: Tensor, align_corners: bool) -> Tensor:
-    """The same by PyTorch's resize and cross-entropy, which keep the resized logits of every output for backward."""
     wide = logits_NChw.to(torch.promote_types(logits_NChw.dtype, torch.float32))
     logits = F.interpolate(wide, size=labels_NHW.shape[-2:], mode="bilinear", align_corners=align_corners)
     # reduction "none" and then sum: a tree sum, exact enough for millions of pixels
@@ -81,7 +74,7 @@ class ResizedCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, logits_NChw: Tensor, labels_NHW: Tensor, align_corners: bool) -> Tensor:
-        """``(N,)``, as :func:`summed_cross_entropy`."""
+        """``(N,)``, as :func:`reference_cross_entropy`."""
         logits_NChw = logits_NChw.to(torch.promote_types(logits_NChw.dtype, torch.float32))
         (N, C, h, w), (H, W) = logits_NChw.shape, labels_NHW.shape[-2:]
         rows_Hh, columns_Ww = (_resizing(*sizes, align_corners, logits_NChw) for sizes in ((h, H), (w, W)))
@@ -137,6 +130,7 @@ def segmentation_losses(
     """
     if divisors is None:
         divisors = loss_divisors(labels_NHW, config)
+    compute: Any = ResizedCrossEntropy.apply if labels_NHW.is_cuda else reference_cross_entropy
     losses: dict[str, Tensor] = {}
     for part in PARTS:
         weight = getattr(config, part)
@@ -144,6 +138,6 @@ def segmentation_losses(
             continue
         if part not in outputs:
             raise ConfigError(f"loss.{part} is {weight} but the model has no output {part!r}; set loss.{part} to 0")
-        summed = summed_cross_entropy(outputs[part], labels_NHW, align_corners)
+        summed = compute(outputs[part], labels_NHW, align_corners)
         losses[f"loss_{part}"] = weight * (summed / divisors).sum()
     return {"loss": torch.stack(list(losses.values())).sum(), **losses}

@@ -166,7 +166,7 @@ def _train_seed(
     trainer.run()
     if process.is_main:
         _keep(trainer, identity, workspace, best)
-        checkpoints.clear()
+        checkpoints.path.unlink(missing_ok=True)
     process.barrier()
 
 

@@ -12,28 +12,24 @@ import torchvision
 from danet.acquire import http
 from danet.cli import doctor
 from danet.config.params import Weights
-from danet.config.row import Model
 from danet.config.workspace import Workspace
 from danet.config.yaml import write_raw
 from danet.core.errors import CheckpointError, DownloadError
 from danet.core.files import sha256
-from danet.models import build_model
 from danet.models.resnet import ResNet
 from danet.weights.fetch import fetch_weights
 from danet.weights.imagenet import backbone_sha256, convert, load_backbone, prepare_weights
 from tests.parameters import raw_params
+from tests.weights.test_ours import empty
+from tests.weights.test_released import numbered, written
 
 STEMS = ["7x7", "deep-32-32-64", "deep-64-64-128"]
 
 
 def ours(backbone, stem):
-    """A state dict of which each tensor holds its own number once, however large it looks (so its file is small)."""
     with torch.device("meta"):
         shapes = ResNet(backbone, stem, 8).state_dict()
-    return {
-        key: torch.tensor(index if value.dtype == torch.int64 else 0.01 * index).expand(value.shape)
-        for index, (key, value) in enumerate(shapes.items())
-    }
+    return numbered(shapes)
 
 
 def as_torchvision(state):
@@ -48,11 +44,6 @@ def as_encoding(state):
 
 def as_mmsegmentation(state):
     return {"state_dict": state, "meta": {"epoch": 100}}
-
-
-def written(path, value):
-    torch.save(value, path)
-    return path
 
 
 def assert_same(state, expected):
@@ -119,16 +110,6 @@ def spec(stem="7x7", **settings):
     return Weights.model_validate({**entry, **settings})
 
 
-def network(stem="7x7", backbone="resnet50"):
-    """All zero, which no weights are."""
-    with torch.device("meta"):
-        model = build_model(Model(method="danet", backbone=backbone, output_stride=8, stem=stem), 5)
-    model.to_empty(device="cpu")
-    for value in model.state_dict().values():
-        value.zero_()
-    return model
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """Prepared 7x7 ResNet-50 weights; the source lies beside them."""
@@ -139,7 +120,7 @@ def folder(tmp_path_factory):
 
 
 def test_prepared_weights_load_exactly(folder):
-    model = network()
+    model = empty()
     load_backbone(model, folder / "out")
     assert_same(dict(model.backbone.state_dict()), ours("resnet50", "7x7"))
     assert not any(bool(value.any()) for value in model.head.state_dict().values())
@@ -175,15 +156,15 @@ def test_the_checksum_of_a_zip_is_that_of_its_member(folder, tmp_path):
 
 def test_folders_that_must_not_be_loaded(folder, tmp_path):
     with pytest.raises(CheckpointError, match=r"weights\.safetensors: does not exist"):
-        load_backbone(network(), tmp_path)
+        load_backbone(empty(), tmp_path)
     with pytest.raises(CheckpointError, match="is not our resnet50 with the deep-32-32-64 stem"):
-        load_backbone(network("deep-32-32-64"), folder / "out")
+        load_backbone(empty(stem="deep-32-32-64"), folder / "out")
     with pytest.raises(CheckpointError, match="is not our resnet101 with the 7x7 stem"):
-        load_backbone(network(backbone="resnet101"), folder / "out")
+        load_backbone(empty(backbone="resnet101"), folder / "out")
     content = (folder / "out/weights.safetensors").read_bytes()
     (tmp_path / "weights.safetensors").write_bytes(content[:-9])
     with pytest.raises(CheckpointError, match=r"cut off.*dvc repro -f -s weights@"):
-        load_backbone(network(), tmp_path)
+        load_backbone(empty(), tmp_path)
 
 
 @pytest.mark.usefixtures("no_environment")

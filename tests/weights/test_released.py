@@ -82,17 +82,20 @@ CASES = {
 }
 
 
-@cache
-def synthetic(case, **changes):
-    """A state dict of ours in which every tensor holds its own number (stored once, so files are small)."""
-    config = Model.model_validate({**CASES[case][1], **changes})
-    with torch.device("meta"):
-        shapes = build_model(config, CASES[case][2]).state_dict()
-    state = {
+def numbered(shapes):
+    """A state dict in which every tensor holds its own number (stored once, so files are small)."""
+    return {
         key: torch.tensor(index if value.dtype == torch.int64 else 0.01 * index, dtype=value.dtype).expand(value.shape)
         for index, (key, value) in enumerate(shapes.items())
     }
-    return state, config
+
+
+@cache
+def synthetic(case, **changes):
+    config = Model.model_validate({**CASES[case][1], **changes})
+    with torch.device("meta"):
+        shapes = build_model(config, CASES[case][2]).state_dict()
+    return numbered(shapes), config
 
 
 def written(path, state):
