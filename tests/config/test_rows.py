@@ -159,7 +159,7 @@ def test_contradictions_are_refused_by_name(raw, over, message):
 
 
 RELEASED, SUBMITTED = "mmseg-r50-d8-voc2012-20k", "official-danet-r101-d8-cityscapes"
-GONE = object()
+GONE = "gone"
 REFUSED = [
     ("recipes.mmsegmentation.settings", GONE, r"mmsegmentation.yaml: recipes.mmsegmentation.settings: field required"),
     ("recipes.mmsegmentation.train", GONE, r"mmsegmentation.yaml: recipes.mmsegmentation.train: field required"),
