@@ -18,7 +18,7 @@ from danet.core.text import reason
 IGNORE = 255
 """Train id of pixels that neither train nor count."""
 
-Mask = NDArray[np.uint8]
+Array8 = NDArray[np.uint8]
 Colour = tuple[int, int, int]
 """RGB."""
 
@@ -74,7 +74,7 @@ class DatasetSpec:
         """
         return self.layout(self.locate(root))
 
-    def read_mask(self, path: Path) -> Mask:
+    def read_mask(self, path: Path) -> Array8:
         """Train ids (H, W) of a mask file as the dataset ships it.
 
         Raises:
@@ -115,7 +115,7 @@ def check_image(data: bytes, name: str, *, grey: bool, turned: bool = False) -> 
     return height, width
 
 
-def read_index_png(path: Path, palette_ids: Mapping[Colour, int] | None = None) -> Mask:
+def read_index_png(path: Path, palette_ids: Mapping[Colour, int] | None = None) -> Array8:
     """Label ids (H, W) of a PNG, never luminance of colours.
 
     Of an 8-bit grey PNG they are the values. Of a palette PNG they are read from the colours, since programs that
@@ -135,7 +135,7 @@ def read_index_png(path: Path, palette_ids: Mapping[Colour, int] | None = None) 
     return pixels if palette is None else _by_colour(pixels, palette, palette_ids or {}, path)
 
 
-def _by_colour(pixels: Mask, palette: Sequence[int], ids: Mapping[Colour, int], path: Path) -> Mask:
+def _by_colour(pixels: Array8, palette: Sequence[int], ids: Mapping[Colour, int], path: Path) -> Array8:
     colours = {i: tuple(palette[3 * i : 3 * i + 3]) for i in np.unique(pixels).tolist()}
     unknown = [colour for colour in colours.values() if colour not in ids]
     grey = all(len(colour) == 3 and len(set(colour)) == 1 for colour in colours.values())
@@ -151,7 +151,7 @@ def _by_colour(pixels: Mask, palette: Sequence[int], ids: Mapping[Colour, int], 
     return table[pixels]
 
 
-def read_mat(path: Path) -> Mask:
+def read_mat(path: Path) -> Array8:
     """Label ids (H, W) of an SBD annotation, ``GTcls.Segmentation``.
 
     Raises:

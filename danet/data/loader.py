@@ -21,9 +21,10 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from danet.config.row import Augment
 from danet.core.errors import ConfigError, DanetError, DataError, TrainingError
+from danet.data.layout import Array8
 from danet.data.prefetch import DeviceBatches, HostBatches, Loaded
 from danet.data.prepared import PreparedDataset
-from danet.data.transforms import Array8, Box, augmented
+from danet.data.transforms import Box, augmented
 
 _ORDER = 0x6F72646572  # keeps the order's random stream apart from the augmentation's
 Sample = tuple[Array8, Array8, Box]

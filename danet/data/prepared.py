@@ -30,17 +30,14 @@ from typing import Any, Literal
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from danet.core.errors import DataError
 from danet.core.text import explain
-from danet.data.layout import IGNORE, Colour
+from danet.data.layout import IGNORE, Array8, Colour
 
 MANIFEST = "manifest.csv"
 DESCRIPTION = "dataset.json"
-
-Pixels = NDArray[np.uint8]
 
 _LOCAL_HEADER = 30
 """Bytes of a zip member's local header before its name; :mod:`danet.data.convert` writes nothing after that."""
@@ -71,27 +68,27 @@ def format_manifest(entries: list[Entry]) -> str:
     return text.getvalue()
 
 
-def format_class_pixels(mask: Pixels) -> str:
-    """Pixels of each id present, e.g. ``0:1234 255:12``."""
+def format_class_pixels(mask: Array8) -> str:
+    """Array8 of each id present, e.g. ``0:1234 255:12``."""
     counts = np.bincount(mask.ravel(), minlength=256)
     return " ".join(f"{value}:{counts[value]}" for value in np.flatnonzero(counts))
 
 
-def npy_bytes(array: Pixels) -> bytes:
+def npy_bytes(array: Array8) -> bytes:
     """An array as the bytes of an ``.npy`` file."""
     stream = io.BytesIO()
     np.save(stream, np.ascontiguousarray(array), allow_pickle=False)
     return stream.getvalue()
 
 
-def png_bytes(mask: Pixels) -> bytes:
+def png_bytes(mask: Array8) -> bytes:
     """A mask (H, W) as a single-channel 8-bit PNG."""
     ok, data = cv2.imencode(".png", mask, [cv2.IMWRITE_PNG_COMPRESSION, 6])
     assert ok, "cv2 encodes every 8-bit map"
     return bytes(data.tobytes())
 
 
-def decode(data: bytes, *, colour: bool) -> Pixels | None:
+def decode(data: bytes, *, colour: bool) -> Array8 | None:
     """A mask (H, W), or an image (H, W, 3) in BGR as stored, whatever EXIF says; None if it cannot be decoded."""
     flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION if colour else cv2.IMREAD_UNCHANGED
     return cv2.imdecode(np.frombuffer(data, np.uint8), flags) if data else None
@@ -134,7 +131,7 @@ class PreparedDataset:
         self._places: dict[str, tuple[int, int, int]] = {}
         for pack in {entry.pack for entry in self._entries}:
             self._places |= self._read_pack(pack, description.packs[pack])
-        self._maps: dict[str, Pixels] = {}
+        self._maps: dict[str, Array8] = {}
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -161,7 +158,7 @@ class PreparedDataset:
         entry = self._entries[index]
         return entry.height, entry.width
 
-    def image(self, index: int) -> Pixels:
+    def image(self, index: int) -> Array8:
         """An image: (h, w, 3) uint8 BGR, to be read only: with storage ``raw`` the mapped file itself, nothing copied.
 
         Raises:
@@ -170,7 +167,7 @@ class PreparedDataset:
         entry = self._entries[index]
         return self._pixels(entry.pack, entry.image, (entry.height, entry.width, 3))
 
-    def mask(self, index: int) -> Pixels | None:
+    def mask(self, index: int) -> Array8 | None:
         """Train ids (h, w) uint8 with 255 = ignore, to be read only; None for an image without labels.
 
         Raises:
@@ -179,7 +176,7 @@ class PreparedDataset:
         entry = self._entries[index]
         return self._pixels(entry.pack, entry.mask, (entry.height, entry.width)) if entry.mask else None
 
-    def _pixels(self, pack: str, member: str, shape: tuple[int, ...]) -> Pixels:
+    def _pixels(self, pack: str, member: str, shape: tuple[int, ...]) -> Array8:
         if member.endswith(".npy"):
             return self._mapped(pack, member, shape)
         decoded = decode(self._bytes(pack, member), colour=len(shape) == 3)
@@ -197,7 +194,7 @@ class PreparedDataset:
             raise self._damaged(f"{pack}/{member} is damaged")
         return data
 
-    def _mapped(self, pack: str, member: str, shape: tuple[int, ...]) -> Pixels:
+    def _mapped(self, pack: str, member: str, shape: tuple[int, ...]) -> Array8:
         """A view of an ``.npy`` member in the mapped pack: its pixels are what follows NumPy's header."""
         start, size, _ = self._places[member]
         if pack not in self._maps:

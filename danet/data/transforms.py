@@ -25,13 +25,12 @@ from PIL import Image
 
 from danet.config.row import Augment, Resize
 from danet.core.errors import ConfigError
-from danet.data.layout import IGNORE
+from danet.data.layout import IGNORE, Array8
 
 MEAN_RGB = (123.675, 116.28, 103.53)
 STD_RGB = (58.395, 57.12, 57.375)
 """ImageNet statistics on the 0..255 scale; the official code's .485 .456 .406 / .229 .224 .225 are these over 255."""
 
-Array8 = NDArray[np.uint8]
 Box = tuple[int, int, int, int]
 """(top, left, height, width)."""
 LabelCrop = Callable[[tuple[int, int], Box], Array8]

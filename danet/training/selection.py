@@ -15,9 +15,10 @@ from torch.nn import functional as F
 from danet.config.row import Row
 from danet.core.parallel import ahead
 from danet.core.process import Process
+from danet.data.layout import Array8
 from danet.data.prefetch import Normaliser
 from danet.data.prepared import PreparedDataset
-from danet.data.transforms import Array8, crop_box, resize, side_size
+from danet.data.transforms import crop_box, resize, side_size
 from danet.evaluation.metrics import Confusion
 from danet.models.numerics import autocast
 

@@ -7,6 +7,7 @@ import math
 import os
 import signal
 import subprocess
+from datetime import datetime
 
 import numpy as np
 import pytest
@@ -21,7 +22,9 @@ from danet.data.prefetch import Normaliser
 from danet.data.transforms import augmented
 from danet.models import numerics
 from danet.results import store
+from danet.training import loop
 from danet.training import train as training
+from danet.training.progress import STATUS
 from danet.training.train import train_row
 from tests.training.fakes import Images, TinyNet, identical, in_float64, state, tiny_row, trainer
 
@@ -159,6 +162,30 @@ def test_validation_leaves_no_trace(tmp_path, uninterrupted):
         (1, None), (3, None), (4, 12.3457), (6, None), (8, 12.3457),
     ]  # fmt: skip
     assert len(seen) == 2
+
+
+# what is said on the way
+
+
+def test_a_training_notes_how_far_it_is(tmp_path):
+    running = trainer(tiny_row(iterations=6, runtime={"log_interval": 4}), tmp_path)
+    running.model.register_forward_hook(lambda *_: noted.append((tmp_path / STATUS).exists()))
+    noted = []
+    history = running.run()
+    assert (noted[0], noted[1]) == (False, True)  # from the first iteration on
+    status = json.loads((running.store.folder / STATUS).read_text())
+    assert (status["seed"], status["iteration"], status["total"]) == (0, 6, 6)
+    assert status["loss"] == pytest.approx(history.curve[-1]["loss"])
+    assert status["eta_seconds"] == 0
+    assert datetime.fromisoformat(status["updated"]).tzinfo is not None
+
+
+def test_a_log_says_how_far_it_is(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(loop, "LOG_INTERVAL_S", 0.0)
+    history = trainer(tiny_row(iterations=6), tmp_path, show=True).run()
+    said = capsys.readouterr().err
+    assert "tiny seed 0: 4 of 6 iterations," in said
+    assert f"loss {history.curve[1]['loss']:.4f}" in said
 
 
 # whole rows
