@@ -43,14 +43,7 @@ _Converted = tuple[Entry, bytes, bytes]
 """The line of the manifest, and the bytes of image and mask."""
 
 
-def convert_dataset(
-    name: str,
-    spec: Dataset,
-    raw: Path,
-    out: Path,
-    *,
-    workers: int | None = None,
-) -> dict[str, int]:
+def convert_dataset(name: str, spec: Dataset, raw: Path, out: Path) -> dict[str, int]:
     """Converts the archives in the folder ``raw`` (of :func:`danet.data.raw.download_dataset`) into ``out``.
 
     Returns the number of images per split.
@@ -73,7 +66,7 @@ def convert_dataset(
             wanted_member = ADAPTERS[spec.adapter].wanted.search
             unpack(archive, scratch / archive.name, wanted=wanted_member, remedy=again)
         try:
-            counts = _write(name, spec, scratch, new, workers or min(cpu_cores(), 8))
+            counts = _write(name, spec, scratch, new)
         except DataError as error:  # the scratch folder is gone when this is read
             text = str(error).replace(f"{scratch}/", "").replace(str(scratch), str(raw))
             raise DataError(
@@ -90,7 +83,7 @@ def convert_dataset(
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _write(name: str, spec: Dataset, tree: Path, new: Path, workers: int) -> dict[str, int]:
+def _write(name: str, spec: Dataset, tree: Path, new: Path) -> dict[str, int]:
     """Writes packs, manifest and description of an unpacked dataset into ``new``; returns the counts."""
     adapter = ADAPTERS[spec.adapter]
     items = adapter.discover(tree)
@@ -98,7 +91,7 @@ def _write(name: str, spec: Dataset, tree: Path, new: Path, workers: int) -> dic
     entries: list[Entry] = []
     packs: dict[str, zipfile.ZipFile] = {}
     with ExitStack() as stack, Progress(f"convert {name}", len(items)) as bar:
-        for converted in ahead(partial(_convert, adapter, spec.storage), items, workers):
+        for converted in ahead(partial(_convert, adapter, spec.storage), items, min(cpu_cores(), 8)):
             bar.advance()
             if isinstance(converted, list):
                 problems += converted

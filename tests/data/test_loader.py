@@ -14,31 +14,14 @@ from danet.config.params import load_params
 from danet.core.errors import ConfigError, DataError, TrainingError
 from danet.data.loader import TrainingSet, batch_stream, collate, own_positions
 from danet.data.prefetch import Normaliser
-from tests.data.test_transforms import labels, picture, small
+from tests.data.test_transforms import small
+from tests.training.fakes import Images
 
 AUGMENT = small(load_params().row("mmseg-r50-d8-cityscapes-512x1024-40k").augment, crop=(24, 32), scale=(32, 48))
 
 
-class Images:
-    """A dataset in memory."""
-
-    def __init__(self, count=7, masks=True):
-        self.count = count
-        self.masks = masks
-        self.ids = [f"image{i}" for i in range(count)]
-
-    def __len__(self):
-        return self.count
-
-    def image(self, i):
-        return picture(40, 60, i)
-
-    def mask(self, i):
-        return labels(40, 60, i) if self.masks else None
-
-
 def stream(**changes):
-    settings = {"source": Images(), "augment": AUGMENT, "seed": 3, "batch_size": 4, "start": 0, "stop": 6, **changes}
+    settings = {"source": Images(7), "augment": AUGMENT, "seed": 3, "batch_size": 4, "start": 0, "stop": 6, **changes}
     with batch_stream(**settings) as s:
         return list(s)
 
@@ -121,12 +104,12 @@ class Locked(Images):
 
 
 def test_nothing_is_written_into_the_data(reference):
-    assert all(map(same, stream(source=Locked()), reference))
+    assert all(map(same, stream(source=Locked(7)), reference))
 
 
 @pytest.mark.parametrize("lazy", [True, False])
 def test_the_fast_path_does_not_matter(reference, lazy):
-    samples = TrainingSet(Images(), AUGMENT, 3, lazy=lazy)
+    samples = TrainingSet(Images(7), AUGMENT, 3, lazy=lazy)
     for iteration, batch in enumerate(reference):
         levels, masks, boxes = collate([samples[p] for p in own_positions(iteration, 4, 0, 1)])
         assert same((Normaliser(AUGMENT, torch.device("cpu"))(levels, boxes), masks), batch)
@@ -134,8 +117,12 @@ def test_the_fast_path_does_not_matter(reference, lazy):
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_missing_labels_name_the_image(workers):
+    class Unlabelled(Images):
+        def mask(self, i):
+            return None
+
     with pytest.raises(DataError, match=r"^image\d: has no labels; train on a split that has$"):
-        stream(source=Images(masks=False), workers=workers)
+        stream(source=Unlabelled(), workers=workers)
 
 
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="reads /proc")

@@ -8,8 +8,9 @@ import torch
 
 from danet.data.loader import TrainingSet, batch_stream, collate
 from danet.data.prefetch import DeviceBatches, Normaliser
-from tests.data.test_loader import AUGMENT, Images, same, stream
+from tests.data.test_loader import AUGMENT, same, stream
 from tests.data.test_transforms import SOURCES, normalised, small
+from tests.training.fakes import Images
 
 
 @pytest.mark.parametrize("crop", [(24, 24), (60, 60), (24, 80), (70, 30)])
