@@ -86,7 +86,7 @@ def convert_dataset(name: str, spec: Dataset, raw: Path, out: Path) -> dict[str,
 def _write(name: str, spec: Dataset, tree: Path, new: Path) -> dict[str, int]:
     """Writes packs, manifest and description of an unpacked dataset into ``new``; returns the counts."""
     adapter = ADAPTERS[spec.adapter]
-    items = adapter.discover(tree)
+    items = adapter.layout(adapter.locate(tree))
     problems = _twice(items)
     entries: list[Entry] = []
     packs: dict[str, zipfile.ZipFile] = {}

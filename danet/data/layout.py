@@ -47,6 +47,7 @@ class DatasetSpec:
     wanted: re.Pattern[str]
     """Which archive members to unpack (searched in the member's path)."""
     locate: Callable[[Path], dict[str, Path]]
+    """Of a tree whose root may lie some levels above or below the official top folder."""
     layout: Callable[[Mapping[str, Path]], list[Item]]
     image_size: tuple[int, int]
     """(height, width) of a validation image: of all, else the commonest or a typical one."""
@@ -65,14 +66,6 @@ class DatasetSpec:
     def num_classes(self) -> int:
         """Number of train ids, without the ignored one."""
         return len(self.classes)
-
-    def discover(self, root: Path) -> list[Item]:
-        """The images of the tree at ``root``, which may lie some levels above or below the official top folder.
-
-        Raises:
-            DataError: if the official folders are not there.
-        """
-        return self.layout(self.locate(root))
 
     def read_mask(self, path: Path) -> Array8:
         """Train ids (H, W) of a mask file as the dataset ships it.

@@ -29,7 +29,8 @@ def genuine(part):
 def pairs_of(name, root):
     """Per split, in order: (id, image path, mask path or None)."""
     result = {}
-    for item in ADAPTERS[name].discover(root):
+    spec = ADAPTERS[name]
+    for item in spec.layout(spec.locate(root)):
         for split in item.splits:
             result.setdefault(split, []).append((item.id, item.image, item.mask))
     return result

@@ -2,6 +2,7 @@ import io
 import json
 import multiprocessing
 import os
+import shutil
 
 import numpy as np
 import pytest
@@ -25,11 +26,7 @@ def folder(request, tmp_path_factory):
 @pytest.fixture
 def copy(folder, tmp_path):
     """A prepared folder that a test may damage."""
-    target = tmp_path / "camvid"
-    target.mkdir()
-    for path in folder.iterdir():
-        (target / path.name).write_bytes(path.read_bytes())
-    return target
+    return shutil.copytree(folder, tmp_path / "camvid")
 
 
 def truth(folder, split, index):

@@ -9,6 +9,7 @@ from torch import nn
 from danet.config.row import Model
 from danet.models import build_model
 from danet.models.heads import DANetHead
+from tests.models.test_resnet import close_in_distribution
 
 MMSEG = {"method": "danet", "output_stride": 8, "stem": "deep-32-32-64", "aux_channels": 256, "init": "mmsegmentation"}
 SSSEG = {**MMSEG, "aux_channels": 512, "pam_bias": False, "init": "pytorch"}
@@ -149,15 +150,6 @@ def blocks(head):
     for module in head.modules():
         if isinstance(module, nn.Sequential) and isinstance(module[0], nn.Conv2d):
             yield module[0]
-
-
-def close_in_distribution(values, std):
-    """Standard deviation and mean within five standard errors (of a normal; less for a uniform distribution)."""
-    values = values.detach()
-    n = values.numel()
-    return abs(float(values.std()) / std - 1) < 5 / math.sqrt(2 * n) and abs(
-        float(values.mean())
-    ) < 5 * std / math.sqrt(n)
 
 
 def test_initialisation_as_mmsegmentation():
