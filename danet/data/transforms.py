@@ -114,7 +114,8 @@ def apply(
 ) -> tuple[Array8, Array8, Box]:
     """Resizes, crops, mirrors, distorts and pads; :class:`danet.data.prefetch.Normaliser` does the rest.
 
-    The image may be a mapped file. ``lazy`` is the fast path.
+    ``image`` is uint8 ``(H, W, 3)`` BGR and may be a mapped file, ``mask`` uint8 ``(H, W)`` train ids, 255 = ignore;
+    ``lazy`` is the fast path.
 
     Returns:
         The image as uint8 ``(h, w, 3)`` BGR, the labels as uint8 ``(h, w)``, and the box within which they are image;
