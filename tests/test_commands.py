@@ -2,7 +2,6 @@
 
 import ast
 import re
-from pathlib import Path
 
 import pytest
 import typer
@@ -11,8 +10,8 @@ from dvc.cli.parser import get_main_parser
 
 from danet.cli.app import app
 from pipelines.sweep.__main__ import app as sweep
+from tests.parameters import ROOT
 
-ROOT = Path(__file__).parents[1]
 SOURCES = sorted([*(ROOT / "danet").rglob("*.py"), *(ROOT / "pipelines").rglob("*.py")])
 TEXTS = sorted(
     [

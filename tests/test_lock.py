@@ -2,12 +2,12 @@
 
 import re
 import tomllib
-from pathlib import Path
 
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-ROOT = Path(__file__).parents[1]
+from tests.parameters import ROOT
+
 LOCK = (ROOT / "requirements.lock").read_text(encoding="utf-8")
 
 

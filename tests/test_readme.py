@@ -3,7 +3,6 @@
 import re
 import runpy
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,8 +14,8 @@ from danet.config.params import load_params
 from danet.evaluation.predict import predict_files
 from danet.models import build_model
 from danet.weights.ours import save_model
+from tests.parameters import ROOT
 
-ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 TEXTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
 PUBLISHED = yaml.safe_load((ROOT / "benchmarks/published.yaml").read_text())

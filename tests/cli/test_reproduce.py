@@ -1,7 +1,6 @@
 """`danet reproduce`: a table made here is run again, with a small model for DANet, and found to agree or not."""
 
 import json
-from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
@@ -17,7 +16,6 @@ from tests.evaluation.fakes import Shades, stand_in
 from tests.parameters import raw_params
 from tests.seeds import keep_seed
 
-ROOT = Path(__file__).parents[2]
 NAME = "camvid-r50-d8"
 
 

@@ -8,8 +8,8 @@ import pytest
 from danet.config.params import load_params
 from danet.config.row import NEUTRAL, Row
 from danet.results.identity import flat
+from tests.parameters import ROOT
 
-ROOT = Path(__file__).parents[2]
 GOLDEN = Path(__file__).with_name("golden_rows.json")
 
 

@@ -1,15 +1,13 @@
 """Published numbers against the sources' own tables, typed in here by hand from the source's pages."""
 
-from pathlib import Path
-
 import pytest
 import yaml
 
 from danet.config.params import load_params
 from danet.config.published import check_published, load_published, published
 from danet.core.errors import ConfigError
+from tests.parameters import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 NUMBERS = ("miou", "miou_ms_flip", "aacc", "aacc_ms", "memory_gb", "fps")
 
 

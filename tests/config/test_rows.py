@@ -11,9 +11,7 @@ from torch.utils.data import DataLoader, DistributedSampler
 from danet.config.params import Params, load_params, merge
 from danet.config.yaml import write_raw
 from danet.core.errors import ConfigError
-from tests.parameters import raw_params
-
-ROOT = Path(__file__).parents[2]
+from tests.parameters import ROOT, raw_params
 
 
 @pytest.fixture(scope="module")

@@ -1,15 +1,12 @@
 """Settings files as plain data: what is refused, at what place, and that everything else is what PyYAML reads."""
 
-from pathlib import Path
-
 import pytest
 import yaml
 
 from danet.config.params import load_params
 from danet.config.yaml import BESIDE, load_mapping
 from danet.core.errors import ConfigError
-
-ROOT = Path(__file__).parents[2]
+from tests.parameters import ROOT
 
 
 def load(folder, text):

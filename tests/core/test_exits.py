@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -13,8 +12,7 @@ from danet.config.workspace import Workspace
 from danet.core.console import report_errors
 from danet.core.errors import DanetError, out_of_memory
 from danet.core.files import refuse_existing, write_text
-
-ROOT = Path(__file__).parents[2]
+from tests.parameters import ROOT
 
 
 def python(code, **environment):

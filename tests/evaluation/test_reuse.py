@@ -1,7 +1,6 @@
 """A seed that is evaluated is not evaluated again when seeds are added, and is whenever anything else changed."""
 
 import shutil
-from pathlib import Path
 
 import pytest
 
@@ -11,9 +10,8 @@ from danet.core import provenance
 from danet.evaluation import subject
 from danet.evaluation.evaluate import evaluate_row
 from tests.evaluation.fakes import Shades, tree
+from tests.parameters import ROOT
 from tests.seeds import keep_seed
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 import json
 import shutil
 import zipfile
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -30,10 +29,9 @@ from danet.weights.exchange import export_weights, import_weights
 from danet.weights.fetch import fetch_released, stored
 from danet.weights.ours import metadata_of, save_model
 from pipelines.demo.scenes import Sizes, make_archives
-from tests.parameters import raw_params
+from tests.parameters import ROOT, raw_params
 from tests.seeds import keep_seed
 
-ROOT = Path(__file__).resolve().parents[2]
 WHOLE = {"resize": "none", "mode": "whole", "window": None, "stride": None, "multi_scale": None}
 SLIDE = {"resize": "none", "window": [48, 48], "stride": [32, 32], "multi_scale": None}
 CROP = {"crop_size": [48, 48]}

@@ -1,7 +1,6 @@
 """mIoU against cost over all tables: which rows are in it, what their hours are, what it says when there are none."""
 
 import json
-from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -11,9 +10,9 @@ from danet.config.workspace import Workspace
 from danet.report import ALL_COSTS, figures, write_index
 from danet.report.costs import EMPTY, cost_name
 from danet.results.measured import read
+from tests.parameters import ROOT
 from tests.report import samples
 
-ROOT = Path(__file__).resolve().parents[2]
 CITYSCAPES = ("mmseg-r50-d8-cityscapes-512x1024-40k", "official-dranet-r101-d8-cityscapes")
 CAMVID = ("camvid-r50-d16", "camvid-r101-d8")
 

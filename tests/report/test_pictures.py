@@ -16,7 +16,6 @@ from tests.data.samples import camvid_spec, camvid_tree, prepare
 from tests.parameters import raw_params
 from tests.report import samples
 
-ROOT = Path(__file__).parents[2]
 NAMES = ("camvid-r50-d8", "camvid-r101-d8")
 
 

@@ -21,11 +21,10 @@ from danet.report.labels import short_labels
 from danet.report.tables import released, retrained
 from danet.results.measured import read
 from danet.results.schema import Modes
-from tests.parameters import raw_params
+from tests.parameters import ROOT, raw_params
 from tests.report import samples
 from tests.report.samples import whole
 
-ROOT = Path(__file__).resolve().parents[2]
 OFFICIAL = "official-danet-r101-d8-cityscapes"
 DRANET = "official-dranet-r101-d8-cityscapes"
 TRAINING = samples.identity(load_params().row(DRANET), 0)

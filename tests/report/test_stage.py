@@ -15,7 +15,6 @@ from danet.report import write_table
 from tests.parameters import raw_params
 from tests.report import samples
 
-ROOT = Path(__file__).parents[2]
 NAME = "official-dranet-r101-d8-cityscapes"
 
 

@@ -1,7 +1,6 @@
 """`danet show` and `danet diff` on made-up metrics files."""
 
 import json
-from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
@@ -14,7 +13,6 @@ from danet.results.runs import compare, describe, diff_text, load_run, show_text
 from tests.parameters import raw_params
 from tests.report import samples
 
-ROOT = Path(__file__).parents[2]
 NAME, OTHER = "camvid-r50-d8", "camvid-r101-d16"
 
 

@@ -1,7 +1,6 @@
 """Documents: what is written is read back, each number stands once, and records of earlier versions stay readable."""
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,9 +9,9 @@ from danet.config.params import load_params
 from danet.results.identity import TrainingIdentity
 from danet.results.schema import ModeResult, SeedRecord, TrainedSeed, load, save
 from danet.results.scores import scores
+from tests.parameters import ROOT
 from tests.report import samples
 
-ROOT = Path(__file__).resolve().parents[2]
 ROW = load_params(ROOT / "params.yaml").row("camvid-r50-d8")
 
 

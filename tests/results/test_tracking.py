@@ -19,10 +19,9 @@ from danet.config.workspace import Workspace
 from danet.config.yaml import write_raw
 from danet.core.errors import ConfigError, DanetError, Interrupted
 from danet.results import mlflow_store, tracking
-from tests.parameters import raw_params
+from tests.parameters import ROOT, raw_params
 from tests.report import samples
 
-ROOT = Path(__file__).resolve().parents[2]
 NAME = "mmseg-r50-d8-cityscapes-769x769-40k"
 
 pytestmark = pytest.mark.filterwarnings("ignore")
