@@ -60,35 +60,29 @@ class PositionAttention(nn.Module):
 def reference_attention(q_BND: Tensor, k_BND: Tensor, v_BNC: Tensor) -> Tensor:
     """``softmax(q k^T) v`` with the explicit map, in float32 at least: ``(B, N, C)``, O(N^2) memory."""
     with _without_autocast(q_BND):
-        wide = torch.promote_types(q_BND.dtype, torch.float32)
-        map_BNN = (q_BND.to(wide) @ k_BND.to(wide).transpose(1, 2)).softmax(dim=-1)
-        return (map_BNN @ v_BNC.to(wide)).to(v_BNC.dtype)
+        map_BNN = (_wide(q_BND) @ _wide(k_BND).transpose(1, 2)).softmax(dim=-1)
+        return (map_BNN @ _wide(v_BNC)).to(v_BNC.dtype)
 
 
 def fused_attention(q_BND: Tensor, k_BND: Tensor, v_BNC: Tensor, heads: int | None = None) -> Tensor:
     """``softmax(q k^T) v``: ``(B, N, C)``, O(N) memory forward and backward.
 
     On CUDA in half precision by cuDNN, in heads of :data:`HEAD` channels; else by PyTorch's memory-efficient kernel. On
-    the CPU, in float32 and float64, by :class:`BlockAttention`, which computes the scores once where PyTorch's kernel,
-    which needs values as narrow as the keys, computes them C / D times. Half precision on the CPU takes that kernel all
-    the same: it adds up in float32. There the values are split into heads that share queries and keys (a view, not a
-    copy); left whole, PyTorch would silently fall back to the explicit map.
+    the CPU by :class:`BlockAttention`, which computes the scores once where PyTorch's kernel, which needs values as
+    narrow as the keys, computes them C / D times.
 
     Args:
-        heads: parts of the values, for PyTorch's kernels; None for what suits the device. The result does not depend on
-            it but for rounding.
+        heads: parts of the values that share queries and keys, for PyTorch's kernels; None for what suits the device.
+            The result does not depend on it but for rounding.
     """
-    C, D = v_BNC.shape[-1], q_BND.shape[-1]
+    if heads is None and not q_BND.is_cuda:
+        with _without_autocast(q_BND):
+            out_BNC: Tensor = BlockAttention.apply(q_BND, k_BND, v_BNC)
+            return out_BNC
+    C = v_BNC.shape[-1]
     if heads is None:
-        if not q_BND.is_cuda and q_BND.dtype in (torch.float32, torch.float64):
-            with _without_autocast(q_BND):
-                out_BNC: Tensor = BlockAttention.apply(q_BND, k_BND, v_BNC)
-                return out_BNC
-        if q_BND.is_cuda:
-            half = q_BND.dtype in (torch.float16, torch.bfloat16)
-            heads = C // HEAD if half and C % HEAD == 0 else 1
-        else:
-            heads = 1 if C % D else C // D
+        half = q_BND.dtype in (torch.float16, torch.bfloat16)
+        heads = C // HEAD if half and C % HEAD == 0 else 1
     q_BhND, k_BhND = (x_BND.unsqueeze(1).expand(-1, heads, -1, -1) for x_BND in (q_BND, k_BND))
     if q_BND.is_cuda:  # cuDNN may misread heads that share memory (PyTorch 2.11)
         q_BhND, k_BhND = q_BhND.contiguous(), k_BhND.contiguous()
@@ -107,11 +101,15 @@ class BlockAttention(torch.autograd.Function):
     A block's scores are never more than :data:`BLOCK` elements. Backward computes them again from the logarithm of the
     softmax's denominator, as FlashAttention does: ``p = exp(q k^T - lse)``, ``dv = p^T do``,
     ``ds = p (do v^T - sum(do o))``, ``dq = ds k``, ``dk = ds^T q``.
+
+    In half precision scores, softmax and sums over blocks are float32; the products with the wide values, eight ninths
+    of the work, are in the values' precision.
     """
 
     @staticmethod
     def forward(ctx: Any, q_BND: Tensor, k_BND: Tensor, v_BNC: Tensor) -> Tensor:
         """``(B, N, D)``, ``(B, M, D)`` and ``(B, M, C)`` to ``(B, N, C)``."""
+        q_BND, k_BND = _wide(q_BND), _wide(k_BND)
         out_BNC = v_BNC.new_empty((*q_BND.shape[:2], v_BNC.shape[-1]))
         lse_BN1 = q_BND.new_empty((*q_BND.shape[:2], 1))
         for image, rows in _blocks(q_BND, k_BND):
@@ -119,7 +117,7 @@ class BlockAttention(torch.autograd.Function):
             top_n1 = score_nM.amax(dim=1, keepdim=True)
             weight_nM = score_nM.sub_(top_n1).exp_()
             sum_n1 = weight_nM.sum(dim=1, keepdim=True)
-            out_BNC[image, rows] = (weight_nM @ v_BNC[image]).div_(sum_n1)
+            out_BNC[image, rows] = (weight_nM.to(v_BNC.dtype) @ v_BNC[image]).div_(sum_n1)
             lse_BN1[image, rows] = top_n1 + sum_n1.log()
         ctx.save_for_backward(q_BND, k_BND, v_BNC, out_BNC, lse_BN1)
         return out_BNC
@@ -130,16 +128,21 @@ class BlockAttention(torch.autograd.Function):
         (do_BNC,) = gradients
         q_BND, k_BND, v_BNC, out_BNC, lse_BN1 = ctx.saved_tensors
         dq_BND = torch.empty_like(q_BND)
-        dk_BND, dv_BNC = torch.zeros_like(k_BND), torch.zeros_like(v_BNC)
+        dk_BND, dv_BNC = torch.zeros_like(k_BND), torch.zeros_like(v_BNC, dtype=q_BND.dtype)
         for image, rows in _blocks(q_BND, k_BND):
             q_nD, k_MD, v_MC, do_nC = q_BND[image, rows], k_BND[image], v_BNC[image], do_BNC[image, rows]
             p_nM = (q_nD @ k_MD.T).sub_(lse_BN1[image, rows]).exp_()
-            dv_BNC[image] += p_nM.T @ do_nC
-            delta_n1 = (do_nC * out_BNC[image, rows]).sum(dim=1, keepdim=True)
-            ds_nM = (do_nC @ v_MC.T).sub_(delta_n1).mul_(p_nM)
+            dv_BNC[image] += p_nM.to(v_MC.dtype).T @ do_nC
+            delta_n1 = (_wide(do_nC) * out_BNC[image, rows]).sum(dim=1, keepdim=True)
+            ds_nM = _wide(do_nC @ v_MC.T).sub_(delta_n1).mul_(p_nM)
             dq_BND[image, rows] = ds_nM @ k_MD
             dk_BND[image] += ds_nM.T @ q_nD
         return dq_BND, dk_BND, dv_BNC
+
+
+def _wide(x: Tensor) -> Tensor:
+    """In float32 at least."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def _blocks(q_BND: Tensor, k_BND: Tensor) -> list[tuple[int, slice]]:

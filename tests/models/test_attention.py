@@ -114,6 +114,26 @@ def test_fused_equals_reference_forward_and_backward(shape, layout):
         assert (mine - other).abs().max() < 1e-4 * max(1.0, float(other.abs().max()))
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_rounds_what_it_gives_and_little_else(dtype, monkeypatch):
+    """Scores of several units, over several blocks; differences as shares of the largest value."""
+    monkeypatch.setattr(attention_module, "BLOCK", 2**12)
+    drawn = [
+        (gain * noise(2, 200, width, seed=seed)).to(dtype)
+        for seed, (width, gain) in enumerate(((16, 0.7), (16, 1), (64, 1)))
+    ]
+    upstream = noise(2, 200, 64, seed=3).to(dtype)
+    found = []
+    for attend, kind in ((fused_attention, dtype), (reference_attention, torch.float64)):
+        leaves = [x.detach().to(kind).requires_grad_() for x in drawn]
+        out = attend(*leaves)
+        out.backward(upstream.to(kind))
+        assert all(x.grad.dtype == kind for x in leaves)
+        found.append([out.detach(), *(x.grad for x in leaves)])
+    for mine, exact in zip(*found, strict=True):
+        assert float((mine.double() - exact).abs().max() / exact.abs().max()) < 4 * torch.finfo(dtype).eps
+
+
 @pytest.mark.parametrize("heads", [1, 2, 8])
 def test_heads_are_only_a_way_to_compute(heads):
     q, k, v = noise(2, 40, 8, seed=1), noise(2, 40, 8, seed=2), noise(2, 40, 64, seed=3)
