@@ -203,7 +203,7 @@ def draw_results(measurements: Sequence[Measurement], path: Path) -> bool:
         axes.margins(x=0.08)
         axes.set_xlim(possible(axes.get_xlim()))
         bands = {f"band ± {found.band:g}" for _, found, _ in lines if found.band}
-        axes.set_xlabel(", ".join(["mIoU, %", *sorted(bands)]))
+        axes.set_xlabel(", ".join(["mIoU, %", *sorted(bands)]), loc="right")  # else it may end beyond the page
         _legend_below(axes)
     return True
 
