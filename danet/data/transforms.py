@@ -4,7 +4,9 @@ Two halves: :func:`draw` makes every random decision and returns it as :class:`D
 sample from an image, its mask and the draws, and knows no randomness. So the same draws can be replayed in a peer.
 
 The reference path resizes the whole image and mask, as the sources do. The fast path (``lazy``) reads and resizes
-little more than the crop needs, and gives the same sample to the bit.
+little more than the crop needs, and gives the same sample to the bit. It is for rows that resize by cv2 and crop before
+they pad: mmsegmentation's and sssegmentation's. The others take the reference path, which four workers make fast enough
+(benchmarks/NOTES.md).
 
 Images are ``(H, W, 3)`` uint8 in BGR, as cv2 decodes them: mmsegmentation and sssegmentation augment in that order.
 Masks are ``(H, W)`` uint8 train ids. Ignored pixels are 255 everywhere here; sources with -1 or -100 map to it.
@@ -41,7 +43,6 @@ CONTRAST = (0.5, 1.5)
 SATURATION = (0.5, 1.5)
 HUE = 18
 
-_BILINEAR = Image.Resampling.BILINEAR
 _IDENTITY: Array8 = np.arange(256, dtype=np.uint8)
 
 
@@ -123,9 +124,8 @@ def apply(
     """
     size, box = draws.resized, draws.crop
     mirror_first = draws.flip and augment.order == "pad-then-crop"
-    if lazy:
-        image = resize_region(augment, image, size, box, mirrored=mirror_first)
-        mask = label_region(augment, mask, size, box, mirrored=mirror_first)
+    if lazy and _crops_first(augment):
+        image, mask = image_region(image, size, box), label_region(mask, size, box)
     else:
         if mirror_first:
             image, mask = mirror(image), mirror(mask)
@@ -144,11 +144,16 @@ def augmented(
     """:func:`draw` and :func:`apply` in one."""
 
     def labels(size: tuple[int, int], box: Box) -> Array8:
-        if lazy:
-            return label_region(augment, mask, size, box)
+        if lazy and _crops_first(augment):
+            return label_region(mask, size, box)
         return crop_box(resize(mask, size, augment.interpolation, nearest=True), box)
 
     return apply(augment, image, mask, draw(augment, mask.shape, labels, rng), lazy=lazy)
+
+
+def _crops_first(augment: Augment) -> bool:
+    """Whether there is a fast path."""
+    return augment.interpolation == "cv2" and augment.order == "crop-then-pad"
 
 
 def fit_size(size: tuple[int, int], scale: tuple[int, int]) -> tuple[int, int]:
@@ -216,117 +221,44 @@ def resize(array: Array8, size: tuple[int, int], interpolation: str, *, nearest:
     if array.shape[:2] == size:
         return array
     if interpolation == "pil":
-        kind = Image.Resampling.NEAREST if nearest else _BILINEAR
+        kind = Image.Resampling.NEAREST if nearest else Image.Resampling.BILINEAR
         return np.asarray(Image.fromarray(array).resize(size[::-1], kind))
     return _array8(cv2.resize(array, size[::-1], interpolation=cv2.INTER_NEAREST if nearest else cv2.INTER_LINEAR))
 
 
-def label_region(augment: Augment, mask: Array8, size: tuple[int, int], box: Box, *, mirrored: bool = False) -> Array8:
-    """``box`` of the mask (mirrored first, if asked) resized to ``size``: nearest neighbour looks up its own pixels."""
+def label_region(mask: Array8, size: tuple[int, int], box: Box) -> Array8:
+    """``box`` of the mask resized to ``size`` by cv2: nearest neighbour looks up its own pixels."""
     top, left, height, width = box
-    rows = nearest_source(augment, mask.shape[0], size[0])[top : top + height]
-    columns = nearest_source(augment, mask.shape[1], size[1])[left : left + width]
-    if mirrored:
-        columns = mask.shape[1] - 1 - columns
+    rows = nearest_source(mask.shape[0], size[0])[top : top + height]
+    columns = nearest_source(mask.shape[1], size[1])[left : left + width]
     first, last = int(columns.min()), int(columns.max())
     return mask[rows, first : last + 1].take(columns - first, axis=1)
 
 
-def nearest_source(augment: Augment, old: int, new: int) -> NDArray[np.int32]:
+def nearest_source(old: int, new: int) -> NDArray[np.int32]:
     """The pixel of ``old`` that each of ``new`` pixels is taken from, asked of the resize itself."""
     ramp: Any = np.arange(old, dtype=np.int32)[None]
-    taken: Any = resize(ramp, (1, new), augment.interpolation, nearest=True)[0]
+    taken: Any = resize(ramp, (1, new), "cv2", nearest=True)[0]
     return taken  # type: ignore[no-any-return]
 
 
-def resize_region(
-    augment: Augment, image: Array8, size: tuple[int, int], box: Box, *, mirrored: bool = False
-) -> Array8:
-    """``box`` of the image (mirrored first, if asked) resized to ``size``, from the part of the image that it needs."""
-    if image.shape[:2] == size:
-        top, left, height, width = box
-        return _part(image, (top, top + height), (left, left + width), mirrored)
-    return (_region_pil if augment.interpolation == "pil" else _region_cv2)(image, size, box, mirrored)
-
-
-def _region_cv2(image: Array8, size: tuple[int, int], box: Box, mirrored: bool) -> Array8:
-    """Resizes from the top left corner to the crop's end, and no further.
+def image_region(image: Array8, size: tuple[int, int], box: Box) -> Array8:
+    """``box`` of the image resized to ``size`` by cv2, from the top left corner to the box's end and no further.
 
     cv2 rounds a pixel's position to float32 and its weights to 1/2048, so that a region of its own, even one in phase,
     has other weights here and there, and one grey level becomes several in the hue that follows. Counted from the
     same corner at the same scale, every pixel is the reference's.
     """
+    if image.shape[:2] == size:
+        return crop_box(image, box)
     ends = box[0] + box[2], box[1] + box[3]
     scales = size[0] / image.shape[0], size[1] / image.shape[1]
     rows, columns = (min(old, math.ceil(end / s) + 2) for old, end, s in zip(image.shape, ends, scales, strict=False))
     if (round(rows * scales[0]), round(columns * scales[1])) == (rows, columns):
         rows, columns = image.shape[:2]  # cv2 copies where a size stays the same, whatever the scale
-    part = _part(image, (0, rows), (0, columns), mirrored)
     # without a size cv2 keeps the scale given, to the bit
-    resized = _array8(cv2.resize(part, None, fx=scales[1], fy=scales[0], interpolation=cv2.INTER_LINEAR))
-    return crop_box(resized, box)
-
-
-def _region_pil(image: Array8, size: tuple[int, int], box: Box, mirrored: bool) -> Array8:
-    """Resizes columns and then rows, as PIL does (it rounds to uint8 in between), each from the part it needs.
-
-    PIL takes a region with fractional edges, but in float32, which is up to two grey levels off. With edges at whole
-    pixels of both sizes its weights are the reference's.
-    """
-    fewer_rows, fewer_columns = image.shape[0] - size[0], image.shape[1] - size[1]
-    if fewer_rows > 0 and fewer_rows >= 2 * fewer_columns:  # Pillow 13 then resizes rows first: rare, portrait images
-        whole = mirror(image) if mirrored else image
-        return crop_box(resize(whole, size, "pil"), box)
-    top, left, height, width = box
-    reach = max(1.0, image.shape[0] / size[0]) + 1  # the triangle filter's, and one to spare
-    scale = image.shape[0] / size[0]
-    rows = max(0, math.floor(top * scale - reach)), min(image.shape[0], math.ceil((top + height) * scale + reach))
-    wide = _aligned(image.shape[1], size[1], left, width)
-    part = Image.fromarray(np.ascontiguousarray(_part(image, rows, wide.read, mirrored)))
-    columns = np.asarray(part.resize((wide.new, part.height), _BILINEAR, box=(wide.low, 0, wide.high, part.height)))
-    high = _aligned(image.shape[0], size[0], top, height)
-    strip = np.zeros(
-        (high.read[1] - high.read[0], width, 3), np.uint8
-    )  # rows that no pixel of the crop looks at stay 0
-    shared = max(rows[0], high.read[0]), min(rows[1], high.read[1])
-    strip[shared[0] - high.read[0] : shared[1] - high.read[0]] = columns[
-        shared[0] - rows[0] : shared[1] - rows[0], wide.skip : wide.skip + width
-    ]
-    resized = Image.fromarray(strip).resize((width, high.new), _BILINEAR, box=(0, high.low, width, high.high))
-    return np.asarray(resized)[high.skip : high.skip + height]
-
-
-@dataclass(frozen=True)
-class _Aligned:
-    """A stretch of an axis that begins and ends at whole pixels, both before and after the resize."""
-
-    read: tuple[int, int]
-    """Pixels of the old axis to read: the stretch and what the filter reaches on either side."""
-    low: int
-    high: int
-    """The stretch, counted from the first pixel read."""
-    new: int
-    """Its length after the resize."""
-    skip: int
-    """What lies in it before the pixels that are wanted."""
-
-
-def _aligned(old: int, new: int, first: int, length: int) -> _Aligned:
-    shared = math.gcd(old, new)
-    step = new // shared
-    begin, end = first // step, -(-(first + length) // step)
-    low, high = begin * (old // shared), end * (old // shared)
-    reach = math.ceil(max(1.0, old / new)) + 1
-    read = max(0, low - reach), min(old, high + reach)
-    return _Aligned(read, low - read[0], high - read[0], (end - begin) * step, first - begin * step)
-
-
-def _part(image: Array8, rows: tuple[int, int], columns: tuple[int, int], mirrored: bool) -> Array8:
-    """A part of the image, or of the mirrored image."""
-    if not mirrored:
-        return image[slice(*rows), slice(*columns)]
-    width = image.shape[1]
-    return mirror(image[slice(*rows), width - columns[1] : width - columns[0]])
+    part = cv2.resize(image[:rows, :columns], None, fx=scales[1], fy=scales[0], interpolation=cv2.INTER_LINEAR)
+    return crop_box(_array8(part), box)
 
 
 def crop_box(array: Array8, box: Box) -> Array8:

@@ -8,10 +8,11 @@ from hypothesis import strategies as st
 from danet.data import transforms as T
 from tests.data.test_transforms import SOURCES, labels, picture, small
 
+FAST = [name for name, augment in SOURCES.items() if augment.interpolation == "cv2"]
 # rows of one source differ in these only: augmentation knows no other rules
 PARAMETERS = st.fixed_dictionaries(
     {
-        "source": st.sampled_from(list(SOURCES)),
+        "source": st.sampled_from(FAST),
         "crop": st.tuples(st.integers(4, 60), st.integers(4, 60)),
         "scale": st.tuples(st.integers(20, 90), st.integers(20, 120)),
         "range": st.tuples(st.floats(0.2, 1.0), st.floats(1.0, 3.0)),
@@ -70,7 +71,7 @@ def test_any_draws(parameters, image, data):
     np.testing.assert_array_equal(mask, before[1])
 
 
-@pytest.mark.parametrize("source", SOURCES)
+@pytest.mark.parametrize("source", FAST)
 @pytest.mark.parametrize("ratio", [0.5, 0.999, 1.37, 2.0])
 def test_full_size(source, ratio):
     """The sizes of Cityscapes, where positions need more bits than in a small image."""
@@ -82,10 +83,9 @@ def test_full_size(source, ratio):
     assert_same(*(T.apply(augment, image, mask, draws, lazy=lazy) for lazy in (True, False)))
 
 
-@pytest.mark.parametrize("source", ["mmsegmentation", "official"])
-def test_reads_no_more_than_it_needs(source):
+def test_reads_no_more_than_it_needs():
     """Pixels behind the crop are never looked at: an image that changes there gives the same sample."""
-    augment = small(SOURCES[source])
+    augment = small(SOURCES["mmsegmentation"])
     image, mask = sample(64, 128, 5, harsh=True)
     draws = T.Draws((96, 192), (10, 20, 32, 48), False, None)
     first = T.apply(augment, image, mask, draws, lazy=True)
