@@ -680,8 +680,10 @@ def check_metrics(folder: Path) -> Iterator[Result]:
         return np.array([np.nan if value is None else value for value in values])
 
     def apart(*pairs: tuple[Any, Any]) -> float:
-        """The largest difference; what one side alone does not define is infinitely far."""
-        differences = [(np.asarray(mine) - theirs)[~(np.isnan(mine) & np.isnan(theirs))] for mine, theirs in pairs]
+        """The largest difference of ours, percent, from theirs; what one side alone does not define is infinite."""
+        differences = [
+            (np.asarray(mine) / 100 - theirs)[~(np.isnan(mine) & np.isnan(theirs))] for mine, theirs in pairs
+        ]
         return max(map(largest, differences))
 
     arrays, meta = peers["mmseg"]
@@ -693,8 +695,8 @@ def check_metrics(folder: Path) -> Iterator[Result]:
         worst = apart(*zip((iou, acc, scores.aacc), theirs, strict=True))
         note = "per class; the peer divides in float32"
         yield Result("mmsegmentation", "metrics", f"absent: {convention}", worst, peer, note, bound=1e-7)
-        rounded = np.round(100 * np.array([scores.miou, scores.aacc, scores.macc]), 2)
-        worst = apart((rounded, arrays[f"{convention}_rounded"].astype(np.float64)))
+        rounded = np.round([scores.miou, scores.aacc, scores.macc], 2)
+        worst = largest(rounded - arrays[f"{convention}_rounded"])
         case, note = f"absent: {convention}, mIoU, aAcc, mAcc as printed", "percent, two decimals (stored in float32)"
         yield Result("mmsegmentation", "metrics", case, worst, peer, note, bound=1e-5)
     iou = plain(skip.iou)

@@ -20,7 +20,6 @@ from danet.data.prepared import PreparedDataset
 from danet.evaluation.inference import Inputs, Mode, Predictor
 from danet.evaluation.metrics import Confusion
 from danet.models.numerics import configured
-from danet.results.scores import AbsentClass, Scores
 
 FPS_WARM_UP = 5
 """Images that are not timed (mmsegmentation's tools/benchmark.py)."""
@@ -33,8 +32,6 @@ class PassResult:
     """What one pass over a split gave."""
 
     confusion: Confusion
-    absent_class: AbsentClass
-    """The row's convention for classes that are nowhere."""
     images: int
     seconds: float
     """Wall time of the pass, with loading."""
@@ -43,11 +40,6 @@ class PassResult:
     timed."""
     predictions: dict[int, _Image] = field(default_factory=dict)
     """Label maps that were asked for, by index in the dataset."""
-
-    @property
-    def scores(self) -> Scores:
-        """Metrics of the whole pass by the row's convention; raises DataError if no pixel was labelled."""
-        return self.confusion.scores(self.absent_class)
 
 
 def evaluate_model(
@@ -120,7 +112,7 @@ def evaluate_model(
     for other in process.gather(predictions) if keep and process.world > 1 else ():
         predictions |= other
     seconds = time.perf_counter() - start
-    return PassResult(confusion, row.test.absent_class, len(dataset), seconds, rate.fps, predictions)
+    return PassResult(confusion, len(dataset), seconds, rate.fps, predictions)
 
 
 def _loader(dataset: PreparedDataset, predictor: Predictor) -> Callable[[int], tuple[int, Inputs, Tensor]]:

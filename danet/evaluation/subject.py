@@ -163,10 +163,11 @@ class Bench:
             )
         matrix = found.confusion.matrix
         result = ModeResult.of(matrix, self.row.test.absent_class, found.images, found.seconds)
+        scores = result.scores
         if self.process.is_main:
             title = f"{self.row.name}, {subject.text}"
             path = self.staging / f"{subject.name}-{mode}-confusion.png"
-            visualise.save_confusion(path, f"{title}, {mode}, mIoU\u00a0{result.miou:.2f}", matrix, data.classes)
+            visualise.save_confusion(path, f"{title}, {mode}, mIoU\u00a0{scores.miou:.2f}", matrix, data.classes)
             for index, prediction in sorted(found.predictions.items()):
                 stem, truth = self.staging / f"{subject.name}-{data.ids[index]}", data.mask(index)
                 assert truth is not None
@@ -182,8 +183,8 @@ class Bench:
                 )
         speed = f", {found.fps:.2f} fps" if found.fps else ""
         self._say(
-            f"{subject.text} {mode}: mIoU {result.miou:.2f} %, aAcc {result.aacc:.2f} %, mAcc {result.macc:.2f} % "
-            f"(best constant: mIoU {result.baseline[0]:.2f} %), {found.images} images in {found.seconds:.0f} s{speed}"
+            f"{subject.text} {mode}: mIoU {scores.miou:.2f} %, aAcc {scores.aacc:.2f} %, mAcc {scores.macc:.2f} % "
+            f"(best constant: mIoU {scores.constant[0]:.2f} %), {found.images} images in {found.seconds:.0f} s{speed}"
         )
         return found, result
 

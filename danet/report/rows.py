@@ -93,13 +93,13 @@ def _classes(item: Measurement, source: Classes | None) -> Grid:
     seeds, several = item.runs, len(item.runs) > 1
     mean = f", mean of {len(seeds)}" if several else ""
     names = item.classes if seeds else tuple(source.iou if source else ())
-    columns: dict[str, list[float | None]] = {}
+    columns: dict[str, Sequence[float | None]] = {}
     if seeds:
         columns[f"IoU{mean}"] = list(item.iou.values())
         if multi := [run.modes.ms for run in seeds if run.modes.ms]:
             columns[f"IoU, ms+flip{mean}"] = list(class_iou(names, multi).values())
-        columns |= {f"seed {run.seed}": run.modes.ss.iou for run in seeds if several}
-        columns |= {} if several else {"accuracy": seeds[0].modes.ss.acc}
+        columns |= {f"seed {run.seed}": run.modes.ss.scores.iou for run in seeds if several}
+        columns |= {} if several else {"accuracy": seeds[0].modes.ss.scores.acc}
     if source:
         columns[f"published, {source.of}"] = [source.iou.get(name) for name in names]
     cells = zip(*columns.values(), strict=True)

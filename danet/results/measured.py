@@ -79,7 +79,7 @@ class Measurement(TableRow):
     @property
     def baseline(self) -> tuple[float, str]:
         """mIoU of the best constant prediction, in percent, and its class; for a row with a result."""
-        miou, place = self.runs[0].modes.ss.baseline
+        miou, place = self.runs[0].modes.ss.scores.constant
         return miou, self.classes[place]
 
     @property
@@ -118,7 +118,7 @@ def hardware(stages: Iterable[TrainedSeed | Evaluation]) -> str | None:
 
 def class_iou(classes: Sequence[str], results: Iterable[ModeResult]) -> dict[str, float | None]:
     """Percent by class: the mean over the results that have the class, ``None`` for a class that none has."""
-    means = [mean(column) for column in zip(*(result.iou for result in results), strict=True)]
+    means = [mean(column) for column in zip(*(result.scores.iou for result in results), strict=True)]
     return dict(zip(classes, means, strict=False))  # without results, without classes
 
 

@@ -121,7 +121,7 @@ def describe(run: NamedRun) -> dict[str, Any]:
         **file.model_dump(include=OF_FILE),
         "seeds": [seed.seed for seed in run.seeds],
         "accuracies": {name: found.mean for name, found in run.accuracies.items()},
-        "baseline_miou": run.seeds[0].modes.ss.baseline[0],
+        "baseline_miou": run.seeds[0].modes.ss.scores.constant[0],
         "iou": run.iou(),
         "provenance": run.facts(),
         "weights": file.weights.model_dump() if file.weights else {},
@@ -180,7 +180,7 @@ def show_text(run: NamedRun) -> str:
         [ACCURACIES[name], number(found.mean), number(found.sd), ", ".join(map(number, found.values))]
         for name, found in run.accuracies.items()
     ]
-    lines.append(["best constant mIoU", number(run.seeds[0].modes.ss.baseline[0]), "", ""])
+    lines.append(["best constant mIoU", number(run.seeds[0].modes.ss.scores.constant[0]), "", ""])
     width = 4 if len(run.seeds) > 1 else 2
     numbers = _table([line[:width] for line in lines], ["%", "mean" if width == 4 else "", "sd", "seeds"][:width])
     head, facts = facts_table(run.facts())

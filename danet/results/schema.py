@@ -34,7 +34,7 @@ from danet.core.errors import DataError
 from danet.core.files import write_json
 from danet.core.text import explain
 from danet.results.identity import SETUP, EvaluationIdentity, TrainingIdentity
-from danet.results.scores import AbsentClass, Scores, constant_baseline, scores
+from danet.results.scores import AbsentClass, Scores, scores
 
 Status = Literal["measured", "not run", "left out"]
 Percent = Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]
@@ -200,7 +200,7 @@ class TrainingFile(Document):
 
 
 class ModeResult(Document):
-    """Result of a testing mode: a confusion matrix, and the numbers that follow from it, in percent."""
+    """Result of a testing mode: a confusion matrix, from which all its numbers follow."""
 
     images: int
     seconds: Amount
@@ -232,39 +232,8 @@ class ModeResult(Document):
 
     @functools.cached_property
     def scores(self) -> Scores:
-        """As fractions."""
+        """mIoU, aAcc, mAcc, IoU and accuracy by class, and the best constant prediction."""
         return scores(self.matrix, self.absent_class)
-
-    @property
-    def miou(self) -> float:
-        """Mean IoU."""
-        return 100 * self.scores.miou
-
-    @property
-    def aacc(self) -> float:
-        """Share of the labelled pixels that are right."""
-        return 100 * self.scores.aacc
-
-    @property
-    def macc(self) -> float:
-        """Mean accuracy over the classes."""
-        return 100 * self.scores.macc
-
-    @property
-    def iou(self) -> list[float | None]:
-        """By class; ``None`` where it is neither present nor predicted."""
-        return [None if value is None else 100 * value for value in self.scores.iou]
-
-    @property
-    def acc(self) -> list[float | None]:
-        """By class; ``None`` where it is not present."""
-        return [None if value is None else 100 * value for value in self.scores.acc]
-
-    @property
-    def baseline(self) -> tuple[float, int]:
-        """The best mIoU that one class predicted everywhere reaches, and that class."""
-        miou, best = constant_baseline(self.scores.pixels, self.absent_class)
-        return 100 * miou, best
 
 
 ACCURACIES = {
@@ -292,9 +261,11 @@ class Modes(Document):
     @property
     def accuracies(self) -> dict[str, float]:
         """Percent, by the names of :data:`ACCURACIES`; without the mode, without its numbers."""
-        found = {"miou": self.ss.miou, "aacc": self.ss.aacc, "macc": self.ss.macc}
+        single = self.ss.scores
+        found = {"miou": single.miou, "aacc": single.aacc, "macc": single.macc}
         if self.ms:
-            found |= {"miou_ms_flip": self.ms.miou, "aacc_ms": self.ms.aacc, "macc_ms": self.ms.macc}
+            multi = self.ms.scores
+            found |= {"miou_ms_flip": multi.miou, "aacc_ms": multi.aacc, "macc_ms": multi.macc}
         return found
 
 
@@ -409,7 +380,7 @@ class MetricsFile(Document):
             known = [value for value in values if value is not None]
             return round(sum(known) / len(known), digits) if len(known) == len(values) else None
 
-        of = [run.modes.accuracies | {"baseline_miou": run.modes.ss.baseline[0]} for run in runs]
+        of = [run.modes.accuracies | {"baseline_miou": run.modes.ss.scores.constant[0]} for run in runs]
         names = ("miou", "aacc", "macc", "miou_ms_flip", "baseline_miou")
         means = {name: mean([each.get(name) for each in of]) for name in names}
         seeds = None if runs[0].seed is None else len(runs)

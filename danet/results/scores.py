@@ -24,17 +24,17 @@ _EPS = float(np.spacing(1.0))  # the official code's 2.2e-16
 
 @dataclass(frozen=True)
 class Scores:
-    """Fractions in [0, 1]. ``iou`` and ``acc`` hold None for a class that has none."""
+    """In percent."""
 
     miou: float
     macc: float
     aacc: float
     iou: tuple[float | None, ...]
-    """None: the class is neither in the ground truth nor predicted."""
+    """By class; None: it is neither in the ground truth nor predicted."""
     acc: tuple[float | None, ...]
-    """Share of the class's pixels that are found (recall); None: the class is not in the ground truth."""
-    pixels: tuple[int, ...]
-    """Labelled pixels of each class in the ground truth."""
+    """By class, the share of its pixels that are found (recall); None: it is not in the ground truth."""
+    constant: tuple[float, int]
+    """The best mIoU that one class predicted everywhere reaches, and that class."""
 
 
 def scores(matrix: NDArray[np.int64], absent: AbsentClass = "skip") -> Scores:
@@ -59,23 +59,22 @@ def scores(matrix: NDArray[np.int64], absent: AbsentClass = "skip") -> Scores:
             iou, acc = right / union, right / truth
         miou, macc, aacc = float(np.nanmean(iou)), float(np.nanmean(acc)), float(right.sum() / total)
     return Scores(
-        miou=miou,
-        macc=macc,
-        aacc=aacc,
-        iou=tuple(float(x) if n else None for x, n in zip(iou, union, strict=True)),
-        acc=tuple(float(x) if n else None for x, n in zip(acc, truth, strict=True)),
-        pixels=tuple(int(n) for n in truth),
+        miou=100 * miou,
+        macc=100 * macc,
+        aacc=100 * aacc,
+        iou=tuple(100 * float(x) if n else None for x, n in zip(iou, union, strict=True)),
+        acc=tuple(100 * float(x) if n else None for x, n in zip(acc, truth, strict=True)),
+        constant=constant_baseline(truth, absent),
     )
 
 
-def constant_baseline(pixels: NDArray[np.int64] | tuple[int, ...], absent: AbsentClass = "skip") -> tuple[float, int]:
-    """The best mIoU that predicting one class everywhere reaches, and that class.
+def constant_baseline(pixels: NDArray[np.int64], absent: AbsentClass = "skip") -> tuple[float, int]:
+    """The best mIoU in percent that predicting one class everywhere reaches, and that class.
 
     Predicting ``c`` everywhere gives IoU ``pixels[c] / total`` for ``c`` and 0 for every other class of the ground
     truth, so the most frequent class is best, and its IoU is divided by the number of classes present (``skip``) or of
     all classes (``zero``). ``pixels`` are the labelled ones of each class in the ground truth, at least one.
     """
-    counts = np.asarray(pixels, dtype=np.int64)
-    best = int(counts.argmax())
-    classes = len(counts) if absent == "zero" else int((counts > 0).sum())
-    return float(counts[best] / counts.sum() / classes), best
+    best = int(pixels.argmax())
+    classes = len(pixels) if absent == "zero" else int((pixels > 0).sum())
+    return 100 * float(pixels[best] / pixels.sum() / classes), best

@@ -57,6 +57,6 @@ def selection_score(row: Row, dataset: PreparedDataset, process: Process) -> Cal
             confusion.update(logits[0].argmax(0).to(torch.uint8), labels.to(device))
         confusion.reduce(process)
         scores = confusion.scores("zero")
-        return 50 * (scores.aacc + scores.miou)
+        return (scores.aacc + scores.miou) / 2
 
     return score

@@ -150,7 +150,9 @@ def _train_seed(
     if row.val_interval:
         val = _split(row, workspace, row.val_split)
         options["validate"] = lambda network: (
-            100 * evaluate_model(network, row, val, process.device, process=process).scores.miou
+            evaluate_model(network, row, val, process.device, process=process)
+            .confusion.scores(row.test.absent_class)
+            .miou
         )
     # more than this trainer's share of the cores would only get in each other's way
     workers = min(row.runtime.workers, max(1, cpu_cores() // process.local_world))

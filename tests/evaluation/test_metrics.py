@@ -52,8 +52,8 @@ def test_scores_equal_brute_force_over_sets(pair, absent):
             confusion.scores(absent)
         return
     result = confusion.scores(absent)
-    assert (result.miou, result.macc, result.aacc) == pytest.approx(by_sets(prediction, target, absent), abs=1e-12)
-    assert sum(result.pixels) == int((target != 255).sum())
+    expected = [100 * value for value in by_sets(prediction, target, absent)]
+    assert [result.miou, result.macc, result.aacc] == pytest.approx(expected, abs=1e-10)
 
 
 @pytest.mark.parametrize("classes", [2, 19, 127, 128, 150, 255])
@@ -107,5 +107,5 @@ def test_baseline_is_the_best_constant_prediction(pixels, absent):
         matrix[:, c] = pixels
         tried.append(scores(matrix, absent).miou)
     value, best = constant_baseline(pixels, absent)
-    assert value == pytest.approx(max(tried), abs=1e-12)
-    assert tried[best] == pytest.approx(max(tried), abs=1e-12)
+    assert value == pytest.approx(max(tried), abs=1e-10)
+    assert tried[best] == pytest.approx(max(tried), abs=1e-10)

@@ -43,7 +43,7 @@ def test_names_of_runs(workspace):
     assert load_run(str(path), workspace).seeds == whole.seeds
     assert load_run(f"{path}:1", workspace).seeds == one.seeds
     assert whole.accuracies["miou"].values == pytest.approx([55.0, 56.0])
-    first = [seed.modes.ss.iou[0] for seed in whole.seeds]
+    first = [seed.modes.ss.scores.iou[0] for seed in whole.seeds]
     assert whole.iou()["ss"]["sky"] == pytest.approx(sum(first) / 2)
 
 
@@ -83,7 +83,7 @@ def test_difference_of_two_rows(workspace):
     assert len(found.iou) == 11
     name = next(iter(found.iou))
     place = first.file.classes.index(name)
-    assert found.iou[name] == (first.seeds[0].modes.ss.iou[place], second.seeds[0].modes.ss.iou[place])
+    assert found.iou[name] == (first.seeds[0].modes.ss.scores.iou[place], second.seeds[0].modes.ss.scores.iou[place])
     text = diff_text(first, second, found)
     assert "model.backbone" in text
     assert "+3.50" in text

@@ -8,7 +8,6 @@ import pytest
 from danet.config.params import load_params
 from danet.results.identity import TrainingIdentity
 from danet.results.schema import ModeResult, SeedRecord, TrainedSeed, load, save
-from danet.results.scores import scores
 from tests.parameters import ROOT
 from tests.report import samples
 
@@ -48,11 +47,12 @@ def test_numbers_follow_from_the_matrix():
     matrix = np.array([[50, 10, 0], [5, 35, 0], [0, 0, 0]])
     result = ModeResult.of(matrix, "skip", 4, 1.0)
     np.testing.assert_array_equal(result.matrix, matrix)
-    assert result.iou == [pytest.approx(100 * 50 / 65), pytest.approx(70.0), None]
-    assert result.aacc == pytest.approx(85.0)
-    assert result.miou == pytest.approx(100 * scores(matrix).miou)
-    assert result.baseline == (pytest.approx(30.0), 0)  # 60 of 100 pixels, over two classes
-    assert ModeResult.of(matrix, "zero", 4, 1.0).miou == pytest.approx(result.miou * 2 / 3)
+    found = result.scores
+    assert found.iou == (pytest.approx(100 * 50 / 65), pytest.approx(70.0), None)
+    assert found.aacc == pytest.approx(85.0)
+    assert found.miou == pytest.approx((100 * 50 / 65 + 70) / 2)
+    assert found.constant == (pytest.approx(30.0), 0)  # 60 of 100 pixels, over two classes
+    assert ModeResult.of(matrix, "zero", 4, 1.0).scores.miou == pytest.approx(found.miou * 2 / 3)
     assert {"miou", "iou"}.isdisjoint(result.model_dump())
 
 
