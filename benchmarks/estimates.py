@@ -26,6 +26,7 @@ from danet.models import build_model
 from danet.models.attention import HEAD
 from danet.models.heads import KEY_CHANNELS, WIDTH
 from danet.models.resnet import CHANNELS
+from danet.report.markdown import Page
 from danet.results.speed import read
 from danet.training.losses import segmentation_losses
 
@@ -165,43 +166,41 @@ def measured() -> dict[tuple[str, str, int], str]:
 def page() -> str:
     """The Markdown page."""
     works = [plain(case) for case in CASES]
+    gains = [dict(parts(case, work)) for case, work in zip(CASES, works, strict=True)]
     rates = measured()
-    heads = [
+    titles = [
         f"{'training' if case.what == 'train' else 'prediction'} {case.network}, {case.batch} x {size_text(case.size)}"
         for case in CASES
     ]
-    out = [
-        "# Estimates for one H200",
-        "",
-        "Written by `python -m benchmarks.estimates`; do not edit. Nothing here is measured but the last column of",
-        f"the first table. At {FLOPS / 1e12:.0f} TFLOP/s in bfloat16 and {BYTES / 1e12:.0f} TB/s, every operation of",
-        "the plain network (counted on fake tensors, its attention map in float32) takes the longer of computing and",
-        "moving its bytes; launches cost nothing. So these are the least times. What a GPU did: [gpu.md](gpu.md); what",
-        "was tried: [benchmarks/NOTES.md](../benchmarks/NOTES.md).",
-        "",
-        "| case | TFLOP | GB | launches | plain, ms | fast, ms | fast, images/s | measured, images/s |",
-        "|-|-:|-:|-:|-:|-:|-:|-:|",
-    ]
-    gains = [dict(parts(case, work)) for case, work in zip(CASES, works, strict=True)]
-    for case, work, gain, head in zip(CASES, works, gains, heads, strict=True):
+    out = Page("Written by `python -m benchmarks.estimates`; do not edit.")
+    out.heading(1, "Estimates for one H200")
+    out.text(
+        f"Nothing here is measured but the last column of the first table. At {FLOPS / 1e12:.0f} TFLOP/s in bfloat16 "
+        f"and {BYTES / 1e12:.0f} TB/s, every operation of the plain network (counted on fake tensors, its attention "
+        "map in float32) takes the longer of computing and moving its bytes; launches cost nothing. So these are the "
+        "least times. What a GPU did: [gpu.md](gpu.md); what was tried: [benchmarks/NOTES.md](../benchmarks/NOTES.md)."
+    )
+    head = ["case", "TFLOP", "GB", "launches", "plain, ms", "fast, ms", "fast, images/s", "measured, images/s"]
+    lines = []
+    for case, work, gain, title in zip(CASES, works, gains, titles, strict=True):
         fast = work.total - sum(gain.values())
         cells = [f"{work.flop / 1e12:.2f}", f"{work.bytes / 1e9:.1f}", str(work.launches), f"{1000 * work.total:.1f}"]
         cells += [f"{1000 * fast:.1f}", f"{case.batch / fast:.0f}"]
-        out.append(f"| {head} | {' | '.join(cells)} | {rates.get((case.what, case.network, case.batch), '-')} |")
-    for title, found in (
+        lines.append([title, *cells, rates.get((case.what, case.network, case.batch), "-")])
+    out.table((head, lines, "lrrrrrrr"))
+    for text, found in (
         ("Where the plain network's time goes, ms:", [dict.fromkeys(GROUPS, 0.0) | work.seconds for work in works]),
         ("What each part of the fast path should take off, ms:", gains),
     ):
-        out += ["", title, "", f"| | {' | '.join(heads)} |", "|-|" + "-:|" * len(CASES)]
-        for name in dict.fromkeys(name for each in found for name in each):
-            cells = [f"{1000 * each[name]:.2f}" if name in each else "-" for each in found]
-            out.append(f"| {name} | {' | '.join(cells)} |")
-    out += [
-        "",
-        "A CUDA graph takes nothing off these times: it launches all operations by one call, which helps where the",
-        "host needs longer for the launches than the GPU for the work.",
-    ]
-    return "\n".join(out) + "\n"
+        out.text(text)
+        names = dict.fromkeys(name for each in found for name in each)
+        lines = [[name, *(f"{1000 * each[name]:.2f}" if name in each else "-" for each in found)] for name in names]
+        out.table((["", *titles], lines, "l" + "r" * len(titles)))
+    out.text(
+        "A CUDA graph takes nothing off these times: it launches all operations by one call, which helps where the "
+        "host needs longer for the launches than the GPU for the work."
+    )
+    return out.end()
 
 
 if __name__ == "__main__":

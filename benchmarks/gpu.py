@@ -46,6 +46,7 @@ from danet.core.console import report_errors
 from danet.core.errors import ConfigError
 from danet.core.files import write_text
 from danet.evaluation import cost
+from danet.report.markdown import Grid, Page, escape
 from danet.results.speed import read
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -166,16 +167,15 @@ def page(folder: Path, benchmarks: Path) -> str:
     order = {step.name: place for place, step in enumerate(STEPS)}
     paths = sorted(folder.glob("*.json"), key=lambda path: (order.get(path.stem, len(STEPS)), path.stem))
     documents = {path.stem: json.loads(path.read_text("utf-8")) for path in paths}
-    out = [
-        "# On a GPU",
-        "",
-        "Written by `make gpu`; do not edit. Each step ran in a process of its own. Training steps and predictions in",
-        "full: [benchmarks/](benchmarks/README.md).",
-        "",
-    ]
+    out = Page("Written by `make gpu`; do not edit.")
+    out.heading(1, "On a GPU")
+    out.text(
+        "Each step ran in a process of its own. Training steps and predictions in full: "
+        "[benchmarks/](benchmarks/README.md)."
+    )
     if any(document["facts"]["null"] for document in documents.values()):
-        out += ["**On the null device: its kernels compute nothing, so no figure on this page means anything.**", ""]
-    out += _table(goals(benchmarks))
+        out.text("**On the null device: its kernels compute nothing, so no figure on this page means anything.**")
+    out.table(_grid(goals(benchmarks)))
     steps: Lines = [{"step": name, "result": "not run"} for name in order if name not in documents]
     for name, document in documents.items():
         good = [line["ok"] for line in document["lines"] if "ok" in line]
@@ -184,20 +184,19 @@ def page(folder: Path, benchmarks: Path) -> str:
         commit = known["commit"][:7] + ("+" if known["dirty"] else "")
         where = {"commit": commit, "device": known["gpu"], "torch": known["torch"], "date": known["date"][:10]}
         steps.append({"step": name, "result": said, "seconds": document.get("seconds"), **where})
-    out += ["", "## Steps", "", *_table(steps)]
+    out.heading(2, "Steps")
+    out.table(_grid(steps))
     for name, document in documents.items():
         if document["lines"]:
-            out += ["", f"## {name}", "", *_table(document["lines"])]
-    return "\n".join(out) + "\n"
+            out.heading(2, name)
+            out.table(_grid(document["lines"]))
+    return out.end()
 
 
-def _table(lines: Lines) -> list[str]:
+def _grid(lines: Lines) -> Grid:
     names = list(dict.fromkeys(name for line in lines for name in line))
-    rows = [[line.get(name) for name in names] for line in lines]
-    cells = [
-        ["-" if cell in (None, "") else " ".join(str(cell).split()).replace("|", "/") for cell in row] for row in rows
-    ]
-    return [f"| {' | '.join(row)} |" for row in (names, ["-"] * len(names), *cells)]
+    cells = [["-" if line.get(name) in (None, "") else escape(str(line[name])) for name in names] for line in lines]
+    return names, cells, "l" * len(names)
 
 
 def take(folder: Path) -> None:

@@ -4,30 +4,27 @@ from __future__ import annotations
 
 import argparse
 import functools
-import hashlib
-import platform
+import itertools
 import shutil
 import subprocess
 import sys
 import time
-import venv
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
 from pathlib import Path
 
 import cv2
 import numpy as np
-import torch
 from joblib import Parallel, delayed
 
 from benchmarks.parity import compare, training
+from benchmarks.parity.environment import prepare_environment
 from benchmarks.parity.results import ASPECTS, Result
+from danet.core import provenance
+from danet.core.console import report_errors
 from danet.core.files import write_text
-from danet.core.provenance import code_version
+from danet.core.provenance import PACKAGE_ROOT as ROOT
+from danet.report.markdown import Page
 
-HERE = Path(__file__).resolve().parent
-ROOT = HERE.parents[1]
-ENVIRONMENT = ROOT / "build" / "parity-env"
 OUTPUT = ROOT / "build" / "parity"
 REPORT = ROOT / "reports" / "parity.md"
 FIXTURES = ROOT / "tests" / "parity" / "data"
@@ -52,38 +49,20 @@ CHECKS: tuple[Callable[[], Iterator[Result]], ...] = (
     functools.partial(compare.check_metrics, OUTPUT),
 )
 NOTES = (
-    "- What hangs on a ReLU's kink or on a norm over few values is compared in float64, in which rounding decides",
-    "  nothing: the bounds hold on every processor. Float32 has a bound in evaluation mode.",
-    "- Training: our `Trainer` against each source's own steps, R-50, with the learning rates, groups, momentum and",
-    "  weight decay of the recipe, poly over the iterations. Both start as a fine-tuning does: gates 0, norms the",
-    "  identity, the last norm of each residual branch 0. The labels can be learned from the colours.",
-    "- The IoU of mmsegmentation and torchmetrics are quotients in float32, hence 1e-7 there.",
-    "- The bias of the attention's key has gradient 0 in exact arithmetic; its rounding errors are measured against",
-    "  the key's weight.",
-    "- mmsegmentation divides the losses by the number of pixels plus 1.2e-7, which no float32 holds; in training so",
-    "  does ours here.",
-    "- sssegmentation returns the uncropped sample where the last crop has no label: not followed, it has no batch.",
-    "- Learning rates and multi-scale testing of mmsegmentation's rows follow 0.x; 1.x is our named variant",
-    "  (`denominator: T-1`, `relative_to: image`, `pad.image: black`), and the package is compared with that.",
+    "What hangs on a ReLU's kink or on a norm over few values is compared in float64, in which rounding decides "
+    "nothing: the bounds hold on every processor. Float32 has a bound in evaluation mode.",
+    "Training: our `Trainer` against each source's own steps, R-50, with the learning rates, groups, momentum and "
+    "weight decay of the recipe, poly over the iterations. Both start as a fine-tuning does: gates 0, norms the "
+    "identity, the last norm of each residual branch 0. The labels can be learned from the colours.",
+    "The IoU of mmsegmentation and torchmetrics are quotients in float32, hence 1e-7 there.",
+    "The bias of the attention's key has gradient 0 in exact arithmetic; its rounding errors are measured against "
+    "the key's weight.",
+    "mmsegmentation divides the losses by the number of pixels plus 1.2e-7, which no float32 holds; in training so "
+    "does ours here.",
+    "sssegmentation returns the uncropped sample where the last crop has no label: not followed, it has no batch.",
+    "Learning rates and multi-scale testing of mmsegmentation's rows follow 0.x; 1.x is our named variant "
+    "(`denominator: T-1`, `relative_to: image`, `pad.image: black`), and the package is compared with that.",
 )
-
-
-def prepare_environment() -> Path:
-    """Makes ``build/parity-env`` unless it is there with these requirements; returns its Python."""
-    files = [HERE / "requirements.txt", HERE / "requirements-peers.txt"]
-    digest = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
-    python = ENVIRONMENT / "bin" / "python"
-    mark = ENVIRONMENT / "requirements.sha256"
-    if python.exists() and mark.exists() and mark.read_text() == digest:
-        return python
-    print(f"parity: making {ENVIRONMENT.relative_to(ROOT)} (a few minutes, once)", flush=True)
-    venv.create(ENVIRONMENT, with_pip=True, clear=True)
-    pip: list[str | Path] = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    subprocess.run([*pip, "-r", files[0]], check=True)
-    # sssegmentation is a source package that imports torch when it is built
-    subprocess.run([*pip, "--no-deps", "--no-build-isolation", "-r", files[1]], check=True)
-    mark.write_text(digest)
-    return python
 
 
 def run_peers(python: Path) -> None:
@@ -111,65 +90,55 @@ def number(value: float) -> str:
     return "0" if value == 0 else f"{value:.1e}"
 
 
+def verdict(passed: bool) -> str:
+    """A cell of the tables."""
+    return "ok" if passed else "**broken**"
+
+
 def report(results: list[Result], seconds: float) -> str:
     """The Markdown page."""
-    broken = [result for result in results if not result.passed]
-    commit, dirty = code_version()
+    broken = sum(not result.passed for result in results)
+    facts = provenance.collect()
     packages = ("mmsegmentation", "sssegmentation", "torchmetrics")
     peers = sorted({r.against.split(" (")[0] for r in results if r.against.startswith(packages)})
+    page = Page("Written by `make parity` (`python -m benchmarks.parity`); do not edit.")
+    page.heading(1, "Parity with the sources")
+    page.text("CPU, dropout off.")
+    page.text(
+        f"**{len(results) - broken} of {len(results)} comparisons within their bounds.**"
+        + (f" Broken: {broken}." if broken else "")
+    )
     lines = [
-        "# Parity with the sources",
-        "",
-        "Written by `make parity` (`python -m benchmarks.parity`); do not edit.",
-        "CPU, dropout off.",
-        "",
-        f"**{len(results) - len(broken)} of {len(results)} comparisons within their bounds.**"
-        + (f" Broken: {len(broken)}." if broken else ""),
-        "",
-        "| | |",
-        "|-|-|",
-        f"| commit | {commit[:12]}{' and uncommitted changes' if dirty else ''} |",
-        f"| date | {datetime.now(UTC):%Y-%m-%d %H:%M} UTC |",
-        f"| ours | Python {platform.python_version()}, torch {torch.__version__}, numpy {np.__version__}, "
-        f"OpenCV {cv2.__version__} |",
-        f"| compared with | {', '.join(peers)}; own references and closed forms |",
-        f"| duration | {seconds / 60:.1f} min |",
-        "",
-        "## By source and aspect",
-        "",
-        "The largest difference measured in each.",
-        "",
-        "| source | aspect | measured as | cases | largest | bound | |",
-        "|-|-|-|-:|-:|-:|-|",
+        ["commit", f"{facts['commit'][:12]}{' and uncommitted changes' if facts['dirty'] else ''}"],
+        ["date", facts["date"]],
+        [
+            "ours",
+            f"Python {facts['python']}, torch {facts['torch']}, numpy {np.__version__}, OpenCV {cv2.__version__}",
+        ],
+        ["compared with", f"{', '.join(peers)}; own references and closed forms"],
+        ["duration", f"{seconds / 60:.1f} min"],
     ]
-    for source in SOURCES:
-        for aspect, (meaning, _) in ASPECTS.items():
-            cases = [r for r in results if r.source == source and r.aspect == aspect]
-            if not cases:
-                continue
-            limits = sorted({result.limit for result in cases})
-            bound = " or ".join(number(limit) for limit in limits)
-            worst = max(cases, key=lambda r: (not r.passed, r.measured / r.limit if r.limit else r.measured))
-            verdict = "ok" if all(r.passed for r in cases) else "**broken**"
-            lines.append(
-                f"| {source} | {aspect} | {meaning} | {len(cases)} | {number(worst.measured)} | {bound} | {verdict} |"
-            )
-    lines += [
-        "",
-        *NOTES,
-        "",
-        "## Every comparison",
-        "",
-        "| source | aspect | case | difference | bound | | compared with | |",
-        "|-|-|-|-:|-:|-|-|-|",
+    page.table((["", ""], lines, "ll"))
+    page.heading(2, "By source and aspect")
+    page.text("The largest difference measured in each.")
+    results = sorted(results, key=lambda r: (SOURCES.index(r.source), list(ASPECTS).index(r.aspect), r.case))
+    lines = []
+    for (source, aspect), group in itertools.groupby(results, key=lambda r: (r.source, r.aspect)):
+        cases = list(group)
+        bound = " or ".join(number(limit) for limit in sorted({result.limit for result in cases}))
+        worst = max(cases, key=lambda r: (not r.passed, r.measured / r.limit if r.limit else r.measured))
+        meaning, largest = ASPECTS[aspect][0], number(worst.measured)
+        lines.append([source, aspect, meaning, str(len(cases)), largest, bound, verdict(worst.passed)])
+    page.table((["source", "aspect", "measured as", "cases", "largest", "bound", ""], lines, "lllrrrl"))
+    page.bullets(NOTES)
+    page.heading(2, "Every comparison")
+    titles = ["source", "aspect", "case", "difference", "bound", "", "compared with", ""]
+    lines = [
+        [r.source, r.aspect, r.case, number(r.measured), number(r.limit), verdict(r.passed), r.against, r.note]
+        for r in results
     ]
-    for result in sorted(results, key=lambda r: (SOURCES.index(r.source), list(ASPECTS).index(r.aspect), r.case)):
-        verdict = "ok" if result.passed else "**broken**"
-        lines.append(
-            f"| {result.source} | {result.aspect} | {result.case} | {number(result.measured)} | "
-            f"{number(result.limit)} | {verdict} | {result.against} | {result.note.replace('|', '/')} |"
-        )
-    return "\n".join(lines) + "\n"
+    page.table((titles, lines, "lllrrlll"))
+    return page.end()
 
 
 def main() -> int:
@@ -196,4 +165,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    with report_errors():
+        raise SystemExit(main())

@@ -1,11 +1,11 @@
 """``make rehearsal``: the sources train, the harness reproduces them by its own stages, both are set side by side.
 
-Every finished run is kept with what it was made of; a call goes on where the last one stopped.
+Every training is kept with what it was made of, and a call goes on where the last one stopped. Scoring weights takes
+minutes, and every call does it.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import statistics
@@ -16,16 +16,17 @@ from typing import Any
 
 import yaml
 
+from benchmarks.parity.environment import prepare_environment
 from benchmarks.rehearsal import page
-from benchmarks.rehearsal.sources import OUT, ROOT, SOURCES, Run, call, environment, identity, images, train
+from benchmarks.rehearsal.sources import OUT, ROOT, SOURCES, Run, call, identity, images, train
 from danet.config.row import Row
 from danet.config.workspace import Workspace
 from danet.core.console import console, report_errors
-from danet.core.files import atomic_write, sha256, write_json, write_text
+from danet.core.files import write_text
+from danet.core.provenance import cpu_cores
 from danet.data.camvid import SPEC
 from danet.results.measured import read
 from danet.weights.exchange import export_weights
-from danet.weights.ours import metadata_of
 from pipelines import dvc_environment
 
 PUBLISHED = ROOT / "benchmarks" / "published.yaml"
@@ -43,47 +44,28 @@ def dvc(*arguments: str) -> None:
         sys.exit(code)
 
 
-def place(run: Run, row: Row) -> None:
-    """Puts the run's checkpoint where the stage ``released`` looks."""
-    target = Workspace(ROOT).archives() / Workspace(ROOT).params().released[row.name].file
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(target) as temporary:
-        shutil.copyfile(run.folder / "released.pth", temporary)
-
-
-def verified(run: Run, row: Row, digest: str, *, last: bool) -> dict[str, float]:
+def verified(run: Run, row: Row) -> dict[str, float | None]:
     """The source's weights through ``released@ROW`` and ``verify@ROW``: mIoU, mAcc and aAcc in percent.
 
-    The last one stays: its result is the one in the table.
+    The last run to come here stays: its result is the one in the table.
     """
-    kept = run.folder / "verified.json"
-    found = json.loads(kept.read_text()) if kept.exists() else {}
-    if last or found.get("of") != [digest, row.hash]:
-        place(run, row)
-        metadata = metadata_of(Workspace(ROOT).released(row) / "weights.safetensors") or {}
-        again = metadata.get("source_sha256") != digest
-        dvc(*(["-f"] if again else []), "-s", f"released@{row.name}")
-        dvc("-s", f"verify@{row.name}")
-        result = read(row, Workspace(ROOT).params(), Workspace(ROOT)).released
-        assert result is not None
-        means = {name: result.accuracies[name].mean for name in ("miou", "macc", "aacc")}
-        found = {"of": [digest, row.hash]} | means
-        write_json(kept, found)
-    return {name: float(found[name]) for name in ("miou", "macc", "aacc")}
+    workspace = Workspace(ROOT)
+    placed = workspace.archives() / workspace.params().released[row.name].file
+    placed.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(run.folder / "released.pth", placed)
+    dvc("-f", "-s", f"released@{row.name}")  # DVC does not see the file
+    dvc("-s", f"verify@{row.name}")
+    result = read(row, workspace.params(), workspace).released
+    assert result is not None
+    return {name: result.accuracies[name].mean for name in ("miou", "macc", "aacc")}
 
 
 def returned(run: Run, row: Row, python: Path, root: Path) -> dict[str, Any]:
     """Weights trained here, exported and scored by the source's own program."""
-    weights = Workspace(ROOT).model(row) / f"seed{run.seed}.safetensors"
-    folder = OUT / run.source / f"ours{run.seed}"
-    kept, digest = folder / "scored.json", sha256(weights)
-    found: dict[str, Any] = json.loads(kept.read_text()) if kept.exists() else {}
-    if found.get("weights") != digest:
-        folder.mkdir(parents=True, exist_ok=True)
-        export_weights(weights, folder / "exported.pth", target=run.source)
-        found = {"weights": digest, **call(run, python, root, folder / "log.txt", folder / "exported.pth")["scores"]}
-        write_json(kept, found)
-    return found
+    exported = OUT / run.source / f"ours{run.seed}" / "exported.pth"
+    export_weights(Workspace(ROOT).model(row) / f"seed{run.seed}.safetensors", exported, target=run.source)
+    scores: dict[str, Any] = call(run, python, root, exported.with_name("log.txt"), exported)["scores"]
+    return scores
 
 
 def publish(scores: dict[str, list[dict[str, Any]]]) -> None:
@@ -113,21 +95,19 @@ def main() -> None:
     rows = {source: params.row(f"rehearsal-{source}") for source in SOURCES}
     root, files = images(os.environ.get("CAMVID"))
     os.environ["DANET_CAMVID"] = str(root)
-    python = environment()
+    python = prepare_environment()
     runs = {source: [Run(source, seed) for seed in rows[source].seeds] for source in SOURCES}
     # a seed of each source in turn, so that what is there after a while can be compared
     turns = [run for pair in zip(*runs.values(), strict=True) for run in pair]
-    samples = params.dataset("camvid").counts["train"]
-    lengths = {source: row.schedule.total_iterations(samples) for source, row in rows.items()}
-    train(turns, python, root, files, lengths, jobs=max(1, min(2, os.cpu_count() or 1)))
+    train(turns, python, root, files, jobs=min(2, cpu_cores()))
     done = {source: [run.finished(identity(source, files)) or {} for run in runs[source]] for source in SOURCES}
     dvc("-f", "-s", "download@camvid")
     dvc(*(f"evaluate@{row.name}" for row in rows.values()))
     for source, row in rows.items():
         found = read(row, params, workspace)
         measured = {run.seed: run.modes.ss for run in found.runs}
-        for run, scores in reversed(list(zip(runs[source], done[source], strict=True))):
-            scores["here"] = verified(run, row, scores["released_sha256"], last=run is runs[source][0])
+        for run, scores in reversed(list(zip(runs[source], done[source], strict=True))):  # so that the first one stays
+            scores["here"] = verified(run, row)
             scores["ours"] = {name: getattr(measured[run.seed], name) for name in ("miou", "macc", "aacc", "iou")}
             scores["ours_there"] = returned(run, row, python, root)
             scores["ours_curve"] = found.curves[run.seed][["iteration", "loss"]].to_numpy().tolist()

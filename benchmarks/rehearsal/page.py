@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from danet.config.workspace import Workspace
 from danet.core.files import write_json, write_text
+from danet.core.text import number
 from danet.data.camvid import SPEC
 from danet.report.figures import COLOURS, STYLE, WIDTH, save
+from danet.report.markdown import Page
 
 NAME = "rehearsal-sources"
 Runs = dict[str, list[dict[str, Any]]]
@@ -45,92 +47,58 @@ def draw(runs: Runs, path: Path) -> None:
 
 def text(runs: Runs) -> str:
     """The page."""
-    lines = [
-        "<!-- Made by `make rehearsal`; do not edit. -->",
-        "# The rehearsal, seed by seed",
+    every = [(source, run) for source, seeds in runs.items() for run in seeds]
+    scores = np.array([[run[by]["miou"] for by in ("scores", "here", "ours", "ours_there")] for _, run in every])
+    own, here, ours, there = scores.T
+    page = Page("Made by `make rehearsal`; do not edit.")
+    page.heading(1, "The rehearsal, seed by seed")
+    page.text(
         "mmsegmentation and sssegmentation train DANet R-50 at output stride 16 on the 367 training images of CamVid, "
         "each by its own program from its own package, and score the 101 validation images by their own evaluator. The "
         "harness trains the same by `dvc repro`. [rehearsal.md](rehearsal.md) has the means and the verdicts. "
-        "mIoU in percent.",
-        "## Weights both ways",
+        "mIoU in percent."
+    )
+    page.heading(2, "Weights both ways")
+    page.text(
         "*Source* is trained by the source. Its own evaluator printed the first number; the second is that of "
         "`released@ROW` and `verify@ROW` on the same checkpoint. *Harness* is trained by `train@ROW`; `evaluate@ROW` "
-        "gives the first number, the source's evaluator the second, on the exported weights.",
-        _table(
-            ["", "Seed", "Source: its evaluator", "harness", "Harness: own", "source's evaluator"],
-            [
-                [source, str(run["seed"]), *map(_two, (_own(run), _here(run), _ours(run), _there(run)))]
-                for source, seeds in runs.items()
-                for run in seeds
-            ],
-        ),
-        f"Largest difference on the same weights: source {_largest(runs, _own, _here):.3f}, "
-        f"harness {_largest(runs, _ours, _there):.3f} points"
-        " (mmsegmentation prints two decimals).",
-        "## IoU of every class",
-        "Mean of the seeds.",
-        _table(
-            ["Class", *(cell for source in runs for cell in (source, "harness", "difference"))],
-            [[name, *_classes(runs, place)] for place, name in enumerate(SPEC.classes)],
-        ),
-        "## Learning curves",
-        f"![Training loss of every seed]({NAME}.png)",
-        "*Training loss, the mean over four iterations: the sources' as they log it, ours as `curve.csv` has it.*",
-        "## Where the sources' numbers come from",
-        _table(
-            ["Source", "Seed", "Versions", "Repository", "Date", "Processor", "Wall time, beside other work"],
-            [
-                [
-                    source,
-                    str(run["seed"]),
-                    ", ".join(f"{name} {version}" for name, version in run["versions"].items()),
-                    f"`{run['commit'][:10]}`",
-                    run["date"],
-                    f"{run['cpu']}, {run['threads']} thread",
-                    f"{run['seconds'] / 60:.0f} min",
-                ]
-                for source, seeds in runs.items()
-                for run in seeds
-            ],
-        ),
-        f"Every setting of both sources, all scores and curves: [{NAME}.json]({NAME}.json).",
+        "gives the first number, the source's evaluator the second, on the exported weights."
+    )
+    titles = ["", "Seed", "Source: its evaluator", "harness", "Harness: own", "source's evaluator"]
+    lines = [[source, str(run["seed"]), *map(number, each)] for (source, run), each in zip(every, scores, strict=True)]
+    page.table((titles, lines, "lrrrrr"))
+    page.text(
+        f"Largest difference on the same weights: source {np.abs(own - here).max():.3f}, "
+        f"harness {np.abs(ours - there).max():.3f} points (mmsegmentation prints two decimals)."
+    )
+    page.heading(2, "IoU of every class")
+    page.text("Mean of the seeds.")
+    titles, columns = ["Class"], [SPEC.classes]
+    for source, seeds in runs.items():
+        theirs = 100 * np.mean([run["scores"]["iou"] for run in seeds], axis=0)
+        ours = np.mean([run["ours"]["iou"] for run in seeds], axis=0)
+        titles += [source, "harness", "difference"]
+        columns += [map(number, theirs), map(number, ours), map("{:+.2f}".format, ours - theirs)]
+    page.table((titles, list(zip(*columns, strict=True)), "l" + "r" * (len(titles) - 1)))
+    page.heading(2, "Learning curves")
+    page.text(f"![Training loss of every seed]({NAME}.png)")
+    page.text(
+        "*Training loss, the mean over four iterations: the sources' as they log it, ours as `curve.csv` has it.*"
+    )
+    page.heading(2, "Where the sources' numbers come from")
+    titles = ["Source", "Seed", "Versions", "Repository", "Date", "Processor", "Wall time, beside other work"]
+    lines = [
+        [
+            source,
+            str(run["seed"]),
+            ", ".join(f"{name} {version}" for name, version in run["versions"].items()),
+            f"`{run['commit'][:10]}`",
+            run["date"],
+            f"{run['cpu']}, {run['threads']} thread",
+            f"{run['seconds'] / 60:.0f} min",
+        ]
+        for source, run in every
     ]
-    return "\n\n".join(lines) + "\n"
-
-
-def _own(run: dict[str, Any]) -> float:
-    return float(run["scores"]["miou"])
-
-
-def _here(run: dict[str, Any]) -> float:
-    return float(run["here"]["miou"])
-
-
-def _ours(run: dict[str, Any]) -> float:
-    return float(run["ours"]["miou"])
-
-
-def _there(run: dict[str, Any]) -> float:
-    return float(run["ours_there"]["miou"])
-
-
-def _largest(runs: Runs, one: Any, other: Any) -> float:
-    return max(abs(one(run) - other(run)) for seeds in runs.values() for run in seeds)
-
-
-def _classes(runs: Runs, place: int) -> list[str]:
-    cells = []
-    for seeds in runs.values():
-        source = 100 * statistics.fmean(run["scores"]["iou"][place] for run in seeds)
-        ours = statistics.fmean(run["ours"]["iou"][place] for run in seeds)
-        cells += [_two(source), _two(ours), f"{ours - source:+.2f}"]
-    return cells
-
-
-def _two(value: float) -> str:
-    return f"{value:.2f}"
-
-
-def _table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    rule = ["---", *["---:"] * (len(head) - 1)]
-    return "\n".join("| " + " | ".join(line) + " |" for line in (head, rule, *lines))
+    page.table((titles, lines, "lrrrrrr"))
+    page.text(f"Every setting of both sources, all scores and curves: [{NAME}.json]({NAME}.json).")
+    return page.end()

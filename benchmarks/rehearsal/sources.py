@@ -10,15 +10,14 @@ import time
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from benchmarks.parity.__main__ import ROOT, prepare_environment
+from danet.core.console import console
 from danet.core.errors import ConfigError, DataError, TrainingError
 from danet.core.files import sha256, write_json
-from danet.core.progress import Progress
-from danet.core.provenance import code_version, collect
+from danet.core.provenance import PACKAGE_ROOT as ROOT
+from danet.core.provenance import collect
 from danet.data import camvid
 from pipelines import dvc_environment
 
@@ -49,7 +48,7 @@ class Run:
 
     def steps(self) -> list[tuple[int, float]]:
         """Logged iterations and their loss."""
-        text = self.log.read_text(errors="replace") if self.log.exists() else ""
+        text = self.log.read_text(errors="replace")
         return [(int(a or c), float(b or d)) for a, b, c, d in STEP.findall(text)]
 
     def finished(self, identity: str) -> dict[str, Any] | None:
@@ -91,21 +90,6 @@ def images(folder: str | None) -> tuple[Path, dict[str, str]]:
     return root, found
 
 
-def environment() -> Path:
-    """The Python of the peers' environment, made if need be.
-
-    Raises:
-        ConfigError: if a package cannot be installed.
-    """
-    try:
-        return prepare_environment()
-    except (OSError, subprocess.SubprocessError) as error:
-        raise ConfigError(
-            f"build/parity-env: the sources' packages could not be installed ({error}); see what pip says above, then "
-            "run `make rehearsal` again"
-        ) from error
-
-
 def identity(source: str, files: dict[str, str]) -> str:
     """What the runs of a source follow from, besides the seed: configuration, package versions, images."""
     peer = SOURCES[source]
@@ -138,11 +122,9 @@ def call(run: Run, python: Path, root: Path, log: Path, *weights: Path) -> dict[
             check=False,
         )
     if done.returncode or not (folder / "result.json").exists():
-        last = next(
-            (line for line in reversed(log.read_text(errors="replace").splitlines()) if line.strip()), "no output"
-        )
+        last = (log.read_text(errors="replace").strip() or "no output").splitlines()[-1]
         raise TrainingError(
-            f"{run.source}, seed {run.seed}: its program stopped ({last.strip()[:200]}); the whole log is "
+            f"{run.source}, seed {run.seed}: its program stopped ({last[:200]}); the whole log is "
             f"{log.relative_to(ROOT)}; `make rehearsal` goes on with the runs that are missing"
         )
     text = (folder / "result.json").read_text().replace(str(folder), "WORK").replace(str(root), "CAMVID")
@@ -150,19 +132,13 @@ def call(run: Run, python: Path, root: Path, log: Path, *weights: Path) -> dict[
     return result
 
 
-def train(
-    runs: Iterable[Run], python: Path, root: Path, files: dict[str, str], iterations: dict[str, int], jobs: int
-) -> None:
-    """Trains the runs that are missing, ``jobs`` at a time, each on one thread; ``iterations`` by source."""
-    missing = [run for run in runs if run.finished(identity(run.source, files)) is None]
-    for run in missing:
-        run.log.unlink(missing_ok=True)
+def train(runs: Iterable[Run], python: Path, root: Path, files: dict[str, str], jobs: int) -> None:
+    """Trains the runs that are missing, ``jobs`` at a time, each on one thread."""
 
     def one(run: Run) -> None:
-        commit, dirty = code_version(ROOT)
-        start = time.monotonic()
+        facts, start = collect(), time.monotonic()
+        console.print(f"{run.source}, seed {run.seed}: trains by its own program; its log: {run.log.relative_to(ROOT)}")
         result = call(run, python, root, run.log)
-        facts = collect()
         write_json(
             run.folder / "scores.json",
             {
@@ -172,20 +148,16 @@ def train(
                 **result,
                 "curve": run.steps(),
                 "released_sha256": sha256(run.folder / "released.pth"),
-                "commit": commit + ("-dirty" if dirty else ""),
+                "commit": facts["commit"] + ("-dirty" if facts["dirty"] else ""),
                 "cpu": facts["cpu"],
                 "threads": 1,
-                "date": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
+                "date": facts["date"],
                 "seconds": round(time.monotonic() - start),
             },
         )
 
-    total = sum(iterations[run.source] for run in missing)
-    bar = Progress("rehearsal, the sources' programs", total, "iterations", show=bool(missing))
-    with bar, ThreadPoolExecutor(jobs) as pool:
+    missing = [run for run in runs if run.finished(identity(run.source, files)) is None]
+    with ThreadPoolExecutor(jobs) as pool:
         futures = [pool.submit(one, run) for run in missing]
-        while not all(future.done() for future in futures):
-            time.sleep(2)
-            bar.advance(sum(max([step for step, _ in run.steps()], default=0) for run in missing) - bar.done)
-        for future in futures:
-            future.result()
+    for future in futures:
+        future.result()

@@ -10,6 +10,7 @@ from typing import Any, Final
 from benchmarks.speed.cases import PEER
 from danet.core.files import write_text
 from danet.report.figures import STYLE, WIDTH, save
+from danet.report.markdown import Page, escape
 from danet.results.speed import read
 
 TITLES: Final = {
@@ -24,35 +25,33 @@ TITLES: Final = {
 def report(folder: Path) -> str:
     """The Markdown page over all benchmark files of a folder."""
     runs = read(folder)
-    out = [
-        "# Speed",
-        "",
-        "Written by `python -m benchmarks.speed time`; do not edit. How it is measured: "
-        "[benchmarks/speed/](../../benchmarks/speed); what made the difference: "
-        "[benchmarks/NOTES.md](../../benchmarks/NOTES.md).",
-        "",
-        "*published* and *fast* are the profiles of numerics.yaml; *reference* is *published* with the explicit",
-        "attention map, and windows one after another. mmsegmentation computes as it does by itself: in float32, its",
-        "convolutions in TF32 where the GPU has it (*published* has none, like the GPUs of 2020), or with its AMP: on",
-        "a GPU float16 (AmpOptimWrapper in training), on a CPU bfloat16. Of a row, a training step has the images of a",
-        "GPU in the published training (2 on Cityscapes, else 4), and prediction is of a whole image by the row's",
-        "protocol. *x mmseg* and *x AMP*: median over rounds of mmsegmentation's time over ours. *images/s*: from the",
-        "median time, ± half the interquartile range (all times, TFLOP/s and precisions are in the CSV files).",
-        "*Roofline*: the least time for the counted operations and bytes at the device's measured peaks, as a share of",
-        "the time taken. Operations count as the plain network does them, so what fuses more may pass 100 %.",
-        "",
-    ]
-    for kind, name in (("cpu", "CPU"), ("cuda", "GPU")):
-        mine = [(document, lines) for document, lines in runs if (document["kind"] == "cpu") == (kind == "cpu")]
-        out += [f"## {name}", ""]
-        if not mine:
-            out += [f"Not run: `make {'benchmark' if kind == 'cpu' else 'gpu'}` fills these tables.", ""]
+    page = Page("Written by `python -m benchmarks.speed time`; do not edit.")
+    page.heading(1, "Speed")
+    page.text(
+        "How it is measured: [benchmarks/speed/](../../benchmarks/speed); what made the difference: "
+        "[benchmarks/NOTES.md](../../benchmarks/NOTES.md)."
+    )
+    page.text(
+        "*published* and *fast* are the profiles of numerics.yaml; *reference* is *published* with the explicit "
+        "attention map, and windows one after another. mmsegmentation computes as it does by itself: in float32, its "
+        "convolutions in TF32 where the GPU has it (*published* has none, like the GPUs of 2020), or with its AMP: on "
+        "a GPU float16 (AmpOptimWrapper in training), on a CPU bfloat16. Of a row, a training step has the images of a "
+        "GPU in the published training (2 on Cityscapes, else 4), and prediction is of a whole image by the row's "
+        "protocol. *x mmseg* and *x AMP*: median over rounds of mmsegmentation's time over ours. *images/s*: from the "
+        "median time, ± half the interquartile range (all times, TFLOP/s and precisions are in the CSV files). "
+        "*Roofline*: the least time for the counted operations and bytes at the device's measured peaks, as a share of "
+        "the time taken. Operations count as the plain network does them, so what fuses more may pass 100 %."
+    )
+    for name, command in (("CPU", "make benchmark"), ("GPU", "make gpu")):
+        page.heading(2, name)
+        mine = [(document, lines) for document, lines in runs if (document["kind"] == "cpu") == (name == "CPU")]
+        page.text("" if mine else f"Not run: `{command}` fills these tables.")
         for document, lines in mine:
-            out += _section(document, lines)
-    return "\n".join(out).rstrip() + "\n"
+            _section(page, document, lines)
+    return page.end()
 
 
-def _section(document: Mapping[str, Any], lines: Sequence[Mapping[str, str]]) -> list[str]:
+def _section(page: Page, document: Mapping[str, Any], lines: Sequence[Mapping[str, str]]) -> None:
     facts = document["facts"]
     subject = lines[0]["what"].split(" ")[0] if lines else ""
     rates = ", ".join(f"{key} {value / 1e12:.2f} TFLOP/s" for key, value in document["peak_flop_per_s"].items())
@@ -65,31 +64,33 @@ def _section(document: Mapping[str, Any], lines: Sequence[Mapping[str, str]]) ->
         str(facts["date"]),
         f"load average at the start {facts.get('load', '-')}",
     ]
-    out = [
-        f"### {TITLES.get(subject, subject)}",
-        "",
+    page.heading(3, TITLES.get(subject, subject))
+    page.text(
         f"{'; '.join(said)}. Measured peaks: {rates}, memory {document['peak_bytes_per_s'] / 1e9:.1f} GB/s. "
-        f"Command: `{facts['command']}`. Data: [{document['file']}]({document['file']}).",
-        "",
-        "| case | implementation | x mmseg | x AMP | images/s | peak GiB | roofline |",
-        "|-|-|-:|-:|-:|-:|-:|",
-    ]
-    for line in lines:
-        head = [_label(line), _implementation(line)]
-        if line["error"]:
-            out.append("| " + " | ".join([*head, "failed: " + line["error"].replace("|", "/"), *["-"] * 4]) + " |")
-            continue
-        names = "against_mmsegmentation", "against_amp"
-        ratios = [f"{float(line[name]):.2f}" if line[name] else "-" for name in names]
-        spread = f"{line['images_per_second']} ± {50 * float(line['iqr_s']) / float(line['median_s']):.0f} %"
-        share = f"{100 * float(line['roofline_share']):.0f} %" if line["roofline_share"] else "-"
-        out.append("| " + " | ".join([*head, *ratios, spread, line["peak_gb"] or "-", share]) + " |")
-    figure = document["file"].removesuffix(".csv") + ".png"
-    out += ["", f'<img src="{figure}" alt="Speed as a multiple of mmsegmentation\'s" width="600">', ""]
+        f"Command: `{facts['command']}`. Data: [{document['file']}]({document['file']})."
+    )
+    page.table(
+        (
+            ["case", "implementation", "x mmseg", "x AMP", "images/s", "peak GiB", "roofline"],
+            list(map(_cells, lines)),
+            "llrrrrr",
+        )
+    )
+    page.figure("Speed as a multiple of mmsegmentation's", document["file"].removesuffix(".csv") + ".png")
     for case, kernels in document.get("kernels", {}).items():
-        out += [f"The longest kernels of *fast*, {case}:", "", "| kernel | ms | calls |", "|-|-:|-:|"]
-        out += [f"| {name.replace('|', '/')} | {ms:g} | {calls:g} |" for name, ms, calls in kernels] + [""]
-    return out
+        page.text(f"The longest kernels of *fast*, {case}:")
+        cells = [[escape(name), f"{ms:g}", f"{calls:g}"] for name, ms, calls in kernels]
+        page.table((["kernel", "ms", "calls"], cells, "lrr"))
+
+
+def _cells(line: Mapping[str, str]) -> list[str]:
+    head = [_label(line), _implementation(line)]
+    if line["error"]:
+        return [*head, f"failed: {escape(line['error'])}", *["-"] * 4]
+    ratios = [f"{float(line[name]):.2f}" if line[name] else "-" for name in ("against_mmsegmentation", "against_amp")]
+    rate = f"{line['images_per_second']} ± {50 * float(line['iqr_s']) / float(line['median_s']):.0f} %"
+    share = f"{100 * float(line['roofline_share']):.0f} %" if line["roofline_share"] else "-"
+    return [*head, *ratios, rate, line["peak_gb"] or "-", share]
 
 
 def draw(path: Path, lines: Sequence[Mapping[str, str]], title: str) -> None:

@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any, Final
 
 from benchmarks import null
-from benchmarks.parity.__main__ import prepare_environment
+from benchmarks.parity.environment import prepare_environment
 from benchmarks.speed.cases import PEER, Case, Implementation, has_fast_bf16, implementations
 from benchmarks.speed.results import Measured, Peaks, against_peer
 from danet.config.row import Numerics
 from danet.core import provenance
-from danet.core.errors import DanetError
+from danet.core.errors import ConfigError, DanetError
 from danet.core.provenance import cpu_cores
 from danet.evaluation import flops
 from pipelines import dvc_environment
@@ -96,10 +96,10 @@ def peer_command(say: Say) -> list[str | Path] | None:
     """mmsegmentation's worker: here if it is installed, else in an environment of its own; None if that fails."""
     try:
         python = sys.executable if importlib.util.find_spec("mmseg") else prepare_environment()
-        return [python, "-W", "ignore", "-m", "benchmarks.speed.mmseg"]
-    except (subprocess.CalledProcessError, OSError) as error:
-        say(f"mmsegmentation is left out: its environment cannot be made ({error}); is there a network?")
+    except ConfigError as error:
+        say(f"mmsegmentation is left out: {error}")
         return None
+    return [python, "-W", "ignore", "-m", "benchmarks.speed.mmseg"]
 
 
 def run(

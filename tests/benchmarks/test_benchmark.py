@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from benchmarks import estimates, gpu
+from benchmarks.parity import environment
 from benchmarks.speed import cases, cost_page, page, results, rounds, worker
 from danet.config.params import load_params
 from danet.config.row import Numerics, Test
@@ -143,7 +144,7 @@ def test_tables_pages_and_cost_are_made_from_the_files(tmp_path, params):
     text = (tmp_path / "README.md").read_text()
     assert "Not run: `make gpu`" in text.split("## GPU")[1]
     assert "| 4.00 |" in text  # one second against four
-    assert "failed: RuntimeError: no / memory" in text
+    assert r"failed: RuntimeError: no \| memory" in text
     assert len(list(tmp_path.glob("*.png"))) == 2
 
     (measured,) = cost.rates(tmp_path)
@@ -211,11 +212,12 @@ def test_worker_answers_and_reports_what_fails():
     assert "error" in answers[4]
 
 
-def test_without_a_network_mmsegmentation_alone_is_left_out(monkeypatch):
-    def no_network():
+def test_without_a_network_mmsegmentation_alone_is_left_out(tmp_path, monkeypatch):
+    def no_network(*_, **__):
         raise subprocess.CalledProcessError(1, ["pip"])
 
-    monkeypatch.setattr(rounds, "prepare_environment", no_network)
+    monkeypatch.setattr(environment, "ENVIRONMENT", tmp_path)
+    monkeypatch.setattr(environment.venv, "create", no_network)
     monkeypatch.setattr(rounds.importlib.util, "find_spec", lambda name: None)
     said = []
     assert rounds.peer_command(said.append) is None

@@ -114,16 +114,16 @@ def test_a_failed_run_costs_no_other(here: Path) -> None:
     python.chmod(0o755)
     runs = [Run("mmsegmentation", seed) for seed in (0, 1, 2)]
     with pytest.raises(TrainingError, match=r"mmsegmentation, seed 1: .*disk full.*seed1/log\.txt.*`make rehearsal`"):
-        train(runs, python, here, {"a": "1"}, {"mmsegmentation": 10}, 1)
+        train(runs, python, here, {"a": "1"}, 1)
     of = identity("mmsegmentation", {"a": "1"})
     assert [bool(run.finished(of)) for run in runs] == [True, False, True]
     (here / "repaired").touch()
-    train(runs, python, here, {"a": "1"}, {"mmsegmentation": 10}, 1)
+    train(runs, python, here, {"a": "1"}, 1)
     assert (here / "calls.txt").read_text().split() == ["seed0", "seed1", "seed2", "seed1"]
     kept = runs[1].finished(of)
     assert kept is not None
     assert (kept["scores"], kept["curve"], kept["seed"]) == ({"miou": 20.0}, [[5, 6.5]], 1)
-    train(runs, python, here, {"a": "2"}, {"mmsegmentation": 10}, 1)  # of other images: all again
+    train(runs, python, here, {"a": "2"}, 1)  # of other images: all again
     assert len((here / "calls.txt").read_text().split()) == 7
 
 
