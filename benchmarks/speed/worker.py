@@ -176,14 +176,21 @@ def confusion(case: Mapping[str, Any]) -> Run:
 
 
 def peak(case: Mapping[str, Any]) -> Run:
-    """What the device can do at best: a matrix product, or a copy of float32 numbers."""
+    """What the device can do at best: a matrix product, a convolution, or a copy of float32 numbers."""
     numerics = Numerics.model_validate(case["numerics"])
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[numerics.precision]
-    a, b = (torch.randn(case["shape"], dtype=dtype, device=case["device"]) for _ in range(2))
+    a, b = (torch.randn(shape, dtype=dtype, device=case["device"]) for shape in case["shapes"])
+    if case["kind"] == "convolution":
+        a, b = (x.contiguous(memory_format=torch.channels_last) for x in (a, b))
+    compute = {
+        "product": lambda: a @ b,
+        "convolution": lambda: torch.nn.functional.conv2d(a, b, padding=1),
+        "copy": lambda: b.copy_(a),
+    }[case["kind"]]
 
     def run() -> object:
         with torch.inference_mode(), configured(numerics):
-            _ = b.copy_(a) if case["kind"] == "copy" else a @ b
+            compute()
             synchronise(case["device"])
         return None
 
