@@ -25,7 +25,7 @@ def contact_sheet(
     columns: list[tuple[Captioned, Captioned]] = []
     masks = []
     for name, image, mask in samples:
-        rgb, size = np.ascontiguousarray(image[..., ::-1]), f"{image.shape[1]}x{image.shape[0]}"
+        rgb, size = np.ascontiguousarray(image[..., ::-1]), "{}x{}".format(*image.shape)
         if mask is None:
             columns.append(((rgb, name), (rgb, f"{size}, no labels")))
         else:

@@ -77,8 +77,8 @@ def predict_files(
                     raise
                 other = "" if predictor.device.type == "cpu" else ", or try --device cpu"
                 raise DanetError(
-                    f"{path}: the memory of {predictor.device} is too small for {image.shape[1]}x{image.shape[0]} "
-                    f"pixels; make the image smaller{other}"
+                    f"{path}: the memory of {predictor.device} is too small for {image.shape[0]}x{image.shape[1]} "
+                    f"pixels (height x width); make the image smaller{other}"
                 ) from error
             predictor.check(f"{weights}, on {path}")
             save_palette_png(mask_path, mask, dataset.palette)

@@ -166,6 +166,6 @@ def test_out_of_memory_names_the_image(row, tmp_path, small_model, monkeypatch, 
 
     monkeypatch.setattr(predict, "build_model", lambda config, classes, attention: Huge(classes))
     cv2.imwrite(str(tmp_path / "a.png"), half_light())
-    message = r"a\.png: the memory of cpu is too small for 48x32 pixels; make the image smaller$"
+    message = r"a\.png: the memory of cpu is too small for 32x48 pixels \(height x width\); make the image smaller$"
     with pytest.raises(DanetError, match=message):
         run(row, tmp_path, [tmp_path / "a.png"])
