@@ -72,12 +72,12 @@ def _tests() -> str:
     return f"-m pytest -m gpu -v -rs -p no:cacheprovider {how} {shlex.join(files)}"
 
 
-SPEED = "-m benchmarks.speed time --device cuda --out {out}/benchmarks --what"
+SPEED = "-m benchmarks.speed time --out {out}/benchmarks --what"
 STEPS = (
     Step("speed-train", 600, f"{SPEED} train --only 'R-50 D8 512x1024'"),
     Step("speed-infer", 300, f"{SPEED} infer --only 'R-50 D8 1024x2048'"),
     Step("tests", 300, _tests()),
-    Step("trainer", 120, "-m benchmarks.trainer {out}/trainer.lines"),
+    Step("trainer", 120, "-m benchmarks.trainer"),
     Step("speed-attention", 120, f"{SPEED} attention"),
     Step("speed-confusion", 60, f"{SPEED} confusion"),
 )
@@ -98,26 +98,23 @@ def perform(step: Step, out: Path, seconds: float) -> str:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, 9)  # its workers too
             process.wait()
-    written = out / f"{step.name}.lines"
-    lines = json.loads(written.read_text("utf-8")) if written.exists() else []
-    if step.name == "tests":
-        lines = tests_of(log.read_text("utf-8", "replace"))
     document = {
         "step": step.name,
         "seconds": round(time.monotonic() - began, 1),
         "facts": provenance.collect() | {"null": null.running()},
-        "lines": lines,
+        "lines": lines_of(log.read_text("utf-8", "replace")),
     }
     write_text(out / f"{step.name}.json", json.dumps(document | ({"problem": problem} if problem else {}), indent=1))
     return problem
 
 
-def tests_of(log: str) -> Lines:
-    """The tests that ended, as ``pytest -v`` says it, with or without pytest-xdist."""
+def lines_of(log: str) -> Lines:
+    """The tests that ended, as ``pytest -v`` says it, with or without pytest-xdist, or the lines of JSON."""
     states = "PASSED|FAILED|ERROR|SKIPPED"
     found = re.findall(rf"^(tests/\S+::.*?) ({states})|^\[gw\d+\].*? ({states}) (tests/\S+::.*)", log, re.MULTILINE)
     pairs = {(a or d).strip(): b or c for a, b, c, d in found}
-    return [{"test": name, "result": state, "ok": state in ("PASSED", "SKIPPED")} for name, state in pairs.items()]
+    tests = [{"test": name, "result": state, "ok": state in ("PASSED", "SKIPPED")} for name, state in pairs.items()]
+    return tests or [json.loads(line) for line in log.splitlines() if line.startswith('{"')]
 
 
 def goals(folder: Path) -> Lines:

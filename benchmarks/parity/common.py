@@ -1,4 +1,4 @@
-"""What both sides of a comparison share: deterministic weights, inputs, images and labels. NumPy only.
+"""What both sides of a comparison share: deterministic weights, inputs, images and labels.
 
 Weights are a function of a case's name and of the parameter's name in the *peer's* state dict, so they need not be
 stored: the peer writes the list of its keys and shapes, and our side makes the same numbers again.
@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from torch.nn.functional import interpolate
 
 ATTENTION_SCALES = {"pam": 0.3, "cam": 0.2}
 """gamma of the two attention modules; their initial 0 would hide the modules."""
@@ -65,6 +68,11 @@ def weight(case: str, name: str, shape: tuple[int, ...]) -> np.ndarray:
     return value.astype(np.float32)
 
 
+def weights(case: str, shapes: Mapping[str, Sequence[int]]) -> dict[str, torch.Tensor]:
+    """The value of every entry of a peer's state dict, from its shape."""
+    return {key: torch.from_numpy(np.asarray(weight(case, key, tuple(shape)))) for key, shape in shapes.items()}
+
+
 def network_input(case: str, batch: int, height: int, width: int) -> np.ndarray:
     """Smooth normalised images, N x 3 x height x width, float32."""
     rng = generator(case, "input")
@@ -105,14 +113,9 @@ def training_batch(case: str, iteration: int, run: dict[str, int]) -> tuple[np.n
 def photograph(case: str, height: int, width: int) -> np.ndarray:
     """A BGR image, height x width x 3, uint8: gradients, flat regions, saturated spots and noise."""
     rng = generator(case, "photograph")
-    coarse = rng.integers(0, 256, (9, 12, 3))
-    rows = np.linspace(0, 8, height)
-    columns = np.linspace(0, 11, width)
-    low_r, low_c = np.minimum(rows.astype(int), 7), np.minimum(columns.astype(int), 10)
-    part_r, part_c = (rows - low_r)[:, None, None], (columns - low_c)[None, :, None]
-    top = coarse[low_r][:, low_c] * (1 - part_c) + coarse[low_r][:, low_c + 1] * part_c
-    bottom = coarse[low_r + 1][:, low_c] * (1 - part_c) + coarse[low_r + 1][:, low_c + 1] * part_c
-    image = top * (1 - part_r) + bottom * part_r + rng.normal(0, 12, (height, width, 3))
+    coarse = torch.from_numpy(rng.integers(0, 256, (9, 12, 3))).double().permute(2, 0, 1)
+    smooth = interpolate(coarse[None], (height, width), mode="bilinear", align_corners=True)[0]
+    image = smooth.permute(1, 2, 0).numpy() + rng.normal(0, 12, (height, width, 3))
     image[: height // 6, : width // 6] = (255, 255, 255)
     image[-height // 6 :, -width // 6 :] = 0
     image[: height // 8, -width // 8 :] = (128, 128, 128)
@@ -172,12 +175,10 @@ def save(folder: Path, name: str, arrays: dict[str, Any], meta: dict[str, Any]) 
     np.savez_compressed(folder / f"{name}.npz", __meta__=np.array(json.dumps(meta)), **arrays)
 
 
-def save_training(
-    folder: Path, name: str, losses: list[float], rates: list[float], state: dict[str, Any], meta: dict[str, Any]
-) -> None:
-    """Writes a peer's training run: its curves, and projections of the final state."""
+def training_arrays(losses: Any, rates: Any, state: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:
+    """What is stored of a training run: its curves, and projections of the final state."""
     final = {f"state/{key}": projections(key, value.numpy()) for key, value in state.items()}
-    save(folder, f"training-{name}", {"loss": np.array(losses), "lr": np.array(rates), **final}, meta)
+    return {"loss": np.array(losses), "lr": np.array(rates), **final}
 
 
 def load(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:

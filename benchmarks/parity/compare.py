@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from benchmarks.parity import common, reference
-from benchmarks.parity.peers.shared import starts
+from benchmarks.parity.peers.shared import starts, step_arrays
 from benchmarks.parity.results import ASPECTS, Result
 from danet.config.params import Params, load_params
 from danet.config.row import Augment, Loss, MultiScale, Row, Test
@@ -38,7 +38,7 @@ from danet.weights.released import SOURCES
 PARAMS = Path(__file__).resolve().parents[2] / "params.yaml"
 ROWS = {
     "mmseg": "mmseg-r50-d8-cityscapes-512x1024-40k",
-    "ssseg": "ssseg-r50-d8-voc2012",
+    "ssseg": "ssseg-r50-d8-cityscapes",
     "danet": "official-danet-r101-d8-cityscapes",
     "dranet": "official-dranet-r101-d8-cityscapes",
     "clusterdanet": "clusterdanet-r101-d8-voc2012",
@@ -190,9 +190,7 @@ def peer_model(source: str, case: str, meta: dict[str, Any]) -> tuple[Segmentor,
     names = ("output_stride", "align_corners")
     changes = {"backbone": f"resnet{meta['depth']}"} | {name: meta[name] for name in names}
     model = build_model(row(source).model.model_copy(update=changes), meta["classes"])
-    shapes = meta["keys"].items()
-    weights = {key: torch.from_numpy(np.asarray(common.weight(case, key, tuple(shape)))) for key, shape in shapes}
-    return model, give(model, source, weights)
+    return model, give(model, source, common.weights(case, meta["keys"]))
 
 
 def check_models(folder: Path) -> Iterator[Result]:
@@ -228,8 +226,8 @@ def official_pair(kind: str, depth: int, case: str) -> tuple[Segmentor, referenc
     model = build_model(config, OFFICIAL[kind][0])
     shapes = {theirs: model.state_dict()[ours].shape for theirs, ours in our_names(kind, model).items()}
     weights = {
-        key: torch.from_numpy(common.weight(case, key, tuple(shape))).double()
-        for key, shape in shapes.items()
+        key: value.double()
+        for key, value in common.weights(case, shapes).items()
         if not key.endswith("num_batches_tracked")
     }
     if kind == "clusterdanet":  # centres of unit length, as training starts with
@@ -259,18 +257,16 @@ def check_official_model(kind: str, depth: int = 101, size: tuple[int, int] | No
 
 def official_step(network: reference.Network, image: Tensor, label: Tensor, loss: Loss) -> dict[str, np.ndarray]:
     """What :func:`check_network` compares, of the reference."""
-    arrays: dict[str, np.ndarray] = {}
+    heads: dict[str, Tensor] = {}
     for mode in ("eval", "train"):
         network.training = mode == "train"
         with torch.set_grad_enabled(network.training):
             outputs = network.forward(image)
-        arrays |= {f"{mode}_{head}": value.detach().numpy() for head, value in outputs.items()}
+        heads |= {f"{mode}_{head}": value for head, value in outputs.items()}
     total = official_loss(outputs, label, loss)
     total.backward()  # type: ignore[no-untyped-call]
-    gradients = {f"gradient/{key}": value.grad for key, value in network.weights.items() if value.grad is not None}
-    statistics = {f"statistic/{key}": value for key, value in network.statistics.items()}
-    projected = {k: common.projections(k.partition("/")[2], v.numpy()) for k, v in (gradients | statistics).items()}
-    return {**arrays, "loss": total.detach().numpy(), **projected}
+    gradients = {key: value.grad for key, value in network.weights.items() if value.grad is not None}
+    return step_arrays(heads, total, gradients, network.statistics)
 
 
 def official_loss(outputs: dict[str, Tensor], label: Tensor, weights: Loss) -> Tensor:

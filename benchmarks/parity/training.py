@@ -24,7 +24,6 @@ from danet.results.identity import TrainingIdentity
 from danet.training import loop
 from danet.training.checkpoint import CheckpointStore
 
-PACKAGE_ROWS = {"mmseg": "mmseg-r50-d8-cityscapes-512x1024-40k", "ssseg": "ssseg-r50-d8-cityscapes"}
 EPSILON = {"mmseg": float(np.finfo(np.float32).eps), "ssseg": 0.0}
 """mmsegmentation divides by the number of pixels plus this: no float32 shows it, but float64 does."""
 
@@ -38,9 +37,8 @@ class Trained:
     state: dict[str, Tensor]
 
     def projected(self) -> dict[str, np.ndarray]:
-        """As a peer's run is stored (:func:`common.save_training`)."""
-        state = {f"state/{key}": common.projections(key, value.numpy()) for key, value in self.state.items()}
-        return {"loss": self.losses, "lr": self.rates, **state}
+        """As a peer's run is stored."""
+        return common.training_arrays(self.losses, self.rates, self.state)
 
 
 def compared(
@@ -98,7 +96,7 @@ def trained(model: nn.Module, recipe: Row, case: str, run: dict[str, int], epsil
 
 def package_recipe(source: str) -> Row:
     """The row that a package is compared by."""
-    recipe = compare.row(PACKAGE_ROWS[source])
+    recipe = compare.row(source)
     update: dict[str, Any] = {"loss": recipe.loss.model_copy(update={"replicas": 1})}  # the peers are one process
     if source == "mmseg":  # the package is 1.x
         update["schedule"] = recipe.schedule.model_copy(update={"denominator": "T-1"})

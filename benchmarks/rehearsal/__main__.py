@@ -105,7 +105,7 @@ def main() -> None:
     dvc(*(f"evaluate@{row.name}" for row in rows.values()))
     for source, row in rows.items():
         found = read(row, params, workspace)
-        measured = {run.seed: run.modes.ss for run in found.runs}
+        measured = {run.seed: run.modes.ss.scores for run in found.runs}
         for run, scores in reversed(list(zip(runs[source], done[source], strict=True))):  # so that the first one stays
             scores["here"] = verified(run, row)
             scores["ours"] = {name: getattr(measured[run.seed], name) for name in ("miou", "macc", "aacc", "iou")}

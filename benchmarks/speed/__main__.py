@@ -13,7 +13,6 @@ from benchmarks.speed.cases import SUBJECTS, row_cases, shapes
 from benchmarks.speed.page import finish
 from benchmarks.speed.results import write
 from benchmarks.speed.rounds import peer_command, run
-from danet.cli.options import Device, Root
 from danet.config.workspace import Workspace
 from danet.core.console import report_errors
 from danet.core.errors import ConfigError
@@ -43,20 +42,17 @@ def time_command(
         int | None, typer.Option(min=1, help="Rounds (default: 5 on a CPU, 20 or 40 on a GPU).", show_default=False)
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder (default: reports/benchmarks).", show_default=False)] = None,
-    device: Device = None,
-    workspace: Root = Path(),
 ) -> None:
     """Time training, prediction, attention and metric: our reference and fast paths and mmsegmentation, in turns.
 
-    Writes CSV files, plots and a page, and reports/cost.md from them. Give it a machine that does nothing else.
+    On the GPU if there is one, else (or with CUDA_VISIBLE_DEVICES empty) on the CPU. Writes CSV files, plots and a
+    page, and reports/cost.md from them. Give it a machine that does nothing else.
     """
-    space = Workspace(workspace)
+    space = Workspace()
     subjects = what.split(",")
     if unknown := set(subjects) - {*SUBJECTS}:
         raise ConfigError(f"--what {sorted(unknown)[0]!r} is unknown; allowed: {', '.join(SUBJECTS)}")
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    if device != "cpu" and not torch.cuda.is_available():
-        raise ConfigError(f"device {device!r}: no GPU was found here; use cpu")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
     params = space.params()
     chosen = params.row(row) if row else None
     cases = row_cases(chosen, params, subjects) if chosen else shapes(device, subjects)

@@ -10,8 +10,8 @@ map.
 
 from __future__ import annotations
 
+import functools
 import itertools
-from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -24,19 +24,18 @@ import cv2
 import numpy as np
 import torch
 from mmengine.optim import AmpOptimWrapper, OptimWrapper
-from mmengine.structures import PixelData
 from mmseg.evaluation import IoUMetric
 from mmseg.models.decode_heads.da_head import PAM
-from mmseg.structures import SegDataSample
 
-from benchmarks.speed.timing import serve, synchronise
+from benchmarks.speed import timing
+from benchmarks.speed.timing import Case, Run
 
 PAIRS = Path("build/loading/pairs")
 """Images and labels that our worker has made (:mod:`benchmarks.speed.scenes`)."""
 CONFIG = "danet_r50-d8_4xb2-80k_cityscapes-512x1024"
 
 
-def network(case: Mapping[str, Any]) -> Any:
+def network(case: Case) -> Any:
     """The package's network for a case."""
     settings = peer.config(CONFIG)
     settings.model.backbone.depth = int(case["model"]["backbone"].removeprefix("resnet"))
@@ -50,84 +49,60 @@ def network(case: Mapping[str, Any]) -> Any:
     return peer.build(settings, None, dropout=True).to(case["device"])
 
 
-def sample(size: tuple[int, int], label: np.ndarray | None = None, original: tuple[int, int] | None = None) -> Any:
-    """What the package knows of an image besides its pixels: its size, and the size to which the result is brought."""
-    shapes = {"img_shape": size, "ori_shape": original or size, "pad_shape": size, "padding_size": [0] * 4}
-    result = SegDataSample(metainfo=shapes)
-    if label is not None:
-        result.gt_sem_seg = PixelData(data=torch.from_numpy(label)[None].long())
-    return result
-
-
-def amp(case: Mapping[str, Any]) -> AbstractContextManager[object]:
+def amp(case: Case) -> AbstractContextManager[object]:
     """Autocast to the case's precision."""
     dtypes = {"fp16": torch.float16, "bf16": torch.bfloat16}
     half = dtypes.get(case["amp"])
     return torch.autocast(torch.device(case["device"]).type, half) if half else nullcontext()
 
 
-def infer(case: Mapping[str, Any]) -> Callable[[], object]:
+def infer(case: Case) -> Run:
     """From the 8-bit image to the label map on the host."""
     model, size, original = network(case).eval(), tuple(case["input"]), tuple(case["size"])
     image = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (3, *size)).astype(np.uint8))
 
     def run() -> object:
         with torch.no_grad(), amp(case):
-            result = model.test_step({"inputs": [image], "data_samples": [sample(size, original=original)]})
+            result = model.test_step({"inputs": [image], "data_samples": [peer.sample(size, original=original)]})
             return result[0].pred_sem_seg.data.cpu().numpy()
 
     return run
 
 
-def train(case: Mapping[str, Any]) -> Callable[[], object]:
+def train(case: Case) -> Run:
     """One optimizer step on a batch that lies on the device."""
-    model, size = network(case).train(), tuple(case["size"])
-    generator, device = torch.Generator().manual_seed(0), case["device"]
-    images = torch.randn((case["batch"], 3, *size), generator=generator).to(device)
-    labels = torch.randint(case["classes"], (case["batch"], *size), generator=generator).numpy()
-    samples = [sample(size, label).to(device) for label in labels]
+    model, device = network(case).train(), case["device"]
+    images, labels = timing.training_batch(case)
+    images = images.to(device)
+    samples = [peer.sample(label.shape, label).to(device) for label in labels]
     scaled = case["amp"] == "fp16"
     kind = AmpOptimWrapper if scaled else OptimWrapper
     torch.backends.cudnn.benchmark = peer.config(CONFIG).env_cfg.cudnn_benchmark
     wrapper = kind(optimizer=torch.optim.SGD(model.parameters(), lr=1e-4, momentum=0.9, weight_decay=5e-4))
 
-    def run() -> object:
+    def run() -> None:
         with wrapper.optim_context(model) if scaled else amp(case):
             losses = model(images, samples, mode="loss")
         loss, _ = model.parse_losses(losses)
         wrapper.update_params(loss)
-        synchronise(device)
-        return None
 
     return run
 
 
-def attention(case: Mapping[str, Any]) -> Callable[[], object]:
-    """The position attention alone, forward and, with ``backward``, backward."""
+def attention(case: Case) -> Run:
+    """The position attention alone."""
     module = PAM(512, 64).to(case["device"])
     torch.nn.init.ones_(module.gamma.scale if hasattr(module.gamma, "scale") else module.gamma)
-    x = torch.randn((1, 512, *case["size"]), generator=torch.Generator().manual_seed(0))
-    x = (0.1 * x).to(case["device"]).requires_grad_(case["backward"])
-
-    def run() -> object:
-        with torch.set_grad_enabled(case["backward"]), amp(case):
-            out = module(x)
-        if case["backward"]:
-            out.sum().backward()
-        synchronise(case["device"])
-        return None
-
-    return run
+    return timing.attention(case, module, functools.partial(amp, case))
 
 
-def confusion(case: Mapping[str, Any]) -> Callable[[], object]:
+def confusion(case: Case) -> Run:
     """The per-image sums of the package's metric."""
-    rng, classes = np.random.default_rng(0), case["classes"]
-    prediction, target = (torch.from_numpy(rng.integers(0, classes, case["size"])) for _ in range(2))
-    return lambda: IoUMetric.intersect_and_union(prediction, target, classes, 255)
+    prediction, target = timing.label_maps(case)
+    return lambda: IoUMetric.intersect_and_union(prediction, target, case["classes"], 255)
 
 
-def loading(case: Mapping[str, Any]) -> Callable[[], object]:
+def loading(case: Case) -> Run:
     """The package's training pipeline on images and labels that lie in memory, up to the grey levels of a batch."""
     cv2.setNumThreads(1)
     settings = peer.config(f"danet_r50-d8_4xb2-40k_cityscapes-{case['size'][0]}x{case['size'][1]}")
@@ -152,7 +127,7 @@ def loading(case: Mapping[str, Any]) -> Callable[[], object]:
 BUILDERS = {"infer": infer, "train": train, "attention": attention, "confusion": confusion, "loading": loading}
 
 
-def build(case: Mapping[str, Any]) -> Callable[[], object]:
+def build(case: Case) -> Run:
     """The computation of a case."""
     torch.set_num_threads(case["threads"])
     torch.backends.cudnn.benchmark = False  # its tools/analysis_tools/benchmark.py
@@ -161,4 +136,4 @@ def build(case: Mapping[str, Any]) -> Callable[[], object]:
 
 
 if __name__ == "__main__":
-    serve(build, {"name": f"mmsegmentation {mmseg.__version__}", "mmengine": mmengine.__version__})
+    timing.serve(build, {"name": f"mmsegmentation {mmseg.__version__}", "mmengine": mmengine.__version__})

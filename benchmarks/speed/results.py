@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import re
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from benchmarks.speed.cases import PEER, Case, Implementation
 from danet.core.files import write_json, write_text
@@ -26,8 +25,8 @@ class Measured:
 
     case: Case
     implementation: Implementation
-    rounds: dict[int, float]
-    """Seconds by round, to be compared with another implementation's of the same round."""
+    rounds: list[float]
+    """Seconds, each to be compared with another implementation's in the same round."""
     peak_gb: float | None = None
     error: str = ""
     torch: str = ""
@@ -37,7 +36,7 @@ class Measured:
     @property
     def median(self) -> float | None:
         """Seconds."""
-        return statistics.median(self.rounds.values()) if self.rounds else None
+        return statistics.median(self.rounds) if self.rounds else None
 
 
 @dataclass(frozen=True)
@@ -50,11 +49,9 @@ class Peaks:
 
 def against_peer(line: Measured, lines: Iterable[Measured], name: str = PEER) -> float | None:
     """Median over rounds of the peer's time over this one's, of the same case."""
-    peers = [other for other in lines if other.case == line.case and other.implementation.name == name]
-    common = [number for other in peers for number in other.rounds if number in line.rounds]
-    if not common:
-        return None
-    return float(statistics.median(peers[0].rounds[number] / line.rounds[number] for number in common))
+    peers = [other.rounds for other in lines if other.case == line.case and other.implementation.name == name]
+    ratios = [theirs / ours for rounds in peers for theirs, ours in zip(rounds, line.rounds, strict=False)]
+    return statistics.median(ratios) if ratios else None
 
 
 def record(line: Measured, lines: Sequence[Measured], peaks: Peaks) -> dict[str, Any]:
@@ -78,7 +75,7 @@ def record(line: Measured, lines: Sequence[Measured], peaks: Peaks) -> dict[str,
         result["peak_gb"] = f"{line.peak_gb:.3f}"
     if median is None or line.error:
         return result
-    spread = float(np.subtract(*np.percentile([*line.rounds.values()], [75, 25])))
+    spread = float(np.subtract(*np.percentile(line.rounds, [75, 25])))
     result |= {
         "images_per_second": f"{case.batch / median:.4g}",
         "median_s": f"{median:.5g}",
@@ -123,11 +120,8 @@ def write(
         torch_version = str(facts["torch"]).partition("+")[0]
         parts = [subject, prefix, slug(device_name(facts)), f"torch{torch_version}"]
         path = folder / ("-".join(part for part in parts if part) + ".csv")
-        text = io.StringIO()
-        writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(record(line, lines, peaks) for line in lines)
-        write_text(path, text.getvalue())
+        table = pd.DataFrame([record(line, lines, peaks) for line in lines], columns=COLUMNS)
+        write_text(path, table.to_csv(index=False))
         document = {
             "device": device_name(facts),
             "kind": facts["device"],

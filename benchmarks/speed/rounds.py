@@ -127,26 +127,24 @@ def run(
     Raises:
         DanetError: if our own worker does not start.
     """
-    command = [sys.executable, "-m", "benchmarks.speed.worker"]
+    own_command = [sys.executable, "-m", "benchmarks.speed.worker"]
     load = round(os.getloadavg()[0], 2)
     measured: list[Measured] = []
     with ExitStack() as stack:
         workers: dict[str, Worker] = {}
 
         def worker(implementation: Implementation) -> Worker:
+            command, shared = (own_command, "ours") if implementation.numerics else (peer or (), PEER)
             # a GPU does one thing at a time, and would not hold the memory of all side by side
-            shared = PEER if implementation.numerics is None else "ours"
             key = implementation.name if device == "cpu" else shared
             started = workers.get(key)
             if started is None or not started.alive:
-                started = stack.enter_context(Worker(command if implementation.numerics else peer or (), device))
+                started = workers[key] = stack.enter_context(Worker(command, device))
                 if "error" in started.facts:
-                    shown = " ".join(map(str, command if implementation.numerics else peer or ()))
                     raise DanetError(
                         f"the worker of {implementation.name} does not start: {started.facts['error']}; run its "
-                        f"command to see why: {shown}"
+                        f"command to see why: {' '.join(map(str, command))}"
                     )
-                workers[key] = started
             return started
 
         peaks = _peaks(worker(Implementation("peaks", Numerics())), device)
@@ -197,7 +195,7 @@ def _rounds(
     for each in chosen:
         process = worker(each)
         answer = process.ask(op="prepare", case=case.request(each, device, warm_up))
-        line = Measured(case, each, {}, error=answer.get("error", ""), torch=process.facts.get("torch", ""))
+        line = Measured(case, each, [], error=answer.get("error", ""), torch=process.facts.get("torch", ""))
         lines.append(line)
     began = time.monotonic()
     for number in range(rounds):
@@ -209,14 +207,10 @@ def _rounds(
             answer = worker(line.implementation).ask(op="time")
             line.error = answer.get("error", "")
             if not line.error:
-                line.rounds[number] = answer["seconds"]
+                line.rounds.append(answer["seconds"])
+    profiled = device != "cpu" and case.what in ("infer", "train")
     for line in lines:
-        if (
-            device != "cpu"
-            and line.implementation.name == "fast"
-            and case.what in ("infer", "train")
-            and not line.error
-        ):
+        if profiled and line.implementation.name == "fast" and not line.error:
             line.kernels = worker(line.implementation).ask(op="kernels").get("kernels")
         line.peak_gb = worker(line.implementation).ask(op="finish").get("peak_gb")
     return lines

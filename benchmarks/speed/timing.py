@@ -11,6 +11,7 @@ instead hold ``error``.
 from __future__ import annotations
 
 import ctypes
+import functools
 import gc
 import json
 import os
@@ -18,14 +19,19 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.autograd import DeviceType
 
-Build = Callable[[Mapping[str, Any]], Callable[[], object]]
-"""From a case to a function that computes it once, start to end, and waits for the device."""
+Run = Callable[[], object]
+"""Computes a case once, start to end; the harness waits for the device."""
+Case = Mapping[str, Any]
+"""A :class:`benchmarks.speed.cases.Case` as it was sent."""
+Build = Callable[[Case], Run]
 
 
 class PeakMemory:
@@ -71,13 +77,43 @@ def _status(field: str) -> float | None:
     return None
 
 
-def synchronise(device: str) -> None:
-    """Waits for CUDA."""
+def training_batch(case: Case) -> tuple[Tensor, Tensor]:
+    """The images (``N x 3 x H x W``, float32) and labels (``N x H x W``, int64) of a training step."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn((case["batch"], 3, *case["size"]), generator=generator)
+    return images, torch.randint(case["classes"], (case["batch"], *case["size"]), generator=generator)
+
+
+def label_maps(case: Case) -> Tensor:
+    """A prediction and a truth: ``2 x H x W``, int64."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(case["classes"], (2, *case["size"]), generator=generator)
+
+
+def attention(
+    case: Mapping[str, Any], module: torch.nn.Module, precision: Callable[[], AbstractContextManager[object]]
+) -> Run:
+    """A position attention of 512 channels alone, forward and, with ``backward``, backward."""
+    x = torch.randn((1, 512, *case["size"]), generator=torch.Generator().manual_seed(0))
+    x = (0.1 * x).to(case["device"]).requires_grad_(case["backward"])
+
+    def run() -> None:
+        with torch.set_grad_enabled(case["backward"]), precision():
+            out = module(x)
+        if case["backward"]:
+            torch.autograd.backward(out.sum())
+
+    return run
+
+
+def waited(run: Run, device: str) -> None:
+    """Computes once, and waits for CUDA."""
+    run()
     if device.startswith("cuda"):
         torch.cuda.synchronize()
 
 
-def longest(run: Callable[[], object], steps: int = 3, count: int = 15) -> list[tuple[str, float, float]]:
+def longest(run: Run, steps: int = 3, count: int = 15) -> list[tuple[str, float, float]]:
     """The longest kernels of a computation on CUDA, after all of them together: name, milliseconds, calls."""
     activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
     with torch.profiler.profile(activities=activities) as recorded:
@@ -100,7 +136,7 @@ def serve(build: Build, facts: Mapping[str, Any]) -> None:
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
     answers.write(json.dumps({**facts, "torch": torch.__version__}) + "\n")
-    run: Callable[[], object] | None = None
+    run: Run | None = None
     memory: PeakMemory | None = None
     for line in sys.stdin:
         request = json.loads(line)
@@ -109,7 +145,7 @@ def serve(build: Build, facts: Mapping[str, Any]) -> None:
             if request["op"] == "prepare":
                 run = memory = None
                 memory = PeakMemory(request["case"]["device"])
-                run = build(request["case"])
+                run = functools.partial(waited, build(request["case"]), request["case"]["device"])
                 for _ in range(request["case"]["warm_up"]):
                     run()
             elif request["op"] == "time":

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import cv2
@@ -11,7 +12,8 @@ import numpy as np
 import torch
 
 from benchmarks import null
-from benchmarks.speed.timing import serve, synchronise
+from benchmarks.speed import timing
+from benchmarks.speed.timing import Build, Case, Run
 from danet.config.params import load_params
 from danet.config.row import Loss, Model, Numerics, Optimizer, Test
 from danet.core.provenance import PACKAGE_ROOT
@@ -25,10 +27,8 @@ from danet.models.numerics import autocast, configured, gradient_scaler, seed_st
 from danet.training.losses import segmentation_losses
 from danet.training.optim import build_optimizer
 
-Run = Callable[[], object]
 
-
-def build(case: Mapping[str, Any]) -> Run:
+def build(case: Case) -> Run:
     """The computation of a case.
 
     Raises:
@@ -40,7 +40,7 @@ def build(case: Mapping[str, Any]) -> Run:
     return BUILDERS[case["what"]](case)
 
 
-def _network(case: Mapping[str, Any]) -> tuple[torch.nn.Module, Numerics, torch.device]:
+def _network(case: Case) -> tuple[torch.nn.Module, Numerics, torch.device]:
     numerics, device = Numerics.model_validate(case["numerics"]), torch.device(case["device"])
     model = build_model(Model.model_validate(case["model"]), case["classes"], numerics.attention).to(device)
     if numerics.channels_last:
@@ -48,7 +48,7 @@ def _network(case: Mapping[str, Any]) -> tuple[torch.nn.Module, Numerics, torch.
     return model, numerics, device
 
 
-def infer(case: Mapping[str, Any]) -> Run:
+def infer(case: Case) -> Run:
     """From the 8-bit image at the network's input size to the label map on the host: normalised, network, resized,
     argmax; by the case's protocol at a single scale. As published, the image's own resize is not timed."""
     model, numerics, device = _network(case)
@@ -96,20 +96,19 @@ class Graphed(torch.nn.Module):
         return self.output
 
 
-def train(case: Mapping[str, Any]) -> Run:
+def train(case: Case) -> Run:
     """One optimizer step on a batch that lies on the device, as :class:`danet.training.loop.Trainer` makes it."""
     model, numerics, device = _network(case)
-    generator, size = torch.Generator().manual_seed(0), case["size"]
-    images = torch.randn((case["batch"], 3, *size), generator=generator).to(device)
+    images, labels = timing.training_batch(case)
+    images, labels = images.to(device), labels.to(device, torch.uint8)
     if numerics.channels_last:
         images = images.contiguous(memory_format=torch.channels_last)
-    labels = torch.randint(case["classes"], (case["batch"], *size), generator=generator).to(device, torch.uint8)
     optimizer = build_optimizer(model.train(), Optimizer(lr=1e-4, weight_decay=5e-4))  # type: ignore[arg-type]
     scaler = gradient_scaler(numerics, device)
     weights = Loss.model_validate(case["loss"])
     network = torch.compile(model) if numerics.compile else model
 
-    def run() -> object:
+    def run() -> None:
         with configured(numerics):
             seed_step(model, 0, range(case["batch"]), device)
             with autocast(numerics, device):
@@ -119,32 +118,19 @@ def train(case: Mapping[str, Any]) -> Run:
             scaler.step(optimizer)
             scaler.update()
             optimizer.zero_grad(set_to_none=True)
-            synchronise(case["device"])
-        return None
 
     return run
 
 
-def attention(case: Mapping[str, Any]) -> Run:
-    """The position attention alone (512 channels), forward and, with ``backward``, backward."""
+def attention(case: Case) -> Run:
+    """The position attention alone."""
     numerics, device = Numerics.model_validate(case["numerics"]), torch.device(case["device"])
     module = PositionAttention(512, 64, attention=numerics.attention).to(device)
     torch.nn.init.ones_(module.gamma)
-    x = torch.randn((1, 512, *case["size"]), generator=torch.Generator().manual_seed(0))
-    x = (0.1 * x).to(device).requires_grad_(case["backward"])
-
-    def run() -> object:
-        with torch.set_grad_enabled(case["backward"]), autocast(numerics, device):
-            out = module(x)
-        if case["backward"]:
-            torch.autograd.backward(out.sum())
-        synchronise(case["device"])
-        return None
-
-    return run
+    return timing.attention(case, module, functools.partial(autocast, numerics, device))
 
 
-def loading(case: Mapping[str, Any]) -> Run:
+def loading(case: Case) -> Run:
     """What a loading process does: reads, augments and stacks a batch of the row's samples, from raw pixels to the grey
     levels that a GPU normalises. ``reference`` resizes whole images before it crops."""
     from benchmarks.speed import scenes  # needs DVC, which `make gpu` does without
@@ -158,24 +144,14 @@ def loading(case: Mapping[str, Any]) -> Run:
     return lambda: collate([samples[next(positions)] for _ in range(case["batch"])])
 
 
-def confusion(case: Mapping[str, Any]) -> Run:
+def confusion(case: Case) -> Run:
     """Adds one image to the confusion matrix."""
-    generator = np.random.default_rng(0)
-    prediction, target = (
-        torch.from_numpy(generator.integers(0, case["classes"], case["size"]).astype(np.uint8)).to(case["device"])
-        for _ in range(2)
-    )
+    prediction, target = timing.label_maps(case).to(case["device"], torch.uint8)
     matrix = Confusion(case["classes"], case["device"])
-
-    def run() -> object:
-        matrix.update(prediction, target)
-        synchronise(case["device"])
-        return None
-
-    return run
+    return lambda: matrix.update(prediction, target)
 
 
-def peak(case: Mapping[str, Any]) -> Run:
+def peak(case: Case) -> Run:
     """What the device can do at best: a matrix product, a convolution, or a copy of float32 numbers."""
     numerics = Numerics.model_validate(case["numerics"])
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[numerics.precision]
@@ -190,14 +166,12 @@ def peak(case: Mapping[str, Any]) -> Run:
 
     def run() -> object:
         with torch.inference_mode(), configured(numerics):
-            compute()
-            synchronise(case["device"])
-        return None
+            return compute()
 
     return run
 
 
-BUILDERS: Mapping[str, Callable[[Mapping[str, Any]], Run]] = {
+BUILDERS: Mapping[str, Build] = {
     "infer": infer,
     "train": train,
     "attention": attention,
@@ -209,4 +183,4 @@ BUILDERS: Mapping[str, Callable[[Mapping[str, Any]], Run]] = {
 if __name__ == "__main__":
     if null.running():
         null.blind()
-    serve(build, {"name": "ours"})
+    timing.serve(build, {"name": "ours"})

@@ -78,7 +78,7 @@ def test_a_row_is_timed_as_its_numbers_were_measured(params):
     assert not any(each.one_by_one for each in found.values())
     request = infer.request(reference, "cuda", 1)
     assert (request["input"], request["one_by_one"], request["test"]["window"]) == ((1025, 2049), True, (769, 769))
-    measured = results.Measured(infer, reference, {0: 2.0})
+    measured = results.Measured(infer, reference, [2.0])
     flop = 8 * flops.count(row.model, 19, (769, 769), all_heads=False).flop
     record = results.record(measured, [measured], results.Peaks({"fp32": 1e12}, 1e10))
     assert float(record["tflop"]) == pytest.approx(flop / 1e12, rel=1e-3)
@@ -101,7 +101,7 @@ def test_the_worker_follows_the_protocol():
 def line(name, seconds, what="infer", numerics=Numerics()):  # noqa: B008
     case = cases.Case(what, "R-50 D8", (64, 64), 2 if what == "train" else 1, R50)
     implementation = cases.Implementation(name, numerics)
-    return results.Measured(case, implementation, dict(enumerate(seconds)), peak_gb=1.5, torch="9.9")
+    return results.Measured(case, implementation, seconds, peak_gb=1.5, torch="9.9")
 
 
 def test_ratios_are_taken_round_by_round():

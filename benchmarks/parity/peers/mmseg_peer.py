@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -82,15 +83,18 @@ def described(model: Any) -> dict[str, Any]:
     }
 
 
+def sample(size: Sequence[int], label: Any = None, original: Sequence[int] | None = None) -> Any:
+    """What the peer knows of an image besides its pixels: its size, that of the result, and the label, H x W, int64."""
+    shapes = {"img_shape": size, "ori_shape": original or size, "pad_shape": size, "padding_size": [0] * 4}
+    result = SegDataSample(metainfo=shapes)
+    if label is not None:
+        result.gt_sem_seg = PixelData(data=torch.as_tensor(label)[None])
+    return result
+
+
 def samples(label: np.ndarray) -> list[Any]:
     """Labels N x H x W as the peer's data samples."""
-    result = []
-    for one in label:
-        sample = SegDataSample()
-        sample.gt_sem_seg = PixelData(data=torch.from_numpy(one)[None])
-        sample.set_metainfo({"img_shape": one.shape, "ori_shape": one.shape, "pad_shape": one.shape})
-        result.append(sample)
-    return result
+    return [sample(one.shape, one) for one in label]
 
 
 MODEL_CASES = {
@@ -309,7 +313,8 @@ def training(folder: Path) -> None:
             losses.append(log["loss"].item())
             wrapper.update_params(total)
             scheduler.step()
-        common.save_training(folder, f"mmseg-{name}", losses, rates, model.state_dict(), described(model))
+        arrays = common.training_arrays(losses, rates, model.state_dict())
+        common.save(folder, f"training-mmseg-{name}", arrays, described(model))
 
 
 STEPS = (models, initialisation, schedule, augmentation, inference, metrics, training)

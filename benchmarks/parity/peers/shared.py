@@ -1,4 +1,4 @@
-"""What both peers do alike. Imported in the peers' environment; :func:`starts` in ours too."""
+"""What both peers do alike. Imported in the peers' environment, and in ours for what both sides do."""
 
 from __future__ import annotations
 
@@ -26,8 +26,7 @@ def keys(model: Any) -> dict[str, list[int]]:
 def prepared(model: Any, case: str | None, dropout: bool = False) -> Any:
     """The network with the shared weights of a case, if there is one; dropout off unless asked for."""
     if case is not None:
-        weights = {key: common.weight(case, key, tuple(shape)) for key, shape in keys(model).items()}
-        model.load_state_dict({key: torch.from_numpy(np.asarray(value)) for key, value in weights.items()})
+        model.load_state_dict(common.weights(case, keys(model)))
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout2d) and not dropout:
             module.p = 0.0
@@ -39,13 +38,20 @@ def save_step(
 ) -> None:
     """Writes logits by ``MODE_HEAD``, and after a backward pass the loss, gradients and batch-norm statistics."""
     loss.backward()
-    gradients = {f"gradient/{key}": value.grad for key, value in model.named_parameters()}
-    buffers = {f"statistic/{k}": v for k, v in model.named_buffers() if k.endswith(("running_mean", "running_var"))}
-    tensors = (gradients | buffers).items()
-    projected = {name: common.projections(name.partition("/")[2], value.numpy()) for name, value in tensors}
-    logits = {name: value.detach().numpy() for name, value in heads.items()}
+    gradients = {key: value.grad for key, value in model.named_parameters()}
+    statistics = {k: v for k, v in model.named_buffers() if k.endswith(("running_mean", "running_var"))}
     meta = {**facts, "shape": shape, "parameters": sum(p.numel() for p in model.parameters())}
-    common.save(folder, f"model-{case}", {**logits, "loss": loss.detach().numpy(), **projected}, meta)
+    common.save(folder, f"model-{case}", step_arrays(heads, loss, gradients, statistics), meta)
+
+
+def step_arrays(
+    heads: dict[str, Any], loss: Any, gradients: dict[str, Any], statistics: dict[str, Any]
+) -> dict[str, np.ndarray]:
+    """What is stored of a step: logits and loss, projections of gradients and statistics by ``KIND/KEY``."""
+    arrays = {name: value.detach().numpy() for name, value in {**heads, "loss": loss}.items()}
+    for kind, tensors in (("gradient", gradients), ("statistic", statistics)):
+        arrays |= {f"{kind}/{key}": common.projections(key, value.numpy()) for key, value in tensors.items()}
+    return arrays
 
 
 def starts(build: Callable[[], Any], first_seed: int = 0) -> dict[str, tuple[float, float, int]]:

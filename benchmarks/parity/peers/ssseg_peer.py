@@ -213,8 +213,8 @@ def training(folder: Path) -> None:
             output.loss.backward()
             losses.append(output.loss.item())
             scheduler.step()
-        meta = described(model, 50, 8, 19)
-        common.save_training(folder, f"ssseg-{name}", losses, rates, model.state_dict(), meta)
+        arrays = common.training_arrays(losses, rates, model.state_dict())
+        common.save(folder, f"training-ssseg-{name}", arrays, described(model, 50, 8, 19))
 
 
 STEPS = (models, initialisation, schedule, augmentation, inference, metrics, training)

@@ -23,7 +23,7 @@ from ssseg.modules.datasets import builder
 from ssseg.modules.datasets.base import BaseDataset
 from ssseg.modules.utils import misc
 
-from benchmarks.rehearsal.peers import stop_with_parent, write_result
+from benchmarks.rehearsal.peers import CLASSES, stop_with_parent, write_result
 
 CONFIG = Path(__file__).with_name("ssseg_camvid.py")
 
@@ -31,9 +31,7 @@ CONFIG = Path(__file__).with_name("ssseg_camvid.py")
 class CamVidDataset(BaseDataset):
     """CamVid: 11 classes, 11 is unlabelled."""
 
-    classnames: ClassVar[list[str]] = [
-        *("sky", "building", "pole", "road", "pavement", "tree", "sign", "fence", "car", "pedestrian", "bicyclist")
-    ]
+    classnames: ClassVar[list[str]] = [*CLASSES]
     num_classes = len(classnames)
     clsid2label: ClassVar[dict[int, int]] = {11: -100}
     printed: ClassVar[dict[str, Any]] = {}
