@@ -18,7 +18,7 @@ import yaml
 
 from benchmarks.parity.environment import prepare_environment
 from benchmarks.rehearsal import page
-from benchmarks.rehearsal.sources import OUT, ROOT, SOURCES, Run, call, identity, images, train
+from benchmarks.rehearsal.sources import OUT, ROOT, SOURCES, Run, call, images, train
 from danet.config.row import Row
 from danet.config.workspace import Workspace
 from danet.core.console import console, report_errors
@@ -99,8 +99,8 @@ def main() -> None:
     runs = {source: [Run(source, seed) for seed in rows[source].seeds] for source in SOURCES}
     # a seed of each source in turn, so that what is there after a while can be compared
     turns = [run for pair in zip(*runs.values(), strict=True) for run in pair]
-    train(turns, python, root, files, jobs=min(2, cpu_cores()))
-    done = {source: [run.finished(identity(source, files)) or {} for run in runs[source]] for source in SOURCES}
+    trained = train(turns, python, root, files, jobs=min(2, cpu_cores()))
+    done = {source: [trained[run] for run in runs[source]] for source in SOURCES}
     dvc("-f", "-s", "download@camvid")
     dvc(*(f"evaluate@{row.name}" for row in rows.values()))
     for source, row in rows.items():

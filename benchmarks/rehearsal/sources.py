@@ -132,32 +132,32 @@ def call(run: Run, python: Path, root: Path, log: Path, *weights: Path) -> dict[
     return result
 
 
-def train(runs: Iterable[Run], python: Path, root: Path, files: dict[str, str], jobs: int) -> None:
-    """Trains the runs that are missing, ``jobs`` at a time, each on one thread."""
+def train(runs: Iterable[Run], python: Path, root: Path, files: dict[str, str], jobs: int) -> dict[Run, dict[str, Any]]:
+    """The scores of the runs; those that are missing train first, ``jobs`` at a time, each on one thread."""
 
-    def one(run: Run) -> None:
+    def one(run: Run) -> dict[str, Any]:
+        of = identity(run.source, files)
+        if (found := run.finished(of)) is not None:
+            return found
         facts, start = collect(), time.monotonic()
         console.print(f"{run.source}, seed {run.seed}: trains by its own program; its log: {run.log.relative_to(ROOT)}")
         result = call(run, python, root, run.log)
-        write_json(
-            run.folder / "scores.json",
-            {
-                "source": run.source,
-                "seed": run.seed,
-                "identity": identity(run.source, files),
-                **result,
-                "curve": run.steps(),
-                "released_sha256": sha256(run.folder / "released.pth"),
-                "commit": facts["commit"] + ("-dirty" if facts["dirty"] else ""),
-                "cpu": facts["cpu"],
-                "threads": 1,
-                "date": facts["date"],
-                "seconds": round(time.monotonic() - start),
-            },
-        )
+        scores = {
+            "source": run.source,
+            "seed": run.seed,
+            "identity": of,
+            **result,
+            "curve": run.steps(),
+            "released_sha256": sha256(run.folder / "released.pth"),
+            "commit": facts["commit"] + ("-dirty" if facts["dirty"] else ""),
+            "cpu": facts["cpu"],
+            "threads": 1,
+            "date": facts["date"],
+            "seconds": round(time.monotonic() - start),
+        }
+        write_json(run.folder / "scores.json", scores)
+        return scores
 
-    missing = [run for run in runs if run.finished(identity(run.source, files)) is None]
     with ThreadPoolExecutor(jobs) as pool:
-        futures = [pool.submit(one, run) for run in missing]
-    for future in futures:
-        future.result()
+        futures = {run: pool.submit(one, run) for run in runs}
+    return {run: future.result() for run, future in futures.items()}

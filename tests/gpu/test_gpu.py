@@ -18,6 +18,7 @@ from torch import Tensor
 from benchmarks import null
 from benchmarks.speed import worker
 from benchmarks.speed.cases import Case, Implementation, profile, published_model
+from benchmarks.speed.timing import PeakMemory
 from benchmarks.trainer import ROW, Noise, short_row, trainer_of
 from danet.config.row import Numerics
 from danet.core.errors import DanetError, Interrupted
@@ -54,13 +55,11 @@ def step_of(numerics: Numerics, size: tuple[int, int] = (512, 1024), what: str =
     return worker.build(case.request(Implementation("", numerics), "cuda", 0))
 
 
-def peak(function: Any) -> int:
-    """Bytes beyond those that were allocated."""
-    torch.cuda.empty_cache()
-    before = torch.cuda.memory_allocated()
-    torch.cuda.reset_peak_memory_stats()
+def peak(function: Any) -> float:
+    """GiB beyond those that were allocated."""
+    memory = PeakMemory("cuda")
     function()
-    return torch.cuda.max_memory_allocated() - before
+    return memory.extra() or 0.0
 
 
 class TestTraining:
@@ -135,7 +134,7 @@ class TestTraining:
         }.items():
             run = step_of(numerics)
             run()
-            found[name] = peak(run) / GIB
+            found[name] = peak(run)
             del run
         assert found["reference"] > found["published"] + 1
         assert found["fast"] < 0.6 * found["published"]
@@ -175,7 +174,7 @@ class TestEvaluation:
         used = peak(lambda: fused_attention(q, k, v))
         assert any("fmha" in name for name in null_cuda.kernels()) == efficient, null_cuda.kernels()
         assert (null_cuda.counts().get("cudnnBackendExecute", 0) == 0) == efficient, null_cuda.counts()
-        assert used < 4096 * 4096, "no map"
+        assert used * GIB < 4096 * 4096, "no map"
 
     @pytest.mark.usefixtures("no_waits")
     @pytest.mark.parametrize("name", [ROW, "mmseg-r50-d8-cityscapes-769x769-40k", METHODS[1]])

@@ -25,6 +25,7 @@ import torch  # noqa: E402
 from mmcv.transforms import Compose, RandomFlip, Resize  # noqa: E402
 from mmengine.config import Config  # noqa: E402
 from mmengine.logging import MMLogger  # noqa: E402
+from mmengine.model import revert_sync_batchnorm  # noqa: E402
 from mmengine.optim import OptimWrapper, PolyLR  # noqa: E402
 from mmengine.structures import PixelData  # noqa: E402
 from mmseg.datasets.transforms import PackSegInputs  # noqa: E402
@@ -48,27 +49,21 @@ VERSIONS = {
 
 
 def config(name: str) -> Any:
-    """The package's own config, with SyncBN replaced by BN (one process) and without the ImageNet weights."""
+    """The package's own config, without the ImageNet weights."""
     settings = Config.fromfile(CONFIGS / f"{name}.py")
-
-    def plain(node: Any) -> None:
-        if isinstance(node, dict):
-            if node.get("type") == "SyncBN":
-                node["type"] = "BN"
-            for value in node.values():
-                plain(value)
-
-    plain(settings.model)
     settings.model.pretrained = None
     return settings
 
 
 def build(settings: Any, case: str | None, dropout: bool = False) -> Any:
-    """The peer's network; with the shared weights if ``case`` is given, else as its own initialisation leaves it."""
+    """The peer's network for one process (BN for SyncBN).
+
+    With the shared weights if ``case`` is given, else as its own initialisation leaves it.
+    """
     model = MODELS.build(copy.deepcopy(settings.model))
     if case is None:
         model.init_weights()
-    return shared.prepared(model, case, dropout)
+    return shared.prepared(revert_sync_batchnorm(model), case, dropout)
 
 
 def described(model: Any) -> dict[str, Any]:

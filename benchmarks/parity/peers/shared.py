@@ -117,13 +117,9 @@ def photometric(values: list[Any]) -> dict[str, Any]:
             result[name] = values.pop(0)
 
     optional("brightness")
-    result["contrast_first"] = bool(values.pop(0))
-    if result["contrast_first"]:
-        optional("contrast")
-    optional("saturation")
-    optional("hue")
-    if not result["contrast_first"]:
-        optional("contrast")
+    first = result["contrast_first"] = bool(values.pop(0))
+    for name in ("contrast", "saturation", "hue") if first else ("saturation", "hue", "contrast"):
+        optional(name)
     return result
 
 
