@@ -37,9 +37,8 @@ import torch
 
 from benchmarks import null
 from benchmarks.speed import cost_page
-from benchmarks.speed.cases import PEER
+from benchmarks.speed.cases import PEER, repository
 from benchmarks.speed.page import finish
-from danet.config.params import load_params
 from danet.config.workspace import Workspace
 from danet.core import provenance
 from danet.core.console import report_errors
@@ -149,7 +148,7 @@ def goals(folder: Path) -> Lines:
             if figure is not None:
                 line["reached"] = "yes" if (figure <= bound) == upper else "no"
         found.append(line)
-    params = load_params(ROOT / "params.yaml")
+    params = repository()
     published = params.published_rows()
     for each in cost.rates(folder):
         hours = [cost.row_cost(row, params, each).hours for row in published]

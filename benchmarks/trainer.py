@@ -11,8 +11,7 @@ import numpy as np
 import torch
 
 from benchmarks import null
-from benchmarks.speed.cases import profile
-from danet.config.params import load_params
+from benchmarks.speed.cases import profile, repository
 from danet.config.row import Row
 from danet.core import provenance
 from danet.core.errors import DanetError
@@ -52,7 +51,7 @@ def short_row(
     name: str, iterations: int, batch: int, crop: tuple[int, int], small: bool = False, **numerics: Any
 ) -> tuple[Row, int]:
     """A row with a short schedule, also on images of about its crop's size, and its number of classes."""
-    params = load_params()
+    params = repository()
     fields = params.row(name).model_dump()
     fields["numerics"] |= numerics
     fields["schedule"] |= {"iterations": iterations, "epochs": None, "batch_size": batch}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -92,9 +93,15 @@ class Case:
         }
 
 
+@functools.cache
+def repository() -> Params:
+    """The rows of this repository's ``params.yaml``, read once."""
+    return load_params(PACKAGE_ROOT / "params.yaml")
+
+
 def profile(name: str, **changes: Any) -> Numerics:
     """A profile of numerics.yaml, with changes."""
-    return load_params(PACKAGE_ROOT / "params.yaml").profiles[name].model_copy(update=changes)
+    return repository().profiles[name].model_copy(update=changes)
 
 
 def implementations(what: str, device: str, own: Numerics | None = None) -> list[Implementation]:
@@ -150,8 +157,7 @@ def shapes(device: str, what: Iterable[str]) -> list[Case]:
         elif subject == "confusion":
             result.append(Case("confusion", "19 classes", (1024, 2048), threads=1))
         elif subject == "loading":
-            rows = map(load_params(PACKAGE_ROOT / "params.yaml").row, LOADED)
-            result += [_loading(row) for row in rows]
+            result += [_loading(repository().row(name)) for name in LOADED]
         else:
             for size in sizes:
                 for backbone, stride in (("resnet50", 8), ("resnet101", 8), ("resnet50", 16), ("resnet101", 16)):
@@ -184,17 +190,8 @@ def _for_cpu(case: Case) -> bool:
 
 def published_model(backbone: str, stride: int, align_corners: bool = False) -> Model:
     """mmsegmentation's DANet."""
-    return Model.model_validate(
-        {
-            "method": "danet",
-            "backbone": backbone,
-            "output_stride": stride,
-            "stem": "deep-32-32-64",
-            "aux_channels": 256,
-            "align_corners": align_corners,
-            "init": "mmsegmentation",
-        }
-    )
+    changes = {"backbone": backbone, "output_stride": stride, "align_corners": align_corners}
+    return repository().row(LOADED[0]).model.model_copy(update=changes)
 
 
 def row_cases(row: Row, params: Params, what: Iterable[str]) -> list[Case]:

@@ -13,10 +13,9 @@ import torch
 
 from benchmarks import null
 from benchmarks.speed import timing
+from benchmarks.speed.cases import repository
 from benchmarks.speed.timing import Build, Case, Run
-from danet.config.params import load_params
 from danet.config.row import Loss, Model, Numerics, Optimizer, Test
-from danet.core.provenance import PACKAGE_ROOT
 from danet.data.loader import TrainingSet, collate
 from danet.data.prepared import PreparedDataset
 from danet.evaluation.inference import Predictor
@@ -136,7 +135,7 @@ def loading(case: Case) -> Run:
     from benchmarks.speed import scenes  # needs DVC, which `make gpu` does without
 
     cv2.setNumThreads(1)
-    row = load_params(PACKAGE_ROOT / "params.yaml").row(case["network"])
+    row = repository().row(case["network"])
     lazy = Numerics.model_validate(case["numerics"]).attention == "fused"
     dataset = PreparedDataset(scenes.prepare(), "train")
     samples = TrainingSet(dataset, row.augment, seed=0, lazy=lazy)

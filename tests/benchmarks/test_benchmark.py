@@ -11,7 +11,6 @@ import torch
 from benchmarks import estimates, gpu
 from benchmarks.parity import environment
 from benchmarks.speed import cases, cost_page, page, results, rounds, worker
-from danet.config.params import load_params
 from danet.config.row import Numerics, Test
 from danet.core import provenance
 from danet.core.text import duration
@@ -23,7 +22,7 @@ R50 = cases.published_model("resnet50", 8)
 
 @pytest.fixture(scope="module")
 def params():
-    return load_params(ROOT / "params.yaml")
+    return cases.repository()
 
 
 @pytest.mark.parametrize(("size", "tflop"), [((512, 512), 0.44), ((512, 1024), 0.92), ((1024, 2048), 4.6)])
