@@ -19,7 +19,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_leaves
 
-from benchmarks.speed.cases import PACKAGE_ROOT, Case, published_model
+from benchmarks.speed.cases import PACKAGE_ROOT, Case, danet
 from danet.core.files import write_text
 from danet.evaluation.flops import Counter, size_text
 from danet.models import build_model
@@ -39,12 +39,8 @@ BYTES: Final = 4e12
 HALF: Final = 2
 """Bytes of a number."""
 CASES: Final = (
-    *(
-        Case("train", f"R-{depth} D8", (512, 1024), batch, published_model(f"resnet{depth}", 8))
-        for depth in (50, 101)
-        for batch in (2, 8)
-    ),
-    *(Case("infer", f"R-{depth} D8", (1024, 2048), 1, published_model(f"resnet{depth}", 8)) for depth in (50, 101)),
+    *(danet("train", depth, 8, (512, 1024), batch) for depth in (50, 101) for batch in (2, 8)),
+    *(danet("infer", depth, 8, (1024, 2048)) for depth in (50, 101)),
 )
 GROUPS: Final = ("convolutions", "normalisation", "attention map", "resize, loss", "optimizer", "all others")
 

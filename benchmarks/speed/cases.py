@@ -159,21 +159,12 @@ def shapes(device: str, what: Iterable[str]) -> list[Case]:
         elif subject == "loading":
             result += [_loading(repository().row(name)) for name in LOADED]
         else:
-            for size in sizes:
-                for backbone, stride in (("resnet50", 8), ("resnet101", 8), ("resnet50", 16), ("resnet101", 16)):
-                    case = Case(
-                        subject,
-                        f"R-{backbone.removeprefix('resnet')} D{stride}",
-                        size,
-                        batch=2 if subject == "train" else 1,
-                        model=published_model(backbone, stride, align_corners=size == (769, 769)),
-                    )
-                    if device != "cpu" or _for_cpu(case):
-                        result.append(case)
-            if subject == "train" and device == "cpu":
-                result.insert(0, Case("train", "R-50 D8", (256, 256), 2, published_model("resnet50", 8)))
-            elif subject == "train":
-                result.append(Case("train", "R-50 D8", (512, 1024), 8, published_model("resnet50", 8)))
+            batch, networks = 2 if subject == "train" else 1, ((50, 8), (101, 8), (50, 16), (101, 16))
+            grid = [danet(subject, *network, size, batch) for size in sizes for network in networks]
+            result += [case for case in grid if device != "cpu" or _for_cpu(case)]
+            if subject == "train":
+                size, batch = ((256, 256), 2) if device == "cpu" else ((512, 1024), 8)
+                result.append(danet("train", 50, 8, size, batch))
     return result
 
 
@@ -188,10 +179,11 @@ def _for_cpu(case: Case) -> bool:
     return small or (wide and case.network in ("R-50 D8", "R-50 D16")) or (whole and case.network == "R-50 D8")
 
 
-def published_model(backbone: str, stride: int, align_corners: bool = False) -> Model:
-    """mmsegmentation's DANet."""
-    changes = {"backbone": backbone, "output_stride": stride, "align_corners": align_corners}
-    return repository().row(LOADED[0]).model.model_copy(update=changes)
+def danet(what: str, depth: int, stride: int, size: Size, batch: int = 1, **more: Any) -> Case:
+    """A case of mmsegmentation's DANet, which aligns corners at 769x769 alone."""
+    changes = {"backbone": f"resnet{depth}", "output_stride": stride, "align_corners": size == (769, 769)}
+    model = repository().row(LOADED[0]).model.model_copy(update=changes)
+    return Case(what, f"R-{depth} D{stride}", size, batch, model, **more)
 
 
 def row_cases(row: Row, params: Params, what: Iterable[str]) -> list[Case]:

@@ -90,9 +90,7 @@ def label_maps(case: Case) -> Tensor:
     return torch.randint(case["classes"], (2, *case["size"]), generator=generator)
 
 
-def attention(
-    case: Mapping[str, Any], module: torch.nn.Module, precision: Callable[[], AbstractContextManager[object]]
-) -> Run:
+def attention(case: Case, module: torch.nn.Module, precision: Callable[[], AbstractContextManager[object]]) -> Run:
     """A position attention of 512 channels alone, forward and, with ``backward``, backward."""
     x = torch.randn((1, 512, *case["size"]), generator=torch.Generator().manual_seed(0))
     x = (0.1 * x).to(case["device"]).requires_grad_(case["backward"])

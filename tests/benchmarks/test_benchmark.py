@@ -17,7 +17,7 @@ from danet.core.text import duration
 from danet.evaluation import cost, flops
 
 ROOT = provenance.PACKAGE_ROOT
-R50 = cases.published_model("resnet50", 8)
+R50 = cases.danet("infer", 50, 8, (64, 64)).model
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +88,7 @@ def test_a_row_is_timed_as_its_numbers_were_measured(params):
 def test_the_worker_follows_the_protocol():
     """Resized before the clock starts, two windows, and a label map of the image's own size."""
     test = Test(resize="fit", scale=(32, 48), mode="slide", window=(32, 32), stride=(32, 32))
-    case = cases.Case("infer", "R-50 D16", (48, 72), 1, cases.published_model("resnet50", 16), threads=1, test=test)
+    case = cases.danet("infer", 50, 16, (48, 72), threads=1, test=test)
     request = json.loads(json.dumps(case.request(cases.implementations("infer", "cpu")[0], "cpu", 1)))
     assert request["input"] == [32, 48]
     threads = torch.get_num_threads()
@@ -98,7 +98,7 @@ def test_the_worker_follows_the_protocol():
 
 
 def line(name, seconds, what="infer", numerics=Numerics()):  # noqa: B008
-    case = cases.Case(what, "R-50 D8", (64, 64), 2 if what == "train" else 1, R50)
+    case = cases.danet(what, 50, 8, (64, 64), 2 if what == "train" else 1)
     implementation = cases.Implementation(name, numerics)
     return results.Measured(case, implementation, seconds, peak_gb=1.5, torch="9.9")
 
@@ -183,7 +183,7 @@ def test_a_row_has_the_hours_of_a_profile_that_computes_as_it_does(params):
 def test_estimates_count_what_the_network_computes():
     """On fake tensors, as on the meta device: a prediction's operations, and of a step at most three times as many."""
     for what, batch in (("infer", 1), ("train", 2)):
-        case = cases.Case(what, "R-50 D8", (64, 128), batch, R50)
+        case = cases.danet(what, 50, 8, (64, 128), batch)
         work = estimates.plain(case)
         forward = flops.count(R50, 19, (64, 128), batch, all_heads=what == "train").flop
         assert work.flop == forward if what == "infer" else 2.9 * forward < work.flop < 3 * forward
@@ -193,7 +193,7 @@ def test_estimates_count_what_the_network_computes():
 
 
 def test_worker_answers_and_reports_what_fails():
-    case = cases.Case("infer", "R-50 D16", (32, 32), 1, cases.published_model("resnet50", 16), threads=1)
+    case = cases.danet("infer", 50, 16, (32, 32), threads=1)
     implementation = cases.implementations("infer", "cpu")[0]
     requests = [
         {"op": "prepare", "case": case.request(implementation, "cpu", 1)}, {"op": "time"}, {"op": "finish"},

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from benchmarks import null
 from benchmarks.speed import worker
-from benchmarks.speed.cases import Case, Implementation, profile, published_model
+from benchmarks.speed.cases import Implementation, danet, profile
 from benchmarks.speed.timing import PeakMemory
 from benchmarks.trainer import ROW, Noise, short_row, trainer_of
 from danet.config.row import Numerics
@@ -51,7 +51,7 @@ def no_waits() -> Iterator[None]:
 
 def step_of(numerics: Numerics, size: tuple[int, int] = (512, 1024), what: str = "train", batch: int = 2) -> Any:
     """R-50 D8, once."""
-    case = Case(what, "R-50 D8", size, batch, published_model("resnet50", 8))
+    case = danet(what, 50, 8, size, batch)
     return worker.build(case.request(Implementation("", numerics), "cuda", 0))
 
 
