@@ -1,10 +1,13 @@
-"""Parameters for tests: the repository's, to be changed and used or written."""
+"""Parameters for tests: the repository's, as they are, or to be changed and used or written."""
 
 from pathlib import Path
 
+from danet.config.params import load_params
 from danet.config.yaml import read_raw
 
 ROOT = Path(__file__).parents[1]
+PARAMS = load_params(ROOT / "params.yaml")
+"""Read once, for it takes most of a second; no test changes it."""
 
 
 def raw_params(*, released=True, rows=()):

@@ -14,7 +14,7 @@ from danet.config.params import load_params
 from danet.evaluation.predict import predict_files
 from danet.models import build_model
 from danet.weights.ours import save_model
-from tests.parameters import ROOT
+from tests.parameters import PARAMS, ROOT
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 TEXTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -28,7 +28,7 @@ def measured(table, file):
 
 
 def test_the_first_screen_counts_what_is_there():
-    params = load_params(ROOT / "params.yaml")
+    params = PARAMS
     rows, retrained, verified = (
         sum(len(params.table_rows(table)) for table in TABLES),
         sum(measured(table, "evaluation.json") for table in TABLES),
@@ -46,7 +46,7 @@ def test_camvid_is_given_as_in_the_reports():
 
 @pytest.mark.parametrize("table", TABLES)
 def test_published_and_measured(table):
-    rows = load_params(ROOT / "params.yaml").table_rows(table)
+    rows = PARAMS.table_rows(table)
     cells = [str(len(rows))]
     for dataset in DATASETS:
         here = [row.name for row in rows if row.dataset == dataset]

@@ -8,14 +8,13 @@ from dataclasses import replace
 import pytest
 
 from danet.cli import doctor
-from danet.config.params import load_params
 from danet.config.workspace import Workspace
 from danet.config.yaml import write_raw
 from danet.data.raw import download_dataset
 from danet.data.registry import ADAPTERS
 from danet.evaluation import cost
 from tests.data.samples import camvid_spec, camvid_tree, prepare, zip_of
-from tests.parameters import ROOT, raw_params
+from tests.parameters import PARAMS, ROOT, raw_params
 
 pytestmark = pytest.mark.usefixtures("no_environment")
 
@@ -54,7 +53,7 @@ def test_sizes(tmp_path, monkeypatch):
     out = prepare(camvid_tree(tmp_path / "tree", 1, (512, 1024)), spec, tmp_path)
     written = sum(path.stat().st_size for path in out.iterdir())
     assert doctor.disk_gb(spec)[1] * 1e9 == pytest.approx(written, rel=0.001)
-    cityscapes = load_params(ROOT / "params.yaml").dataset("cityscapes")
+    cityscapes = PARAMS.dataset("cityscapes")
     assert round(doctor.disk_gb(cityscapes)[1]) == 39
 
 

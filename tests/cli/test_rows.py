@@ -10,9 +10,8 @@ import yaml
 from typer.testing import CliRunner
 
 from danet.cli.app import app
-from danet.config.params import load_params
 from danet.config.yaml import write_raw
-from tests.parameters import ROOT, raw_params
+from tests.parameters import PARAMS, ROOT, raw_params
 
 
 def rows(*options):
@@ -32,7 +31,7 @@ def test_names_and_numbers_are_whole():
     lines = re.sub(r"\x1b\[[0-9;]*m", "", result.stdout).splitlines()
     assert max(map(len, lines)) <= columns
     records = json.loads(rows("--format", "json"))
-    assert len(records) == len(load_params(ROOT / "params.yaml").rows)
+    assert len(records) == len(PARAMS.rows)
     for record in records:
         (line,) = [line.split() for line in lines if line.split()[:1] == [record["name"]]]
         if (miou := record["published"]["miou"]) is not None:
@@ -68,7 +67,7 @@ def test_an_unknown_row_gets_three_names():
     result = CliRunner().invoke(app, ["rows", "--workspace", str(ROOT), "mmseg-r50"])
     hint = str(result.exception).partition("did you mean ")[2].rstrip("?").split(", ")
     assert len(hint) == 3
-    assert set(hint) <= set(load_params(ROOT / "params.yaml").rows)
+    assert set(hint) <= set(PARAMS.rows)
 
 
 def test_a_row_of_the_demo_is_found_where_it_is(tmp_path):

@@ -5,10 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from danet.config.params import load_params
 from danet.config.row import NEUTRAL, Row
 from danet.results.identity import flat
-from tests.parameters import ROOT
+from tests.parameters import PARAMS
 
 GOLDEN = Path(__file__).with_name("golden_rows.json")
 
@@ -16,7 +15,7 @@ GOLDEN = Path(__file__).with_name("golden_rows.json")
 def current():
     return {
         name: {"hash": row.hash, "train_hash": row.train_hash, "settings": row.settings}
-        for name, row in load_params(ROOT / "params.yaml").rows.items()
+        for name, row in PARAMS.rows.items()
     }
 
 
@@ -49,7 +48,7 @@ def _other(value):
 @pytest.mark.parametrize("name", ["mmseg-r50-d8-cityscapes-769x769-40k", "official-danet-r101-d8-cityscapes"])
 def test_every_setting_moves_a_hash(name):
     """Altered one by one, defaults too: testing settings move the row's hash, all others both."""
-    row = load_params(ROOT / "params.yaml").row(name)
+    row = PARAMS.row(name)
 
     class Altered(Row):
         place: str = ""
@@ -76,7 +75,7 @@ def test_every_setting_moves_a_hash(name):
 
 
 def test_every_testing_setting_moves_the_hash_alone():
-    row = load_params(ROOT / "params.yaml").row("mmseg-r50-d8-ade20k-80k")
+    row = PARAMS.row("mmseg-r50-d8-ade20k-80k")
     changes = [
         {"val_split": "train"},
         {"test": row.test.model_copy(update={"flip": True})},
@@ -93,7 +92,7 @@ def test_every_testing_setting_moves_the_hash_alone():
 
 
 def test_text_for_the_reader_moves_nothing():
-    row = load_params(ROOT / "params.yaml").row("camvid-r50-d8")
+    row = PARAMS.row("camvid-r50-d8")
     for change in ({"protocol": "other words"}, {"notes": ("a note",)}, {"seeds": (0, 1)}, {"val_interval": 50}):
         other = row.model_copy(update=change)
         assert (other.train_hash, other.hash) == (row.train_hash, row.hash), change

@@ -3,10 +3,9 @@
 import pytest
 import yaml
 
-from danet.config.params import load_params
 from danet.config.published import check_published, load_published, published
 from danet.core.errors import ConfigError
-from tests.parameters import ROOT
+from tests.parameters import PARAMS, ROOT
 
 NUMBERS = ("miou", "miou_ms_flip", "aacc", "aacc_ms", "memory_gb", "fps")
 
@@ -35,11 +34,10 @@ def test_hand_checked_numbers(row, numbers):
 
 
 def test_every_number_belongs_to_a_row_and_every_row_has_an_entry():
-    params = load_params(ROOT / "params.yaml")
     raw = yaml.safe_load((ROOT / "benchmarks" / "published.yaml").read_text())
     read = {name: entry.model_dump(mode="json", exclude_unset=True) for name, entry in load_published().items()}
     assert read == raw
-    assert set(raw) <= set(params.rows)
+    assert set(raw) <= set(PARAMS.rows)
     assert len(raw) == 16 + 12 + 2 + 1 + 2  # the last two are the rehearsal's
 
 
@@ -60,13 +58,12 @@ def test_wrong_entries_are_named(tmp_path, text, message):
 
 
 def test_renamed_rows_cannot_lose_their_numbers(tmp_path):
-    params = load_params(ROOT / "params.yaml")
     path = tmp_path / "published.yaml"
     raw = yaml.safe_load((ROOT / "benchmarks" / "published.yaml").read_text())
     del raw["ssseg-r50-d16-voc2012"]
     path.write_text(yaml.safe_dump(raw))
     with pytest.raises(ConfigError, match="ssseg-r50-d16-voc2012"):
-        check_published("sssegmentation", params, path)
-    check_published("official", params, path)
+        check_published("sssegmentation", PARAMS, path)
+    check_published("official", PARAMS, path)
     with pytest.raises(ConfigError, match="cannot be read"):
         load_published(tmp_path / "missing.yaml")

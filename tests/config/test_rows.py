@@ -11,17 +11,12 @@ from torch.utils.data import DataLoader, DistributedSampler
 from danet.config.params import Params, load_params, merge
 from danet.config.yaml import write_raw
 from danet.core.errors import ConfigError
-from tests.parameters import ROOT, raw_params
+from tests.parameters import PARAMS, raw_params
 
 
 @pytest.fixture(scope="module")
 def raw():
     return raw_params()
-
-
-@pytest.fixture(scope="module")
-def params():
-    return load_params(ROOT / "params.yaml")
 
 
 SOURCES_WITH_WEIGHTS = {"mmsegmentation", "sssegmentation", "official"}
@@ -34,8 +29,8 @@ def changed(raw, row, **over):
     return Params(data, Path("params.yaml"))
 
 
-def test_every_table_has_the_rows_its_source_publishes(params):
-    counts = {table: len(params.table_rows(table)) for table in params.tables}
+def test_every_table_has_the_rows_its_source_publishes():
+    counts = {table: len(PARAMS.table_rows(table)) for table in PARAMS.tables}
     assert counts.pop("rehearsal") == 2
     assert counts == {"mmsegmentation": 16, "sssegmentation": 12, "official": 2, "clusterdanet": 1, "camvid": 8}
 
@@ -50,8 +45,8 @@ def test_every_table_has_the_rows_its_source_publishes(params):
         ("mmseg-r50-d8-voc2012-20k", 10582, 20000),
     ],
 )
-def test_schedule_lengths(params, row, samples, total):
-    assert params.row(row).schedule.total_iterations(samples) == total
+def test_schedule_lengths(row, samples, total):
+    assert PARAMS.row(row).schedule.total_iterations(samples) == total
 
 
 @pytest.mark.parametrize("gpus", [4, 8])
@@ -60,59 +55,56 @@ def test_sssegmentation_s_gpus_move_the_loss_and_not_the_length(raw, gpus, datas
     """Counted by PyTorch's own sampler and loader, as each of the source's processes has them."""
     name = f"ssseg-r50-d8-{dataset}"
     row = changed(raw, name, loss={"replicas": gpus}, schedule={"replicas": gpus}).row(name)
-    samples = range(Params(raw, Path("params.yaml")).dataset(dataset).counts[row.train_split])
+    samples = range(PARAMS.dataset(dataset).counts[row.train_split])
     sampler = DistributedSampler(samples, num_replicas=gpus, rank=gpus - 1)
     loader = DataLoader(samples, row.schedule.batch_size // gpus, sampler=sampler, drop_last=True)
     assert row.schedule.iterations_per_epoch(len(samples)) == len(loader) == per_epoch
-    published = changed(raw, name).row(name)
+    published = PARAMS.row(name)
     assert (published.loss.replicas, published.schedule.replicas) == (4, 4)
 
 
-def test_imagenet_files_carry_the_digits_of_their_checksum(params):
-    named = {name: entry for name, entry in params.weights.items() if entry.file is not None}
+def test_imagenet_files_carry_the_digits_of_their_checksum():
+    named = {name: entry for name, entry in PARAMS.weights.items() if entry.file is not None}
     assert len(named) == 4
     for entry in named.values():
         digits = str(entry.file).rpartition("-")[2].partition(".")[0]
         assert str(entry.checksum).partition(":")[2].startswith(digits)
         assert str(entry.url).endswith(f"/{entry.file}")
     # model_store.py of the commit that still holds DRANet's network calls the deep-stem ResNet-101 so
-    dranet = params.imagenet(params.row("official-dranet-r101-d8-cityscapes").weights)
+    dranet = PARAMS.imagenet(PARAMS.row("official-dranet-r101-d8-cityscapes").weights)
     assert dranet.checksum == "sha1:2a57e44de9c853fa015b172309a1ee7e2d0e4e2a"
 
 
-def test_clusterdanet_is_tested_at_six_scales_with_flip(params):
-    test = params.row("clusterdanet-r101-d8-voc2012").test
+def test_clusterdanet_is_tested_at_six_scales_with_flip():
+    test = PARAMS.row("clusterdanet-r101-d8-voc2012").test
     assert test.multi_scale is not None
     assert test.multi_scale.scales == (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
     assert (test.flip, test.multi_scale.flip, test.score, test.absent_class) == (True, True, "exp", "zero")
     assert (test.window, test.stride, test.multi_scale.window) == ((480, 480), (320, 320), None)
 
 
-def test_protocols_differ_where_the_sources_do(params):
-    mmseg, ssseg = params.row("mmseg-r50-d8-voc2012-20k"), params.row("ssseg-r50-d8-voc2012")
-    official = params.row("official-danet-r101-d8-cityscapes")
+def test_protocols_differ_where_the_sources_do():
+    mmseg, ssseg = PARAMS.row("mmseg-r50-d8-voc2012-20k"), PARAMS.row("ssseg-r50-d8-voc2012")
+    official = PARAMS.row("official-danet-r101-d8-cityscapes")
     assert (mmseg.loss.average, ssseg.loss.average, official.loss.average) == ("all", "valid", "valid")
     assert (mmseg.model.pam_bias, ssseg.model.pam_bias) == (True, False)
     assert (mmseg.model.aux_channels, ssseg.model.aux_channels, official.model.aux_channels) == (256, 512, None)
     assert (mmseg.test.absent_class, official.test.absent_class) == ("skip", "zero")
     assert official.test.flip
     assert not mmseg.test.flip
-    wide = {row.name for row in params.rows.values() if row.test.placement == "shift-padded"}
-    assert wide == {row.name for row in params.table_rows("mmsegmentation") if row.augment.crop_size == (769, 769)}
+    wide = {row.name for row in PARAMS.rows.values() if row.test.placement == "shift-padded"}
+    assert wide == {row.name for row in PARAMS.table_rows("mmsegmentation") if row.augment.crop_size == (769, 769)}
     assert len(wide) == 4
     assert official.optimizer.head_lr_multiplier == 10
     assert official.model.multi_grid == (4, 8, 16)
-    assert params.row("mmseg-r50-d8-cityscapes-769x769-40k").model.align_corners
-    assert not params.row("mmseg-r50-d8-cityscapes-512x1024-40k").model.align_corners
-    assert params.row("clusterdanet-r101-d8-voc2012").train_split == "trainval"
+    assert PARAMS.row("mmseg-r50-d8-cityscapes-769x769-40k").model.align_corners
+    assert not PARAMS.row("mmseg-r50-d8-cityscapes-512x1024-40k").model.align_corners
+    assert PARAMS.row("clusterdanet-r101-d8-voc2012").train_split == "trainval"
 
 
 def test_the_1x_variant_differs_from_0x_in_three_ways(raw):
     name = "mmseg-r50-d8-voc2012-20k"
-    data = {**copy.deepcopy(raw), "submissions": {}, "released": {}, "rows": {name: raw["rows"][name]}}
-    old = Params(data, Path("params.yaml")).row(name)
-    data["rows"] = {name: raw["rows"][name] | {"settings": "1x-voc2012"}}
-    new = Params(data, Path("params.yaml")).row(name)
+    old, new = PARAMS.row(name), changed(raw, name, settings="1x-voc2012").row(name)
     assert (old.schedule.denominator, new.schedule.denominator) == ("T", "T-1")
     assert (old.augment.pad.image, new.augment.pad.image) == ("mean", "black")
     assert old.test.multi_scale is not None
@@ -201,11 +193,11 @@ def test_wrong_settings_are_blamed_in_their_own_file(raw, place, value, message)
         Params(data, Path("params.yaml"))
 
 
-def test_parameters_survive_being_written(raw, params, tmp_path):
+def test_parameters_survive_being_written(raw, tmp_path):
     write_raw(raw, tmp_path, note="for a test")
     again = load_params(tmp_path / "params.yaml")
-    assert {row.name: row.hash for row in again.rows.values()} == {row.name: row.hash for row in params.rows.values()}
-    assert again.released == params.released
+    assert {row.name: row.hash for row in again.rows.values()} == {row.name: row.hash for row in PARAMS.rows.values()}
+    assert again.released == PARAMS.released
     (tmp_path / "params.yaml").write_text("recipes: {}\nrows: {}\n")
     with pytest.raises(ConfigError, match="'recipes' belongs in recipes/"):
         load_params(tmp_path / "params.yaml")
@@ -220,14 +212,14 @@ def test_names_that_could_reach_a_shell_are_refused(raw, section):
         assert len(str(error.value)) < 500
 
 
-def test_released_weights_belong_to_rows(raw, params):
-    assert set(params.released) == {row.name for row in params.rows.values() if row.source in SOURCES_WITH_WEIGHTS}
-    for name, entry in params.released.items():
+def test_released_weights_belong_to_rows(raw):
+    assert set(PARAMS.released) == {row.name for row in PARAMS.rows.values() if row.source in SOURCES_WITH_WEIGHTS}
+    for name, entry in PARAMS.released.items():
         if entry.command:  # made on this machine: the rehearsal's
             assert (entry.url, entry.checksum) == (None, None)
             continue
         digits = entry.file.rpartition("-")[2].removesuffix(".pth")
-        assert entry.checksum == (f"sha256:{digits}" if params.row(name).source == "mmsegmentation" else None)
+        assert entry.checksum == (f"sha256:{digits}" if PARAMS.row(name).source == "mmsegmentation" else None)
     data = copy.deepcopy(raw)
     data["released"]["no-such-row"] = data["released"]["ssseg-r50-d8-voc2012"]
     with pytest.raises(ConfigError, match=r"released\.no-such-row: no such row"):
@@ -236,7 +228,7 @@ def test_released_weights_belong_to_rows(raw, params):
 
 def test_a_profile_is_chosen_for_all_rows_or_for_one(raw):
     row = "mmseg-r50-d8-cityscapes-769x769-40k"
-    published, whole = changed(raw, row).row(row), changed(raw | {"numerics": "fast"}, row).row(row)
+    published, whole = PARAMS.row(row), changed(raw | {"numerics": "fast"}, row).row(row)
     own = changed(raw, row, numerics="fast").row(row)
     assert own.numerics == whole.numerics != published.numerics
     assert (published.profile, own.profile, own.hash) == ("published", "fast", whole.hash)
@@ -247,7 +239,7 @@ def test_a_profile_is_chosen_for_all_rows_or_for_one(raw):
 
 def test_a_stage_s_revision_moves_the_hash_of_what_it_computes(raw):
     row = "mmseg-r50-d8-cityscapes-769x769-40k"
-    base = changed(raw, row).row(row)
+    base = PARAMS.row(row)
     assert changed(raw, row, runtime={"workers": 7}).row(row).hash == base.hash
     for stage, expected in (("train", (True, True)), ("evaluate", (False, True)), ("convert", (False, False))):
         other = copy.deepcopy(raw)

@@ -10,14 +10,14 @@ import psutil
 import pytest
 import torch
 
-from danet.config.params import load_params
 from danet.core.errors import ConfigError, DataError, TrainingError
 from danet.data.loader import TrainingSet, batch_stream, collate, own_positions
 from danet.data.prefetch import Normaliser
 from tests.data.test_transforms import small
+from tests.parameters import PARAMS
 from tests.training.fakes import Images
 
-AUGMENT = small(load_params().row("mmseg-r50-d8-cityscapes-512x1024-40k").augment, crop=(24, 32), scale=(32, 48))
+AUGMENT = small(PARAMS.row("mmseg-r50-d8-cityscapes-512x1024-40k").augment, crop=(24, 32), scale=(32, 48))
 
 
 def stream(**changes):

@@ -8,11 +8,10 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from danet.config.params import load_params
 from danet.data import transforms as T
 from danet.data.prefetch import Normaliser
+from tests.parameters import PARAMS
 
-PARAMS = load_params()
 MMSEG = PARAMS.row("mmseg-r50-d8-cityscapes-512x1024-40k").augment
 SSSEG = PARAMS.row("ssseg-r50-d8-cityscapes").augment
 OFFICIAL = PARAMS.row("official-danet-r101-d8-cityscapes").augment

@@ -3,18 +3,18 @@
 import pytest
 import torch
 
-from danet.config.params import load_params
 from danet.config.row import MultiScale, Runtime, Test
 from danet.config.workspace import Workspace
 from danet.evaluation import evaluate
 from danet.evaluation.evaluate import evaluate_row
 from danet.results.measured import read
 from tests.evaluation.fakes import CLASSES, Shades, stand_in
+from tests.parameters import PARAMS
 from tests.seeds import keep_seed
 
 
 def test_both_are_evaluated_and_stand_in_one_run(tmp_path, monkeypatch):
-    row = load_params().row("camvid-r50-d8")
+    row = PARAMS.row("camvid-r50-d8")
     multi = MultiScale(scales=(1.0,), flip=True)
     runtime = Runtime(workers=0, overlays=1)
     changes = {"test": Test(multi_scale=multi), "runtime": runtime, "checkpoint": "best-on-val", "seeds": (3, 5)}
@@ -39,7 +39,7 @@ def test_both_are_evaluated_and_stand_in_one_run(tmp_path, monkeypatch):
     assert (first.best_on_val.iteration, second.best_on_val.iteration) == (103, 105)
     assert first.modes.accuracies["miou"] == pytest.approx(50) == result.means.miou
     assert first.best_on_val.modes.accuracies["miou"] == first.best_on_val.modes.accuracies["miou_ms_flip"] == 100
-    measured = read(row, load_params(), space)
+    measured = read(row, PARAMS, space)
     assert not measured.problems
     assert measured.best_on_val["miou"] == measured.best_on_val["miou_ms_flip"] == 100
     assert measured.accuracies["miou"].values == (50, 50)

@@ -1,16 +1,14 @@
-from pathlib import Path
-
 import numpy as np
 import pytest
 from PIL import Image
 
-from danet.config.params import load_params
 from danet.core.errors import DataError
 from danet.data.loader import TrainingSet
 from danet.data.prepared import PreparedDataset
 from danet.evaluation import browse
 from danet.evaluation.browse import browse_dataset, browse_row, contact_sheet
 from tests.data.samples import camvid_spec, camvid_tree, prepare
+from tests.parameters import PARAMS
 
 PALETTE = ((10, 20, 30), (200, 100, 0))
 CLASSES = ("first", "second")
@@ -48,7 +46,7 @@ def test_browse_dataset(tmp_path):
 
 def test_browse_row_shows_what_the_row_trains_on(tmp_path, monkeypatch):
     out = prepare(camvid_tree(tmp_path / "tree", 5), camvid_spec(5), tmp_path)
-    row = load_params(Path(__file__).parents[2] / "params.yaml").row("camvid-r50-d8-short")
+    row = PARAMS.row("camvid-r50-d8-short")
     shown = []
     monkeypatch.setattr(browse, "contact_sheet", lambda samples, *_: shown.extend(samples))
     browse_row(row, out, "train", 7, tmp_path / "sheet.png", seed=3)

@@ -8,7 +8,6 @@ import pytest
 import torch
 from PIL import Image
 
-from danet.config.params import load_params
 from danet.config.row import MultiScale, Runtime, Test
 from danet.config.workspace import Workspace
 from danet.core.errors import CheckpointError, DataError
@@ -20,12 +19,13 @@ from danet.results.schema import EvaluationFile, load
 from danet.results.scores import scores
 from tests.evaluation.fakes import EXPECTED, Reader, Shades, Unlabelled, tree
 from tests.launching import launch
+from tests.parameters import PARAMS
 from tests.seeds import keep_seed
 
 
 @pytest.fixture
 def row():
-    plain = load_params("params.yaml").row("camvid-r50-d8")
+    plain = PARAMS.row("camvid-r50-d8")
     test = Test(multi_scale=MultiScale(scales=(1.0,), flip=True))
     runtime = Runtime(workers=2, overlays=2)
     return plain.model_copy(update={"test": test, "runtime": runtime, "seeds": (3, 5)})

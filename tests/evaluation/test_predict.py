@@ -7,11 +7,11 @@ import torch
 from PIL import Image
 from torch import nn
 
-from danet.config.params import load_params
 from danet.config.row import MultiScale, Test
 from danet.core.errors import ConfigError, DanetError, DataError
 from danet.data.registry import ADAPTERS
 from danet.evaluation import predict
+from tests.parameters import PARAMS
 
 
 class Brightness(nn.Module):
@@ -29,7 +29,7 @@ class Brightness(nn.Module):
 
 @pytest.fixture
 def row():
-    plain = load_params("params.yaml").row("camvid-r50-d8")
+    plain = PARAMS.row("camvid-r50-d8")
     return plain.model_copy(update={"test": Test()})
 
 

@@ -4,19 +4,18 @@ import shutil
 
 import pytest
 
-from danet.config.params import load_params
 from danet.config.row import Runtime, Test
 from danet.core import provenance
 from danet.evaluation import subject
 from danet.evaluation.evaluate import evaluate_row
 from tests.evaluation.fakes import Shades, tree
-from tests.parameters import ROOT
+from tests.parameters import PARAMS
 from tests.seeds import keep_seed
 
 
 @pytest.fixture
 def row():
-    plain = load_params(ROOT / "params.yaml").row("camvid-r50-d8")
+    plain = PARAMS.row("camvid-r50-d8")
     runtime = Runtime(workers=0, overlays=1, benchmark_images=2)
     return plain.model_copy(update={"test": Test(), "runtime": runtime, "seeds": (3,)})
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from danet.config import published
-from danet.config.params import PROTOCOL, Dataset, load_params, merge
+from danet.config.params import PROTOCOL, Dataset, merge
 from danet.config.workspace import Workspace
 from danet.config.yaml import read_raw, write_raw
 from danet.core.errors import CheckpointError, ConfigError, DownloadError
@@ -29,7 +29,7 @@ from danet.weights.exchange import export_weights, import_weights
 from danet.weights.fetch import fetch_released, stored
 from danet.weights.ours import metadata_of, save_model
 from pipelines.demo.scenes import Sizes, make_archives
-from tests.parameters import ROOT, raw_params
+from tests.parameters import PARAMS, ROOT, raw_params
 from tests.seeds import keep_seed
 
 WHOLE = {"resize": "none", "mode": "whole", "window": None, "stride": None, "multi_scale": None}
@@ -234,6 +234,6 @@ def test_submission_is_what_the_official_script_finds_and_reads(workspace, tmp_p
 
 
 def test_submission_is_for_cityscapes(workspace, tmp_path):
-    voc = load_params(ROOT / "params.yaml").row("ssseg-r50-d8-voc2012")
+    voc = PARAMS.row("ssseg-r50-d8-voc2012")
     with pytest.raises(ConfigError, match="the test server is for Cityscapes rows"):
         write_submission(voc, Workspace(ROOT), weights=tmp_path / "w.pth", out=tmp_path / "s.zip")

@@ -8,11 +8,10 @@ from pathlib import Path
 import pytest
 from dvc.repo import Repo
 
-from danet.config.params import load_params
 from danet.config.workspace import Workspace
 from danet.config.yaml import BESIDE
 from danet.core.errors import ConfigError
-from tests.parameters import ROOT
+from tests.parameters import PARAMS, ROOT
 from tests.pipelines.programs import dvc
 
 
@@ -45,14 +44,13 @@ def upstream(workspace, target):
 
 
 def test_every_row_dataset_and_table_has_its_stages(stages):
-    params = load_params(ROOT / "params.yaml")
-    expected = {f"{stage}@{row}" for row in params.rows for stage in ("train", "evaluate")}
-    expected |= {f"{stage}@{name}" for name in params.datasets for stage in ("download", "convert")}
+    expected = {f"{stage}@{row}" for row in PARAMS.rows for stage in ("train", "evaluate")}
+    expected |= {f"{stage}@{name}" for name in PARAMS.datasets for stage in ("download", "convert")}
     expected |= (
-        {f"weights@{name}" for name in params.weights} | {f"report@{name}" for name in params.tables} | {"index"}
+        {f"weights@{name}" for name in PARAMS.weights} | {f"report@{name}" for name in PARAMS.tables} | {"index"}
     )
-    expected |= {f"{stage}@{row}" for row in params.released for stage in ("released", "verify")}
-    expected |= {f"submit@{row}" for row in params.submissions}
+    expected |= {f"{stage}@{row}" for row in PARAMS.released for stage in ("released", "verify")}
+    expected |= {f"submit@{row}" for row in PARAMS.submissions}
     assert set(stages) == expected
 
 
@@ -76,7 +74,7 @@ def test_a_table_needs_its_own_rows_only(workspace):
     needed = {name for name in upstream(workspace, "report@clusterdanet") if name.startswith("evaluate@")}
     assert needed == {"evaluate@clusterdanet-r101-d8-voc2012"}
     tables = {name for name in upstream(workspace, "index") if name.startswith("report@")}
-    assert tables == {f"report@{name}" for name in load_params(ROOT / "params.yaml").tables}
+    assert tables == {f"report@{name}" for name in PARAMS.tables}
 
 
 def test_another_python_is_told_to_activate_the_environment(tmp_path):

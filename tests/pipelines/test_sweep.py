@@ -14,7 +14,6 @@ import psutil
 import pytest
 from filelock import FileLock
 
-from danet.config.params import load_params
 from danet.config.workspace import Workspace
 from danet.config.yaml import write_raw
 from danet.core.errors import ConfigError, DanetError
@@ -27,26 +26,21 @@ from pipelines.sweep.launch import PROCESSES
 from pipelines.sweep.plan import Plan, check_divisible, choose_rows, make_plan
 from pipelines.sweep.slurm import submit
 from pipelines.sweep.status import print_status, survey
-from tests.parameters import ROOT, raw_params
+from tests.parameters import PARAMS, ROOT, raw_params
 from tests.pipelines.programs import dvc
 from tests.pipelines.small_sweep import ROWS, environment, make_workspace, reached, sweep_command
 
 VOC, ADE = "ssseg-r50-d16-voc2012", "ssseg-r50-d16-ade20k"
 
 
-@pytest.fixture(scope="module")
-def params():
-    return load_params(ROOT / "params.yaml")
-
-
-def plan_of(params, *names, stale=None):
+def plan_of(*names, stale=None):
     """All stages of the rows are to do, unless ``stale`` says which."""
-    rows = tuple(params.row(name) for name in names)
+    rows = tuple(PARAMS.row(name) for name in names)
     if stale is None:
         stale = {f"{stage}@{row.dataset}" for row in rows for stage in ("download", "convert")}
         stale |= {f"weights@{row.weights}" for row in rows}
         stale |= {f"{stage}@{name}" for name in names for stage in ("train", "evaluate")}
-    return Plan(params, rows, frozenset(stale), frozenset(stale))
+    return Plan(PARAMS, rows, frozenset(stale), frozenset(stale))
 
 
 @pytest.fixture
@@ -78,31 +72,31 @@ def wait(what, ready, seconds=180):
 # what is planned
 
 
-def test_rows_are_chosen_by_table_and_name_once(params):
-    chosen = choose_rows(params, ["official"], [f"{VOC},{ADE}", VOC])
-    assert [row.name for row in chosen] == [row.name for row in params.table_rows("official")] + [VOC, ADE]
-    assert {row.name for row in choose_rows(params)} == set(params.rows)
+def test_rows_are_chosen_by_table_and_name_once():
+    chosen = choose_rows(PARAMS, ["official"], [f"{VOC},{ADE}", VOC])
+    assert [row.name for row in chosen] == [row.name for row in PARAMS.table_rows("official")] + [VOC, ADE]
+    assert {row.name for row in choose_rows(PARAMS)} == set(PARAMS.rows)
     with pytest.raises(ConfigError, match=VOC):
-        choose_rows(params, [], [f"{VOC}x"])
+        choose_rows(PARAMS, [], [f"{VOC}x"])
 
 
-def test_what_is_left(params):
+def test_what_is_left():
     other = "ssseg-r101-d16-voc2012"
-    plan = plan_of(params, VOC, other)
+    plan = plan_of(VOC, other)
     assert plan.shared(plan.rows) == [
         "download@voc2012,convert@voc2012", "weights@resnet50_v1c", "weights@resnet101_v1c",
     ]  # fmt: skip
     assert plan.chains(plan.rows[0]) == [f"train@{VOC},evaluate@{VOC}"]
-    plan = plan_of(params, VOC, ADE, stale={f"evaluate@{VOC}"})
+    plan = plan_of(VOC, ADE, stale={f"evaluate@{VOC}"})
     assert plan.shared(plan.rows) == []
     assert [plan.chains(row) for row in plan.rows] == [[f"evaluate@{VOC}"], []]
-    plan = plan_of(params, VOC, ADE, stale={"convert@ade20k"})  # new data means training again
+    plan = plan_of(VOC, ADE, stale={"convert@ade20k"})  # new data means training again
     assert [plan.chains(row) for row in plan.rows] == [[], [f"train@{ADE},evaluate@{ADE}"]]
     assert plan.shared(plan.rows) == ["convert@ade20k"]
 
 
-def test_a_batch_that_does_not_divide_is_refused_with_all_such_rows(params):
-    rows = [params.row(VOC), params.row(ADE)]
+def test_a_batch_that_does_not_divide_is_refused_with_all_such_rows():
+    rows = [PARAMS.row(VOC), PARAMS.row(ADE)]
     check_divisible(rows, 8)
     with pytest.raises(ConfigError, match=rf"over 3 GPUs: {VOC} \(16\), {ADE} \(16\)"):
         check_divisible(rows, 3)
@@ -215,19 +209,19 @@ def test_a_stage_becomes_several_processes():
 
 
 @pytest.mark.usefixtures("no_environment")
-def test_status_tells_where_each_row_is(params, workspace, capsys):
-    names = [row.name for row in params.table_rows("sssegmentation") if row.dataset != "cityscapes"]
+def test_status_tells_where_each_row_is(workspace, capsys):
+    names = [row.name for row in PARAMS.table_rows("sssegmentation") if row.dataset != "cityscapes"]
     running, failed, stopped, trained, done, new = names[:6]
     blocked = "official-danet-r101-d8-cityscapes"
     stale = {f"{s}@{name}" for name in (running, failed, stopped, new, blocked) for s in ("train", "evaluate")}
     stale |= {f"evaluate@{trained}", "download@cityscapes", "convert@cityscapes"}
-    plan = plan_of(params, *names[:6], blocked, stale=stale)
+    plan = plan_of(*names[:6], blocked, stale=stale)
     write_state(workspace, failed, "failed", note="error: no [space] left")
     for name, iteration in ((running, 5), (stopped, 7)):
-        folder = workspace.checkpoints(params.row(name), 0)
+        folder = workspace.checkpoints(PARAMS.row(name), 0)
         status = {"row": name, "seed": 0, "iteration": iteration, "total": 9, "eta_seconds": 75, "updated": ""}
         write_json(folder / STATUS, status)
-    with FileLock(workspace.checkpoints(params.row(running), 0).parent / "train.lock"):
+    with FileLock(workspace.checkpoints(PARAMS.row(running), 0).parent / "train.lock"):
         found = {each.row.name: each for each in survey(plan, workspace)}
     assert {name: each.state for name, each in found.items()} == {
         running: "running", failed: "failed", stopped: "stopped", trained: "trained", done: "done", new: "not run",
@@ -268,8 +262,8 @@ def cluster(tmp_path, monkeypatch):
     return folder
 
 
-def test_rows_are_submitted_as_one_array(params, workspace, cluster):
-    plan = plan_of(params, VOC, ADE)
+def test_rows_are_submitted_as_one_array(workspace, cluster):
+    plan = plan_of(VOC, ADE)
     assert submit(plan, plan.rows, workspace, '--partition gpu --comment "my rows"', gpus=4, limit=2) == 0
     text = (home(workspace) / "rows.sh").read_text()
     directives = re.findall(r"^#SBATCH --(\S+)$", text, re.MULTILINE)
@@ -291,8 +285,8 @@ def test_rows_are_submitted_as_one_array(params, workspace, cluster):
     ]  # fmt: skip
 
 
-def test_what_slurm_refuses(params, workspace, cluster):
-    plan = plan_of(params, VOC)
+def test_what_slurm_refuses(workspace, cluster):
+    plan = plan_of(VOC)
     (cluster / "sbatch.full").touch()
     with pytest.raises(DanetError, match=r"report\.sh.*queue is full"):
         submit(plan, plan.rows, workspace, "")

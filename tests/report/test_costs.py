@@ -5,21 +5,15 @@ import json
 import pytest
 from PIL import Image
 
-from danet.config.params import load_params
 from danet.config.workspace import Workspace
 from danet.report import ALL_COSTS, figures, write_index
 from danet.report.costs import EMPTY, cost_name
 from danet.results.measured import read
-from tests.parameters import ROOT
+from tests.parameters import PARAMS
 from tests.report import samples
 
 CITYSCAPES = ("mmseg-r50-d8-cityscapes-512x1024-40k", "official-dranet-r101-d8-cityscapes")
 CAMVID = ("camvid-r50-d16", "camvid-r101-d8")
-
-
-@pytest.fixture
-def params():
-    return load_params(ROOT / "params.yaml")
 
 
 @pytest.fixture
@@ -66,14 +60,14 @@ def marks(figure):
     ]
 
 
-def test_every_measured_row_of_every_table_is_in_it(workspace, params, drawn):
+def test_every_measured_row_of_every_table_is_in_it(workspace, drawn):
     for name, gpus, hours in zip(CITYSCAPES, (4, 1), (3.0, 20.0), strict=True):
-        folder = samples.write(params.row(name), workspace, {0: 79.0}, points=0)
+        folder = samples.write(PARAMS.row(name), workspace, {0: 79.0}, points=0)
         trained_in(folder, {0: hours}, gpus, "NVIDIA H200")
     for name, hours in zip(CAMVID, (0.1, 0.2), strict=True):
-        folder = samples.write(params.row(name), workspace, {0: 22.0}, points=0, gpu=None)
+        folder = samples.write(PARAMS.row(name), workspace, {0: 22.0}, points=0, gpu=None)
         trained_in(folder, {0: hours}, 0, None)
-    page = write_index(params, workspace).read_text()
+    page = write_index(PARAMS, workspace).read_text()
     assert f'src="{ALL_COSTS}"' in page
     with Image.open(workspace.reports() / ALL_COSTS) as image:
         assert image.width == 900
@@ -87,18 +81,18 @@ def test_every_measured_row_of_every_table_is_in_it(workspace, params, drawn):
     ]
     assert len({point[3] for point in found}) == 3  # a marker for each table, not its colour alone
     named = [text.get_text() for text in drawn[0].legends[0].get_texts()]
-    assert {params.tables[table].title for table in ("mmsegmentation", "official", "camvid")} <= set(named)
+    assert {PARAMS.tables[table].title for table in ("mmsegmentation", "official", "camvid")} <= set(named)
     assert [point[4] == "white" for point in found] == [True, False, True, False]
     small, large = sorted({point[5] for point in found})
     assert [point[5] for point in found] == [large, large, small, large]
     assert [text.get_text() for text in drawn[0].axes[0].texts] == ["DRANet"]
 
 
-def test_hours_of_different_hardware_are_never_on_one_axis(workspace, params, drawn):
+def test_hours_of_different_hardware_are_never_on_one_axis(workspace, drawn):
     for name, gpu in zip(CITYSCAPES, ("NVIDIA H200", "NVIDIA A100-SXM4-80GB"), strict=True):
-        folder = samples.write(params.row(name), workspace, {0: 79.0}, points=0, gpu=gpu)
+        folder = samples.write(PARAMS.row(name), workspace, {0: 79.0}, points=0, gpu=gpu)
         trained_in(folder, {0: 3.0}, 8, gpu)
-    write_index(params, workspace)
+    write_index(PARAMS, workspace)
     assert [axes.get_xlabel() for axes in drawn[0].axes] == [
         "one training, GPU-hours, NVIDIA H200",
         "one training, GPU-hours, NVIDIA A100-SXM4-80GB",
@@ -106,22 +100,21 @@ def test_hours_of_different_hardware_are_never_on_one_axis(workspace, params, dr
     assert {axes.get_title(loc="left") for axes in drawn[0].axes} == {"Cityscapes"}
 
 
-def test_seeds_trained_on_different_machines(workspace, params):
+def test_seeds_trained_on_different_machines(workspace):
     """Each seed's hours times its own GPUs; both kinds of hardware are named."""
-    row = params.row(CITYSCAPES[0]).model_copy(update={"seeds": (0, 1)})
-    params.rows[row.name] = row
+    row = PARAMS.row(CITYSCAPES[0]).model_copy(update={"seeds": (0, 1)})
     folder = samples.write(row, workspace, {0: 79.0, 1: 79.2}, points=0)
     data = json.loads((folder / "train.json").read_text())
     for run, hours, gpus, gpu in zip(data["runs"], (2.0, 12.0), (8, 1), ("NVIDIA H200", "NVIDIA L40S"), strict=True):
         run["hours"] = hours
         run["provenance"].update(gpus=gpus, gpu=gpu)
     (folder / "train.json").write_text(json.dumps(data))
-    found = read(row, params, workspace)
+    found = read(row, PARAMS, workspace)
     assert found.costs["device_hours"] == (8 * 2 + 12) / 2
     assert cost_name(found) == "one training, GPU-hours, NVIDIA H200; NVIDIA L40S"
 
 
-def test_nothing_measured(workspace, params, drawn):
-    write_index(params, workspace)
+def test_nothing_measured(workspace, drawn):
+    write_index(PARAMS, workspace)
     assert [text.get_text() for text in drawn[0].texts] == [EMPTY]
     assert (workspace.reports() / ALL_COSTS).exists()  # an output of the stage, which DVC must find

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from danet.config.params import Params, load_params
+from danet.config.params import Params
 from danet.config.published import load_published
 from danet.config.workspace import Workspace
 from danet.config.yaml import write_raw
@@ -21,13 +21,13 @@ from danet.report.labels import short_labels
 from danet.report.tables import released, retrained
 from danet.results.measured import read
 from danet.results.schema import Modes
-from tests.parameters import ROOT, raw_params
+from tests.parameters import PARAMS, ROOT, raw_params
 from tests.report import samples
 from tests.report.samples import whole
 
 OFFICIAL = "official-danet-r101-d8-cityscapes"
 DRANET = "official-dranet-r101-d8-cityscapes"
-TRAINING = samples.identity(load_params().row(DRANET), 0)
+TRAINING = samples.identity(PARAMS.row(DRANET), 0)
 
 
 @pytest.fixture
@@ -412,7 +412,6 @@ def test_the_report_needs_neither_pytorch_nor_mlflow(tmp_path):
     done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, env={"PYTHONPATH": str(ROOT)}, check=False)
     assert done.returncode == 0
     assert (tmp_path / "reports" / "official.md").exists()
-    assert load_params(tmp_path / "params.yaml").rows
 
 
 def test_seeds_that_are_missing_show(workspace, params):

@@ -5,13 +5,12 @@ import json
 import numpy as np
 import pytest
 
-from danet.config.params import load_params
 from danet.results.identity import TrainingIdentity
 from danet.results.schema import ModeResult, SeedRecord, TrainedSeed, load, save
-from tests.parameters import ROOT
+from tests.parameters import PARAMS
 from tests.report import samples
 
-ROW = load_params(ROOT / "params.yaml").row("camvid-r50-d8")
+ROW = PARAMS.row("camvid-r50-d8")
 
 
 def test_documents_are_read_back_as_they_were_written(tmp_path):

@@ -1,11 +1,8 @@
 """Small stand-ins: a network of a few hundred parameters, images in memory, a row to train them by."""
 
-import functools
-
 import torch
 from torch import nn
 
-from danet.config.params import load_params
 from danet.config.row import Row
 from danet.models.dropout import Dropout2d
 from danet.models.numerics import seed_initialisation
@@ -13,6 +10,7 @@ from danet.results.identity import TrainingIdentity
 from danet.training.checkpoint import CheckpointStore
 from danet.training.loop import Trainer
 from tests.data.test_transforms import labels, picture
+from tests.parameters import PARAMS
 
 CLASSES = 5
 
@@ -63,15 +61,9 @@ def identity(row, seed=0, data=Images.manifest_hash):
     return TrainingIdentity.of(row, seed, data=data, initial_weights=None)
 
 
-@functools.cache
-def published_row():
-    """Reading all parameters takes most of a second."""
-    return load_params().row("mmseg-r50-d8-voc2012-20k")
-
-
 def tiny_row(iterations=8, **sections):
     """A row at test size; ``numerics={"accumulate": 2}`` and the like change single settings."""
-    row = published_row()
+    row = PARAMS.row("mmseg-r50-d8-voc2012-20k")
     changes = {
         "name": "tiny",
         "schedule": {"iterations": iterations, "batch_size": 4},

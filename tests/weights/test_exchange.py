@@ -8,17 +8,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from danet.config.params import Params, load_params
+from danet.config.params import Params
 from danet.core.errors import CheckpointError, ConfigError
 from danet.core.files import sha256
 from danet.models import build_model
 from danet.weights.exchange import classes_of, export_weights, import_weights, load_any
 from danet.weights.ours import metadata_of, save_model
 from danet.weights.released import import_released
-from tests.parameters import raw_params
+from tests.parameters import PARAMS, ROOT, raw_params
 from tests.weights.test_released import written
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(autouse=True)
@@ -50,11 +48,6 @@ SMALL = "mmseg-r50-d8-cityscapes-512x1024-40k"
 
 
 @pytest.fixture(scope="module")
-def params():
-    return load_params(ROOT / "params.yaml")
-
-
-@pytest.fixture(scope="module")
 def unpublished():
     """The rows without released weights, where no checksum can be wrong."""
     return Params(raw_params(released=False), ROOT / "params.yaml")
@@ -72,27 +65,27 @@ def of_list(file):
 
 
 @pytest.mark.parametrize("name", KEYS)
-def test_every_model_of_every_source_is_read(tmp_path, params, name):
+def test_every_model_of_every_source_is_read(tmp_path, name):
     folder = os.environ.get("DANET_TEST_KEYS")
     if not folder:
         pytest.skip("DANET_TEST_KEYS (folder with the sources' key lists) is not set")
-    row = params.row(KEYS[name])
+    row = PARAMS.row(KEYS[name])
     theirs = of_list(Path(folder) / f"{name}.txt")
     wrapper = "model" if name.startswith("ssseg") else "state_dict"
     prefix = "module." if name.startswith("official") else ""
     file = written(tmp_path / "w.pth", {wrapper: {prefix + key: value for key, value in theirs.items()}, "epoch": 1})
-    state, _ = import_released(file, row.model, classes_of(row, params))
+    state, _ = import_released(file, row.model, classes_of(row, PARAMS))
     with torch.device("meta"):
-        wanted = build_model(row.model, classes_of(row, params)).state_dict()
+        wanted = build_model(row.model, classes_of(row, PARAMS)).state_dict()
     assert {key: value.shape for key, value in state.items()} == {key: value.shape for key, value in wanted.items()}
     # each of their tensors, known by its number, is in exactly one place of ours
     assert sorted(float(value.flatten()[0]) for value in state.values()) == [float(i) for i in range(len(theirs))]
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory, params):
+def trained(tmp_path_factory):
     """A file as training writes it."""
-    row = params.row(SMALL)
+    row = PARAMS.row(SMALL)
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("trained") / "seed0.safetensors"
     save_model(path, build_model(row.model, 19), {"row": row.name, "source": row.source, "train_hash": row.train_hash})
@@ -135,8 +128,8 @@ def test_to_mmsegmentation_and_back_is_exact(tmp_path, trained, exported, unpubl
         export_weights(trained, tmp_path / "x.safetensors")
 
 
-def test_projections_without_biases_get_zeros_in_mmsegmentation(tmp_path, params, unpublished):
-    row = params.row("ssseg-r50-d8-voc2012")
+def test_projections_without_biases_get_zeros_in_mmsegmentation(tmp_path, unpublished):
+    row = PARAMS.row("ssseg-r50-d8-voc2012")
     model = build_model(row.model, 21)
     save_model(tmp_path / "w.safetensors", model, {"row": row.name})
     export_weights(tmp_path / "w.safetensors", tmp_path / "w.pth")
@@ -156,20 +149,18 @@ def test_projections_without_biases_get_zeros_in_mmsegmentation(tmp_path, params
         export_weights(tmp_path / "w.safetensors", tmp_path / "w.pth", target="official-dranet")
 
 
-def test_the_row_is_found_by_the_name_of_the_file(tmp_path: Path, params: Params, exported: Path) -> None:
-    named = tmp_path / params.released[SMALL].file
+def test_the_row_is_found_by_the_name_of_the_file(tmp_path: Path, exported: Path) -> None:
+    named = tmp_path / PARAMS.released[SMALL].file
     named.symlink_to(exported)
-    result = import_weights(named, tmp_path / "x.safetensors", params)
+    result = import_weights(named, tmp_path / "x.safetensors", PARAMS)
     assert (result["row"], result["checksum"]) == (SMALL, "differs")
     with pytest.raises(ConfigError, match="say whose weights it holds with --row"):
-        import_weights(exported, tmp_path / "y.safetensors", params)
+        import_weights(exported, tmp_path / "y.safetensors", PARAMS)
 
 
-def test_any_kind_of_file_is_loaded(tmp_path, trained, exported, params):
-    row = params.row(SMALL)
-    import_weights(
-        exported, tmp_path / "imported.safetensors", Params(params._raw | {"released": {}}, params.path), row=SMALL
-    )
+def test_any_kind_of_file_is_loaded(tmp_path, trained, exported, unpublished):
+    row = PARAMS.row(SMALL)
+    import_weights(exported, tmp_path / "imported.safetensors", unpublished, row=SMALL)
     raw = torch.load(exported, weights_only=True)["state_dict"]
     save_file(raw, tmp_path / "raw.safetensors")  # what a refused pickle's message proposes
     wanted = None
