@@ -1,5 +1,6 @@
 """Made-up metrics files in the agreed form, for a temporary workspace only."""
 
+import contextlib
 import csv
 import json
 
@@ -96,12 +97,14 @@ def identity(row, seed):
     return TrainingIdentity.of(row, seed, data=DATA, initial_weights=None).digest
 
 
-def verification(measured, miou, **over):
-    """``verification.json`` of a row whose multi-scale result is 1.5 points higher."""
-    document = evaluation(measured, {0: miou}, ms=1.5).model_dump(mode="json")
+def verify(row, workspace, miou, **over):
+    """Writes ``verification.json`` of a row whose multi-scale result is 1.5 points higher."""
+    document = evaluation(row, {0: miou}, ms=1.5).model_dump(mode="json")
     document["runs"][0] |= {"seed": None, "training": None}
     weights = {"file": "DANet101.pth.tar", "sha256": "ab" * 32, "source": "official", "checksum": "none"}
-    return json.dumps({**document, "weights": weights, **over})
+    path = workspace.metrics(row) / "verification.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({**document, "weights": weights, **over}))
 
 
 def training(row, seeds, gpu="NVIDIA H200"):
@@ -157,6 +160,14 @@ def write(row, workspace, mious, *, ms=None, gpu="NVIDIA H200", points=200):
         writer.writeheader()
         writer.writerows(lines)
     return folder
+
+
+@contextlib.contextmanager
+def edited(path):
+    """What a JSON file holds, to be changed; it is then written back."""
+    data = json.loads(path.read_text())
+    yield data
+    path.write_text(json.dumps(data))
 
 
 def whole(table, params, workspace, **options):

@@ -1,7 +1,5 @@
 """mIoU against cost over all tables: which rows are in it, what their hours are, what it says when there are none."""
 
-import json
-
 import pytest
 from PIL import Image
 
@@ -35,12 +33,12 @@ def drawn(monkeypatch):
     return found
 
 
-def trained_in(folder, hours, gpus, gpu):
-    data = json.loads((folder / "train.json").read_text())
-    for run in data["runs"]:
-        run["hours"] = hours[run["seed"]]
-        run["provenance"].update(gpus=gpus, gpu=gpu)
-    (folder / "train.json").write_text(json.dumps(data))
+def trained_in(folder, *seeds):
+    """Hours, number of GPUs and their kind, of each seed."""
+    with samples.edited(folder / "train.json") as data:
+        for run, (hours, gpus, gpu) in zip(data["runs"], seeds, strict=True):
+            run["hours"] = hours
+            run["provenance"].update(gpus=gpus, gpu=gpu)
 
 
 def marks(figure):
@@ -63,10 +61,10 @@ def marks(figure):
 def test_every_measured_row_of_every_table_is_in_it(workspace, drawn):
     for name, gpus, hours in zip(CITYSCAPES, (4, 1), (3.0, 20.0), strict=True):
         folder = samples.write(PARAMS.row(name), workspace, {0: 79.0}, points=0)
-        trained_in(folder, {0: hours}, gpus, "NVIDIA H200")
+        trained_in(folder, (hours, gpus, "NVIDIA H200"))
     for name, hours in zip(CAMVID, (0.1, 0.2), strict=True):
         folder = samples.write(PARAMS.row(name), workspace, {0: 22.0}, points=0, gpu=None)
-        trained_in(folder, {0: hours}, 0, None)
+        trained_in(folder, (hours, 0, None))
     page = write_index(PARAMS, workspace).read_text()
     assert f'src="{ALL_COSTS}"' in page
     with Image.open(workspace.reports() / ALL_COSTS) as image:
@@ -91,7 +89,7 @@ def test_every_measured_row_of_every_table_is_in_it(workspace, drawn):
 def test_hours_of_different_hardware_are_never_on_one_axis(workspace, drawn):
     for name, gpu in zip(CITYSCAPES, ("NVIDIA H200", "NVIDIA A100-SXM4-80GB"), strict=True):
         folder = samples.write(PARAMS.row(name), workspace, {0: 79.0}, points=0, gpu=gpu)
-        trained_in(folder, {0: 3.0}, 8, gpu)
+        trained_in(folder, (3.0, 8, gpu))
     write_index(PARAMS, workspace)
     assert [axes.get_xlabel() for axes in drawn[0].axes] == [
         "one training, GPU-hours, NVIDIA H200",
@@ -104,11 +102,7 @@ def test_seeds_trained_on_different_machines(workspace):
     """Each seed's hours times its own GPUs; both kinds of hardware are named."""
     row = PARAMS.row(CITYSCAPES[0]).model_copy(update={"seeds": (0, 1)})
     folder = samples.write(row, workspace, {0: 79.0, 1: 79.2}, points=0)
-    data = json.loads((folder / "train.json").read_text())
-    for run, hours, gpus, gpu in zip(data["runs"], (2.0, 12.0), (8, 1), ("NVIDIA H200", "NVIDIA L40S"), strict=True):
-        run["hours"] = hours
-        run["provenance"].update(gpus=gpus, gpu=gpu)
-    (folder / "train.json").write_text(json.dumps(data))
+    trained_in(folder, (2.0, 8, "NVIDIA H200"), (12.0, 1, "NVIDIA L40S"))
     found = read(row, PARAMS, workspace)
     assert found.costs["device_hours"] == (8 * 2 + 12) / 2
     assert cost_name(found) == "one training, GPU-hours, NVIDIA H200; NVIDIA L40S"

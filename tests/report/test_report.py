@@ -134,10 +134,7 @@ def test_three_seeds_by_hand(workspace, params):
 
 
 def test_released_weights_have_their_column(workspace, params):
-    row = params.row(OFFICIAL)
-    folder = workspace.metrics(row)
-    folder.mkdir(parents=True)
-    (folder / "verification.json").write_text(samples.verification(row, 79.97))
+    samples.verify(params.row(OFFICIAL), workspace, 79.97)
     page = write_table("official", params, workspace).page.read_text()
     main, ms, aacc, _ = cells(page, OFFICIAL)[:4]
     assert main[1:] == ["79.93", "not run †", "-", "-", "not run", "79.97, agrees"]
@@ -166,9 +163,7 @@ def test_released_weights_have_their_column(workspace, params):
 )
 def test_verifications_that_cannot_be_used(workspace, params, over, reason):
     row = params.row(OFFICIAL)
-    folder = workspace.metrics(row)
-    folder.mkdir(parents=True)
-    (folder / "verification.json").write_text(samples.verification(row, 79.97, **over))
+    samples.verify(row, workspace, 79.97, **over)
     found = read(row, params, workspace)
     assert [reason in problem.reason for problem in found.problems] == [True]
     assert released(found, "miou") == "left out (below)"
@@ -183,12 +178,10 @@ def test_checkpoints_chosen_on_val_stand_beside_the_last_ones(workspace, params)
     assert cells(page, DRANET)[0][2] == "not run"
     assert "chosen on the images it is tested on" in page.split("## Notes")[1]
     folder = samples.write(row, workspace, {0: 79.5, 1: 79.7}, ms=1.5)
-    document = json.loads((folder / "evaluation.json").read_text())
-    for run, gain in zip(document["runs"], (0.25, 0.35), strict=True):
-        better = 79.6 + gain
-        modes = Modes(ss=samples.mode(row, better), ms=samples.mode(row, better + 1.5)).model_dump(mode="json")
-        run["best_on_val"] = {"iteration": 80_000, "score": 75.0, "weights_sha256": "e" * 64, "modes": modes}
-    (folder / "evaluation.json").write_text(json.dumps(document))
+    with samples.edited(folder / "evaluation.json") as document:
+        for run, better in zip(document["runs"], (79.85, 79.95), strict=True):
+            modes = Modes(ss=samples.mode(row, better), ms=samples.mode(row, better + 1.5)).model_dump(mode="json")
+            run["best_on_val"] = {"iteration": 80_000, "score": 75.0, "weights_sha256": "e" * 64, "modes": modes}
     page = write_table("official", params, workspace).page.read_text()
     main, multi = cells(page, OFFICIAL)[:2]
     assert main[3:5] == ["79.90", "-0.33"]  # the difference is of the last iteration: 79.60 and 79.93
@@ -221,9 +214,8 @@ def test_banner_is_on_every_page(workspace, params):
 
 def spoil(change, name="evaluation.json"):
     def edit(folder):
-        data = json.loads((folder / name).read_text())
-        change(data)
-        (folder / name).write_text(json.dumps(data))
+        with samples.edited(folder / name) as data:
+            change(data)
 
     return edit
 
@@ -465,12 +457,11 @@ def test_environment_has_the_facts_of_every_stage_and_seed(workspace, params):
     row = params.row(OFFICIAL)
     folder = samples.write(row, workspace, {0: 79.6, 1: 79.9, 2: 79.75}, points=0)
     for name, stage in (("train", 0), ("evaluation", 1)):
-        data = json.loads((folder / f"{name}.json").read_text())
-        for run in data["runs"]:
-            run["weights_sha256"] = str(run["seed"]) * 64  # the same weights are trained and evaluated
-            run["provenance"].update(command=f"stage {stage}")
-        data["runs"][1]["provenance"].update(driver=None if stage else "580.95.05")
-        (folder / f"{name}.json").write_text(json.dumps(data))
+        with samples.edited(folder / f"{name}.json") as data:
+            for run in data["runs"]:
+                run["weights_sha256"] = str(run["seed"]) * 64  # the same weights are trained and evaluated
+                run["provenance"].update(command=f"stage {stage}")
+            data["runs"][1]["provenance"].update(driver=None if stage else "580.95.05")
     whole("official", params, workspace)
     own = (workspace.reports() / "official" / f"{OFFICIAL}.md").read_text()
     facts = dict(line.strip("| ").split(" | ", 1) for line in own.splitlines() if line.count("|") == 4)

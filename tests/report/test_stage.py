@@ -29,9 +29,8 @@ def test_strict_fails_and_names_what_was_left_out(workspace):
     folder = samples.write(workspace.params().row(NAME), workspace, {0: 81.2}, points=0)
     runner, arguments = CliRunner(), ["report", "official", "-C", str(workspace.root)]
     assert runner.invoke(app, [*arguments, "--strict"]).exit_code == 0
-    data = json.loads((folder / "evaluation.json").read_text())
-    data["row_hash"] = "0" * 12
-    (folder / "evaluation.json").write_text(json.dumps(data))
+    with samples.edited(folder / "evaluation.json") as data:
+        data["row_hash"] = "0" * 12
     assert runner.invoke(app, arguments).exit_code == 0
     failed = runner.invoke(app, [*arguments, "--strict"])
     assert failed.exit_code != 0

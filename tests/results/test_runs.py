@@ -29,12 +29,6 @@ def workspace(tmp_path):
     return space
 
 
-def change(path, edit):
-    data = json.loads(path.read_text())
-    edit(data)
-    path.write_text(json.dumps(data))
-
-
 def test_names_of_runs(workspace):
     whole, one = load_run(NAME, workspace), load_run(f"{NAME}:1", workspace)
     path = workspace.metrics(workspace.params().row(NAME)) / "evaluation.json"
@@ -48,17 +42,10 @@ def test_names_of_runs(workspace):
 
 
 def test_released_weights_are_a_run(workspace):
-    folder = workspace.metrics(workspace.params().row(NAME))
-    (folder / "verification.json").write_text((folder / "evaluation.json").read_text())
-
-    def released(data):
-        data["runs"] = [{**data["runs"][0], "seed": None}]
-        data["weights"] = {"file": "danet.pth", "sha256": "a" * 64, "source": None, "checksum": "none"}
-
-    change(folder / "verification.json", released)
+    samples.verify(workspace.params().row(NAME), workspace, 55.0)
     run = load_run(f"{NAME}:released", workspace)
     assert "released weights" in show_text(run)
-    assert "danet.pth" in show_text(run)
+    assert "DANet101.pth.tar" in show_text(run)
     assert describe(run)["seeds"] == [None]
 
 
@@ -99,13 +86,10 @@ def test_difference_of_two_seeds_is_no_setting(workspace):
 def test_other_machine_data_and_weights_are_named(workspace):
     folder = workspace.metrics(workspace.params().row(NAME))
     (folder / "copy.json").write_text((folder / "evaluation.json").read_text())
-
-    def elsewhere(data):
+    with samples.edited(folder / "copy.json") as data:
         for run in data["runs"]:
             run |= {"data": "b" * 16, "weights_sha256": "c" * 64}
             run["provenance"].update({"gpu": "NVIDIA A100", "dirty": True})
-
-    change(folder / "copy.json", elsewhere)
     found = compare(load_run(NAME, workspace), load_run(str(folder / "copy.json"), workspace))
     assert set(found.provenance) == {f"evaluation: {key}" for key in ("gpu", "data", "weights_sha256", "dirty")}
 
@@ -122,7 +106,8 @@ def test_bad_input(workspace):
         load_run(f"{NAME}:released", workspace)
     with pytest.raises(DataError, match=r"train\.json: .*field required"):
         load_run(str(folder / "train.json"), workspace)
-    change(folder / "evaluation.json", lambda data: data["runs"][1]["modes"]["ss"].update(images="many"))
+    with samples.edited(folder / "evaluation.json") as data:
+        data["runs"][1]["modes"]["ss"]["images"] = "many"
     with pytest.raises(DataError, match=r"runs\.1\.modes\.ss\.images"):
         load_run(NAME, workspace)
 

@@ -167,9 +167,8 @@ def test_sending_again_changes_nothing(workspace, row):
 def test_final_metrics_are_at_the_last_step_and_the_duration_is_of_the_work(workspace):
     row = next(row for row in workspace.params().rows.values() if row.schedule.epochs)
     folder = samples.write(row, workspace, {row.seeds[0]: 70.0}, points=5)
-    document = json.loads((folder / "train.json").read_text())
-    document["runs"][0]["iterations"] = 1234
-    (folder / "train.json").write_text(json.dumps(document))
+    with samples.edited(folder / "train.json") as document:
+        document["runs"][0]["iterations"] = 1234
     tracking.send([row], workspace)
     (run,) = runs(workspace, row.seeds[0])
     (point,) = client(workspace).get_metric_history(run.info.run_id, "miou")
@@ -192,8 +191,8 @@ def test_a_number_that_fell_or_is_gone_is_not_shown_any_more(workspace, row):
     assert len(curve(workspace, first)) == 5
     assert tracking.send([row], workspace) == {NAME: 0}
 
-    document = json.loads((folder / "evaluation.json").read_text())
-    (folder / "evaluation.json").write_text(json.dumps({**document, "row_hash": "0" * 12}))  # of another protocol
+    with samples.edited(folder / "evaluation.json") as document:
+        document["row_hash"] = "0" * 12  # of another protocol
     tracking.send([row], workspace)
     (parent,) = runs(workspace, "all")
     assert "miou" not in parent.data.metrics
@@ -235,10 +234,7 @@ def test_other_settings_seeds_and_weights_are_other_runs(workspace, row):
 
 
 def test_released_weights_have_a_run_of_their_own(workspace, row):
-    workspace.metrics(row).mkdir(parents=True, exist_ok=True)
-    source = published(NAME)
-    assert source.miou is not None
-    (workspace.metrics(row) / "verification.json").write_text(samples.verification(row, source.miou))
+    samples.verify(row, workspace, published(NAME).miou)
     tracking.send([row], workspace)
     (released,), (parent,) = runs(workspace, "released"), runs(workspace, "all")
     assert released.data.tags["mlflow.parentRunId"] == parent.info.run_id
