@@ -1,5 +1,6 @@
 """Starts functions in several processes that find each other as torchrun's do."""
 
+import contextlib
 import multiprocessing
 import os
 import pickle
@@ -13,11 +14,18 @@ import torch.multiprocessing as mp
 from danet.core.errors import DanetError
 
 
+def free_ports(count):
+    """Ports that nobody listens on."""
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
+
+
 def launch(world, function, *arguments):
     """What a function of a module returns in each of ``world`` processes, by rank; a DanetError as such."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    (port,) = free_ports(1)
     # one import of torch for all: they are forked from a process that has done nothing else
     multiprocessing.set_forkserver_preload(["torch", "danet.training.train"])
     with tempfile.TemporaryDirectory() as folder:

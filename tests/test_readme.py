@@ -2,7 +2,6 @@
 
 import re
 import runpy
-import shutil
 
 import numpy as np
 import pytest
@@ -10,11 +9,10 @@ import torch
 import yaml
 from PIL import Image
 
-from danet.config.params import load_params
 from danet.evaluation.predict import predict_files
 from danet.models import build_model
 from danet.weights.ours import save_model
-from tests.parameters import PARAMS, ROOT
+from tests.parameters import PARAMS, ROOT, copy_settings
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 TEXTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -59,10 +57,8 @@ def test_published_and_measured(table):
 
 def test_the_example_runs(tmp_path, monkeypatch, capsys):
     [code] = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    shutil.copytree(ROOT / "recipes", tmp_path / "recipes")
-    for path in ROOT.glob("*.yaml"):
-        shutil.copy(path, tmp_path)
-    row = load_params(tmp_path / "params.yaml").row("ssseg-r50-d16-voc2012")
+    copy_settings(tmp_path)
+    row = PARAMS.row("ssseg-r50-d16-voc2012")
     torch.manual_seed(0)
     save_model(tmp_path / "weights.pth", build_model(row.model, 21), {})
     (tmp_path / "images").mkdir()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
-import socketserver
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -113,7 +112,6 @@ def site():
     site = Site()
     handler = type("ThisHandler", (Handler,), {"site": site})
     server = Server(("127.0.0.1", 0), handler)
-    assert isinstance(server, socketserver.ThreadingMixIn)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
     thread.start()
     site.url = f"http://127.0.0.1:{server.server_address[1]}"

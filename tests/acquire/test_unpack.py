@@ -7,7 +7,7 @@ import pytest
 
 from danet.acquire.unpack import damage, unpack
 from danet.core.errors import ArchiveError
-from tests.data.samples import tar_of, zip_of
+from tests.data.samples import contents, tar_of, zip_of
 
 FILES = {"top/a.txt": b"alpha", "top/sub/b.bin": bytes(range(256)) * 40, "top/empty": b""}
 KINDS = ["zip", "tar", "tgz"]
@@ -17,10 +17,6 @@ def info(name, kind=tarfile.REGTYPE, link=""):
     entry = tarfile.TarInfo(name)
     entry.type, entry.linkname = kind, link
     return entry
-
-
-def contents(folder):
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def good(tmp_path, kind):

@@ -64,7 +64,6 @@ def test_ctrl_c_is_one_line(entry, code):
     # a signal just before a long sleep would not end it
     wait = "def wait():\n    print('started', flush=True)\n    for _ in range(600):\n        time.sleep(0.1)\n"
     program = python(f"import time\n{wait}{entry}")
-    assert program.stdout is not None
     assert program.stdout.readline() == "started\n"
     program.send_signal(signal.SIGINT)
     _, shown = program.communicate(timeout=60)

@@ -22,14 +22,14 @@ def dataset(adapter, counts, files=("archive.zip",), storage="source"):
     )
 
 
-def generated(folder):
+def generated(folder, sizes=SMALL):
     """Small generated archives in ``folder`` and their datasets."""
-    made = make_archives(folder, sizes=SMALL)
+    made = make_archives(folder, sizes=sizes)
     return {name: Dataset.model_validate({"adapter": name, "title": name, **entry}) for name, entry in made.items()}
 
 
 def prepare(tree, spec, work):
-    """Downloads (from a folder) and converts; the prepared folder."""
+    """Downloads (from a folder, or archives in ``work``) and converts; the prepared folder."""
     raw, out = work / "raw" / spec.adapter, work / "prepared" / spec.adapter
     download_dataset(spec.adapter, spec, raw, work, tree=tree)
     convert_dataset(spec.adapter, spec, raw, out)
@@ -51,6 +51,11 @@ def camvid_tree(root, count=3, size=(12, 16), suffix=".png"):
 
 def camvid_spec(count=3, storage="source"):
     return dataset("camvid", {"train": count, "val": count, "test": count}, storage=storage)
+
+
+def contents(folder):
+    """The bytes of each file in a folder and below, by its path there."""
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def zip_of(path, members):

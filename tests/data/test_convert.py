@@ -1,5 +1,4 @@
 import errno
-import hashlib
 import shutil
 import zipfile
 from pathlib import Path
@@ -14,11 +13,7 @@ from danet.data import convert
 from danet.data.convert import convert_dataset
 from danet.data.prepared import PreparedDataset
 from danet.data.raw import download_dataset
-from tests.data.samples import camvid_spec, camvid_tree, generated, prepare
-
-
-def fingerprint(folder):
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())}
+from tests.data.samples import camvid_spec, camvid_tree, contents, generated, prepare
 
 
 def visible(folder):
@@ -39,12 +34,12 @@ def offenders(tree, work, spec=None):
 @pytest.mark.parametrize("storage", ["source", "raw"])
 def test_same_input_gives_the_same_bytes(tmp_path, monkeypatch, storage):
     tree, spec, out = camvid_tree(tmp_path / "tree"), camvid_spec(storage=storage), tmp_path / "b"
-    before = fingerprint(prepare(tree, spec, tmp_path / "a"))
+    before = contents(prepare(tree, spec, tmp_path / "a"))
     for cores in (3, 1):  # into a new folder, and over what is there
         monkeypatch.setattr(convert, "cpu_cores", lambda cores=cores: cores)
         counts = convert_dataset("camvid", spec, tmp_path / "a/raw/camvid", out)
         assert counts == {"train": 3, "val": 3, "test": 3}
-        assert fingerprint(out) == before
+        assert contents(out) == before
     assert visible(tmp_path) == ["a", "b", "tree"]
     assert sorted(before) == ["dataset.json", "manifest.csv", "test.zip", "train.zip", "val.zip"]
 
@@ -74,7 +69,7 @@ def test_generated_sets_in_both_storages(tmp_path):
                 assert (source.image(index) == mapped.image(index)).all()
                 left, right = source.mask(index), mapped.mask(index)
                 assert (left is None) == (right is None) == (split == "test")
-                assert left is None or right is None or (left == right).all()
+                assert left is None or (left == right).all()
 
 
 def cut(path):
@@ -176,7 +171,7 @@ def test_missing_archives_and_sbd(tmp_path):
 def test_failure_leaves_the_old_result(tmp_path, monkeypatch):
     tree = camvid_tree(tmp_path / "tree")
     out = prepare(tree, camvid_spec(), tmp_path)
-    before = fingerprint(out)
+    before = contents(out)
     raw = tmp_path / "raw/camvid"
     with pytest.raises(DataError, match="expected 4"):
         convert_dataset("camvid", camvid_spec(4), raw, out)
@@ -190,5 +185,5 @@ def test_failure_leaves_the_old_result(tmp_path, monkeypatch):
     (raw / "tree.zip").write_bytes((raw / "tree.zip").read_bytes()[:-100])
     with pytest.raises(ArchiveError, match=r"tree\.zip.*dvc repro -f -s download@camvid"):
         convert_dataset("camvid", camvid_spec(), raw, out)
-    assert fingerprint(out) == before
+    assert contents(out) == before
     assert visible(out.parent) == ["camvid"]

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from danet.data import transforms as T
 from tests.data.test_transforms import SOURCES, labels, picture, small
+from tests.parameters import altered
 
 FAST = [name for name, augment in SOURCES.items() if augment.interpolation == "cv2"]
 # rows of one source differ in these only: augmentation knows no other rules
@@ -24,7 +25,7 @@ IMAGES = st.tuples(st.integers(1, 110), st.integers(1, 130), st.integers(0, 10**
 def recipe(parameters):
     """A source's rules with other sizes."""
     augment = small(SOURCES[parameters["source"]], parameters["crop"], min(parameters["scale"]), parameters["scale"])
-    return augment.model_copy(update={"resize": augment.resize.model_copy(update={"range": parameters["range"]})})
+    return altered(augment, resize={"range": parameters["range"]})
 
 
 def sample(height, width, seed, harsh):

@@ -10,6 +10,7 @@ from danet.data.loader import TrainingSet, batch_stream, collate
 from danet.data.prefetch import DeviceBatches, Normaliser
 from tests.data.test_loader import AUGMENT, same, stream
 from tests.data.test_transforms import SOURCES, normalised, small
+from tests.parameters import altered
 from tests.training.fakes import Images
 
 
@@ -17,8 +18,7 @@ from tests.training.fakes import Images
 @pytest.mark.parametrize("source", SOURCES)
 def test_a_batch_is_normalised_within_its_boxes_and_padded_around_them(source, crop):
     """Crops within the image, over its edge in one direction and in both."""
-    augment = small(SOURCES[source], crop=crop)
-    augment = augment.model_copy(update={"pad": augment.pad.model_copy(update={"swap_for_portrait": False})})
+    augment = altered(small(SOURCES[source], crop=crop), pad={"swap_for_portrait": False})
     samples = TrainingSet(Images(), augment, 3)
     grey, _, boxes = collate([samples[p] for p in range(6)])
     images = Normaliser(augment, torch.device("cpu"))(grey, boxes)

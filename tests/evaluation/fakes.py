@@ -68,10 +68,6 @@ for _index in range(7):
         EXPECTED[_truth, _taken] += (_mask == _truth).sum()
 
 
-def tree(folder):
-    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
-
-
 def stand_in(monkeypatch, load=lambda path, model: None):
     """Evaluations see these images and this network, whose weights are whatever ``load`` makes of a file."""
     monkeypatch.setattr(evaluate, "PreparedDataset", Shades)

@@ -17,25 +17,23 @@ from danet.evaluation.one_pass import evaluate_model
 from danet.evaluation.subject import spaced
 from danet.results.schema import EvaluationFile, load
 from danet.results.scores import scores
-from tests.evaluation.fakes import EXPECTED, Reader, Shades, Unlabelled, tree
+from tests.data.samples import contents
+from tests.evaluation.fakes import EXPECTED, Reader, Shades, Unlabelled
 from tests.launching import launch
-from tests.parameters import PARAMS
+from tests.parameters import PARAMS, altered
 from tests.seeds import keep_seed
 
 
 @pytest.fixture
 def row():
-    plain = PARAMS.row("camvid-r50-d8")
     test = Test(multi_scale=MultiScale(scales=(1.0,), flip=True))
-    runtime = Runtime(workers=2, overlays=2)
-    return plain.model_copy(update={"test": test, "runtime": runtime, "seeds": (3, 5)})
+    return altered(PARAMS.row("camvid-r50-d8"), test=test, runtime=Runtime(workers=2, overlays=2), seeds=(3, 5))
 
 
 @pytest.fixture
 def one(row):
     """One seed, one mode, one overlay: drawing is what takes the time here."""
-    runtime = Runtime(workers=2, overlays=1)
-    return row.model_copy(update={"test": Test(), "runtime": runtime, "seeds": (3,)})
+    return altered(row, test=Test(), runtime={"overlays": 1}, seeds=(3,))
 
 
 # one pass
@@ -44,7 +42,7 @@ def one(row):
 @pytest.mark.parametrize("workers", [0, 1, 3])
 @pytest.mark.parametrize("mode", ["ss", "ms"])
 def test_confusion_of_a_pass(row, workers, mode):
-    row = row.model_copy(update={"runtime": Runtime(workers=workers)})
+    row = altered(row, runtime=Runtime(workers=workers))
     dataset, calls = Shades(), []
     result = evaluate_model(Reader(), row, dataset, "cpu", mode=mode, keep=[2], progress=lambda *x: calls.append(x))
     np.testing.assert_array_equal(result.confusion.matrix, EXPECTED)
@@ -73,9 +71,8 @@ def test_the_frame_rate_is_of_one_window_at_a_time(row):
             seen.append([])
             return super().image(index)
 
-    runtime = Runtime(workers=0, benchmark_images=2)
     slide = Test(mode="slide", window=(16, 20), stride=(8, 12))
-    row = row.model_copy(update={"runtime": runtime, "test": slide})
+    row = altered(row, runtime=Runtime(workers=0, benchmark_images=2), test=slide)
     result = evaluate_model(Watched(), row, Counted(count=20), "cpu", max_batch=3)
     assert min(map(sum, seen)) == 4
     assert [max(batches) for batches in seen] == [1] * 7 + [3] * 13
@@ -84,8 +81,7 @@ def test_the_frame_rate_is_of_one_window_at_a_time(row):
 
 @pytest.mark.parametrize(("absent", "macc"), [("skip", 200 / 3), ("zero", 200 / 4)])
 def test_scores_follow_the_row_s_convention(one, workspace, absent, macc):
-    test = one.test.model_copy(update={"absent_class": absent})
-    means = evaluate_row(one.model_copy(update={"test": test}), workspace, device="cpu").means
+    means = evaluate_row(altered(one, test={"absent_class": absent}), workspace, device="cpu").means
     assert means.miou == pytest.approx(200 / 4)  # road and car 100; sky missed and moon invented: 0
     assert means.macc == pytest.approx(macc, abs=1e-4)
 
@@ -122,7 +118,7 @@ def test_diverged_model_gives_no_result(row):
 @pytest.mark.parametrize("workers", [0, 3])
 @pytest.mark.parametrize("mode", ["ss", "ms"])
 def test_on_a_gpu_the_same_counts(row, mode, workers):
-    row = row.model_copy(update={"runtime": Runtime(workers=workers, benchmark_images=2)})
+    row = altered(row, runtime=Runtime(workers=workers, benchmark_images=2))
     result = evaluate_model(Reader().cuda(), row, Shades(), torch.device("cuda"), mode=mode, keep=[2])
     np.testing.assert_array_equal(result.confusion.matrix, EXPECTED)
     assert list(result.predictions) == [2]
@@ -179,16 +175,16 @@ def _undated(files):
 def test_second_evaluation_gives_the_same_pictures_and_removes_old_files(one, workspace):
     evaluate_row(one, workspace, device="cpu")
     folder = workspace.evaluation(one)
-    first = tree(folder)
+    first = contents(folder)
     (folder / "left-over.png").write_bytes(b"old")
     evaluate_row(one, workspace, device="cpu")
-    assert _undated(tree(folder)) == _undated(first)
+    assert _undated(contents(folder)) == _undated(first)
     assert [p.name for p in folder.parent.iterdir()] == [one.name]
 
 
 def test_failure_leaves_earlier_results_alone(one, workspace, monkeypatch):
     evaluate_row(one, workspace, device="cpu")
-    before = tree(workspace.root)
+    before = contents(workspace.root)
 
     def fail(path, model):
         raise CheckpointError(f"{path}: of another model")
@@ -196,7 +192,7 @@ def test_failure_leaves_earlier_results_alone(one, workspace, monkeypatch):
     monkeypatch.setattr(predict, "load_any", fail)
     with pytest.raises(CheckpointError):
         evaluate_row(one, workspace, device="cpu")
-    assert tree(workspace.root) == before
+    assert contents(workspace.root) == before
     assert [p.name for p in workspace.evaluation(one).parent.iterdir()] == [one.name]
 
 
@@ -211,7 +207,7 @@ def test_weights_that_do_not_belong_to_the_row(row, workspace):
     keep_seed(workspace, row, 5, lambda path: path.write_bytes(b"weights"), data="f" * 64)
     with pytest.raises(CheckpointError, match=r"training data ffffffffffff, now 000000000000.*dvc repro train@"):
         evaluate_row(row, workspace, device="cpu")
-    other = row.model_copy(update={"optimizer": row.optimizer.model_copy(update={"lr": 0.5})})
+    other = altered(row, optimizer={"lr": 0.5})
     with pytest.raises(CheckpointError, match=r"optimizer\.lr 0\.02, now 0\.5"):
         evaluate_row(other, workspace, device="cpu")
     assert not workspace.metrics(row).exists()
@@ -219,13 +215,13 @@ def test_weights_that_do_not_belong_to_the_row(row, workspace):
 
 def test_given_weights_do_not_touch_the_row_s_results(one, workspace):
     evaluate_row(one, workspace, device="cpu")
-    before = tree(workspace.root)
+    before = contents(workspace.root)
     weights = workspace.root / "mine.safetensors"
     weights.write_bytes(b"other")
     result = evaluate_row(one, workspace, device="cpu", weights=weights)
     assert (workspace.evaluation_of(one, weights) / "scores.json").is_file()
     assert result.means.seeds == 1
-    after = tree(workspace.root)
+    after = contents(workspace.root)
     assert {key: after[key] for key in before} == before
     with pytest.raises(CheckpointError, match=r"none\.safetensors: does not exist"):
         evaluate_row(one, workspace, device="cpu", weights=workspace.root / "none.safetensors")
@@ -244,14 +240,14 @@ def evaluated(root, row, count):
 @pytest.mark.parametrize(("world", "count"), [(2, 7), (3, 2)])
 def test_any_number_of_processes_gives_what_one_gives(row, workspace, tmp_path, monkeypatch, world, count):
     """7 images do not divide over 2; of 2 images the third process has none."""
-    row = row.model_copy(update={"seeds": (3,)})
+    row = altered(row, seeds=(3,))
     monkeypatch.setattr(evaluate, "PreparedDataset", functools.partial(Shades, count=count))
     alone = evaluate_row(row, workspace, device="cpu")
-    pictures = _undated(tree(workspace.evaluation(row)))
+    pictures = _undated(contents(workspace.evaluation(row)))
     launch(world, evaluated, tmp_path, row, count)
     (both,) = load(workspace.metrics(row) / "evaluation.json", EvaluationFile, "").runs
     for (_, here), (_, there) in zip(both.modes.items(), alone.runs[0].modes.items(), strict=True):
         assert here.images == count
         assert here.model_copy(update={"seconds": 0}) == there.model_copy(update={"seconds": 0})
     assert both.provenance.processes == world
-    assert _undated(tree(workspace.evaluation(row))) == pictures
+    assert _undated(contents(workspace.evaluation(row))) == pictures

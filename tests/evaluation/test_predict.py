@@ -11,7 +11,7 @@ from danet.config.row import MultiScale, Test
 from danet.core.errors import ConfigError, DanetError, DataError
 from danet.data.registry import ADAPTERS
 from danet.evaluation import predict
-from tests.parameters import PARAMS
+from tests.parameters import PARAMS, altered
 
 
 class Brightness(nn.Module):
@@ -29,8 +29,7 @@ class Brightness(nn.Module):
 
 @pytest.fixture
 def row():
-    plain = PARAMS.row("camvid-r50-d8")
-    return plain.model_copy(update={"test": Test()})
+    return altered(PARAMS.row("camvid-r50-d8"), test=Test())
 
 
 @pytest.fixture
@@ -76,7 +75,7 @@ def test_multi_scale(row, tmp_path, small_model):
     cv2.imwrite(str(tmp_path / "a.png"), half_light())
     with pytest.raises(ConfigError, match="no multi-scale"):
         run(row, tmp_path, [tmp_path / "a.png"], mode="ms")
-    multi = row.model_copy(update={"test": Test(multi_scale=MultiScale(scales=(0.5, 1.0)))})
+    multi = altered(row, test=Test(multi_scale=MultiScale(scales=(0.5, 1.0))))
     mask, _ = run(multi, tmp_path, [tmp_path / "a.png"], mode="ms")
     with Image.open(mask) as found:
         assert (found.getpixel((5, 5)), found.getpixel((40, 5))) == (0, 1)

@@ -8,16 +8,16 @@ from danet.config.row import Runtime, Test
 from danet.core import provenance
 from danet.evaluation import subject
 from danet.evaluation.evaluate import evaluate_row
-from tests.evaluation.fakes import Shades, tree
-from tests.parameters import PARAMS
+from tests.data.samples import contents
+from tests.evaluation.fakes import Shades
+from tests.parameters import PARAMS, altered
 from tests.seeds import keep_seed
 
 
 @pytest.fixture
 def row():
-    plain = PARAMS.row("camvid-r50-d8")
     runtime = Runtime(workers=0, overlays=1, benchmark_images=2)
-    return plain.model_copy(update={"test": Test(), "runtime": runtime, "seeds": (3,)})
+    return altered(PARAMS.row("camvid-r50-d8"), test=Test(), runtime=runtime, seeds=(3,))
 
 
 @pytest.fixture
@@ -46,15 +46,15 @@ def as_the_stage(row, workspace):
 
 def test_an_added_seed_leaves_the_finished_one_alone(row, workspace, passes):
     first = as_the_stage(row, workspace)
-    pictures = tree(workspace.evaluation(row))
+    pictures = contents(workspace.evaluation(row))
     assert len(passes) == 1
-    both = row.model_copy(update={"seeds": (3, 5)})
+    both = altered(row, seeds=(3, 5))
     second = as_the_stage(both, workspace)
     assert len(passes) == 2
     assert [run.seed for run in second.runs] == [3, 5]
     # to the second and the digit what was found then, not only the same mIoU
     assert second.runs[0] == first.runs[0]
-    after = tree(workspace.evaluation(row))
+    after = contents(workspace.evaluation(row))
     assert pictures.items() <= after.items()
     assert {name.replace("seed3", "seed5") for name in pictures} == set(after) - set(pictures)
 
@@ -71,7 +71,7 @@ def other_data(workspace, row, monkeypatch):
 
 
 def other_protocol(_, row, __):
-    return row.model_copy(update={"test": Test(absent_class="zero")})
+    return altered(row, test={"absent_class": "zero"})
 
 
 def other_versions(_, row, monkeypatch):
@@ -81,7 +81,7 @@ def other_versions(_, row, monkeypatch):
 
 
 def other_revision(_, row, __):
-    return row.model_copy(update={"revisions": row.revisions.model_copy(update={"evaluate": 7})})
+    return altered(row, revisions={"evaluate": 7})
 
 
 def lost_picture(workspace, row, _):

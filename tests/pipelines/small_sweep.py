@@ -1,6 +1,8 @@
 """A workspace of the demo cut down to a few rows that train for seconds, for tests of sweeps."""
 
 import json
+import re
+import subprocess
 import sys
 
 from danet.config.params import merge
@@ -38,9 +40,18 @@ def environment(folder):
     return programs.environment(folder, DANET_ARCHIVES=str(folder / "archives"))
 
 
-def sweep_command(*options):
-    """The command line of a sweep."""
-    return [sys.executable, "-m", "danet.cli", "sweep", *options]
+def sweep(folder, *options, env=None):
+    """A sweep from start to end, in :func:`environment` or another."""
+    command = [sys.executable, "-m", "danet.cli", "sweep", *options]
+    env = environment(folder) if env is None else env
+    return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, check=False)
+
+
+def states(folder, env=None):
+    """Of the rows, as ``--status`` prints them."""
+    shown = sweep(folder, "--status", env=env)
+    assert shown.returncode == 0, shown.stderr
+    return dict(re.findall(r"^(demo-\S+) +(not run|\w+)", shown.stdout, re.MULTILINE))
 
 
 def reached(folder, row):

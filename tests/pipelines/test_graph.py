@@ -1,6 +1,5 @@
 """dvc.yaml: one parametrised definition per stage, every row in it, and nothing runs more than it needs."""
 
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,18 +8,15 @@ import pytest
 from dvc.repo import Repo
 
 from danet.config.workspace import Workspace
-from danet.config.yaml import BESIDE
 from danet.core.errors import ConfigError
-from tests.parameters import PARAMS, ROOT
+from tests.parameters import PARAMS, ROOT, copy_settings
 from tests.pipelines.programs import dvc
 
 
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory):
     folder = tmp_path_factory.mktemp("graph")
-    for name in ("dvc.yaml", "params.yaml", *BESIDE):
-        shutil.copy(ROOT / name, folder)
-    shutil.copytree(ROOT / "recipes", folder / "recipes")
+    copy_settings(folder, "dvc.yaml")
     assert dvc(folder, "init", "--quiet", "--no-scm") == 0
     return folder
 

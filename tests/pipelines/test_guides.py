@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.parameters import ROOT
+from tests.parameters import ROOT, copy_settings
 from tests.pipelines.programs import NO_MLFLOW, dvc, environment
 
 BLOCK = re.compile(
@@ -29,15 +29,12 @@ REPLACE = re.compile(r"In `([^`]+)`, replace")
 def clone(tmp_path_factory):
     """What the guides touch, as in the repository, and the archive of the example."""
     folder = tmp_path_factory.mktemp("clone")
-    for name in ("danet", "pipelines", "recipes"):
+    copy_settings(folder, "dvc.yaml", "benchmarks/published.yaml")
+    for name in ("danet", "pipelines"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
-    (folder / "benchmarks").mkdir()
-    for name in ("dvc.yaml", "params.yaml", "datasets.yaml", "numerics.yaml", "benchmarks/published.yaml"):
-        shutil.copy(ROOT / name, folder / name)
     assert dvc(folder, "init", "--quiet", "--no-scm") == 0
     make_shapes(folder / "data" / "archives" / "shapes.zip")
-    yield folder
-    shutil.rmtree(folder)
+    return folder
 
 
 def make_shapes(path):

@@ -79,7 +79,6 @@ def test_relabelled_data_an_added_seed_and_another_machine(tmp_path, run):
     # labels are corrected: two classes were swapped
     for path in (data / "trainannot").iterdir():
         labels = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
-        assert labels is not None
         cv2.imwrite(str(path), np.where(labels == 3, 0, np.where(labels == 0, 3, labels)).astype(np.uint8))
     run(here, "repro -f -s download@camvid")
     said = run(here, f"repro evaluate@{ROW}")

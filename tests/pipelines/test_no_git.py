@@ -2,23 +2,13 @@
 
 import re
 import shlex
-import shutil
 import subprocess
 import sys
 
 import pytest
 
-from tests.parameters import ROOT
+from tests.parameters import copy_settings
 from tests.pipelines.programs import environment
-
-
-@pytest.fixture
-def copy(tmp_path):
-    for name in ("dvc.yaml", "params.yaml", "datasets.yaml", "numerics.yaml", ".dvc/config"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        shutil.copy(ROOT / name, tmp_path / name)
-    shutil.copytree(ROOT / "recipes", tmp_path / "recipes")
-    return tmp_path
 
 
 def run(folder, *arguments):
@@ -26,17 +16,18 @@ def run(folder, *arguments):
 
 
 @pytest.mark.slow
-def test_the_remedy_works(copy):
+def test_the_remedy_works(tmp_path):
+    copy_settings(tmp_path, "dvc.yaml", ".dvc/config")
     sweep = (sys.executable, "-m", "pipelines.sweep", "--rows", "camvid-r50-d8", "--dry-run")
     for command in (sweep, (sys.executable, "-m", "pipelines.camvid")):
-        refused = run(copy, *command)
+        refused = run(tmp_path, *command)
         assert refused.returncode == 2, refused.stderr
-        assert f"error: {copy} is not a git repository" in refused.stderr
+        assert f"error: {tmp_path} is not a git repository" in refused.stderr
         assert "Traceback" not in refused.stderr
     remedy = re.search(r"run `(.*?)` once", refused.stderr)
     assert remedy is not None, refused.stderr
-    assert run(copy, *shlex.split(remedy[1])).returncode == 0
-    planned = run(copy, *sweep)
+    assert run(tmp_path, *shlex.split(remedy[1])).returncode == 0
+    planned = run(tmp_path, *sweep)
     assert planned.returncode == 0, planned.stderr
     assert "camvid-r50-d8" in planned.stdout
-    assert run(copy, "dvc", "status", "download@camvid").returncode == 0
+    assert run(tmp_path, "dvc", "status", "download@camvid").returncode == 0

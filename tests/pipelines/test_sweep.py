@@ -28,7 +28,7 @@ from pipelines.sweep.slurm import submit
 from pipelines.sweep.status import print_status, survey
 from tests.parameters import PARAMS, ROOT, raw_params
 from tests.pipelines.programs import dvc
-from tests.pipelines.small_sweep import ROWS, environment, make_workspace, reached, sweep_command
+from tests.pipelines.small_sweep import ROWS, environment, make_workspace, reached, states, sweep
 
 VOC, ADE = "ssseg-r50-d16-voc2012", "ssseg-r50-d16-ade20k"
 
@@ -300,19 +300,6 @@ def test_what_slurm_refuses(workspace, cluster):
 
 FIRST, SECOND, BAD = ROWS
 ITERATIONS = 40
-
-
-def sweep(folder, *options):
-    return subprocess.run(
-        sweep_command(*options), cwd=folder, env=environment(folder), capture_output=True, text=True, check=False
-    )
-
-
-def states(folder):
-    """As ``--status`` prints them."""
-    shown = sweep(folder, "--status")
-    assert shown.returncode == 0, shown.stderr
-    return dict(re.findall(r"^(demo-\S+) +(done|running|not run|stopped|failed)\b", shown.stdout, re.MULTILINE))
 
 
 def trained(folder, row):

@@ -1,30 +1,17 @@
 import numpy as np
 import pytest
 
-from danet.config.params import Dataset
-from danet.data.convert import convert_dataset
 from danet.data.prepared import PreparedDataset
-from danet.data.raw import download_dataset
 from danet.results.scores import constant_baseline, scores
-from pipelines.demo.scenes import make_archives
+from pipelines.demo.scenes import Sizes
+from tests.data.samples import generated, prepare
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory):
+def prepared(tmp_path_factory):
+    """The folder of each data set, of the demo's size."""
     folder = tmp_path_factory.mktemp("made")
-    return folder, make_archives(folder)
-
-
-@pytest.fixture(scope="module")
-def prepared(made):
-    folder, entries = made
-    folders = {}
-    for name, entry in entries.items():
-        spec = Dataset.model_validate({"adapter": name, "title": name, **entry})
-        raw, folders[name] = folder / "raw" / name, folder / "prepared" / name
-        download_dataset(name, spec, raw, folder)
-        convert_dataset(name, spec, raw, folders[name])
-    return folders
+    return {name: prepare(None, spec, folder) for name, spec in generated(folder, Sizes()).items()}
 
 
 def labelled(folder, split):

@@ -15,6 +15,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.launching import free_ports
+
 PROGRAMS = ("slurmctld", "slurmd", "sbatch", "squeue", "scontrol", "munge", "munged")
 NODES = ("node1", "node2")
 
@@ -167,18 +169,6 @@ KillWait=30
 {nodes}
 PartitionName=cpu Nodes=ALL Default=YES State=UP MaxTime=INFINITE
 """
-
-
-def free_ports(count):
-    """Ports that nobody listens on."""
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [int(each.getsockname()[1]) for each in sockets]
-    finally:
-        for each in sockets:
-            each.close()
 
 
 def _daemons_of(processes):

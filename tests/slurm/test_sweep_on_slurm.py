@@ -2,11 +2,10 @@
 
 import json
 import re
-import subprocess
 
 import pytest
 
-from tests.pipelines.small_sweep import environment, make_workspace, reached, sweep_command
+from tests.pipelines.small_sweep import environment, make_workspace, reached, states, sweep
 from tests.slurm.cluster import Cluster
 
 pytestmark = pytest.mark.slurm
@@ -25,19 +24,6 @@ def cluster(tmp_path_factory):
         cluster.stop()
 
 
-def sweep(cluster, folder, *options):
-    done = subprocess.run(
-        sweep_command(*options), cwd=folder, env=cluster.environment, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    return (done.stdout + done.stderr).rstrip()
-
-
-def states(cluster, folder):
-    """As ``--status`` prints them."""
-    return dict(re.findall(r"^(demo-\S+) +(\w+)", sweep(cluster, folder, "--status"), re.MULTILINE))
-
-
 def log(folder, row):
     path = folder / "build" / "sweep" / f"{row}.log"
     return path.read_text() if path.exists() else ""
@@ -53,18 +39,20 @@ def test_a_sweep_lives_through_preemption_a_time_limit_and_a_lost_node(cluster, 
     cluster.environment = {**environment(folder), **{k: cluster.environment[k] for k in ("PATH", "SLURM_CONF")}}
     stopped, orphaned = ROWS
     options = ("--jobs", "2", "--gpus-per-row", "0", "--slurm", "--cpus-per-task 2")
-    cluster.say(sweep(cluster, folder, *options))
-    assert set(states(cluster, folder).values()) == {"queued"}
+    submitted = sweep(folder, *options, env=cluster.environment)
+    assert submitted.returncode == 0, submitted.stderr
+    cluster.say(submitted.stdout)
+    assert set(states(folder, cluster.environment).values()) == {"queued"}
     jobs = [json.loads((folder / "build" / "sweep" / f"{row}.json").read_text())["job"] for row in ROWS]
     queued = set(cluster.queue())
-    cluster.say("submitted a second time:\n" + sweep(cluster, folder, *options))
+    cluster.say("submitted a second time:\n" + sweep(folder, *options, env=cluster.environment).stdout)
     assert set(cluster.queue()) <= queued
 
     cluster.wait("trainings", lambda: min(reached(folder, row) for row in ROWS) > CHECKPOINTS, 300)
     nodes = {job: cluster.queue()[job].split()[1] for job in jobs}
     assert set(nodes.values()) == {"node1", "node2"}
-    cluster.say("status:\n" + sweep(cluster, folder, "--status"))
-    assert set(states(cluster, folder).values()) == {"running"}
+    cluster.say("status:\n" + sweep(folder, "--status", env=cluster.environment).stdout)
+    assert set(states(folder, cluster.environment).values()) == {"running"}
 
     cluster.say(f"taking {nodes[jobs[1]]} away from {orphaned} ({jobs[1]}): slurmd and all its processes killed")
     cluster.take_away(nodes[jobs[1]])
@@ -90,7 +78,7 @@ def test_a_sweep_lives_through_preemption_a_time_limit_and_a_lost_node(cluster, 
         begun = log(folder, row).count(f"seed 0: {ITERATIONS} iterations of ")
         assert begun == 1 + len(starts(folder, row))  # it began from nothing once
 
-    cluster.say("status at the end:\n" + sweep(cluster, folder, "--status"))
-    assert set(states(cluster, folder).values()) == {"done"}
+    cluster.say("status at the end:\n" + sweep(folder, "--status", env=cluster.environment).stdout)
+    assert set(states(folder, cluster.environment).values()) == {"done"}
     table = (folder / "reports" / "demo.md").read_text()
     assert all(row in table for row in ROWS)

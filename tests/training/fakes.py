@@ -10,13 +10,17 @@ from danet.results.identity import TrainingIdentity
 from danet.training.checkpoint import CheckpointStore
 from danet.training.loop import Trainer
 from tests.data.test_transforms import labels, picture
-from tests.parameters import PARAMS
+from tests.parameters import PARAMS, altered
 
 CLASSES = 5
+ROW = PARAMS.row("mmseg-r50-d8-voc2012-20k")
 
 
 class TinyNet(nn.Module):
     """Convolution, batch norm, dropout; outputs at half resolution like a segmentor's."""
+
+    num_classes = CLASSES
+    config = ROW.model  # is written beside the weights
 
     def __init__(self, norm=True, dropout=True):
         super().__init__()
@@ -63,22 +67,15 @@ def identity(row, seed=0, data=Images.manifest_hash):
 
 def tiny_row(iterations=8, **sections):
     """A row at test size; ``numerics={"accumulate": 2}`` and the like change single settings."""
-    row = PARAMS.row("mmseg-r50-d8-voc2012-20k")
-    changes = {
-        "name": "tiny",
-        "schedule": {"iterations": iterations, "batch_size": 4},
-        "augment": {"resize": row.augment.resize.model_copy(update={"scale": (32, 48)}), "crop_size": (24, 24)},
-        "optimizer": {"lr": 0.05, "head_lr_multiplier": 2.0},
-        "numerics": {},
-        "loss": {},
-        "runtime": {"workers": 0, "log_interval": 3, "checkpoint_interval": 3},
-    }
-    for name, value in sections.items():
-        changes[name] = {**changes[name], **value} if isinstance(changes.get(name), dict) else value
-    update = {}
-    for name, value in changes.items():
-        update[name] = getattr(row, name).model_copy(update=value) if isinstance(value, dict) else value
-    return Row.model_validate(row.model_copy(update=update).model_dump())
+    row = altered(
+        ROW,
+        name="tiny",
+        schedule={"iterations": iterations, "batch_size": 4},
+        augment={"resize": {"scale": (32, 48)}, "crop_size": (24, 24)},
+        optimizer={"lr": 0.05, "head_lr_multiplier": 2.0},
+        runtime={"workers": 0, "log_interval": 3, "checkpoint_interval": 3},
+    )
+    return Row.model_validate(altered(row, **sections).model_dump())
 
 
 def in_float64(model):

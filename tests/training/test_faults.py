@@ -1,9 +1,10 @@
-"""Values that are not finite, and disks that are full, at every write of a training."""
+"""Values that are not finite, checkpoints that cannot be used, and full disks at every write of a training."""
 
 import contextlib
 import io
 import json
 import math
+import pickle
 import resource
 from pathlib import Path
 
@@ -12,17 +13,11 @@ import safetensors.torch
 import torch
 
 from danet.config.workspace import Workspace
-from danet.core.errors import DanetError, TrainingError
+from danet.core.errors import CheckpointError, DanetError, TrainingError
 from danet.core.files import sha256, write_json, write_text
 from danet.training.checkpoint import CheckpointStore
 from danet.training.train import train_row
 from tests.training.fakes import TinyNet, identity, tiny_row, trainer
-
-
-@pytest.fixture(autouse=True)
-def few_threads():
-    torch.set_num_threads(1)
-
 
 # values
 
@@ -63,6 +58,42 @@ def test_a_gradient_that_is_no_number_is_never_saved(tmp_path, at, noticed, kept
         run.run()
     saved = run.store.load()
     assert (saved["iteration"] if saved else None) == kept
+
+
+# checkpoints
+
+
+@pytest.fixture
+def store(tmp_path):
+    """With the checkpoint of an iteration."""
+    store = CheckpointStore(tmp_path / "seed0", identity(tiny_row()))
+    store.save(iteration=10, model={"w": torch.arange(100.0)})
+    return store
+
+
+@pytest.mark.parametrize("share", [0, 0.5])
+def test_a_damaged_checkpoint_is_named_with_a_remedy(store, share):
+    store.path.write_bytes(store.path.read_bytes()[: int(share * store.path.stat().st_size)])
+    with pytest.raises(CheckpointError, match=rf"{store.path}: damaged.*rm -r {store.folder}"):
+        store.load()
+
+
+def test_code_in_a_checkpoint_is_not_run(store, tmp_path):
+    class Hostile:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "ran"), "w"))
+
+    with store.path.open("wb") as stream:
+        pickle.dump({"model": Hostile()}, stream)
+    with pytest.raises(CheckpointError, match="damaged"):
+        store.load()
+    assert not (tmp_path / "ran").exists()
+
+
+def test_another_training_is_refused(store):
+    other = CheckpointStore(store.folder, identity(tiny_row(optimizer={"lr": 0.07}), seed=1))
+    with pytest.raises(CheckpointError, match=f"{store.folder}.*0.05, now 0.07; seed 0, now 1.*rm -r {store.folder}"):
+        other.load()
 
 
 # disks

@@ -4,11 +4,10 @@ import itertools
 import random
 
 import pytest
-import torch
 
 from danet.core.errors import Interrupted
 from danet.training.stop import StopRequest
-from tests.training.fakes import Images, TinyNet, identical, state, tiny_row, trainer
+from tests.training.fakes import identical, state, tiny_row, trainer
 
 TIMED = {"images_per_second", "data_wait_share", "peak_memory_gib"}
 WORKERS = (0, 1, 4)
@@ -18,12 +17,6 @@ ROWS = {
     "accumulate": {"numerics": {"accumulate": 2}},
     "epochs end within a batch": {"schedule": {"batch_size": 5}, "loss": {"average": "valid"}},
 }
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Sums are divided among threads: with another number of them come other bits (docs/determinism.md)."""
-    torch.set_num_threads(1)
 
 
 class Store:
@@ -36,7 +29,7 @@ class Store:
         for name, value in values.items():
             self.values.setdefault((name, step), value)
 
-    def computed(self) -> dict[tuple[str, int], float | None]:
+    def computed(self):
         return {key: None if key[0] in TIMED else value for key, value in self.values.items()}
 
 
@@ -56,7 +49,7 @@ def validate(model):
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory, one_thread):
+def undisturbed(tmp_path_factory):
     found = {}
     for kind in ROWS:
         store = Store()
@@ -77,7 +70,6 @@ def test_any_stops_with_any_workers(tmp_path, undisturbed, case):
     kind = list(ROWS)[case % len(ROWS)]
     row, sent = row_of(kind), Store()
     parts = row.numerics.accumulate
-    assert isinstance(parts, int)
     for session in itertools.count():
         workers = WORKERS[(case + session) % 3]
         stop = StopRequest()
@@ -118,8 +110,6 @@ def test_dropout_and_augmentation_are_part_of_what_is_compared(tmp_path):
     for run in runs:
         run.run()
     assert not identical(*map(state, runs))
-    assert isinstance(runs[0].dataset, Images)
-    assert isinstance(runs[0].model, TinyNet)
 
 
 class Meter:

@@ -7,7 +7,7 @@ from PIL import Image
 
 from danet.core.process import Process
 from danet.training.selection import selection_score
-from tests.parameters import PARAMS
+from tests.parameters import PARAMS, altered
 from tests.training.fakes import tiny_row, trainer
 
 MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
@@ -45,8 +45,7 @@ class Channels(torch.nn.Module):
 
 @pytest.mark.parametrize("world", [1, 3])
 def test_score_is_the_mean_of_pixel_accuracy_and_miou_on_centre_crops(world):
-    row = PARAMS.row("official-danet-r101-d8-cityscapes")
-    row = row.model_copy(update={"augment": row.augment.model_copy(update={"crop_size": (32, 32)})})
+    row = altered(PARAMS.row("official-danet-r101-d8-cityscapes"), augment={"crop_size": (32, 32)})
     data, side = Photographs(), 32
     inter, union, correct, labelled = np.zeros(4), np.zeros(4), 0, 0
     for image, mask in zip(data.images, data.masks, strict=True):
