@@ -10,7 +10,7 @@ import psutil
 import pytest
 import torch
 
-from danet.core.errors import ConfigError, DataError, TrainingError
+from danet.core.errors import DataError, TrainingError
 from danet.data.loader import TrainingSet, batch_stream, collate, own_positions
 from danet.data.prefetch import Normaliser
 from tests.data.test_transforms import small
@@ -33,12 +33,6 @@ def same(first, second):
 @pytest.fixture(scope="module")
 def reference():
     return stream()
-
-
-def test_batches(reference):
-    assert len(reference) == 6
-    assert reference[0][0].shape == (4, 3, 24, 32)
-    assert reference[0][1].shape == (4, 24, 32)
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -82,11 +76,6 @@ def test_order_is_a_permutation_of_the_epoch():
     assert all(sorted(epoch) == list(range(10)) for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) == 20
     assert [order.index(i) for i in (35, 2, 35)] == [epochs[3][5], epochs[0][2], epochs[3][5]]
-
-
-def test_positions_divide():
-    with pytest.raises(ConfigError, match=r"batch_size 8 does not divide over 3 .* 1, 2, 4, 8"):
-        own_positions(0, 8, rank=0, world=3)
 
 
 class Locked(Images):

@@ -70,17 +70,6 @@ def test_counting_for_every_number_of_classes(classes):
     np.testing.assert_array_equal(confusion.matrix, expected)
 
 
-@pytest.mark.gpu
-def test_cuda_counts_as_the_cpu():
-    rng = np.random.default_rng(0)
-    prediction, target = (rng.integers(0, 19, (300, 400)).astype(np.uint8) for _ in range(2))
-    target[:50] = 255
-    cpu, gpu = Confusion(19), Confusion(19, "cuda")
-    for confusion in (cpu, gpu):
-        confusion.update(prediction, target)
-    np.testing.assert_array_equal(cpu.matrix, gpu.matrix)
-
-
 @pytest.mark.parametrize(
     ("prediction", "target", "message"),
     [

@@ -1,4 +1,7 @@
-"""The attention modules against loops over single positions, closed forms and symmetries."""
+"""The attention modules against loops over single positions, closed forms and symmetries.
+
+DRANet's are held against a reference of their own in tests/parity.
+"""
 
 import math
 
@@ -14,8 +17,6 @@ from danet.models.attention import (
     Clustering,
     CompactChannelDecoder,
     CompactPositionDecoder,
-    CompactPositionEncoder,
-    CrossLevelGate,
     PositionAttention,
     adaptive_average_pool,
     fused_attention,
@@ -66,21 +67,17 @@ def test_pam_is_unscaled_attention_plus_input(attention, bias):
     assert (pam.query.bias is not None) == bias
 
 
-@pytest.mark.parametrize("gathered", [None, 3])
-def test_cam_and_ccam_favour_dissimilar_channels(gathered):
-    """Of the map itself, or of ``gathered`` channels."""
-    attend = filled((CompactChannelDecoder() if gathered else ChannelAttention()).double())
+def test_cam_favours_dissimilar_channels():
+    cam = filled(ChannelAttention().double())
     x = noise(2, 5, 2, 3, dtype=torch.float64)
-    y = noise(2, gathered, 2, 3, seed=2, dtype=torch.float64) if gathered else x
-    (scale,) = attend.parameters()
     expected = torch.empty_like(x)
     for image in range(2):
         for c in range(5):
-            energy = [float((x[image, c] * other).sum()) for other in y[image]]
+            energy = [float((x[image, c] * other).sum()) for other in x[image]]
             weights = softmax([max(energy) - e for e in energy])
-            attended = sum(weight * other for weight, other in zip(weights, y[image], strict=True))
-            expected[image, c] = scale * attended + x[image, c]
-    torch.testing.assert_close(attend(x, y) if gathered else attend(x), expected, rtol=0, atol=1e-12)
+            attended = sum(weight * other for weight, other in zip(weights, x[image], strict=True))
+            expected[image, c] = cam.gamma * attended + x[image, c]
+    torch.testing.assert_close(cam(x), expected, rtol=0, atol=1e-12)
 
 
 def test_attention_starts_as_the_identity():
@@ -109,8 +106,6 @@ def test_fused_equals_reference_forward_and_backward(shape, layout):
     pairs = [(inputs[0].grad, inputs[1].grad)]
     pairs += [(a.grad, b.grad) for a, b in zip(fused.parameters(), reference.parameters(), strict=True)]
     for mine, other in pairs:
-        assert mine is not None
-        assert other is not None
         assert (mine - other).abs().max() < 1e-4 * max(1.0, float(other.abs().max()))
 
 
@@ -172,8 +167,6 @@ def test_fused_attention_never_holds_the_map(layout, monkeypatch):
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_fused_attention_on_cuda(dtype):
-    if not torch.cuda.is_available():
-        pytest.skip("needs a CUDA device")
     positions = 128 * 256  # Cityscapes whole at stride 8: the map alone would take 2 to 4 GiB
     q, k = (0.5 * noise(1, positions, 64, seed=seed) for seed in (1, 2))
     v = noise(1, positions, 512, seed=3)
@@ -201,27 +194,6 @@ def test_cam_does_not_overflow_in_half_precision():
     torch.testing.assert_close(mixed.float(), cam(x.bfloat16().float()), rtol=2e-2, atol=0.5)
 
 
-def cells(size, grid):
-    return [range(math.floor(g * size / grid), math.ceil((g + 1) * size / grid)) for g in range(grid)]
-
-
-@pytest.mark.parametrize("size", [(7, 5), (12, 18), (6, 6), (1, 2)])
-def test_cpam_centres_are_averages_of_four_grids(size):
-    encoder = CompactPositionEncoder(3).eval().double()
-    for grid, conv in enumerate(encoder.convs):  # an own factor for each grid tells the convolutions apart
-        conv[0].weight.data.copy_((grid + 1) * torch.eye(3)[:, :, None, None])
-    x = noise(2, 3, *size, dtype=torch.float64).abs()
-    expected = [
-        (index + 1) * x[:, :, list(rows)][:, :, :, list(columns)].mean(dim=(2, 3)) / math.sqrt(1 + 1e-5)
-        for index, grid in enumerate((1, 2, 3, 6))
-        for rows in cells(size[0], grid)
-        for columns in cells(size[1], grid)
-    ]
-    centres = encoder(x)
-    assert centres.shape == (2, 50, 3)
-    torch.testing.assert_close(centres, torch.stack(expected, dim=1), rtol=0, atol=1e-12)
-
-
 @pytest.mark.parametrize("size", [(7, 5), (33, 65), (6, 6), (2, 1)])
 def test_deterministic_pooling_is_the_same_pooling(size):
     x = noise(2, 3, *size)
@@ -234,47 +206,6 @@ def test_deterministic_pooling_is_the_same_pooling(size):
             torch.use_deterministic_algorithms(False)
         assert deterministic is not plain
         torch.testing.assert_close(deterministic, plain, rtol=0, atol=1e-6)
-
-
-def test_cpam_attends_to_the_centres():
-    decoder = filled(CompactPositionDecoder(8).double(), gain=0.5)
-    x, centres = noise(2, 8, 2, 3, dtype=torch.float64), noise(2, 5, 8, seed=2, dtype=torch.float64)
-    assert (decoder.query.out_channels, decoder.key.out_features, decoder.value.out_features) == (2, 2, 8)
-    expected = torch.empty_like(x)
-    for image in range(2):
-        keys = [decoder.key.weight @ centre + decoder.key.bias for centre in centres[image]]
-        values = [decoder.value.weight @ centre + decoder.value.bias for centre in centres[image]]
-        for h in range(2):
-            for w in range(3):
-                query = decoder.query.weight[:, :, 0, 0] @ x[image, :, h, w] + decoder.query.bias
-                weights = softmax([(query @ key).item() for key in keys])
-                attended = sum(weight * value for weight, value in zip(weights, values, strict=True))
-                expected[image, :, h, w] = decoder.scale * attended + x[image, :, h, w]
-    torch.testing.assert_close(decoder(x, centres), expected, rtol=0, atol=1e-12)
-
-
-def test_clgd_gates_the_low_level():
-    gate = filled(CrossLevelGate(8), gain=0.3).eval()
-    low, high = noise(2, 8, 9, 11), noise(2, 8, 5, 6, seed=2)
-
-    def block(layers, x):
-        convolved = nn.functional.conv2d(x, layers[0].weight, padding=1)
-        return (
-            convolved / math.sqrt(1 + 1e-5) * layers[1].weight[:, None, None] + layers[1].bias[:, None, None]
-        ).relu()
-
-    # align_corners: sample i of n lies at i (m - 1) / (n - 1) of m.
-    def lines(size, source):
-        at = torch.arange(size) * (source - 1) / (size - 1)
-        return (1 - (at[:, None] - torch.arange(source)).abs()).clamp_min(0)
-
-    raised = lines(9, 5) @ high @ lines(11, 6).T
-    skip = block(gate.low, low)
-    score = torch.cat((skip, raised), 1).permute(0, 2, 3, 1) @ gate.gate.weight[0, :, 0, 0] + gate.gate.bias
-    gated = gate.gamma * torch.sigmoid(score)[:, None] * skip
-    expected = block(gate.out, block(gate.cat, torch.cat((gated, raised), 1)))
-    torch.testing.assert_close(gate(low, high), expected, rtol=1e-4, atol=1e-4)
-    assert CrossLevelGate(8).gamma.item() == 1
 
 
 def test_clusters_give_cosine_similarities_and_stay_in_evaluation():
@@ -313,7 +244,6 @@ def test_clusters_move_by_counts_in_training():
         np.testing.assert_allclose(clusters.V_buffer.numpy(), centres, atol=1e-10)
         np.testing.assert_allclose(clusters.V_count_buffer.numpy(), counts, rtol=1e-10)
         out.sum().backward()  # the update must not disturb what backward reads
-        assert x.grad is not None
         assert bool(x.grad.isfinite().all())
     assert clusters.V_count_buffer.dtype == torch.float64
     assert not list(clusters.parameters())

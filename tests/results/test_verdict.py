@@ -5,14 +5,10 @@ import re
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from scipy import stats
 
 from benchmarks import verdict_simulation as simulation
-from danet.results.verdict import ALPHA, BAND, MAX_MORE_SEEDS, Verdict, judge, judge_means, summarise
-
-finite = st.floats(min_value=0, max_value=100, allow_nan=False)
+from danet.results.verdict import ALPHA, BAND, MAX_MORE_SEEDS, Verdict, judge, judge_means
 
 
 def by_scipy(values, published, band):
@@ -50,16 +46,6 @@ def test_against_scipys_one_sided_tests(rule):
     assert seen == {"reproduced", "lower", "higher", "undecided"}
 
 
-def test_hand_computed_interval():
-    # mean 80, sd 1, n 4: t(0.975, 3) = 3.182446, half width 3.182446 * 1 / 2
-    summary = summarise([79.0, 81.0, 80.0 - math.sqrt(0.5), 80.0 + math.sqrt(0.5)])
-    assert summary is not None
-    assert summary.mean == pytest.approx(80)
-    assert summary.sd == pytest.approx(1)
-    assert summary.low == pytest.approx(80 - 1.591223)
-    assert summary.high == pytest.approx(80 + 1.591223)
-
-
 @pytest.mark.parametrize(
     ("values", "text"),
     [
@@ -77,10 +63,6 @@ def test_labels(values, text):
     assert judge(values, 80.0).text == text
 
 
-def test_one_seed_is_never_reproduced():
-    assert {judge([value], 80.0).label for value in np.linspace(70, 90, 401)} == {"consistent", "inconsistent"}
-
-
 @pytest.mark.parametrize(
     ("values", "published"), [([79.8, 80.6, 79.9], [80.0]), ([79.8, 80.5, 79.9], [79.9, 80.2, 80.0])]
 )
@@ -88,7 +70,6 @@ def test_more_seeds_are_just_enough(values, published):
     """With so many more seeds of the same mean and spread it would be decided, with one fewer it would not."""
     verdict = judge_means(values, published)
     assert verdict.label == "undecided"
-    assert verdict.more_seeds is not None
     theirs = len(published)
     first, second = np.var(values, ddof=1), np.var(published, ddof=1) / theirs if theirs > 1 else 0.0
     gap = abs(np.mean(values) - np.mean(published))
@@ -104,15 +85,6 @@ def test_text_of_undecided():
     hopeless = judge([79.4, 79.6], 80.0)  # the mean lies on the edge of the band
     assert hopeless.more_seeds is None
     assert hopeless.text == f"undecided: over {MAX_MORE_SEEDS} more seeds needed"
-
-
-@given(st.lists(finite, min_size=1, max_size=6), finite)
-def test_mirror_image(values, published):
-    mirrored = judge([100 - value for value in values], 100 - published)
-    swap = {"lower": "higher", "higher": "lower"}
-    label = judge(values, published).label
-    edge = abs(abs(float(np.mean(values)) - published) - BAND) < 1e-6  # where rounding decides
-    assert edge or mirrored.label == swap.get(label, label)
 
 
 def most(rows, claimed):

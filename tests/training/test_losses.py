@@ -56,19 +56,6 @@ def test_brute_force(average):
     assert losses["loss"].item() == pytest.approx(sum(expected.values()), rel=1e-5)
 
 
-@pytest.mark.parametrize("align_corners", [False, True])
-def test_logits_are_resized_to_the_labels(align_corners):
-    """A linear ramp over columns stays one when resized; where its ends lie tells the two conventions apart."""
-    logits = torch.zeros(1, 2, 1, 4)
-    logits[0, 1, 0] = torch.arange(4.0)
-    labels = torch.ones(1, 1, 7, dtype=torch.uint8)
-    x = torch.arange(7.0)
-    ramp = x * 3 / 6 if align_corners else ((x + 0.5) * 4 / 7 - 0.5).clamp(0, 3)
-    expected = torch.log1p(torch.exp(-ramp)).mean()
-    loss = segmentation_losses({"main": logits}, labels, Loss(pam=0, cam=0), align_corners=align_corners)["loss"]
-    torch.testing.assert_close(loss, expected)
-
-
 @pytest.mark.parametrize("block", [1, 300, 2**23])
 @pytest.mark.parametrize("align_corners", [False, True])
 @pytest.mark.parametrize("size", [(17, 23), (5, 4), (40, 64), (5, 8)])
@@ -95,7 +82,6 @@ def test_nothing_labelled_is_zero(average):
     losses = segmentation_losses({"main": logits}, labels, Loss(pam=0, cam=0, average=average), align_corners=False)
     assert losses["loss"].item() == 0
     (65536 * losses["loss"]).backward()
-    assert logits.grad is not None
     assert (logits.grad == 0).all()
 
 

@@ -54,11 +54,6 @@ def test_the_usual_wrappings(tmp_path, value, legacy):
     assert same(read_tensors(file))
 
 
-def test_safetensors(tmp_path):
-    save_file(STATE, tmp_path / "plain.safetensors")
-    assert same(read_tensors(tmp_path / "plain.safetensors"))
-
-
 @pytest.fixture
 def history_buffer(monkeypatch):
     """As mmengine's class, which is not importable when the file is read."""
