@@ -9,9 +9,16 @@ import torch
 from danet.data.loader import TrainingSet, batch_stream, collate
 from danet.data.prefetch import DeviceBatches, Normaliser
 from tests.data.test_loader import AUGMENT, same, stream
-from tests.data.test_transforms import SOURCES, normalised, small
+from tests.data.test_transforms import SOURCES, small
 from tests.parameters import altered
 from tests.training.fakes import Images
+
+
+def normalised(image_bgr):
+    """(x - mean) / std in RGB, channels first, in float64."""
+    rgb = image_bgr[..., ::-1].astype(np.float64)
+    mean, std = np.array([0.485, 0.456, 0.406]) * 255, np.array([0.229, 0.224, 0.225]) * 255
+    return ((rgb - mean) / std).transpose(2, 0, 1)
 
 
 @pytest.mark.parametrize("crop", [(24, 24), (60, 60), (24, 80), (70, 30)])
