@@ -21,7 +21,7 @@ def put(path, data=DATA):
     return path
 
 
-def get(wanted: Wanted, archives: Path, target: Path) -> tuple[bytes, str]:
+def get(wanted, archives, target):
     path, source = obtain(wanted, target, archives)
     return path.read_bytes(), source.kind
 

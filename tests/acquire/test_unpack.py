@@ -88,7 +88,7 @@ def test_no_room(tmp_path, monkeypatch):
     """A full disk is not the archive's fault: nobody is told to download it again."""
     path = good(tmp_path, "tgz")
 
-    def full(*_: object, **__: object) -> None:
+    def full(*_, **__):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(tarfile.TarFile, "extract", full)

@@ -138,12 +138,10 @@ def test_main_output_is_the_sum_of_the_branches():
         assert not torch.equal(logits["main"], logits[silenced])
 
 
-def test_dropout_zeroes_whole_channels_in_training_only():
-    torch.manual_seed(0)
+def test_dropout_has_the_sources_rates():
     model = on_meta(MMSEG, "resnet50", 5)
     rates = {name: module.p for name, module in model.named_modules() if isinstance(module, nn.Dropout2d)}
     assert rates == {"head.dropout": 0.1, "aux_head.dropout": 0.1}
-    assert not any(isinstance(module, nn.Dropout) for module in model.modules())
 
 
 def blocks(head):

@@ -16,7 +16,7 @@ GROUPS = ("TestTraining", "TestEvaluation", pytest.param("TestCompilation", mark
 @pytest.mark.nullcuda
 @pytest.mark.skipif(not os.environ.get(null.VARIABLE), reason=f"{null.VARIABLE} names no null CUDA device")
 @pytest.mark.parametrize("group", GROUPS)
-def test_on_the_null_device(group: str) -> None:
+def test_on_the_null_device(group):
     command = [*null.command(), sys.executable, "-m", "pytest", "-m", "gpu", "-p", "no:cacheprovider"]
     done = subprocess.run([*command, f"{INSIDE}::{group}"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]

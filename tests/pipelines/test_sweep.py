@@ -355,7 +355,7 @@ def test_stopped_killed_and_continued(tmp_path):
 
 
 @pytest.mark.slow
-def test_ctrl_c_in_dvc_saves_and_the_same_command_goes_on(tmp_path: Path) -> None:
+def test_ctrl_c_in_dvc_saves_and_the_same_command_goes_on(tmp_path):
     folder = make_workspace(tmp_path, (FIRST,), iterations=ITERATIONS)
 
     def repro(log):

@@ -127,7 +127,7 @@ def test_simulation_page():
     assert f"Random seed {simulation.SEED}; NumPy" in page
 
 
-def test_one_published_seed_is_a_number() -> None:
+def test_one_published_seed_is_a_number():
     for values in ([], [80.1], [79.9, 80.0, 80.05]):
         assert judge_means(values, [80.0]) == judge(values, 80.0)
     assert judge_means([], [80.0, 80.1]).label == "not run"

@@ -134,7 +134,7 @@ def test_projections_without_biases_get_zeros_in_mmsegmentation(tmp_path, unpubl
         export_weights(tmp_path / "w.safetensors", tmp_path / "w.pth", target="official-dranet")
 
 
-def test_the_row_is_found_by_the_name_of_the_file(tmp_path: Path, exported: Path) -> None:
+def test_the_row_is_found_by_the_name_of_the_file(tmp_path, exported):
     named = tmp_path / PARAMS.released[SMALL].file
     named.symlink_to(exported)
     result = import_weights(named, tmp_path / "x.safetensors", PARAMS)
