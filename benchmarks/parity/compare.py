@@ -403,14 +403,11 @@ class Replay:
         self._queue: list[Any] = [draws["side"]] if "side" in draws else []
         self._uniform: list[float] = []
         if colour := draws.get("photometric"):
-            for name in ("brightness", "first", "contrast", "saturation", "hue"):
-                if name == "first":
-                    self._queue.append(int(colour["contrast_first"]))
-                    continue
-                value = colour[name]
-                self._queue.append(int(value is not None))
-                if value is not None:
-                    (self._queue if name == "hue" else self._uniform).append(value)
+            given = {name: value for name, value in colour.items() if value is not None}
+            self._queue += ["brightness" in given, colour["contrast_first"]]
+            self._queue += [name in given for name in ("contrast", "saturation", "hue")]
+            self._queue += [given["hue"]] if "hue" in given else []
+            self._uniform = [given[name] for name in ("brightness", "contrast", "saturation") if name in given]
         self._queue += [place for crop in draws["crops"] for place in crop]
 
     def random(self) -> float:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -75,24 +76,18 @@ def save_starts(folder: Path, source: str, build: Callable[[], Any], versions: d
 def recorded(seed: int) -> Iterator[list[tuple[str, Any]]]:
     """Seeds numpy and yields the list that fills with what is drawn from its global generator: (function, result)."""
     log: list[tuple[str, Any]] = []
-    originals = {name: getattr(np.random, name) for name in DRAWS}
 
-    def wrap(name: str) -> Any:
+    def recording(name: str, original: Callable[..., Any]) -> Any:
         def draw(*args: Any, **kwargs: Any) -> Any:
-            value = originals[name](*args, **kwargs)
+            value = original(*args, **kwargs)
             log.append((name, value.item() if hasattr(value, "item") else value))
             return value
 
         return draw
 
     np.random.seed(seed)
-    for name in DRAWS:
-        setattr(np.random, name, wrap(name))
-    try:
+    with mock.patch.multiple(np.random, **{name: recording(name, getattr(np.random, name)) for name in DRAWS}):
         yield log
-    finally:
-        for name, function in originals.items():
-            setattr(np.random, name, function)
 
 
 def drawn(log: list[tuple[str, Any]], flip: str, mirrors: Callable[[Any], bool]) -> dict[str, Any]:
