@@ -26,8 +26,8 @@ def free_ports(count):
 def launch(world, function, *arguments):
     """What a function of a module returns in each of ``world`` processes, by rank; a DanetError as such."""
     (port,) = free_ports(1)
-    # one import of torch for all: they are forked from a process that has done nothing else
-    multiprocessing.set_forkserver_preload(["torch", "danet.training.train"])
+    # torch is imported and the parameters are read once: all are forked from a process that has done nothing else
+    multiprocessing.set_forkserver_preload(["torch", "danet.training.train", "tests.parameters"])
     with tempfile.TemporaryDirectory() as folder:
         call = (world, port, folder, function, arguments)
         mp.start_processes(_run, args=call, nprocs=world, start_method="forkserver")

@@ -41,11 +41,12 @@ def test_a_sweep_lives_through_preemption_a_time_limit_and_a_lost_node(cluster, 
     options = ("--jobs", "2", "--gpus-per-row", "0", "--slurm", "--cpus-per-task 2")
     submitted = sweep(folder, *options, env=cluster.environment)
     assert submitted.returncode == 0, submitted.stderr
-    cluster.say(submitted.stdout)
+    cluster.say(submitted.stderr)
     assert set(states(folder, cluster.environment).values()) == {"queued"}
     jobs = [json.loads((folder / "build" / "sweep" / f"{row}.json").read_text())["job"] for row in ROWS]
     queued = set(cluster.queue())
-    cluster.say("submitted a second time:\n" + sweep(folder, *options, env=cluster.environment).stdout)
+    again = sweep(folder, *options, env=cluster.environment)
+    cluster.say(f"submitted a second time:\n{again.stdout}{again.stderr}")
     assert set(cluster.queue()) <= queued
 
     cluster.wait("trainings", lambda: min(reached(folder, row) for row in ROWS) > CHECKPOINTS, 300)
