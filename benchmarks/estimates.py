@@ -19,8 +19,9 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_leaves
 
-from benchmarks.speed.cases import PACKAGE_ROOT, Case, danet
+from benchmarks.speed.cases import Case, danet
 from danet.core.files import write_text
+from danet.core.provenance import PACKAGE_ROOT
 from danet.evaluation.flops import Counter, size_text
 from danet.models import build_model
 from danet.models.attention import HEAD
@@ -66,7 +67,7 @@ class Work:
         return sum(self.seconds.values())
 
 
-class _Recorder(Counter):
+class _Recorder(Counter):  # type: ignore[no-untyped-call]
     """Adds up the time of every operation by its group."""
 
     def __init__(self, case: Case) -> None:
@@ -106,7 +107,8 @@ def plain(case: Case) -> Work:
         torch.set_default_dtype(torch.float32)
         images = torch.empty(case.batch, 3, *case.size, dtype=torch.bfloat16)
         labels = torch.zeros(case.batch, *case.size, dtype=torch.uint8)
-        with _Recorder(case) as recorder:
+        recorder = _Recorder(case)
+        with recorder:
             if case.what == "train":
                 outputs = model(images, all_heads=True)
                 losses = segmentation_losses(outputs, labels, case.loss, align_corners=case.model.align_corners)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from danet.config.row import Row
 from danet.core import provenance
 from danet.core.errors import DanetError
 from danet.core.process import Process
+from danet.data.prepared import PreparedDataset
 from danet.evaluation import flops
 from danet.models import build_model
 from danet.models.numerics import configured, seed_initialisation
@@ -69,10 +70,8 @@ def trainer_of(row: Row, classes: int, folder: Path, size: tuple[int, int], **mo
     seed_initialisation(0)
     model = build_model(row.model, classes, row.numerics.attention)
     identity = TrainingIdentity.of(row, 0, data=Noise.manifest_hash, initial_weights=None)
-    process = Process(device=torch.device("cuda", 0))
-    return Trainer(
-        row, 0, model, Noise(classes, size), CheckpointStore(folder, identity), process=process, show=True, **more
-    )  # fmt: skip
+    process, dataset = Process(device=torch.device("cuda", 0)), cast(PreparedDataset, Noise(classes, size))
+    return Trainer(row, 0, model, dataset, CheckpointStore(folder, identity), process=process, show=True, **more)
 
 
 def throughput() -> None:

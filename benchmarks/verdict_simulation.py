@@ -69,13 +69,13 @@ def fixed(rows: int) -> Found:
 
 def two_means(rows: int) -> Found:
     """Verdicts where the source has seeds too, as many as here; by offset, the source's spread, ours, and seeds."""
-    found = {}
+    found: Found = {}
     for o, offset in enumerate(OFFSETS):
         for p, pair in enumerate(PAIRS):
             for seeds in SEEDS:
                 theirs = draw((200 + o, p, seeds, 0), 0.0, pair[0], seeds, rows)
                 ours = draw((200 + o, p, seeds, 1), offset, pair[1], seeds, rows)
-                labels = (judge_means(*each, BAND).label for each in zip(ours, theirs, strict=True))
+                labels: Iterable[str] = (judge_means(*each, BAND).label for each in zip(ours, theirs, strict=True))
                 found[offset, *pair, seeds] = Counter(labels)
     return found
 

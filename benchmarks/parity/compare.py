@@ -201,7 +201,7 @@ def check_models(folder: Path) -> Iterator[Result]:
         parameters = sum(p.numel() for p in model.parameters())
         yield Result(title, "parameters", case, abs(parameters - meta["parameters"]), peer, f"{parameters:,}")
         image = common.network_input(case, *meta["shape"])
-        label = common.network_label(case, *meta["shape"], meta["classes"])
+        label = common.network_label(case, *(*meta["shape"], meta["classes"]))
         loss = row(source).loss.model_copy(update={"replicas": 1})  # the peers are one process
         yield from check_network(title, case, peer, model, mapping, arrays, image, label, loss, meta["align_corners"])
 
@@ -336,8 +336,8 @@ def check_official_initialisation() -> Iterator[Result]:
                     continue
                 spread = float(np.sqrt(2 / (value.shape[0] * value[0, 0].numel()))) if value.dim() == 4 else 0.0
             else:
-                drawn = isinstance(layer, nn.Conv2d | nn.Linear)
-                spread = float(1 / np.sqrt(3 * layer.weight[0].numel())) if drawn else 0.0
+                weight = layer.weight if isinstance(layer, nn.Conv2d | nn.Linear) else None
+                spread = 0.0 if weight is None else float(1 / np.sqrt(3 * weight[0].numel()))
             constant = key.endswith((".weight", "gate.gamma")) and not spread
             expected[key] = (float(constant), spread)
         worst, where = worst_start(starts(functools.partial(build_model, config, 19), SEED), expected, draws=1)

@@ -23,6 +23,7 @@ from danet.config.row import Loss, Row
 from danet.results.identity import TrainingIdentity
 from danet.training import loop
 from danet.training.checkpoint import CheckpointStore
+from danet.training.losses import loss_divisors
 
 EPSILON = {"mmseg": float(np.finfo(np.float32).eps), "ssseg": 0.0}
 """mmsegmentation divides by the number of pixels plus this: no float32 shows it, but float64 does."""
@@ -63,10 +64,9 @@ def compared(
 
 def trained(model: nn.Module, recipe: Row, case: str, run: dict[str, int], epsilon: float = 0.0) -> Trained:
     """The Trainer on any model, in place and in float64; losses are divided by the count of pixels plus ``epsilon``."""
-    divisors = loop.loss_divisors
 
     def shifted(*arguments: Any) -> Tensor:
-        return divisors(*arguments).double() + epsilon
+        return loss_divisors(*arguments).double() + epsilon
 
     total, batch = run["iterations"], run["batch"]
     schedule = recipe.schedule.model_copy(

@@ -18,18 +18,18 @@ import yaml
 
 from benchmarks.parity.environment import prepare_environment
 from benchmarks.rehearsal import page
-from benchmarks.rehearsal.sources import OUT, ROOT, SOURCES, Run, call, images, train
+from benchmarks.rehearsal.sources import OUT, SOURCES, Run, call, images, train
 from danet.config.row import Row
 from danet.config.workspace import Workspace
 from danet.core.console import console, report_errors
 from danet.core.files import write_text
-from danet.core.provenance import cpu_cores
+from danet.core.provenance import PACKAGE_ROOT, cpu_cores
 from danet.data.camvid import SPEC
 from danet.results.measured import read
 from danet.weights.exchange import export_weights
 from pipelines import dvc_environment
 
-PUBLISHED = ROOT / "benchmarks" / "published.yaml"
+PUBLISHED = PACKAGE_ROOT / "benchmarks" / "published.yaml"
 MARK = "# Made by the sources' own programs: `make rehearsal` writes what follows (reports/rehearsal-sources.md).\n"
 ADDRESS = {
     "mmsegmentation": "https://github.com/open-mmlab/mmsegmentation/tree/v1.2.2",
@@ -40,7 +40,7 @@ ADDRESS = {
 def dvc(*arguments: str) -> None:
     """``dvc repro`` with arguments; what fails has said why."""
     command = [sys.executable, "-m", "dvc", "repro", *arguments]
-    if code := subprocess.run(command, cwd=ROOT, env=dvc_environment(), check=False).returncode:
+    if code := subprocess.run(command, cwd=PACKAGE_ROOT, env=dvc_environment(), check=False).returncode:
         sys.exit(code)
 
 
@@ -49,7 +49,7 @@ def verified(run: Run, row: Row) -> dict[str, float | None]:
 
     The last run to come here stays: its result is the one in the table.
     """
-    workspace = Workspace(ROOT)
+    workspace = Workspace(PACKAGE_ROOT)
     placed = workspace.archives() / workspace.params().released[row.name].file
     placed.parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(run.folder / "released.pth", placed)
@@ -63,7 +63,7 @@ def verified(run: Run, row: Row) -> dict[str, float | None]:
 def returned(run: Run, row: Row, python: Path, root: Path) -> dict[str, Any]:
     """Weights trained here, exported and scored by the source's own program."""
     exported = OUT / run.source / f"ours{run.seed}" / "exported.pth"
-    export_weights(Workspace(ROOT).model(row) / f"seed{run.seed}.safetensors", exported, target=run.source)
+    export_weights(Workspace(PACKAGE_ROOT).model(row) / f"seed{run.seed}.safetensors", exported, target=run.source)
     scores: dict[str, Any] = call(run, python, root, exported.with_name("log.txt"), exported)["scores"]
     return scores
 
@@ -90,7 +90,7 @@ def publish(scores: dict[str, list[dict[str, Any]]]) -> None:
 
 def main() -> None:
     """All of it, in order."""
-    workspace = Workspace(ROOT)
+    workspace = Workspace(PACKAGE_ROOT)
     params = workspace.params()
     rows = {source: params.row(f"rehearsal-{source}") for source in SOURCES}
     root, files = images(os.environ.get("CAMVID"))

@@ -73,12 +73,12 @@ def text(runs: Runs) -> str:
     )
     page.heading(2, "IoU of every class")
     page.text("Mean of the seeds.")
-    titles, columns = ["Class"], [SPEC.classes]
+    titles, columns = ["Class"], [list(SPEC.classes)]
     for source, seeds in runs.items():
         theirs = 100 * np.mean([run["scores"]["iou"] for run in seeds], axis=0)
         ours = np.mean([run["ours"]["iou"] for run in seeds], axis=0)
         titles += [source, "harness", "difference"]
-        columns += [map(number, theirs), map(number, ours), map("{:+.2f}".format, ours - theirs)]
+        columns += [[*map(number, theirs)], [*map(number, ours)], [*map("{:+.2f}".format, ours - theirs)]]
     page.table((titles, list(zip(*columns, strict=True)), "l" + "r" * (len(titles) - 1)))
     page.heading(2, "Learning curves")
     page.text(f"![Training loss of every seed]({NAME}.png)")

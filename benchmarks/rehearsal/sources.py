@@ -16,14 +16,13 @@ from typing import Any
 from danet.core.console import console
 from danet.core.errors import ConfigError, DataError, TrainingError
 from danet.core.files import sha256, write_json
-from danet.core.provenance import PACKAGE_ROOT as ROOT
-from danet.core.provenance import collect
+from danet.core.provenance import PACKAGE_ROOT, collect
 from danet.data import camvid
 from pipelines import dvc_environment
 
 SOURCES = {"mmsegmentation": "mmseg", "sssegmentation": "ssseg"}
 """Rows of the table are ``rehearsal-SOURCE``; the peers' files begin with the value."""
-OUT = ROOT / "build" / "rehearsal"
+OUT = PACKAGE_ROOT / "build" / "rehearsal"
 PEERS = Path(__file__).parent / "peers"
 STEP = re.compile(r"Iter\(train\) \[ *(\d+)/.*?  loss: ([\d.]+)|'cur_iter': (\d+),.*'loss_total': ([\d.]+)")
 """Iteration and loss, as mmsegmentation or sssegmentation logs them."""
@@ -110,13 +109,21 @@ def call(run: Run, python: Path, root: Path, log: Path, *weights: Path) -> dict[
     folder.mkdir(parents=True, exist_ok=True)
     for old in ("result.json", "scores.json"):
         (folder / old).unlink(missing_ok=True)
-    command = [python, "-W", "ignore", "-m", f"benchmarks.rehearsal.peers.{SOURCES[run.source]}_peer", folder, *weights]
+    command: list[str | Path] = [
+        python,
+        "-W",
+        "ignore",
+        "-m",
+        f"benchmarks.rehearsal.peers.{SOURCES[run.source]}_peer",
+        folder,
+        *weights,
+    ]
     asked = {"CAMVID": str(root), "REHEARSAL_WORK": str(folder), "REHEARSAL_SEED": str(run.seed)}
     with log.open("w") as stream:
         done = subprocess.run(
             command,
-            cwd=ROOT,
-            env=dvc_environment() | asked | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+            cwd=PACKAGE_ROOT,
+            env=dvc_environment() | asked | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(PACKAGE_ROOT)},
             stdout=stream,
             stderr=subprocess.STDOUT,
             check=False,
@@ -125,7 +132,7 @@ def call(run: Run, python: Path, root: Path, log: Path, *weights: Path) -> dict[
         last = (log.read_text(errors="replace").strip() or "no output").splitlines()[-1]
         raise TrainingError(
             f"{run.source}, seed {run.seed}: its program stopped ({last[:200]}); the whole log is "
-            f"{log.relative_to(ROOT)}; `make rehearsal` goes on with the runs that are missing"
+            f"{log.relative_to(PACKAGE_ROOT)}; `make rehearsal` goes on with the runs that are missing"
         )
     text = (folder / "result.json").read_text().replace(str(folder), "WORK").replace(str(root), "CAMVID")
     result: dict[str, Any] = json.loads(text)
@@ -140,7 +147,9 @@ def train(runs: Iterable[Run], python: Path, root: Path, files: dict[str, str], 
         if (found := run.finished(of)) is not None:
             return found
         facts, start = collect(), time.monotonic()
-        console.print(f"{run.source}, seed {run.seed}: trains by its own program; its log: {run.log.relative_to(ROOT)}")
+        console.print(
+            f"{run.source}, seed {run.seed}: trains by its own program; its log: {run.log.relative_to(PACKAGE_ROOT)}"
+        )
         result = call(run, python, root, run.log)
         scores = {
             "source": run.source,

@@ -25,7 +25,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import DeviceType
 
 Run = Callable[[], object]
 """Computes a case once, start to end; the harness waits for the device."""
@@ -120,7 +119,7 @@ def longest(run: Run, steps: int = 3, count: int = 15) -> list[tuple[str, float,
     found = [
         (event.key[:100], round(event.self_device_time_total / 1000 / steps, 3), event.count / steps)
         for event in recorded.key_averages()
-        if event.device_type == DeviceType.CUDA  # an operator's time is that of its kernels
+        if event.device_type == torch.profiler.DeviceType.CUDA  # an operator's time is that of its kernels
     ]
     found.sort(key=lambda kernel: -kernel[1])
     return [("all", round(sum(ms for _, ms, _ in found), 3), sum(calls for *_, calls in found)), *found[:count]]

@@ -102,7 +102,7 @@ def train(case: Case) -> Run:
     images, labels = images.to(device), labels.to(device, torch.uint8)
     if numerics.channels_last:
         images = images.contiguous(memory_format=torch.channels_last)
-    optimizer = build_optimizer(model.train(), Optimizer(lr=1e-4, weight_decay=5e-4))  # type: ignore[arg-type]
+    optimizer = build_optimizer(model.train(), Optimizer(lr=1e-4, weight_decay=5e-4))
     scaler = gradient_scaler(numerics, device)
     weights = Loss.model_validate(case["loss"])
     network = torch.compile(model) if numerics.compile else model
@@ -157,7 +157,7 @@ def peak(case: Case) -> Run:
     a, b = (torch.randn(shape, dtype=dtype, device=case["device"]) for shape in case["shapes"])
     if case["kind"] == "convolution":
         a, b = (x.contiguous(memory_format=torch.channels_last) for x in (a, b))
-    compute = {
+    compute: Run = {
         "product": lambda: a @ b,
         "convolution": lambda: torch.nn.functional.conv2d(a, b, padding=1),
         "copy": lambda: b.copy_(a),

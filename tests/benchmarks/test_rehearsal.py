@@ -35,7 +35,7 @@ if folder.name == "seed1" and not (folder.parents[1] / "repaired").exists():
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(sources, "OUT", tmp_path)
-    monkeypatch.setattr(sources, "ROOT", tmp_path)
+    monkeypatch.setattr(sources, "PACKAGE_ROOT", tmp_path)
     return tmp_path
 
 
