@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
 import os
 import subprocess
 import sys
@@ -25,9 +26,8 @@ from danet.core.provenance import cpu_cores
 from danet.evaluation import flops
 from pipelines import dvc_environment
 
-HUGE: Final = 1024 * 2048
-"""Pixels from which implementations are measured one after the other, on a CPU at most :data:`HUGE_ROUNDS` times."""
-HUGE_ROUNDS: Final = 2
+ALONE: Final = {"infer": 1024 * 2048, "train": 2 * 512 * 512, "attention": 0}
+"""Pixels from which implementations are measured one after the other: side by side they would not fit into 24 GB."""
 Say = Callable[[str], None]
 
 
@@ -156,16 +156,13 @@ def run(
         for case in cases:
             known = implementations(case.what, device, own if case.what in ("infer", "train") else None)
             chosen = [each for each in known if each.numerics is not None or (peer is not None and case.has_peer)]
-            # the explicit maps of several processes would not fit into memory side by side
-            whole = case.what in ("infer", "train") and case.batch * case.size[0] * case.size[1] >= HUGE
-            huge = whole or case.what == "attention"
+            alone = case.batch * case.size[0] * case.size[1] >= ALONE.get(case.what, math.inf)
             if device == "cpu":
                 warm_up, rounds = 1, 20 if case.what in ("confusion", "loading") else repeat or 5
-                rounds = min(rounds, HUGE_ROUNDS) if huge else rounds
             else:
                 warm_up = 12 if case.what == "infer" else 5  # also enough for SteadyCompiled to compile
                 rounds = repeat or (40 if case.what == "infer" else 20)
-            turns = [[each] for each in chosen] if huge or device != "cpu" else [chosen]
+            turns = [[each] for each in chosen] if alone or device != "cpu" else [chosen]
             for turn in turns:
                 lines = _rounds(case, turn, worker, device, rounds, warm_up)
                 measured += lines
@@ -191,9 +188,8 @@ def _rounds(
     rounds: int,
     warm_up: int,
 ) -> list[Measured]:
-    lines = []
-    for each in chosen:
-        process = worker(each)
+    lines, processes = [], [worker(each) for each in chosen]
+    for each, process in zip(chosen, processes, strict=True):
         answer = process.ask(op="prepare", case=case.request(each, device, warm_up))
         line = Measured(case, each, [], error=answer.get("error", ""), torch=process.facts.get("torch", ""))
         lines.append(line)
@@ -201,18 +197,18 @@ def _rounds(
     for number in range(rounds):
         if number and time.monotonic() - began > limit(device):
             break
-        for line in lines:
+        for line, process in zip(lines, processes, strict=True):
             if line.error:
                 continue
-            answer = worker(line.implementation).ask(op="time")
+            answer = process.ask(op="time")
             line.error = answer.get("error", "")
             if not line.error:
                 line.rounds.append(answer["seconds"])
     profiled = device != "cpu" and case.what in ("infer", "train")
-    for line in lines:
+    for line, process in zip(lines, processes, strict=True):
         if profiled and line.implementation.name == "fast" and not line.error:
-            line.kernels = worker(line.implementation).ask(op="kernels").get("kernels")
-        line.peak_gb = worker(line.implementation).ask(op="finish").get("peak_gb")
+            line.kernels = process.ask(op="kernels").get("kernels")
+        line.peak_gb = process.ask(op="finish").get("peak_gb")
     return lines
 
 

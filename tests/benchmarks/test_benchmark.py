@@ -233,6 +233,24 @@ def test_a_slow_implementation_is_stopped(monkeypatch):
         assert not slow.alive
 
 
+KILLED = """
+import os, signal, sys
+for answer in ("{}", "{}", '{"seconds": 1.0}'):
+    print(answer, flush=True)
+    sys.stdin.readline()
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_process_that_the_system_kills_says_so():
+    """Between two rounds, for want of memory; another is not started in its place."""
+    lost = cases.Implementation("fast", Numerics())
+    with rounds.Worker([sys.executable, "-c", KILLED], "cpu") as worker:
+        [found] = rounds._rounds(line("fast", []).case, [lost], lambda _: worker, "cpu", 3, 1)
+    assert found.rounds == [1.0]
+    assert found.error == "the process ended with status -9 (out of memory?)"
+
+
 def test_a_step_of_make_gpu_that_is_cut_says_so_and_tests_that_ended_count(tmp_path):
     script = tmp_path / "script.py"
     said = "tests/a.py::test_one PASSED [ 25%]\n[gw1] [ 50%] FAILED tests/a.py::test_two[x-1] \ntests/a.py::test_three "
