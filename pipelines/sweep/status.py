@@ -21,7 +21,6 @@ from danet.cli.doctor import dataset_state
 from danet.config.row import Row
 from danet.config.workspace import Workspace
 from danet.core.text import duration
-from danet.evaluation.cost import hours_here
 from danet.training.progress import STATUS
 from pipelines.sweep.job import lock_path, log_path, read_state
 from pipelines.sweep.plan import Plan
@@ -50,6 +49,8 @@ class RowStatus:
 
 def survey(plan: Plan, workspace: Workspace) -> list[RowStatus]:
     """The status of a plan's rows."""
+    from danet.evaluation.cost import hours_here  # with PyTorch, for which `--help` should not wait
+
     jobs = {row.name: read_state(workspace, row.name) for row in plan.rows}
     queue = squeue() if any("job" in job for job in jobs.values()) else {}
     left = [row for row in plan.rows if plan.chains(row)]
