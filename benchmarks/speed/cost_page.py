@@ -10,7 +10,7 @@ from danet.config.workspace import Workspace
 from danet.core.files import write_text
 from danet.core.text import duration
 from danet.evaluation.cost import Cost, Rates, rates, row_cost
-from danet.report.labels import label_head, short_labels
+from danet.report.labels import label_head, short_labels, unbroken
 from danet.report.markdown import Page
 
 
@@ -48,7 +48,7 @@ def cost_page(params: Params, devices: Sequence[Rates]) -> str:
             lines = []
             for row, own in zip(rows, costs, strict=True):
                 work = row_cost(row, params, None)
-                label = f"[{labels[row.name]}]({name}/{row.name}.md)"
+                label = f"[{unbroken(labels[row.name])}]({name}/{row.name}.md)"
                 cells = [_pflop(work.train_flop), _pflop(work.test_flop), *(_hours([each]) for each in own)]
                 lines.append([label, params.datasets[row.dataset].title, *cells])
             totals = [_hours(column) for column in zip(*costs, strict=True)]

@@ -34,7 +34,7 @@ class Strict(BaseModel):
 
 
 class Model(Strict):
-    """The network. Dimensions as in section 0 of the recipes: 2048 -> 512 channels, q/k of 64."""
+    """The network. Dimensions as in all sources: 2048 -> 512 channels, q/k of 64."""
 
     method: Literal["danet", "dranet", "clusterdanet"]
     backbone: Literal["resnet50", "resnet101"]

@@ -66,7 +66,7 @@ class DeviceBatches(Iterator[Batch]):
 
     @property
     def waited(self) -> float:
-        """Seconds that the GPU has stood idle for want of data, so far as it has reported.
+        """Seconds that the GPU has waited for data, so far as it has reported.
 
         How long the host waited would say nothing: it runs ahead, and waits while the GPU computes.
         """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from danet.config.published import crop_text
@@ -36,6 +37,11 @@ def short_labels(rows: Sequence[Row]) -> dict[str, str]:
         source = row.source if several else ""
         labels[row.name] = " ".join(filter(None, (source, method, backbone_text(row), crop, schedule)))
     return labels if len(set(labels.values())) == len(labels) else {row.name: row.name for row in rows}
+
+
+def unbroken(label: str) -> str:
+    """A label in Markdown that takes fewer lines of a narrow column; with plain hyphens, so that a search finds it."""
+    return re.sub(r" (?=\d+x\d|it\b|epochs)", "&nbsp;", label)
 
 
 def label_head(rows: Sequence[Row]) -> str:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import pandas as pd
 
 from danet.config.published import crop_text
 from danet.results.measured import JUDGED, Measurement, hardware
-from danet.results.schema import ACCURACIES, Accuracy
+from danet.results.schema import ACCURACIES, Accuracy, Fact
 
 COSTS = ("peak_memory_gib", "fps", "hours", "device_hours", "images_per_second")
 
@@ -19,10 +18,10 @@ def csv_table(items: Sequence[Measurement]) -> pd.DataFrame:
     return pd.DataFrame([_csv_line(item) for item in items], dtype=object)
 
 
-def _csv_line(item: Measurement) -> dict[str, Any]:
+def _csv_line(item: Measurement) -> dict[str, Fact]:
     row, costs = item.row, item.costs
     model = row.model
-    cells: dict[str, Any] = {"row": row.name, "source": row.source, "dataset": row.dataset, "method": model.method}
+    cells: dict[str, Fact] = {"row": row.name, "source": row.source, "dataset": row.dataset, "method": model.method}
     cells |= {"backbone": model.backbone, "output_stride": model.output_stride}
     cells |= {"crop_size": crop_text(row), "schedule": row.schedule.text}
     cells |= {"status": item.status, "row_hash": row.hash, "planned_seeds": " ".join(map(str, row.seeds))}

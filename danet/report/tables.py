@@ -5,13 +5,12 @@ A line for each row: what tells it from the others of its data set, then its num
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 
 from danet.config.params import Params, Table
 from danet.config.row import Row
 from danet.core.text import duration, number, signed
-from danet.report.labels import in_common, label_head, short_labels
+from danet.report.labels import in_common, label_head, short_labels, unbroken
 from danet.report.markdown import Grid, Page, escape
 from danet.results.measured import Measurement, hardware
 from danet.results.schema import Accuracy
@@ -95,9 +94,7 @@ class _Table:
         """To the row's page; with the letter of its protocol, or with its data set where the table has several."""
         letter = f"&nbsp;<sup>{self._marks[name]}</sup>" if mark and self._marks[name] else ""
         title = f"{self._datasets[name]} " if dataset and len(self._groups) > 1 else ""
-        # fewer lines on a phone; the hyphens stay plain, so that a search for R-50-D8 finds the row
-        label = re.sub(r" (?=\d+x\d|it\b|epochs)", "&nbsp;", self._labels[name])
-        return f"[{title}{label}]({self._name}/{name}.md){letter}"
+        return f"[{title}{unbroken(self._labels[name])}]({self._name}/{name}.md){letter}"
 
     def grids(self, page: Page, section: str, grid: Callable[[Sequence[Measurement]], Grid]) -> None:
         """A section with a grid for each data set that has lines for it; the first column is of links."""

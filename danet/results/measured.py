@@ -28,6 +28,7 @@ from danet.results.schema import (
     EvaluatedSeed,
     Evaluation,
     EvaluationFile,
+    Facts,
     ModeResult,
     Modes,
     Problem,
@@ -308,9 +309,9 @@ def _of_today(file: EvaluationFile | TrainingFile, row: Row, again: str) -> None
             )
 
 
-def facts(stages: Mapping[str, Sequence[TrainedSeed | Evaluation]]) -> dict[str, dict[str, Any]]:
-    """Identity and provenance by stage and name: the value that all seeds share, else a list of theirs."""
-    found = {}
+def facts(stages: Mapping[str, Sequence[TrainedSeed | Evaluation]]) -> dict[str, Facts]:
+    """Identity and provenance by stage."""
+    found: dict[str, Facts] = {}
     for stage, runs in stages.items():
         left_out = {"provenance", "modes", "best_on_val"}
         whole = [run.model_dump(exclude=left_out) | run.provenance.model_dump() for run in runs]
@@ -319,7 +320,7 @@ def facts(stages: Mapping[str, Sequence[TrainedSeed | Evaluation]]) -> dict[str,
     return {stage: known for stage, known in found.items() if known}
 
 
-def facts_table(stages: dict[str, dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
+def facts_table(stages: dict[str, Facts]) -> tuple[list[str], list[list[str]]]:
     """Head and lines: a column for each stage of :func:`facts`."""
     names = dict.fromkeys(name for known in stages.values() for name in known)
     return ["", *stages], [[name, *(fact(known.get(name)) for known in stages.values())] for name in names]

@@ -25,6 +25,7 @@ from danet.results.schema import (
     Accuracy,
     EvaluatedSeed,
     EvaluationFile,
+    Facts,
     TrainedSeed,
     TrainingFile,
     load,
@@ -59,7 +60,7 @@ class NamedRun:
         }
         return {mode: class_iou(self.file.classes, results) for mode, results in modes.items()}
 
-    def facts(self) -> dict[str, dict[str, Any]]:
+    def facts(self) -> dict[str, Facts]:
         """See :func:`danet.results.measured.facts`; without ``training`` where that is not known."""
         return facts({"training": self.trained, "evaluation": self.seeds})
 

@@ -44,6 +44,8 @@ Rounded = Annotated[Finite, PlainSerializer(lambda value: round(value, 4))]
 """Exact in memory, so that a page rounds it once."""
 Fact = str | int | float | None
 """Of a provenance; a bool is an int."""
+Facts = dict[str, Fact | list[Fact]]
+"""By name: the value that all seeds share, else a list of theirs."""
 
 
 class Document(BaseModel):

@@ -245,7 +245,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 
 
 def test_a_process_that_the_system_kills_says_so():
-    """Between two rounds, for want of memory; another is not started in its place."""
+    """Between two rounds, because memory ran out; another is not started in its place."""
     lost = cases.Implementation("fast", Numerics())
     with rounds.Worker([sys.executable, "-c", KILLED], "cpu") as worker:
         [found] = rounds._rounds(line("fast", []).case, [lost], lambda _: worker, "cpu", 3, 1)

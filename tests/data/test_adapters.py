@@ -220,7 +220,7 @@ def test_real_lists_of_voc_give_10582(tmp_path):
         return (lists / f"{name}.txt").read_text().split()
 
     train, val, aug, noval = read("train"), read("val"), read("trainaug"), read("train_noval")
-    # SBD's own two lists are not among the samples; what is known of them is their union (SOURCES.md): every trainaug
+    # SBD's own two lists are not among the samples; what is known of them is their union: every trainaug
     # id that is not VOC's own, and some of VOC train and val. SBD's train without VOC val is train_noval.
     extra = sorted(set(aug) - set(train))
     rest = sorted(set(extra) - set(noval)) + val[::2]
